@@ -1,0 +1,16 @@
+"""Where tests find the reference numbers and images that the repository does not contain."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("POA_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def shared(path: str) -> Path:
+    """The file or folder below the shared reference data; the test is skipped where it is absent."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"{found} is absent: set POA_SHARED to the folder of reference data")
+    return found
