@@ -1,4 +1,4 @@
-"""What changes from step to step, as pure functions of the step: no arrays, nothing to save or restore."""
+"""What changes from step to step, as pure functions of the step: no arrays, no state to save."""
 
 from dataclasses import dataclass
 from math import cos, pi
@@ -6,7 +6,7 @@ from math import cos, pi
 
 @dataclass(frozen=True)
 class StepValues:
-    """The numbers of one step. `last_layer_factor` multiplies the learning rate of the prototypes."""
+    """The numbers of one step; `last_layer_factor` multiplies the prototypes' learning rate."""
 
     lr: float
     weight_decay: float
