@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the file or key, its value, what is allowed."""
+    """Something the user can mend: the message names file or key, value and what is allowed."""
 
     exit_status = 1
 

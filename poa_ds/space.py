@@ -101,7 +101,9 @@ class ElasticSpace:
         if policy == "balanced":
             return menu[_balanced(self, step, seed, slots)[slot]]
         lap, place = divmod(step, len(menu))
-        return menu[_published_lap(len(menu), seed + (slot if policy == "per_slot" else 0), lap)[place]]
+        return menu[
+            _published_lap(len(menu), seed + (slot if policy == "per_slot" else 0), lap)[place]
+        ]
 
     def parse(self, text: str) -> Subnet:
         """The size called `text`: one of `names`, or WIDTHxDEPTH."""

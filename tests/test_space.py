@@ -17,7 +17,9 @@ def published() -> dict:
 
 
 def test_the_menu_is_the_published_list_without_its_intact_entry() -> None:
-    expected = [Subnet(w, d) for w, d, times in published()["networks_in_order"] for _ in range(times)]
+    expected = [
+        Subnet(w, d) for w, d, times in published()["networks_in_order"] for _ in range(times)
+    ]
     assert VIT_L.menu() == expected[:-1]
     assert expected[-1] == VIT_L.intact
 

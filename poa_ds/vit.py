@@ -1,0 +1,174 @@
+"""The elastic vision transformer: one set of weights, every size of its space a network."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from poa_ds.layers import (
+    Block,
+    BlockPlan,
+    ElasticLayerNorm,
+    Kept,
+    Packing,
+    initialise,
+    keep_sequences,
+)
+from poa_ds.space import ElasticSpace, Subnet
+
+
+class Embed(nn.Module):
+    """Images -> tokens: patch projection, mask token, class token, positions.
+
+    Nothing here mixes channels after the projection, so one pass at full width serves every
+    stream: a narrower one is a column prefix.
+    """
+
+    def __init__(self, dim: int, image_size: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        self.grid = image_size // patch_size
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, dim))
+
+    def forward(self, images: Tensor, masks: Tensor | None) -> Tensor:
+        """images (B, 3, S, S), masks (B, N) bool or None -> tokens (B, 1 + N, C)."""
+        x = self.patch(images.to(self.patch.weight.dtype))
+        positions = self._positions(x.shape[-2], x.shape[-1])
+        x = x.flatten(2).transpose(1, 2)
+        if masks is not None:
+            x = torch.where(masks.unsqueeze(-1), self.mask_token, x)
+        return torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + positions
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """(1, 1 + rows * columns, C): bicubic from the trained grid, in float32.
+
+        The + 0.1 is the published code's, in training and evaluation (REFERENCE.md 2).
+        """
+        side = self.grid
+        if rows == columns == side:
+            return self.pos_embed
+        table = self.pos_embed[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        scale = ((rows + 0.1) / side, (columns + 0.1) / side)
+        table = F.interpolate(table, scale_factor=scale, mode="bicubic")
+        table = table.permute(0, 2, 3, 1).flatten(1, 2).to(self.pos_embed.dtype)
+        return torch.cat((self.pos_embed[:, :1], table), dim=1)
+
+
+class ElasticViT(nn.Module):
+    """A family of vision transformers in one set of weights (POA, section 3; REFERENCE.md 1-2).
+
+    model(images, subnet, masks=None) runs one size. Training uses `streams`.
+    """
+
+    def __init__(
+        self,
+        space: ElasticSpace,
+        *,
+        image_size: int,
+        patch_size: int = 16,
+        head_dim: int = 64,
+        mlp_ratio: int = 4,
+        layer_scale: float = 1e-5,
+        init: str = "published",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.space, self.patch_size = space, patch_size
+        self.head_dim, self.mlp_ratio = head_dim, mlp_ratio
+        self.activation_checkpointing = activation_checkpointing
+        dim = space.intact.width
+        self.embed = Embed(dim, image_size, patch_size)
+        self.blocks = nn.ModuleList(
+            Block(dim, head_dim, mlp_ratio, layer_scale) for _ in range(space.intact.depth)
+        )
+        self.norm = ElasticLayerNorm(dim, 1e-6)
+        initialise(list(self.modules()), init)
+        nn.init.trunc_normal_(self.embed.pos_embed, std=0.02)
+        nn.init.normal_(self.embed.cls_token, std=1e-6)
+
+    def forward(self, images: Tensor, subnet: Subnet, masks: Tensor | None = None) -> Tensor:
+        """Normalised tokens (B, 1 + N, subnet.width), the class token first.
+
+        images (B, 3, S, S) with S a multiple of the patch size; masks (B, N) bool: patches that
+        are replaced by the mask token.
+        """
+        return self.streams((images,), (subnet,), (masks,))[0][0]
+
+    def streams(
+        self,
+        crops: Sequence[Tensor],
+        subnets: Sequence[Subnet],
+        masks: Sequence[Tensor | None],
+        kept: Sequence[tuple[tuple[Kept, Kept] | None, ...]] | None = None,
+    ) -> list[list[Tensor]]:
+        """Tokens [subnet][crop group] of one or two sizes on the same crops, in lockstep.
+
+        crops: one (n, 3, S, S) per group, resolutions may differ; masks: one per group.
+        kept: for each block, per stream the sequences that its residual branches take.
+        Two sizes: the first is the intact network, so that every block is entered.
+        """
+        tokens = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
+        packing = Packing(tuple(tuple(t.shape[:2]) for t in tokens))
+        rows = torch.cat([t.flatten(0, 1) for t in tokens])
+        streams = tuple(rows[:, : subnet.width] for subnet in subnets)
+        members = [set(self.space.blocks(subnet.depth)) for subnet in subnets]
+        for index, block in enumerate(self.blocks):
+            chosen = tuple(index in blocks for blocks in members)
+            if any(chosen):
+                kept_here = kept[index] if kept else (None,) * len(subnets)
+                streams = self._enter(block, streams, BlockPlan(packing, chosen, kept_here))
+        return [packing.split(self.norm(x)) for x in streams]
+
+    def _enter(
+        self, block: Block, streams: tuple[Tensor, ...], plan: BlockPlan
+    ) -> tuple[Tensor, ...]:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *streams, plan=plan, use_reentrant=False)
+        return block(*streams, plan=plan)
+
+    def draw_kept(
+        self,
+        packing: Packing,
+        subnets: Sequence[Subnet],
+        rate: float,
+        generator: torch.Generator,
+        device: torch.device | str,
+    ) -> list[tuple[tuple[Kept, Kept] | None, ...]] | None:
+        """The sequences that stochastic depth keeps, for `streams`; None without it."""
+        if rate == 0:
+            return None
+        members = [set(self.space.blocks(subnet.depth)) for subnet in subnets]
+
+        def one() -> Kept:
+            return keep_sequences(packing, rate, generator, device)
+
+        return [
+            tuple((one(), one()) if index in blocks else None for blocks in members)
+            for index in range(len(self.blocks))
+        ]
+
+    def packing(self, crops: Sequence[Tensor]) -> Packing:
+        """How the tokens of these crops will be packed."""
+        return Packing(
+            tuple((len(images), 1 + (images.shape[-1] // self.patch_size) ** 2) for images in crops)
+        )
+
+    def parameter_count(self, subnet: Subnet) -> int:
+        """Parameters of one size as a network of its own (without the mask token)."""
+        c, hidden = subnet.width, self.mlp_ratio * subnet.width
+        per_block = 4 * c * c + 2 * c * hidden + hidden + 5 * c + 4 * c + 2 * c
+        embed = c * (3 * self.patch_size**2 + 1) + c * (2 + self.embed.grid**2)
+        return embed + subnet.depth * per_block + 2 * c
+
+    def flops(self, subnet: Subnet, image_size: int) -> float:
+        """Multiply-adds of one forward pass of one image, times two."""
+        tokens = 1 + (image_size // self.patch_size) ** 2
+        c = subnet.width
+        linear = (4 + 2 * self.mlp_ratio) * c * c * tokens
+        attention = 2 * tokens * tokens * c
+        patches = (tokens - 1) * c * 3 * self.patch_size**2
+        return 2.0 * (subnet.depth * (linear + attention) + patches)
