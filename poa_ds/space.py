@@ -1,4 +1,4 @@
-"""The sizes of an elastic network as plain values: which exist, which one a step draws, how they are called.
+"""The sizes of an elastic network as plain values: which exist, which one a step draws.
 
 A draw is a pure function of (seed, step, slot): nothing to save, and a resumed run draws the same.
 """
@@ -101,9 +101,8 @@ class ElasticSpace:
         if policy == "balanced":
             return menu[_balanced(self, step, seed, slots)[slot]]
         lap, place = divmod(step, len(menu))
-        return menu[
-            _published_lap(len(menu), seed + (slot if policy == "per_slot" else 0), lap)[place]
-        ]
+        walker = slot if policy == "per_slot" else 0
+        return menu[_published_lap(len(menu), seed + walker, lap)[place]]
 
     def parse(self, text: str) -> Subnet:
         """The size called `text`: one of `names`, or WIDTHxDEPTH."""
@@ -116,7 +115,7 @@ class ElasticSpace:
         return subnet
 
     def select(self, texts: str | Sequence[str]) -> list[Subnet]:
-        """The sizes that a list such as "all" or "small,384x12" names, each once, smallest first."""
+        """The sizes that "all" or a list such as "small,384x12" names, each once, sorted."""
         parts = texts.split(",") if isinstance(texts, str) else list(texts)
         chosen: set[Subnet] = set()
         for part in (p.strip() for p in parts):

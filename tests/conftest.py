@@ -9,7 +9,7 @@ SHARED = Path(os.environ.get("POA_SHARED", Path(__file__).parents[2] / "shared")
 
 
 def shared(path: str) -> Path:
-    """The file or folder below the shared reference data; the test is skipped where it is absent."""
+    """The file or folder of the reference data; the test is skipped where it is absent."""
     found = SHARED / path
     if not found.exists():
         pytest.skip(f"{found} is absent: set POA_SHARED to the folder of reference data")
