@@ -1,0 +1,137 @@
+"""Tar files of samples, byte for byte reproducible, and the index rows that belong to them."""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+
+from poa_ds.data.index import BLOCK, INDEX, MANIFEST, ROW, Manifest, ShardFile
+from poa_ds.errors import UsageError
+
+RECORD = 20 * BLOCK  # bytes; archives are padded to it, as tar does
+IMAGES = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A shard is closed before it would pass one of them."""
+
+    images: int = 1000
+    bytes: int = 250_000_000
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One sample as it goes into a tar."""
+
+    key: str
+    extension: str
+    content: bytes
+    label: int
+    note: dict[str, Any] | None
+
+    def members(self) -> list[tuple[str, bytes]]:
+        """(name, content), the image first."""
+        found = [(f"{self.key}.{self.extension}", self.content)]
+        if self.label >= 0:
+            found.append((f"{self.key}.cls", str(self.label).encode()))
+        if self.note is not None:
+            found.append((f"{self.key}.json", json.dumps(self.note, sort_keys=True).encode()))
+        return found
+
+
+class Writer:
+    """Samples -> shard-000000.tar, ...; index.npy; dataset.json last."""
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        if limits.images < 1 or limits.bytes < 1:
+            raise UsageError("--images-per-shard and --bytes-per-shard: at least 1")
+        self.folder, self.limits = folder, limits
+        self.samples, self._rows, self._shards = 0, [], []
+        self._tar: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._tar is not None:
+            self._tar.close()
+
+    def add(self, sample: Packed) -> None:
+        """Appends the sample, in a new shard where the limits ask for one."""
+        block = b"".join(_member(name, content) for name, content in sample.members())
+        if self._tar is not None and (
+            self._count >= self.limits.images
+            or self._tar.tell() + len(block) + RECORD > self.limits.bytes
+        ):
+            self._close_tar()
+        if self._tar is None:
+            name = f"shard-{len(self._shards):06d}.tar"
+            self._tar = open(self.folder / f"{name}.partial", "wb")
+            self._name, self._count, self._sha256 = name, 0, hashlib.sha256()
+        crc32 = zlib.crc32(sample.content)
+        self._rows.append((self._tar.tell() + BLOCK, len(sample.content), crc32, sample.label))
+        self._append(block)
+        self._count += 1
+        self.samples += 1
+
+    def file(self, name: str, content: bytes) -> None:
+        """Writes one complete file of the folder."""
+        with open(self.folder / f"{name}.partial", "wb") as file:
+            file.write(content)
+            _publish(file, self.folder / name)
+
+    def finish(self, classes: tuple[str, ...], made: dict[str, Any], *, rejected: int) -> Manifest:
+        """The manifest, written after everything else."""
+        self._close_tar()
+        index = io.BytesIO()
+        np.save(index, np.array(self._rows, ROW))
+        self.file(INDEX, index.getvalue())
+        written = sum(shard.bytes for shard in self._shards)
+        manifest = Manifest(
+            tuple(self._shards),
+            classes,
+            hashlib.sha256(index.getvalue()).hexdigest(),
+            {"samples": self.samples, "bytes": written, "rejected": rejected},
+            made,
+        )
+        self.file(MANIFEST, manifest.to_json().encode())
+        return manifest
+
+    def _append(self, block: bytes) -> None:
+        self._tar.write(block)
+        self._sha256.update(block)
+
+    def _close_tar(self) -> None:
+        end = 2 * BLOCK
+        self._append(b"\0" * (end + -(self._tar.tell() + end) % RECORD))
+        size = self._tar.tell()
+        _publish(self._tar, self.folder / self._name)
+        self._tar.close()
+        self._tar = None
+        self._shards.append(ShardFile(self._name, self._count, size, self._sha256.hexdigest()))
+
+
+def _member(name: str, content: bytes) -> bytes:
+    header = tarfile.TarInfo(name)
+    header.size, header.mode, header.mtime = len(content), 0o644, 0
+    return header.tobuf(tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % BLOCK)
+
+
+def _publish(file: BinaryIO, path: Path) -> None:
+    """Gives a complete .partial file its name, on the disk before it is seen."""
+    file.flush()
+    os.fsync(file.fileno())
+    os.replace(file.name, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

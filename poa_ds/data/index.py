@@ -1,0 +1,230 @@
+"""Shard folders: plain WebDataset tars with an index beside them, read by offset.
+
+One folder holds one split: dataset.json, index.npy, shard-000000.tar, ... Any WebDataset tool reads
+the tars; the index (20 bytes per sample) allows reading any sample at once and finding any damage.
+"""
+
+import bisect
+import functools
+import hashlib
+import json
+import os
+import resource
+import tarfile
+import zlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from poa_ds.errors import UserError
+
+ROW = np.dtype([("offset", "<i8"), ("size", "<i4"), ("crc32", "<u4"), ("label", "<i4")])
+FORMAT, VERSION = "poa-ds-shards", 1
+MANIFEST, INDEX = "dataset.json", "index.npy"
+BLOCK = 512  # bytes, of a tar header; data is padded to it
+LISTED = 5  # problems that one message names before it says "and n more"
+
+
+class SampleError(UserError):
+    """One sample cannot be used: its shard, its key and the cause."""
+
+    def __init__(self, shard: str, key: str, cause: str) -> None:
+        super().__init__(f"{shard}, sample {key}: {cause}")
+        self.shard, self.key, self.cause = shard, key, cause
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.shard, self.key, self.cause)
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One tar of a folder as dataset.json lists it."""
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of dataset.json."""
+
+    shards: tuple[ShardFile, ...]
+    classes: tuple[str, ...]
+    index_sha256: str
+    counts: dict[str, int] = field(default_factory=dict)  # samples, bytes, rejected
+    made: dict[str, Any] = field(default_factory=dict)  # tool, version, seed, source, arguments
+
+    def to_json(self) -> str:
+        """The text of dataset.json, the same for the same content."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The manifest of a folder; UserError when it is absent, damaged or of another version."""
+        path = folder / MANIFEST
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise UserError(_why_no_manifest(folder)) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UserError(f"{path} does not describe shards of poa-ds (no format: {FORMAT})")
+        if content.get("version") != VERSION:
+            raise UserError(
+                f"{path}: version {content.get('version')}; this program reads {VERSION}"
+            )
+        try:
+            return cls(
+                tuple(ShardFile(**shard) for shard in content["shards"]),
+                tuple(content["classes"]),
+                content["index_sha256"],
+                content["counts"],
+                content["made"],
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is incomplete: {error}") from error
+
+
+def _why_no_manifest(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder}: no such folder of shards; `poa-ds shard --help` says how to make one"
+    splits = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+    if splits:
+        return f"{folder} holds the splits {', '.join(splits)}: name one, e.g. {folder / splits[0]}"
+    if any(folder.glob("shard-*")):
+        return f"{folder} has shards but no {MANIFEST}: writing it was cut short; make it anew"
+    return f"{folder} has no {MANIFEST}: it is not a folder of shards (`poa-ds shard --help`)"
+
+
+class ShardFolder:
+    """One split of a data set: samples by number, with every damage named."""
+
+    def __init__(self, path: Path, manifest: Manifest, index: np.ndarray) -> None:
+        self.path, self.manifest, self.index = path, manifest, index
+        self.classes, self.hash = manifest.classes, manifest.index_sha256
+        # the number of the first sample of each shard, and the number of samples as the last entry
+        self.starts = [0, *np.cumsum([shard.samples for shard in manifest.shards]).tolist()]
+        self._descriptors: dict[int, int] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """The folder at `path`; UserError names every missing, cut or altered file."""
+        path = Path(path)
+        manifest = Manifest.read(path)
+        folder = cls(path, manifest, _load_index(path, manifest))
+        problems = folder.problems()
+        if problems:
+            more = f"\n... and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+            raise UserError("\n".join(problems[:LISTED]) + more)
+        return folder
+
+    def problems(self) -> list[str]:
+        """What is wrong with sizes and numbers, without reading any image."""
+        found = []
+        for number, shard in enumerate(self.manifest.shards):
+            path = self.path / shard.file
+            if not path.is_file():
+                found.append(f"{path} is missing ({shard.samples} samples, {shard.bytes} bytes)")
+            elif path.stat().st_size != shard.bytes:
+                found.append(f"{path} has {path.stat().st_size} bytes instead of {shard.bytes}")
+            rows = self.index[self.starts[number] : self.starts[number + 1]]
+            ends = rows["offset"] + rows["size"]
+            if len(rows) and not (rows["offset"].min() >= BLOCK and ends.max() <= shard.bytes):
+                found.append(f"{self.path / INDEX} points outside {shard.file}")
+        labels = self.index["label"]
+        if len(labels) and not -1 <= labels.min() <= labels.max() < max(1, len(self.classes)):
+            found.append(f"{self.path / INDEX} has labels outside the {len(self.classes)} classes")
+        return found
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """(n,) int64, -1 where a sample has none."""
+        return self.index["label"].astype(np.int64)
+
+    def shard(self, sample: int) -> str:
+        """The file name of the tar that holds a sample."""
+        return self.manifest.shards[self._shard_number(sample)].file
+
+    def key(self, sample: int) -> str:
+        """The WebDataset key, read from the tar header in front of the sample's image."""
+        offset = int(self.index[sample]["offset"]) - BLOCK
+        try:
+            header = os.pread(self._descriptor(self._shard_number(sample)), BLOCK, offset)
+            name = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
+        except (OSError, tarfile.TarError):
+            return f"number {sample}"  # only reached while another damage is being reported
+        return split_name(name)[0]
+
+    def read(self, sample: int) -> bytes:
+        """The encoded image; SampleError when its bytes are not those that were written."""
+        row, number = self.index[sample], self._shard_number(sample)
+        size = int(row["size"])
+        try:
+            content = os.pread(self._descriptor(number), size, int(row["offset"]))
+        except OSError as error:
+            raise self.error(sample, f"cannot be read: {error}") from error
+        if len(content) != size:
+            raise self.error(sample, f"the shard ends after {len(content)} of {size} bytes")
+        if zlib.crc32(content) != row["crc32"]:
+            raise self.error(sample, "damaged: its bytes do not fit the crc32 of the index")
+        return content
+
+    def error(self, sample: int, cause: str) -> SampleError:
+        """The error that names a sample."""
+        return SampleError(str(self.path / self.shard(sample)), self.key(sample), cause)
+
+    def _shard_number(self, sample: int) -> int:
+        assert 0 <= sample < len(self), f"sample {sample} of {len(self)}"
+        return bisect.bisect_right(self.starts, sample) - 1
+
+    def _descriptor(self, number: int) -> int:
+        descriptor = self._descriptors.get(number)
+        if descriptor is None:
+            # half of what the system allows one process: sockets and pipes need some too
+            if len(self._descriptors) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            path = self.path / self.manifest.shards[number].file
+            descriptor = self._descriptors[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return descriptor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "manifest": self.manifest}  # files are opened anew elsewhere
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        path, manifest = state["path"], state["manifest"]
+        self.__init__(path, manifest, np.load(path / INDEX, mmap_mode="r"))
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_descriptors", {}).values():
+            os.close(descriptor)
+
+
+def _load_index(folder: Path, manifest: Manifest) -> np.ndarray:
+    path = folder / INDEX
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if digest != manifest.index_sha256:
+        raise UserError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}")
+    index = np.load(path, mmap_mode="r")
+    samples = sum(shard.samples for shard in manifest.shards)
+    if index.dtype != ROW or index.shape != (samples,):
+        raise UserError(f"{path} has {index.shape} rows of {index.dtype}, not {samples} of {ROW}")
+    return index
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(key, extension) as WebDataset cuts a member's name: at the first dot of its last part."""
+    folder, _, last = name.rpartition("/")
+    stem, _, extension = last.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), extension.lower()

@@ -1,0 +1,274 @@
+"""From a shard folder to batches: workers read, decode and crop; what they do depends on positions.
+
+A slot's batch is the same on any number of ranks and workers. A damaged image stops the run
+(`raise`) or is replaced by another one that (seed, position) determines (`replace`).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from poa_ds.data.batch import Batch, Sample, collate
+from poa_ds.data.index import SampleError, ShardFolder
+from poa_ds.data.masks import batch_masks
+from poa_ds.data.order import MASKS, SUBSTITUTE, VIEWS, Order, keyed, slot_positions
+from poa_ds.data.photometric import GLOBAL_1, GLOBAL_2, LOCAL, PhotometricSpec, draw
+from poa_ds.data.pixels import Undecodable
+from poa_ds.data.views import CropSpec, center_view, decode, views
+from poa_ds.errors import UserError
+
+SUBSTITUTES = 10  # tries for one damaged image before the folder counts as unreadable
+OnError = Literal["raise", "replace"]
+
+
+@dataclass(frozen=True)
+class MaskSpec:
+    """Block masks of the global crops on a grid of patches."""
+
+    grid: int
+    probability: float = 0.5
+    ratio: tuple[float, float] = (0.1, 0.5)
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """All that determines the content of every batch, apart from the images."""
+
+    seed: int
+    slots: int
+    images_per_slot: int
+    crops: CropSpec
+    photometric: PhotometricSpec
+    masks: MaskSpec
+    on_error: OnError = "raise"
+    max_bad_fraction: float = 1e-4
+
+
+def batch_spec(config: Any) -> BatchSpec:
+    """The specification that a recipe (poa_ds.config.Config) asks for."""
+    crops = config.crops
+    return BatchSpec(
+        seed=config.seed,
+        slots=config.batch.slots,
+        images_per_slot=config.batch.images_per_slot,
+        crops=CropSpec(
+            global_size=crops.global_size,
+            global_scale=tuple(crops.global_scale),
+            local_count=crops.local_count,
+            local_size=crops.local_size,
+            local_scale=tuple(crops.local_scale),
+            flip=config.augmentation.flip,
+        ),
+        photometric=photometric_spec(config),
+        masks=MaskSpec(
+            crops.global_size // config.backbone.patch_size,
+            config.masks.probability,
+            tuple(config.masks.ratio),
+        ),
+        on_error=config.data.on_error,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+
+
+def photometric_spec(config: Any) -> PhotometricSpec:
+    """The colours of a recipe; `blur: published` inverts the probabilities, as that code does."""
+    recipe = config.augmentation
+    blur = tuple(1 - p if recipe.blur == "published" else p for p in recipe.blur_probability)
+    return PhotometricSpec(
+        jitter=recipe.jitter,
+        brightness=recipe.brightness,
+        contrast=recipe.contrast,
+        saturation=recipe.saturation,
+        hue=recipe.hue,
+        grey=recipe.gray,
+        blur=blur,
+        blur_kernel=recipe.blur_kernel,
+        blur_sigma=tuple(recipe.blur_sigma),
+        solarize=recipe.solarize,
+        mean=tuple(recipe.mean),
+        std=tuple(recipe.std),
+    )
+
+
+def train_batches(
+    config: Any,
+    folder: ShardFolder,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    first_step: int = 0,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """The rank's slots of every step from `first_step` on, without end; `config` is the recipe."""
+    spec = batch_spec(config)
+    return slot_batches(
+        spec, folder, rank=rank, world=world, first_step=first_step, workers=workers
+    )
+
+
+def slot_batches(
+    spec: BatchSpec,
+    folder: ShardFolder,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    first_step: int = 0,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """The same, from an explicit specification."""
+    assert spec.slots % world == 0, f"{spec.slots} slots on {world} ranks"
+    requests = _Requests(spec, Order(len(folder), spec.seed), rank, world, first_step)
+    loader = _loader(_Slots(spec, folder), requests, workers)
+    allowed, bad = math.ceil(spec.max_bad_fraction * len(folder)), set()
+    for batch in loader:
+        if isinstance(batch, SampleError):
+            raise batch
+        bad.update(batch.bad)
+        if len(bad) > allowed:
+            shard, key, cause = batch.bad[-1]
+            raise UserError(
+                f"{len(bad)} damaged images are more than data.max_bad_fraction "
+                f"{spec.max_bad_fraction} of {len(folder)} ({allowed}); the last: "
+                f"{shard}, sample {key}: {cause}"
+            )
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Request:
+    step: int
+    slot: int
+    rows: np.ndarray  # (B,) samples
+
+
+class _Requests(Sampler[_Request]):
+    """What the rank needs next; runs in the main process, the only one that knows the order."""
+
+    def __init__(
+        self, spec: BatchSpec, order: Order, rank: int, world: int, first_step: int
+    ) -> None:
+        self.spec, self.order, self.first_step = spec, order, first_step
+        own = spec.slots // world
+        self.slots = range(rank * own, (rank + 1) * own)
+
+    def __iter__(self) -> Iterator[_Request]:
+        step = self.first_step
+        while True:
+            for slot in self.slots:
+                positions = slot_positions(step, slot, self.spec.images_per_slot, self.spec.slots)
+                yield _Request(step, slot, self.order.rows(positions.start, len(positions)))
+            step += 1
+
+
+class _Slots(Dataset[Batch | SampleError]):
+    """Request -> batch; a fatal SampleError is handed over as a value, as workers lose its type."""
+
+    def __init__(self, spec: BatchSpec, folder: ShardFolder) -> None:
+        self.spec, self.folder = spec, folder
+
+    def __getitem__(self, request: _Request) -> Batch | SampleError:
+        spec = self.spec
+        first = slot_positions(request.step, request.slot, spec.images_per_slot, spec.slots).start
+        bad: list[tuple[str, str, str]] = []
+        try:
+            samples = [
+                self._sample(first + place, int(row), bad) for place, row in enumerate(request.rows)
+            ]
+        except SampleError as error:
+            return error
+        masks = batch_masks(
+            2 * len(samples),
+            spec.masks.grid,
+            spec.masks.grid,
+            probability=spec.masks.probability,
+            ratio=spec.masks.ratio,
+            rng=keyed(MASKS, spec.seed, request.step, request.slot),
+        )
+        return collate(samples, masks, step=request.step, slot=request.slot, bad=bad)
+
+    def _sample(self, position: int, row: int, bad: list[tuple[str, str, str]]) -> Sample:
+        spec, kinds = self.spec, (GLOBAL_1, GLOBAL_2, *[LOCAL] * self.spec.crops.local_count)
+        image, row = self._image(position, row, bad)
+        rng = keyed(VIEWS, spec.seed, position)
+        draws = [draw(rng, spec.photometric, kind) for kind in kinds]
+        return Sample(
+            views(image, spec.crops, rng), draws, position, int(self.folder.index[row]["label"])
+        )
+
+    def _image(
+        self, position: int, row: int, bad: list[tuple[str, str, str]]
+    ) -> tuple[Tensor, int]:
+        """(image, its sample number): of `row`, or of a substitute where that is damaged."""
+        rng = keyed(SUBSTITUTE, self.spec.seed, position)
+        for _ in range(SUBSTITUTES):
+            try:
+                return _decoded(self.folder, row), row
+            except SampleError as error:
+                if self.spec.on_error == "raise":
+                    raise
+                bad.append((error.shard, error.key, error.cause))
+                row, last = int(rng.random() * len(self.folder)), error
+        raise last
+
+
+def _decoded(folder: ShardFolder, row: int) -> Tensor:
+    content = folder.read(row)
+    try:
+        return decode(content)
+    except Undecodable as error:
+        raise folder.error(row, str(error)) from error
+
+
+def eval_batches(
+    folder: ShardFolder,
+    ids: Sequence[int] | np.ndarray,
+    *,
+    resize: int,
+    crop: int,
+    batch_size: int,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images (b, 3, crop, crop) uint8, labels (b,) int64) of the samples `ids`, in their order.
+
+    The last batch may be smaller. A damaged image raises SampleError.
+    """
+    ids = np.asarray(ids, np.int64)
+    parts = [ids[first : first + batch_size] for first in range(0, len(ids), batch_size)]
+    for images in _loader(_Centers(folder, resize, crop), parts, workers):
+        if isinstance(images, SampleError):
+            raise images
+        yield images
+
+
+class _Centers(Dataset[tuple[Tensor, Tensor] | SampleError]):
+    """Sample numbers -> their centre views and labels."""
+
+    def __init__(self, folder: ShardFolder, resize: int, crop: int) -> None:
+        self.folder, self.resize, self.crop = folder, resize, crop
+
+    def __getitem__(self, rows: np.ndarray) -> tuple[Tensor, Tensor] | SampleError:
+        try:
+            images = [
+                center_view(_decoded(self.folder, int(row)), self.resize, self.crop) for row in rows
+            ]
+        except SampleError as error:
+            return error
+        return torch.stack(images), torch.from_numpy(self.folder.labels[rows])
+
+
+def _loader(dataset: Dataset, requests: Any, workers: int) -> DataLoader:
+    """One request is one item; DataLoader gives each worker one thread."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=2 if workers else None,
+    )

@@ -1,0 +1,67 @@
+"""Which sample when: a pure function of (seed, position).
+
+Positions count the images of the whole run over all ranks. Resuming, another number of ranks or of
+workers read the same images at the same positions, and there is nothing to save.
+"""
+
+import random
+
+import numpy as np
+
+MASKS, VIEWS, SUBSTITUTE = range(3)  # purposes of random numbers: their streams never meet
+
+
+def keyed(purpose: int, seed: int, *counters: int) -> random.Random:
+    """A generator of its own for every (purpose, seed, counters).
+
+    Python seeds from integers of any length, so that different keys are different states.
+    """
+    key = purpose
+    for value in (seed, *counters):
+        assert 0 <= value < 1 << 64, f"{value} is not an unsigned 64-bit number"
+        key = key << 64 | value
+    return random.Random(key)
+
+
+def slot_positions(step: int, slot: int, images_per_slot: int, slots: int) -> range:
+    """The positions that one slot of one step reads."""
+    assert 0 <= slot < slots, f"slot {slot} of {slots}"
+    first = (step * slots + slot) * images_per_slot
+    return range(first, first + images_per_slot)
+
+
+class Order:
+    """Position -> sample: in every epoch each of the n samples once, epochs run into each other."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        assert n > 0, "no samples"
+        self.n, self.seed = n, seed
+        self._permutations: dict[int, np.ndarray] = {}
+
+    def row(self, position: int) -> int:
+        """The sample at a position."""
+        epoch, place = divmod(position, self.n)
+        return int(self._permutation(epoch)[place])
+
+    def rows(self, first: int, count: int) -> np.ndarray:
+        """(count,) int64: the samples at positions first .. first + count - 1."""
+        parts, end = [], first + count
+        while first < end:
+            epoch, place = divmod(first, self.n)
+            take = min(end - first, self.n - place)
+            parts.append(self._permutation(epoch)[place : place + take])
+            first += take
+        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        """Kept for two epochs, as a batch may lie in both.
+
+        Sorted raw words of Philox: NumPy promises those for all versions, its shuffles it does not.
+        """
+        if epoch not in self._permutations:
+            words = np.random.Philox(key=[self.seed, epoch]).random_raw(self.n)
+            while len(self._permutations) > 1:
+                del self._permutations[min(self._permutations)]
+            kind = np.int32 if self.n < 1 << 31 else np.int64
+            self._permutations[epoch] = np.argsort(words, kind="stable").astype(kind)
+        return self._permutations[epoch]

@@ -1,0 +1,198 @@
+"""Colour jitter, grey, blur, solarisation and normalisation of whole batches, on any device.
+
+Every crop has its own parameters, drawn on the CPU from its image's own generator; the arithmetic
+is that of torchvision's functions on float images.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 as torchvision rounds it
+SOLARIZE_FROM = 128 / 255
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+ORDERS = tuple(itertools.permutations(range(4)))
+UNTOUCHED = (-1,) * 4  # the order of a crop without jitter
+GLOBAL_1, GLOBAL_2, LOCAL = range(3)  # kinds of crops: they differ in blur and solarisation
+
+
+@dataclass(frozen=True)
+class PhotometricSpec:
+    """Probabilities and ranges; `blur` has one probability for each kind of crop."""
+
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grey: float = 0.2
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur_kernel: int = 9
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.2  # of the second global crop only
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The parameters of one crop."""
+
+    factors: tuple[float, float, float, float]  # brightness, contrast, saturation, hue
+    order: tuple[int, ...]  # of the four changes; UNTOUCHED: no jitter
+    grey: bool
+    sigma: float  # of the blur in pixels; 0: none
+    solarize: bool
+
+
+@dataclass(frozen=True)
+class Photometric:
+    """The parameters of n crops, on the CPU, where apply() reads them without waiting."""
+
+    factors: Tensor  # (n, 4) float32
+    order: Tensor  # (n, 4) int64
+    grey: Tensor  # (n,) bool
+    sigma: Tensor  # (n,) float32
+    solarize: Tensor  # (n,) bool
+
+    @classmethod
+    def stack(cls, draws: Sequence[Draw]) -> Self:
+        """One row per draw."""
+        return cls(
+            torch.tensor([draw.factors for draw in draws], dtype=torch.float32).view(-1, 4),
+            torch.tensor([draw.order for draw in draws], dtype=torch.int64).view(-1, 4),
+            torch.tensor([draw.grey for draw in draws], dtype=torch.bool),
+            torch.tensor([draw.sigma for draw in draws], dtype=torch.float32),
+            torch.tensor([draw.solarize for draw in draws], dtype=torch.bool),
+        )
+
+    def __len__(self) -> int:
+        return len(self.grey)
+
+
+def draw(rng: random.Random, spec: PhotometricSpec, kind: int) -> Draw:
+    """The parameters of one crop of a kind; takes the same number of random numbers each time."""
+    jitter, b, c, s, h, order, grey, blur, sigma, solarize = (rng.random() for _ in range(10))
+    low, high = spec.blur_sigma
+    return Draw(
+        factors=(
+            _factor(spec.brightness, b),
+            _factor(spec.contrast, c),
+            _factor(spec.saturation, s),
+            spec.hue * (2 * h - 1),
+        ),
+        order=ORDERS[int(order * len(ORDERS))] if jitter < spec.jitter else UNTOUCHED,
+        grey=grey < spec.grey,
+        sigma=low + (high - low) * sigma if blur < spec.blur[kind] else 0.0,
+        solarize=kind == GLOBAL_2 and solarize < spec.solarize,
+    )
+
+
+def _factor(strength: float, uniform: float) -> float:
+    low = max(0.0, 1 - strength)
+    return low + (1 + strength - low) * uniform
+
+
+def apply(crops: Tensor, params: Photometric, spec: PhotometricSpec) -> Tensor:
+    """(n, 3, S, S) float32, normalised, from uint8 crops; nothing waits for the device."""
+    assert crops.dtype == torch.uint8 and len(crops) == len(params)
+    x = crops.float().div_(255)
+    selected = _Selection(params, x.device)
+    for step in range(4):
+        for change in (BRIGHTNESS, CONTRAST, SATURATION, HUE):
+            rows = selected.rows[step, change]
+            if len(rows):
+                factors = selected.factors[rows, change].view(-1, 1, 1, 1)
+                x[rows] = _CHANGES[change](x[rows], factors).clamp_(0, 1)
+    rows = selected.rows["grey"]
+    if len(rows):
+        x[rows] = _grey(x[rows]).expand(-1, 3, -1, -1)
+    rows = selected.rows["blur"]
+    if len(rows):
+        x[rows] = _blur(x[rows], selected.sigma[rows], spec.blur_kernel)
+    rows = selected.rows["solarize"]
+    if len(rows):
+        y = x[rows]
+        x[rows] = torch.where(y >= SOLARIZE_FROM, 1 - y, y)
+    mean, std = (x.new_tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    return x.sub_(mean).div_(std)
+
+
+class _Selection:
+    """Which crops each operation touches, found on the CPU and sent in one transfer."""
+
+    def __init__(self, params: Photometric, device: torch.device) -> None:
+        parts = dict(_subsets(params))
+        joined = torch.cat(list(parts.values()))
+        table = torch.cat((params.factors, params.sigma[:, None]), dim=1)
+        if device.type == "cuda":
+            joined, table = joined.pin_memory(), table.pin_memory()
+        table = table.to(device, non_blocking=True)
+        self.factors, self.sigma = table[:, :4], table[:, 4]
+        pieces = joined.to(device, non_blocking=True).split([len(part) for part in parts.values()])
+        self.rows = dict(zip(parts, pieces, strict=True))
+
+
+def _subsets(params: Photometric) -> Iterator[tuple[tuple[int, int] | str, Tensor]]:
+    for step in range(4):
+        for change in range(4):
+            yield (step, change), (params.order[:, step] == change).nonzero().squeeze(1)
+    yield "grey", params.grey.nonzero().squeeze(1)
+    yield "blur", (params.sigma > 0).nonzero().squeeze(1)
+    yield "solarize", params.solarize.nonzero().squeeze(1)
+
+
+def _grey(x: Tensor) -> Tensor:
+    r, g, b = x.unbind(1)
+    return (r * GREY[0] + g * GREY[1] + b * GREY[2]).unsqueeze(1)
+
+
+def _brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return x * factor
+
+
+def _contrast(x: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_grey(x).mean((2, 3), keepdim=True), x, factor)
+
+
+def _saturation(x: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_grey(x), x, factor)
+
+
+def _hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Hue moved by `shift` turns: RGB -> HSV -> RGB."""
+    r, g, b = x.unbind(1)
+    value, span = x.amax(1), x.amax(1) - x.amin(1)
+    divisor = torch.where(span == 0, 1, span)
+    hue = torch.where(
+        value == r,
+        (g - b) / divisor,
+        torch.where(value == g, 2 + (b - r) / divisor, 4 + (r - g) / divisor),
+    )
+    sixths = (hue + 6 * shift.view(-1, 1, 1)).unsqueeze(1)
+    turn = sixths.new_tensor((5, 3, 1)).view(1, 3, 1, 1)
+    k = (sixths + turn) % 6
+    ramp = torch.minimum(k, 4 - k).clamp_(0, 1)
+    return value.unsqueeze(1) - span.unsqueeze(1) * ramp
+
+
+_CHANGES = (_brightness, _contrast, _saturation, _hue)
+
+
+def _blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+    """Separable Gaussian with mirrored edges, one sigma per crop."""
+    n, channels, height, width = x.shape
+    half = kernel // 2
+    taps = torch.arange(-half, half + 1, device=x.device, dtype=x.dtype)
+    weights = torch.softmax(-0.5 * (taps / sigma.view(-1, 1)) ** 2, dim=1)
+    weights = weights.repeat_interleave(channels, 0)
+    x = F.pad(x.reshape(1, n * channels, height, width), [half] * 4, mode="reflect")
+    x = F.conv2d(x, weights.view(-1, 1, 1, kernel), groups=n * channels)
+    x = F.conv2d(x, weights.view(-1, 1, kernel, 1), groups=n * channels)
+    return x.view(n, channels, height, width)
