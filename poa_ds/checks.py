@@ -1,0 +1,142 @@
+"""What the values of a recipe must satisfy together, all that is wrong said at once.
+
+The range of a single value is part of its type (recipe.py).
+"""
+
+from collections.abc import Iterator
+
+from poa_ds.derived import space, values
+from poa_ds.errors import UsageError
+from poa_ds.recipe import Config, Range
+from poa_ds.space import ElasticSpace
+
+
+def check(config: Config) -> None:
+    """UsageError with every contradiction of the recipe, one per line."""
+    problems = [*_space(config)] or [*_names(config)] or [*_evaluation(config)]
+    problems += [*_crops(config), *_schedule(config)]
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def check_world(config: Config, world_size: int) -> None:
+    """UsageError unless the ranks divide the slots; it lists the numbers of ranks that fit."""
+    slots = config.batch.slots
+    if slots % world_size:
+        fitting = [n for n in range(1, slots + 1) if slots % n == 0]
+        raise UsageError(
+            f"batch.slots {slots} cannot be shared out evenly among {world_size} ranks:"
+            f" start {', '.join(map(str, fitting))} ranks, or change batch.slots"
+        )
+
+
+def check_precision(config: Config, device_type: str) -> None:
+    """UsageError where the device ("cpu", "cuda", ...) cannot train in the recipe's precision."""
+    if config.precision == "fp16" and device_type == "cpu":
+        raise UsageError(
+            "precision fp16 needs a GPU (DeepSpeed has no fp16 on a CPU):"
+            " use precision=fp32 or precision=bf16"
+        )
+
+
+def check_places(config: Config) -> None:
+    """UsageError unless the recipe says where its images are and where its results go."""
+    missing = [
+        f"{key} is empty: give {key}=DIR, {meaning}"
+        for key, value, meaning in (
+            ("output_dir", config.output_dir, "the folder for checkpoints and metrics"),
+            ("data.train", config.data.train, "a shard folder (poa-ds shard writes them)"),
+        )
+        if not value
+    ]
+    if missing:
+        raise UsageError("\n".join(missing))
+
+
+def _range(key: str, numbers: Range) -> Iterator[str]:
+    if numbers.max < numbers.min:
+        yield f"{key}.max {numbers.max} is below {key}.min {numbers.min}"
+    elif (numbers.max - numbers.min) % numbers.step:
+        reached = values(numbers)[-1]
+        yield (
+            f"{key}.step {numbers.step} does not lead from {numbers.min} to {numbers.max}:"
+            f" {key}.max may be {reached} or {reached + numbers.step}"
+        )
+
+
+def _space(config: Config) -> Iterator[str]:
+    backbone, head = config.backbone, config.backbone.head_dim
+    ranges = [*_range("backbone.width", backbone.width), *_range("backbone.depth", backbone.depth)]
+    yield from ranges
+    for width in values(backbone.width) if not ranges else ():
+        if width % head:
+            yield (
+                f"backbone.width {width} is not a multiple of backbone.head_dim {head}:"
+                " width.min and width.step must be"
+            )
+            return
+
+
+def _names(config: Config) -> Iterator[str]:
+    sizes = ElasticSpace(values(config.backbone.width), values(config.backbone.depth))
+    for name, size in config.backbone.names.items():
+        if name == "all" or "," in name:
+            yield f"backbone.names.{name}: a name has no comma and is not `all` (every size)"
+        try:
+            sizes.parse(size)
+        except UsageError as error:
+            yield f"backbone.names.{name}: {error}"
+
+
+def _crops(config: Config) -> Iterator[str]:
+    crops, patch = config.crops, config.backbone.patch_size
+    sizes = {"crops.global_size": crops.global_size, "evaluation.crop": config.evaluation.crop}
+    if crops.local_count:
+        sizes["crops.local_size"] = crops.local_size
+    for key, size in sizes.items():
+        if size % patch:
+            near = max(patch, size // patch * patch)
+            yield (
+                f"{key} {size} is not a multiple of backbone.patch_size {patch}:"
+                f" {near} or {near + patch} would be"
+            )
+    for key, (low, high), limit in (
+        ("crops.global_scale", crops.global_scale, 1.0),
+        ("crops.local_scale", crops.local_scale, 1.0),
+        ("augmentation.blur_sigma", config.augmentation.blur_sigma, float("inf")),
+        ("masks.ratio", config.masks.ratio, 1.0),
+    ):
+        if low > high or high > limit:
+            top = " and the second at most 1" if limit == 1.0 else ""
+            yield f"{key} is [{low:g}, {high:g}]: the first must not exceed the second{top}"
+    if config.augmentation.blur_kernel % 2 == 0:
+        yield f"augmentation.blur_kernel {config.augmentation.blur_kernel} is even: it must be odd"
+    if config.objective.koleo and config.batch.images_per_slot < 2:
+        yield "batch.images_per_slot 1: objective.koleo compares the images of a slot, it needs 2"
+
+
+def _schedule(config: Config) -> Iterator[str]:
+    schedule = config.schedule
+    if schedule.warmup_epochs > schedule.epochs:
+        yield (
+            f"schedule.warmup_epochs {schedule.warmup_epochs:g} exceeds"
+            f" schedule.epochs {schedule.epochs:g}"
+        )
+
+
+def _evaluation(config: Config) -> Iterator[str]:
+    evaluation = config.evaluation
+    try:
+        space(config).select(evaluation.sizes)
+    except UsageError as error:
+        yield f"evaluation.sizes: {error}, or all"
+    if evaluation.report_k not in evaluation.k:
+        yield f"evaluation.report_k {evaluation.report_k} is not in evaluation.k {[*evaluation.k]}"
+    if evaluation.resize < evaluation.crop:
+        yield f"evaluation.resize {evaluation.resize} is below evaluation.crop {evaluation.crop}"
+    largest = max(evaluation.k)
+    if 0 < evaluation.bank_images < largest:
+        yield (
+            f"evaluation.bank_images {evaluation.bank_images} is below the largest evaluation.k"
+            f" {largest} (0 = the whole bank)"
+        )
