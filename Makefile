@@ -1,0 +1,58 @@
+# Each target sets up .venv first; the second time that costs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+# more threads than one per process are slower on few cores
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+.PHONY: help setup demo test test-slow test-all lint clean from-nothing
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo      pre-train on photographs that are in the box, k-NN of every size, extract one'
+	@echo 'make test      the tests'
+	@echo 'make test-all  the slow tests and the linter too'
+	@echo 'make lint      ruff check and format check'
+	@echo 'make clean     remove .venv and caches; runs/ stays'
+	@echo 'Another interpreter: make demo PYTHON=python3.12. Arguments of the demo: ARGS="--seed 1"'
+
+setup: $(READY)
+
+demo: $(READY)
+	@$(BIN)/poa-ds demo $(ARGS)
+
+test: $(READY)
+	@$(PYTEST) -n 2 --dist loadfile
+
+test-slow: $(READY)
+	@$(PYTEST) -m slow
+
+test-all: test test-slow lint
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An interrupted set-up has left no $(READY), and one of another folder, moved or copied here, names
+# that folder inside: both start from nothing. pip's cache keeps what was downloaded.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+$(READY): from-nothing
+endif
+from-nothing:
+	@rm -rf $(VENV)
+
+$(READY): setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+		'poa_ds needs Python 3.11 or newer, $(PYTHON) is not: make PYTHON=/path/to/python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo \
+		'$(PYTHON) lacks the module venv or ensurepip. Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	@rm -f $@
+	@echo 'setting up $(VENV): a few minutes and 7 GB of disk the first time'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,test]'
+	@echo '$(CURDIR)' > $@

@@ -1,0 +1,159 @@
+"""poa-ds: finds the command, imports the one module that carries it out, and reports mistakes.
+
+Arguments belong to the modules; a command's help therefore costs one import, `poa-ds --help` none.
+"""
+
+import argparse
+import difflib
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from poa_ds.errors import UsageError, UserError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+READER_GONE = 141  # 128 + SIGPIPE
+
+
+@dataclass(frozen=True)
+class Command:
+    """module.add_arguments(parser) declares the arguments, module.<run>(args) does the work."""
+
+    module: str
+    summary: str
+    example: str
+    run: str = "run"
+
+
+COMMANDS = {
+    "demo": Command(
+        "poa_ds.demo",
+        "the whole job on photographs that are in the box, in minutes",
+        "poa-ds demo --out runs/demo",
+    ),
+    "shard photos": Command(
+        "data_tools.photos",
+        "patches of 19 embedded photographs -> shards (needs the extra `demo`)",
+        "poa-ds shard photos --out runs/photos",
+    ),
+    "shard folder": Command(
+        "data_tools.folder",
+        "any tree of images -> shards; the first folder level is the class",
+        "poa-ds shard folder --root my_images --out shards/my_images",
+    ),
+    "shard imagenet": Command(
+        "data_tools.imagenet",
+        "an ImageNet tree -> shards for train and val",
+        "poa-ds shard imagenet --root imagenet --out shards/imagenet",
+    ),
+    "shard cifar10": Command(
+        "data_tools.cifar10",
+        "CIFAR-10 -> shards for train and val",
+        "poa-ds shard cifar10 --source cifar-10-batches-py --out shards/cifar10",
+    ),
+    "check": Command(
+        "data_tools.check",
+        "verify shards against their index",
+        "poa-ds check shards/imagenet/train",
+    ),
+    "eval knn": Command(
+        "poa_ds.evaluate",
+        "k-NN accuracy of any sizes of a run",
+        "poa-ds eval knn runs/photos --sizes 32x2,96x4",
+        run="main_knn",
+    ),
+    "sizes": Command(
+        "poa_ds.sizes",
+        "every size with its parameters, GFLOPs and k-NN accuracy",
+        "poa-ds sizes runs/photos --max-params 25M",
+    ),
+    "extract": Command(
+        "poa_ds.extract",
+        "one size as a model of its own",
+        "poa-ds extract runs/photos --size 64x3 --out models/64x3 --format timm --check",
+    ),
+    "import-poa": Command(
+        "poa_ds.interop",
+        "a checkpoint of the published POA code -> a run that the other commands read",
+        "poa-ds import-poa teacher_checkpoint.pth runs/imported",
+    ),
+    "bench step": Command(
+        "poa_ds.bench",
+        "time and memory of a training step beside a plain three-pass implementation",
+        "poa-ds bench step --config ds_configs/photos.yaml",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    try:
+        status = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print(f"poa-ds: error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("poa-ds: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `poa-ds sizes RUN | head`: the interpreter would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+
+
+def _dispatch(arguments: list[str]) -> int:
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in COMMANDS:
+            return _run(name, arguments[words:])
+    if arguments[:1] == ["--version"]:
+        print(f"poa-ds {importlib.metadata.version('poa_ds')}")
+        return 0
+    first = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    listed = {name: command for name, command in COMMANDS.items() if name.startswith(f"{first} ")}
+    given = arguments[1:] if listed else arguments
+    if not given or given[0] in ("-h", "--help"):
+        print(_overview(listed or COMMANDS), file=sys.stdout if given else sys.stderr)
+        return 0 if given else UsageError.exit_status
+    near = difflib.get_close_matches(" ".join(arguments[:2]), COMMANDS, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(COMMANDS)}"
+    raise UsageError(f"unknown command `{' '.join(arguments[:2])}`; {hint}")
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    parser = argparse.ArgumentParser(
+        prog=f"poa-ds {name}",
+        description=command.summary,
+        epilog=f"example:\n  {command.example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    return getattr(module, command.run)(parser.parse_args(arguments))
+
+
+def _overview(commands: dict[str, Command]) -> str:
+    lines = [f"  {name:<16}{command.summary}" for name, command in commands.items()]
+    example = next(iter(commands.values())).example
+    return "\n".join(
+        [
+            "usage: poa-ds COMMAND [arguments]",
+            "",
+            *lines,
+            "",
+            "`poa-ds COMMAND --help` shows its arguments. Training is started by a launcher:",
+            "  deepspeed --module poa_ds.train --config ds_configs/photos.yaml output_dir=RUN",
+            "",
+            f"example:\n  {example}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""The packages poa_ds, data_tools and poa_kernels, and the program poa-ds.
+
+Ranges are loose here; constraints.txt pins the versions that were tested together.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="poa_ds",
+    version="0.1.0",
+    description="Pre-train one elastic vision backbone with DeepSpeed, deploy any of its sizes",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[
+        *find_packages(include=["poa_ds", "poa_ds.*", "data_tools", "data_tools.*"]),
+        *find_packages("kernels"),
+    ],
+    # a top-level package `kernels` would hide the one that transformers imports
+    package_dir={"poa_kernels": "kernels/poa_kernels"},
+    entry_points={"console_scripts": ["poa-ds = poa_ds.cli:main"]},
+    install_requires=[
+        "deepspeed>=0.19,<0.20",  # engine.py and its neighbours use internals of this series
+        "einops>=0.7",
+        "matplotlib>=3.8",
+        "mlflow>=3.0",
+        "numpy>=1.26",
+        "pillow>=10.0",
+        "pyyaml>=6.0",
+        "safetensors>=0.4.3",
+        "timm>=1.0.9",
+        "torch>=2.9",
+        "torchvision>=0.24",
+        "tqdm>=4.66",
+        "triton>=3.5; platform_system == 'Linux'",
+        "webdataset>=1.0.2",
+    ],
+    extras_require={
+        "demo": ["scikit-image>=0.22", "scikit-learn>=1.4"],
+        "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.11"],
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
+    },
+)
