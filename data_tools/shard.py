@@ -18,7 +18,7 @@ import numpy as np
 
 from data_tools.progress import progress
 from data_tools.tars import Limits, Packed, Writer
-from poa_ds.data.index import MANIFEST
+from poa_ds.data.manifest import MANIFEST
 from poa_ds.data.pixels import Undecodable, pixels, png
 from poa_ds.errors import UsageError, UserError
 
@@ -159,7 +159,7 @@ def unique_keys(names: Sequence[str]) -> list[str]:
     taken: set[str] = set()
     keys = []
     for name in names:
-        plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:KEY_LENGTH] or "_"
+        plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)[-KEY_LENGTH:] or "_"
         key, number = plain, 1
         while key in taken:
             number += 1

@@ -12,11 +12,11 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from poa_ds.data.index import BLOCK, INDEX, MANIFEST, ROW, Manifest, ShardFile
+from poa_ds.data.index import BLOCK, INDEX, ROW
+from poa_ds.data.manifest import MANIFEST, Manifest, ShardFile
 from poa_ds.errors import UsageError
 
 RECORD = 20 * BLOCK  # bytes; archives are padded to it, as tar does
-IMAGES = ("jpg", "jpeg", "png", "webp")
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,23 @@ the tars; the index (20 bytes per sample) allows reading any sample at once and 
 import bisect
 import functools
 import hashlib
-import json
 import os
 import resource
 import tarfile
 import zlib
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from poa_ds.data.manifest import MANIFEST, Manifest
 from poa_ds.errors import UserError
 
 ROW = np.dtype([("offset", "<i8"), ("size", "<i4"), ("crc32", "<u4"), ("label", "<i4")])
-FORMAT, VERSION = "poa-ds-shards", 1
-MANIFEST, INDEX = "dataset.json", "index.npy"
+INDEX = "index.npy"
 BLOCK = 512  # bytes, of a tar header; data is padded to it
+IMAGES = ("jpg", "jpeg", "png", "webp")
 LISTED = 5  # problems that one message names before it says "and n more"
 
 
@@ -36,69 +36,6 @@ class SampleError(UserError):
 
     def __reduce__(self) -> tuple:
         return type(self), (self.shard, self.key, self.cause)
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """One tar of a folder as dataset.json lists it."""
-
-    file: str
-    samples: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The content of dataset.json."""
-
-    shards: tuple[ShardFile, ...]
-    classes: tuple[str, ...]
-    index_sha256: str
-    counts: dict[str, int] = field(default_factory=dict)  # samples, bytes, rejected
-    made: dict[str, Any] = field(default_factory=dict)  # tool, version, seed, source, arguments
-
-    def to_json(self) -> str:
-        """The text of dataset.json, the same for the same content."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """The manifest of a folder; UserError when it is absent, damaged or of another version."""
-        path = folder / MANIFEST
-        try:
-            content = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise UserError(_why_no_manifest(folder)) from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise UserError(f"{path} does not describe shards of poa-ds (no format: {FORMAT})")
-        if content.get("version") != VERSION:
-            raise UserError(
-                f"{path}: version {content.get('version')}; this program reads {VERSION}"
-            )
-        try:
-            return cls(
-                tuple(ShardFile(**shard) for shard in content["shards"]),
-                tuple(content["classes"]),
-                content["index_sha256"],
-                content["counts"],
-                content["made"],
-            )
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} is incomplete: {error}") from error
-
-
-def _why_no_manifest(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"{folder}: no such folder of shards; `poa-ds shard --help` says how to make one"
-    splits = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
-    if splits:
-        return f"{folder} holds the splits {', '.join(splits)}: name one, e.g. {folder / splits[0]}"
-    if any(folder.glob("shard-*")):
-        return f"{folder} has shards but no {MANIFEST}: writing it was cut short; make it anew"
-    return f"{folder} has no {MANIFEST}: it is not a folder of shards (`poa-ds shard --help`)"
 
 
 class ShardFolder:
@@ -114,14 +51,18 @@ class ShardFolder:
     @classmethod
     def open(cls, path: str | Path) -> Self:
         """The folder at `path`; UserError names every missing, cut or altered file."""
-        path = Path(path)
-        manifest = Manifest.read(path)
-        folder = cls(path, manifest, _load_index(path, manifest))
+        folder = cls.load(Path(path))
         problems = folder.problems()
         if problems:
             more = f"\n... and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
             raise UserError("\n".join(problems[:LISTED]) + more)
         return folder
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The folder as its dataset.json and index describe it; the shards are not looked at."""
+        manifest = Manifest.read(path)
+        return cls(path, manifest, _load_index(path, manifest))
 
     def problems(self) -> list[str]:
         """What is wrong with sizes and numbers, without reading any image."""
@@ -228,3 +169,54 @@ def split_name(name: str) -> tuple[str, str]:
     folder, _, last = name.rpartition("/")
     stem, _, extension = last.partition(".")
     return (f"{folder}/{stem}" if folder else stem), extension.lower()
+
+
+def tar_members(file: BinaryIO, name: str) -> Iterator[tuple[str, int, bytes]]:
+    """(member, offset of its content, content) of each regular file in an uncompressed tar.
+
+    Raises UserError at a damaged header, a cut end or anything behind the end: tarfile and
+    WebDataset take those for the end of the archive and lose the rest without a word.
+    """
+    position = 0
+    while True:
+        header = file.read(BLOCK)
+        if len(header) < BLOCK:
+            raise UserError(f"{name}: cut short, it ends at byte {position} without an end mark")
+        if not any(header):
+            break
+        try:
+            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise UserError(f"{name}: damaged tar header at byte {position}: {error}") from error
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
+            raise UserError(f"{name}: {member.name}: only plain files in USTAR format are read")
+        padded = member.size + -member.size % BLOCK
+        content = file.read(padded)
+        if len(content) < padded:
+            raise UserError(f"{name}: cut short inside {member.name} at byte {position}")
+        if member.isreg():
+            yield member.name, position + BLOCK, content[: member.size]
+        position += BLOCK + padded
+    if any(file.read()):
+        raise UserError(f"{name}: something follows the end mark at byte {position}")
+
+
+def index_tar(path: Path) -> np.ndarray:
+    """(n,) rows of ROW, read from a tar alone; UserError names what is wrong with it."""
+    rows: dict[str, list[int]] = {}
+    last = None
+    with open(path, "rb") as file:
+        for name, offset, content in tar_members(file, str(path)):
+            key, extension = split_name(name)
+            if key != last and key in rows:
+                raise UserError(f"{path}: the members of {key} do not stand together")
+            last = key
+            row = rows.setdefault(key, [0, 0, 0, -1])
+            if extension in IMAGES:
+                row[:3] = offset, len(content), zlib.crc32(content)
+            elif extension == "cls":
+                row[3] = int(content)
+    missing = [key for key, row in rows.items() if not row[0]]
+    if missing:
+        raise UserError(f"{path}: {len(missing)} samples without an image, e.g. {missing[0]}")
+    return np.array([tuple(row) for row in rows.values()], ROW)

@@ -7,7 +7,7 @@ A slot's batch is the same on any number of ranks and workers. A damaged image s
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,82 +18,13 @@ from poa_ds.data.batch import Batch, Sample, collate
 from poa_ds.data.index import SampleError, ShardFolder
 from poa_ds.data.masks import batch_masks
 from poa_ds.data.order import MASKS, SUBSTITUTE, VIEWS, Order, keyed, slot_positions
-from poa_ds.data.photometric import GLOBAL_1, GLOBAL_2, LOCAL, PhotometricSpec, draw
+from poa_ds.data.photometric import GLOBAL_1, GLOBAL_2, LOCAL, draw
 from poa_ds.data.pixels import Undecodable
-from poa_ds.data.views import CropSpec, center_view, decode, views
+from poa_ds.data.spec import BatchSpec, batch_spec
+from poa_ds.data.views import center_view, decode, views
 from poa_ds.errors import UserError
 
 SUBSTITUTES = 10  # tries for one damaged image before the folder counts as unreadable
-OnError = Literal["raise", "replace"]
-
-
-@dataclass(frozen=True)
-class MaskSpec:
-    """Block masks of the global crops on a grid of patches."""
-
-    grid: int
-    probability: float = 0.5
-    ratio: tuple[float, float] = (0.1, 0.5)
-
-
-@dataclass(frozen=True)
-class BatchSpec:
-    """All that determines the content of every batch, apart from the images."""
-
-    seed: int
-    slots: int
-    images_per_slot: int
-    crops: CropSpec
-    photometric: PhotometricSpec
-    masks: MaskSpec
-    on_error: OnError = "raise"
-    max_bad_fraction: float = 1e-4
-
-
-def batch_spec(config: Any) -> BatchSpec:
-    """The specification that a recipe (poa_ds.config.Config) asks for."""
-    crops = config.crops
-    return BatchSpec(
-        seed=config.seed,
-        slots=config.batch.slots,
-        images_per_slot=config.batch.images_per_slot,
-        crops=CropSpec(
-            global_size=crops.global_size,
-            global_scale=tuple(crops.global_scale),
-            local_count=crops.local_count,
-            local_size=crops.local_size,
-            local_scale=tuple(crops.local_scale),
-            flip=config.augmentation.flip,
-        ),
-        photometric=photometric_spec(config),
-        masks=MaskSpec(
-            crops.global_size // config.backbone.patch_size,
-            config.masks.probability,
-            tuple(config.masks.ratio),
-        ),
-        on_error=config.data.on_error,
-        max_bad_fraction=config.data.max_bad_fraction,
-    )
-
-
-def photometric_spec(config: Any) -> PhotometricSpec:
-    """The colours of a recipe; `blur: published` inverts the probabilities, as that code does."""
-    recipe = config.augmentation
-    blur = tuple(1 - p if recipe.blur == "published" else p for p in recipe.blur_probability)
-    return PhotometricSpec(
-        jitter=recipe.jitter,
-        brightness=recipe.brightness,
-        contrast=recipe.contrast,
-        saturation=recipe.saturation,
-        hue=recipe.hue,
-        grey=recipe.gray,
-        blur=blur,
-        blur_kernel=recipe.blur_kernel,
-        blur_sigma=tuple(recipe.blur_sigma),
-        solarize=recipe.solarize,
-        mean=tuple(recipe.mean),
-        std=tuple(recipe.std),
-    )
 
 
 def train_batches(
