@@ -1,0 +1,260 @@
+"""One step of the three branches: teacher targets of all slots first, then the terms per slot."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from poa_ds import dist, losses
+from poa_ds.data.batch import Batch
+from poa_ds.heads import HeadBank, score
+from poa_ds.layers import Kept
+from poa_ds.losses import Scores, Targets
+from poa_ds.space import Subnet
+from poa_ds.vit import ElasticViT
+
+
+class Branch(nn.Module):
+    """Backbone and heads of one network, student or teacher.
+
+    ibot_heads: heads of their own for patch tokens; None: `heads` serve both kinds of tokens.
+    """
+
+    def __init__(
+        self, backbone: ElasticViT, heads: HeadBank, ibot_heads: HeadBank | None = None
+    ) -> None:
+        super().__init__()
+        self.backbone, self.heads, self.ibot_heads = backbone, heads, ibot_heads
+
+    def project(
+        self, cls_rows: Sequence[Tensor], patch_rows: Sequence[Tensor], *, ibot: bool
+    ) -> "Projections":
+        """Head outputs of one or two streams: class rows (R, C) and patch rows (M, C) of each.
+
+        Every head is entered once (lockstep under ZeRO-3).
+        """
+        if self.ibot_heads is None or not ibot:
+            pairs = zip(cls_rows, patch_rows, strict=True)
+            outputs = self.heads(*[torch.cat(pair) for pair in pairs])
+            sizes = [len(x) for pair in zip(cls_rows, patch_rows, strict=True) for x in pair]
+            cls, patches = [], []
+            for z, _ in outputs:
+                parts = z.split(sizes)
+                cls.append(torch.cat(parts[0::2]))
+                patches.append(torch.cat(parts[1::2]))
+            prototypes = tuple(w for _, w in outputs)
+            return Projections(tuple(cls), tuple(patches), prototypes, prototypes)
+        cls_out, patch_out = self.heads(*cls_rows), self.ibot_heads(*patch_rows)
+        return Projections(
+            tuple(z for z, _ in cls_out),
+            tuple(z for z, _ in patch_out),
+            tuple(w for _, w in cls_out),
+            tuple(w for _, w in patch_out),
+        )
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Per head: unit bottleneck rows of class (R, D) and masked patch (M, D) tokens, prototypes."""
+
+    cls: tuple[Tensor, ...]
+    patches: tuple[Tensor, ...]
+    cls_prototypes: tuple[Tensor, ...]
+    patch_prototypes: tuple[Tensor, ...]
+
+    def scores(self) -> list[Tensor]:
+        """Class scores of all heads, then patch scores of all heads: (rows, K) each."""
+        rows, prototypes = self.cls + self.patches, self.cls_prototypes + self.patch_prototypes
+        return [score(z, w) for z, w in zip(rows, prototypes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Assignments:
+    """The teacher's targets of one slot, kept as bottleneck rows and a bias per prototype.
+
+    The 256 numbers of a row are kept, its K probabilities are made when a head is at work.
+    """
+
+    projections: Projections
+    cls_biases: tuple[Tensor, ...]
+    patch_biases: tuple[Tensor, ...]
+    temperature: float
+
+    @torch.no_grad()
+    def targets(self, head: int) -> Targets:
+        """The probabilities of one head: (2, B, K) and (M, K)."""
+        p, t = self.projections, self.temperature
+        cls = score(p.cls[head], p.cls_prototypes[head])
+        patches = score(p.patches[head], p.patch_prototypes[head])
+        return Targets(
+            losses.targets(cls, t, self.cls_biases[head]).unflatten(0, (2, -1)),
+            losses.targets(patches, t, self.patch_biases[head]),
+        )
+
+
+@torch.no_grad()
+def teach(teacher: Branch, batch: Batch, intact: Subnet, *, ibot: bool) -> Projections:
+    """The teacher's head outputs for one slot: global crops without masks, the intact network."""
+    tokens = teacher.backbone(batch.global_crops, intact)
+    patches = tokens[:, 1:].flatten(0, 1)[_masked(batch, ibot)]
+    return teacher.project([tokens[:, 0]], [patches], ibot=ibot)
+
+
+@torch.no_grad()
+def balance(
+    slots: Sequence[Projections], temperature: float, *, iterations: int = 3
+) -> list[Assignments]:
+    """Sinkhorn-Knopp over the slots of all ranks, per head and kind of token."""
+
+    def passes() -> Iterator[list[Tensor]]:
+        return (slot.scores() for slot in slots)
+
+    prototypes = [len(w) for w in slots[0].cls_prototypes + slots[0].patch_prototypes]
+    biases = losses.sinkhorn_biases(passes, prototypes, temperature, iterations)
+    return _assignments(slots, temperature, biases)
+
+
+@torch.no_grad()
+def center(
+    slots: Sequence[Projections], temperature: float, centers: dict[str, Tensor]
+) -> list[Assignments]:
+    """Softmax targets around running centres; `centers` then takes in this step's mean scores.
+
+    centers: "cls.<head>" and "patches.<head>" -> (K,), missing ones start at zero. The mean is
+    over the slots of the mean over each slot's rows (the published one: over ranks), momentum
+    0.9; a step uses the centre of the steps before it.
+    """
+    heads = len(slots[0].cls_prototypes)
+    names = [f"{kind}.{head}" for kind in ("cls", "patches") for head in range(heads)]
+    prototypes = slots[0].cls_prototypes + slots[0].patch_prototypes
+    for name, w in zip(names, prototypes, strict=True):
+        centers.setdefault(name, torch.zeros(len(w), device=w.device))
+    biases = [losses.centering_bias(centers[name], temperature) for name in names]
+    sums, counts = [torch.zeros_like(centers[n]) for n in names], torch.zeros(len(names))
+    for slot in slots:
+        for i, scores in enumerate(slot.scores()):
+            if len(scores):
+                sums[i] += scores.float().mean(0)
+                counts[i] += 1
+    counts = dist.all_sum(counts.to(sums[0].device))
+    totals = dist.all_sum(torch.cat(sums)).split([len(s) for s in sums])
+    for name, total, count in zip(names, totals, counts, strict=True):
+        old = centers[name]
+        centers[name] = torch.where(count > 0, old * 0.9 + total / count.clamp_min(1) * 0.1, old)
+    return _assignments(slots, temperature, biases)
+
+
+def _assignments(
+    slots: Sequence[Projections], temperature: float, biases: Sequence[Tensor]
+) -> list[Assignments]:
+    heads = len(slots[0].cls_prototypes)
+    cls, patches = tuple(biases[:heads]), tuple(biases[heads:])
+    return [Assignments(slot, cls, patches, temperature) for slot in slots]
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Unweighted terms, each a scalar averaged over the heads; `total` is what is optimised."""
+
+    intact_dino: Tensor
+    intact_ibot: Tensor
+    elastic_dino: Tensor
+    elastic_ibot: Tensor
+    imitation: Tensor
+    koleo: Tensor
+
+    def total(
+        self, *, intact_weight: float, dino: float = 1.0, ibot: float = 1.0, koleo: float = 0.1
+    ) -> Tensor:
+        """intact_weight (lambda) x intact + (1 - lambda) x elastic + koleo (REFERENCE.md 5)."""
+        intact = dino * self.intact_dino + ibot * self.intact_ibot
+        elastic = dino * self.elastic_dino + ibot * self.elastic_ibot + self.imitation
+        return intact_weight * intact + (1 - intact_weight) * elastic + koleo * self.koleo
+
+    def detached(self) -> dict[str, Tensor]:
+        return {f.name: getattr(self, f.name).detach() for f in fields(self)}
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [f.name for f in fields(cls)]
+
+
+def poa_terms(
+    student: Branch,
+    batch: Batch,
+    assignments: Assignments,
+    subnets: tuple[Subnet, Subnet],
+    *,
+    ibot: bool,
+    kept: Sequence[tuple[tuple[Kept, Kept] | None, ...]] | None = None,
+    student_temperature: float = 0.1,
+) -> LossTerms:
+    """The terms of one slot. subnets: (intact, elastic). kept: see ElasticViT.streams."""
+    crops, masks = [batch.global_crops], [batch.masks if ibot else None]
+    if len(batch.local_crops):
+        crops.append(batch.local_crops)
+        masks.append(None)
+    streams = student.backbone.streams(crops, subnets, masks, kept)
+    # rows of each stream: 2B global, then LB local class tokens; M masked patches
+    cls_rows = [torch.cat([tokens[:, 0] for tokens in stream]) for stream in streams]
+    patch_rows = [stream[0][:, 1:].flatten(0, 1)[_masked(batch, ibot)] for stream in streams]
+    projections = student.project(cls_rows, patch_rows, ibot=ibot)
+
+    per_head = []
+    for head in range(len(projections.cls)):
+        intact, elastic = _student_scores(projections, head, batch)
+        targets = assignments.targets(head)
+        weights = batch.mask_weights if ibot else batch.mask_weights[:0]
+        terms = [
+            *losses.match(intact, targets, weights, student_temperature),
+            *losses.match(elastic, targets, weights, student_temperature),
+            losses.imitate(elastic, intact, student_temperature),
+        ]
+        per_head.append(torch.stack(terms))
+    means = torch.stack(per_head).mean(0)
+    global_cls = [rows[: 2 * batch.size] for rows in cls_rows]
+    koleo = sum(losses.koleo(crop) for rows in global_cls for crop in rows.chunk(2)) / 2
+    return LossTerms(*means, koleo)
+
+
+def _masked(batch: Batch, ibot: bool) -> Tensor:
+    return batch.mask_indices if ibot else batch.mask_indices[:0]
+
+
+def _student_scores(p: Projections, head: int, batch: Batch) -> list[Scores]:
+    """The scores of the intact and of the elastic student under one head."""
+    cls = score(p.cls[head], p.cls_prototypes[head])
+    patches = score(p.patches[head], p.patch_prototypes[head])
+    both = zip(cls.chunk(2), _halves(patches), strict=True)
+    views = 2 * batch.size
+    return [
+        Scores(c[:views].unflatten(0, (2, -1)), c[views:].unflatten(0, (-1, batch.size)), m)
+        for c, m in both
+    ]
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    half = len(x) // 2  # chunk(2) of no rows is one piece
+    return x[:half], x[half:]
+
+
+class Poa(nn.Module):
+    """Student and teacher as one module, so that one engine shards both.
+
+    forward(work) runs work(self): every use of the parameters passes the root's hooks.
+    """
+
+    def __init__(self, student: Branch, teacher: Branch) -> None:
+        super().__init__()
+        self.student, self.teacher = student, teacher
+        teacher.load_state_dict(student.state_dict())
+        teacher.requires_grad_(False)
+
+    def forward(self, work):
+        return work(self)
+
+    def pairs(self) -> Mapping[str, tuple[nn.Parameter, nn.Parameter]]:
+        """Name -> (student parameter, teacher parameter)."""
+        teacher = dict(self.teacher.named_parameters())
+        return {name: (p, teacher[name]) for name, p in self.student.named_parameters()}

@@ -1,0 +1,192 @@
+"""The DeepSpeed engine around student and teacher: the only importer of deepspeed.
+
+forward(work) and backward(loss) per slot, then one step(): clip per module, agree on whether all
+numbers are finite, AdamW with the teacher, push.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from poa_ds import dist
+from poa_ds.branches import Poa
+from poa_ds.errors import UserError
+from poa_ds.heads import PrototypeHead
+from poa_ds.layers import Block
+from poa_ds.optim import EmaAdamW, Stretch, lr_factor, parameter_groups, part
+from poa_ds.recipe import Optimizer
+from poa_ds.schedules import StepValues
+from poa_ds.shards import Shards
+from poa_ds.teacher import Teacher
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step did. gradient_norms: per module, before clipping.
+
+    finite: all loss terms and gradients of all ranks. applied: the weights moved (an fp16
+    overflow skips a step although the losses are finite).
+    """
+
+    gradient_norms: dict[str, float]
+    finite: bool
+    applied: bool
+
+
+def start_processes(device: str) -> None:
+    """Join the process group, whatever launched this process. device: "cuda" or "cpu"."""
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    dist.prepare_environment()
+    deepspeed = _deepspeed()
+    deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", verbose=False)
+
+
+def _deepspeed():
+    """The package; slow to import, and quiet about itself."""
+    import logging
+
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # no just-in-time build, no shared memory left behind by a killed run
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class Engine:
+    """Student and teacher, sharded as `ds_config` says. See StepReport for what a step returns."""
+
+    def __init__(self, poa: Poa, recipe: Optimizer, ds_config: dict) -> None:
+        deepspeed = _deepspeed()
+        if ds_config.get("zero_optimization", {}).get("stage", 0) == 3:
+            # a block and a head are gathered as a whole, once for both students
+            deepspeed.utils.set_z3_leaf_modules(poa, [Block, PrototypeHead])
+        optimizer = EmaAdamW(
+            parameter_groups(poa.student.named_parameters()),
+            betas=(recipe.beta1, recipe.beta2),
+            eps=recipe.eps,
+        )
+        self.deepspeed, *_ = deepspeed.initialize(model=poa, optimizer=optimizer, config=ds_config)
+        self.optimizer = optimizer
+        self.shards = Shards(self.deepspeed)
+        self._set_stretches(poa, recipe)
+        for flat in self.shards.flats():
+            optimizer.make_state(flat)
+        self.teacher = Teacher(self.shards, poa.pairs())
+        self.limits = {"backbone": recipe.clip_backbone, "heads": recipe.clip_heads}
+        self._fp16 = bool(ds_config.get("fp16", {}).get("enabled"))
+
+    @property
+    def device(self) -> torch.device:
+        return self.deepspeed.device
+
+    def _set_stretches(self, poa: Poa, recipe: Optimizer) -> None:
+        depth = len(poa.student.backbone.blocks)
+        by_flat: dict[int, list[Stretch]] = {}
+        for piece in self.shards.pieces:
+            factor = lr_factor(
+                piece.name,
+                depth=depth,
+                layer_decay=recipe.layer_decay,
+                patch_embed_factor=recipe.patch_embed_factor,
+            )
+            stretch = Stretch(piece.offset, piece.count, factor, part(piece.name))
+            by_flat.setdefault(piece.flat, []).append(stretch)
+        for i, flat in enumerate(self.shards.flats()):
+            self.optimizer.set_stretches(flat, by_flat.get(i, ()))
+
+    def forward(self, work: Callable[[Poa], T]) -> T:
+        """work(student and teacher), inside the engine's hooks."""
+        return self.deepspeed(work)
+
+    def backward(self, loss: Tensor) -> None:
+        """One per slot; gradients are averaged over the slots of all ranks."""
+        self.deepspeed.backward(loss)
+        if not self.deepspeed.is_gradient_accumulation_boundary():
+            self.deepspeed.step()  # only counts the slot
+
+    def step(self, values: StepValues, *, finite: Tensor | bool = True) -> StepReport:
+        """Move student and teacher, unless a loss (`finite`, of this rank) or gradient is not."""
+        norms, all_finite = self._clip(finite)
+        self.optimizer.skip = not all_finite
+        self.optimizer.ema_momentum = values.momentum
+        self.optimizer.part_factors = {"last_layer": values.last_layer_factor}
+        for group in self.shards.zero.param_groups:
+            group["lr"] = values.lr
+            group["weight_decay"] = values.weight_decay if group["decays"] else 0.0
+        self.deepspeed.step()
+        applied = all_finite and self.deepspeed.was_step_applied()
+        if applied:
+            self.teacher.push()
+        return StepReport(norms, all_finite, applied)
+
+    @torch.no_grad()
+    def _clip(self, finite: Tensor | bool) -> tuple[dict[str, float], bool]:
+        """Norm per module over all ranks; the factors travel to the optimizer in the groups."""
+        names = sorted(self.limits)
+        sums = torch.zeros(len(names) + 1, device=self.device)
+        sums[-1] = 1.0 - torch.as_tensor(finite, dtype=torch.float32, device=self.device)
+        for i in range(len(self.shards.flats())):
+            gradients = self.shards.gradients(i)
+            if gradients:
+                norm = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).norm()
+                sums[names.index(self.shards.group(i)["module"])] += norm.square()
+        sums = dist.all_sum(sums)
+        norms = sums[:-1].sqrt() / self.shards.loss_scale()
+        for group in self.shards.zero.param_groups:
+            limit, norm = self.limits[group["module"]], norms[names.index(group["module"])]
+            group["clip_coefficient"] = (limit / (norm + 1e-6)).clamp(max=1.0) if limit else None
+        *measured, bad = [*norms.tolist(), sums[-1].item()]
+        # a scaled fp16 gradient may overflow: DeepSpeed lowers the scale and skips the step
+        all_finite = bad == 0 and (self._fp16 or all(map(math.isfinite, measured)))
+        return dict(zip(names, measured, strict=True)), all_finite
+
+    def counters(self) -> dict[str, float]:
+        """DeepSpeed's own counters, for the checkpoint."""
+        scaler = getattr(self.shards.zero, "loss_scaler", None) if self._fp16 else None
+        scale = {"loss_scale": float(scaler.cur_scale)} if scaler is not None else {}
+        names = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
+        return {name: getattr(self.deepspeed, name) for name in names} | scale
+
+    def set_counters(self, counters: Mapping[str, float]) -> None:
+        for name, value in counters.items():
+            if name == "loss_scale":
+                if self._fp16:
+                    self.shards.zero.loss_scaler.cur_scale = value
+            else:
+                setattr(self.deepspeed, name, value)
+
+    def weights_were_loaded(self) -> None:
+        """After the fp32 masters were written in place: bring them into the working weights."""
+        zero = self.shards.zero
+        if self.shards.stage == 3:
+            zero.checkpoint_event_prologue()  # everything partitioned
+            for low, master in zip(
+                zero.fp16_partitioned_groups_flat, self.shards.flats(), strict=True
+            ):
+                low.data.copy_(master.data)
+            zero.checkpoint_event_epilogue()  # gathers the persistent parameters again
+        elif self.shards.stage:
+            zero.update_lp_params()
+        self.teacher.push()
+
+
+def pick_device() -> str:
+    """ "cuda" where a device is visible, else "cpu"."""
+    if torch.cuda.is_available():
+        if torch.cuda.device_count() <= int(os.environ.get("LOCAL_RANK", "0")):
+            raise UserError(
+                f"local rank {os.environ['LOCAL_RANK']} has no GPU: "
+                f"{torch.cuda.device_count()} visible"
+            )
+        return "cuda"
+    return "cpu"

@@ -1,0 +1,145 @@
+"""AdamW over the flat shards of ZeRO, with a learning-rate factor per parameter and the teacher.
+
+ZeRO hands an optimizer one flat tensor per parameter group, and every group costs collectives.
+So layer-wise decay is not made of groups: each flat is cut into stretches of equal factor, and
+each factor is one fused call on views. The fp32 teacher is a third state tensor, `ema`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+STATE = ("exp_avg", "exp_avg_sq", "ema")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """`count` elements of a flat that share a learning-rate factor.
+
+    part: "last_layer" or "" ; the factor of a part can be changed from step to step.
+    """
+
+    offset: int
+    count: int
+    factor: float
+    part: str = ""
+
+
+def lr_factor(name: str, *, depth: int, layer_decay: float, patch_embed_factor: float) -> float:
+    """The learning-rate factor of a parameter by its (our) name below `backbone.`.
+
+    layer_decay ** (depth + 1 - layer): tokens and patches are layer 0, block k is layer k + 1;
+    the final norm and the heads get 1 (REFERENCE.md 6).
+    """
+    if name.startswith("backbone.embed."):
+        patch = patch_embed_factor if name.startswith("backbone.embed.patch.") else 1.0
+        return layer_decay ** (depth + 1) * patch
+    if name.startswith("backbone.blocks."):
+        return layer_decay ** (depth - int(name.split(".")[2]))
+    return 1.0
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay applies: not to biases, norms and LayerScale."""
+    return not (name.endswith(".bias") or "norm" in name or "gamma" in name)
+
+
+def part(name: str) -> str:
+    """ "last_layer" for the prototypes, which are frozen in the first epoch."""
+    return "last_layer" if name.endswith((".weight_g", ".weight_v")) else ""
+
+
+def parameter_groups(student: Iterable[tuple[str, torch.nn.Parameter]]) -> list[dict]:
+    """At most four groups: (backbone, heads) x (decayed, not). Keys `module` and `decays`."""
+    groups: dict[tuple[str, bool], list] = {}
+    for name, p in student:
+        module = "backbone" if name.startswith("backbone.") else "heads"
+        groups.setdefault((module, decays(name)), []).append(p)
+    return [
+        {"params": params, "module": module, "decays": decayed}
+        for (module, decayed), params in groups.items()
+    ]
+
+
+class EmaAdamW(torch.optim.Optimizer):
+    """Decoupled AdamW; the moving average of the weights is part of its state.
+
+    ema_momentum: teacher = momentum x teacher + (1 - momentum) x weights, in every step.
+    part_factors: factor per part of the parameters, 0 leaves it unchanged (moments go on).
+    skip: a step with this flag changes nothing. Group key clip_coefficient: None or 0-dim tensor.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[dict],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0}
+        super().__init__(groups, {**defaults, "clip_coefficient": None})
+        self.ema_momentum = 1.0
+        self.part_factors: Mapping[str, float] = {}
+        self.skip = False
+        self._stretches: dict[int, tuple[Stretch, ...]] = {}
+
+    def set_stretches(self, flat: Tensor, stretches: Iterable[Stretch]) -> None:
+        """What the flat consists of, without its padding; neighbours of equal factor are joined."""
+        joined: list[Stretch] = []
+        for s in sorted(stretches, key=lambda s: s.offset):
+            last = joined[-1] if joined else None
+            if last and (last.factor, last.part) == (s.factor, s.part):
+                if last.offset + last.count == s.offset:
+                    joined[-1] = Stretch(last.offset, last.count + s.count, s.factor, s.part)
+                    continue
+            joined.append(s)
+        self._stretches[id(flat)] = tuple(joined)
+
+    def make_state(self, flat: Tensor) -> None:
+        """Zero moments; the teacher starts as the student. Before the first step or loading."""
+        value = flat.detach()
+        self.state[flat] = {
+            "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+            "exp_avg": torch.zeros_like(value),
+            "exp_avg_sq": torch.zeros_like(value),
+            "ema": value.clone(),
+        }
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        assert closure is None
+        for group in self.param_groups:
+            for flat in group["params"]:
+                if flat.grad is not None and not self.skip:
+                    self._update(flat, group)
+
+    def _update(self, flat: Tensor, group: dict) -> None:
+        state = self.state[flat]
+        if group["clip_coefficient"] is not None:
+            flat.grad.mul_(group["clip_coefficient"].to(flat.grad.dtype))
+        tensors = (flat.detach(), flat.grad, state["exp_avg"], state["exp_avg_sq"])
+        rows = [t.view(-1) for t in tensors]
+        by_factor: dict[float, list[Stretch]] = {}
+        for s in self._stretches.get(id(flat), (Stretch(0, flat.numel(), 1.0),)):
+            factor = s.factor * self.part_factors.get(s.part, 1.0)
+            by_factor.setdefault(factor, []).append(s)
+        for factor, stretches in by_factor.items():
+            views = [[row.narrow(0, s.offset, s.count) for s in stretches] for row in rows]
+            adamw(
+                *views,
+                [],
+                [state["step"].clone() for _ in stretches],
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"] * factor,
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+        state["step"] += 1
+        state["ema"].lerp_(flat.detach(), 1.0 - self.ema_momentum)
