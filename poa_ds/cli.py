@@ -37,27 +37,27 @@ COMMANDS = {
     "shard photos": Command(
         "data_tools.photos",
         "patches of 19 embedded photographs -> shards (needs the extra `demo`)",
-        "poa-ds shard photos --out runs/photos",
+        "poa-ds shard photos --out data/photos",
     ),
     "shard folder": Command(
         "data_tools.folder",
         "any tree of images -> shards; the first folder level is the class",
-        "poa-ds shard folder --root my_images --out shards/my_images",
+        "poa-ds shard folder --root my_images --out data/my_images",
     ),
     "shard imagenet": Command(
         "data_tools.imagenet",
         "an ImageNet tree -> shards for train and val",
-        "poa-ds shard imagenet --root imagenet --out shards/imagenet",
+        "poa-ds shard imagenet --root imagenet --out data/imagenet",
     ),
     "shard cifar10": Command(
         "data_tools.cifar10",
         "CIFAR-10 -> shards for train and val",
-        "poa-ds shard cifar10 --source cifar-10-batches-py --out shards/cifar10",
+        "poa-ds shard cifar10 --source downloads --download --out data/cifar10",
     ),
     "check": Command(
         "data_tools.check",
         "verify shards against their index",
-        "poa-ds check shards/imagenet/train",
+        "poa-ds check data/imagenet/train",
     ),
     "eval knn": Command(
         "poa_ds.evaluate",

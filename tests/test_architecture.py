@@ -1,0 +1,217 @@
+"""Who may import whom, and what the source tree must not contain; read from the source text."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {"poa_ds": ROOT, "data_tools": ROOT, "poa_kernels": ROOT / "kernels"}
+
+# From the lowest to the highest. A module imports from its own level and from lower ones, without
+# cycles. `*` stands for the rest of a package.
+LEVELS = (
+    "poa_kernels.*",
+    "poa_ds.errors",
+    "poa_ds.typed_yaml poa_ds.space poa_ds.dist poa_ds.schedules",
+    "poa_ds.recipe poa_ds.data.manifest poa_ds.data.pixels poa_ds.data.index poa_ds.data.order",
+    "poa_ds.layers poa_ds.losses poa_ds.optim poa_ds.data.*",
+    "poa_ds.vit poa_ds.heads",
+    "poa_ds.branches poa_ds.derived poa_ds.checks poa_ds.ds_json poa_ds.config",
+    "poa_ds.shards poa_ds.teacher poa_ds.engine poa_ds.checkpoint poa_ds.plots poa_ds.tracking"
+    " poa_ds.interop poa_ds.evaluate poa_ds.extract poa_ds.sizes",
+    "poa_ds.train poa_ds.bench poa_ds.demo data_tools.*",
+    "poa_ds.cli",
+)
+
+# libraries that are slow to import, that change often, or that not every machine has
+IMPORTERS = {
+    "deepspeed": {"poa_ds.engine"},
+    "mlflow": {"poa_ds.tracking"},
+    "webdataset": {"poa_ds.data.loader"},
+    "triton": {"poa_kernels"},
+}
+WITHOUT_TORCH = (
+    *("poa_ds.cli", "poa_ds.config", "poa_ds.data.index", "poa_ds.data.order", "poa_ds.demo"),
+    *("poa_ds.errors", "poa_ds.schedules", "poa_ds.space", "data_tools"),
+)
+TEXT = (".py", ".md", ".yaml", ".json", ".toml", ".txt", ".cfg", "Makefile", "run")
+LONGEST = 400  # lines of a file
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the packages, packages themselves under their own name."""
+    found = {}
+    for package, folder in SOURCES.items():
+        for path in sorted((folder / package).rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imported(nodes: Iterator[ast.AST], name: str) -> Iterator[str]:
+    """Full names of what the import statements among the nodes name."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import in line {node.lineno}"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in modules() else node.module
+
+
+@cache
+def imports(name: str) -> frozenset[str]:
+    """What the module imports anywhere, inside functions too."""
+    return frozenset(imported(ast.walk(ast.parse(modules()[name].read_text())), name))
+
+
+@cache
+def imports_at_once(name: str) -> frozenset[str]:
+    """What importing the module imports: all but the imports inside functions."""
+    tree = ast.parse(modules()[name].read_text())
+    nodes: list[ast.AST] = [tree]
+    for node in nodes:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            nodes += ast.iter_child_nodes(node)
+    return frozenset(imported(iter(nodes), name))
+
+
+def level(name: str) -> int:
+    """The level that names the module itself, else the one that names its package."""
+    patterns = {pattern: number for number, line in enumerate(LEVELS) for pattern in line.split()}
+    package = name.rpartition(".")[0]
+    found = patterns.get(name, patterns.get(f"{package}.*"))
+    assert found is not None, f"{name} has no level: give it one in {Path(__file__).name}"
+    return found
+
+
+def own(name: str) -> bool:
+    return name.split(".")[0] in SOURCES
+
+
+def is_package(name: str) -> bool:
+    return modules()[name].name == "__init__.py"
+
+
+def text_files() -> list[Path]:
+    places = [ROOT, ROOT / ".ci", *(ROOT / name for name in ("poa_ds", "data_tools", "kernels"))]
+    places += [ROOT / "tests", ROOT / "ds_configs"]
+    found = [path for place in places[:2] for path in place.iterdir()]
+    found += [path for place in places[2:] for path in place.rglob("*")]
+    return sorted(path for path in found if path.is_file() and path.name.endswith(TEXT))
+
+
+def test_imports_go_downwards():
+    wrong = [
+        f"{name} imports {other}"
+        for name in modules()
+        if not is_package(name)
+        for other in imports(name)
+        if own(other) and level(other) > level(name)
+    ]
+    assert not wrong
+
+
+def test_every_own_import_names_a_module_that_exists():
+    wrong = [
+        f"{name}: {other}"
+        for name in modules()
+        for other in imports(name)
+        if own(other) and (other not in modules() or is_package(other))
+    ]
+    assert not wrong
+
+
+def test_there_are_no_import_cycles():
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"a cycle: {' -> '.join((*path, name))}"
+        if name not in done:
+            for other in filter(own, imports(name)):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in modules():
+        visit(name, ())
+
+
+def test_the_tools_that_write_shards_stay_apart_from_training():
+    allowed = {f"poa_ds.{name}" for name in ("errors", "data.index", "data.manifest")}
+    allowed.add("poa_ds.data.pixels")
+    for name in modules():
+        others = {other for other in imports(name) if own(other)}
+        if name.startswith("data_tools"):
+            assert not {other for other in others - allowed if other.startswith("poa_ds")}, name
+        else:
+            assert not {other for other in others if other.startswith("data_tools")}, name
+
+
+@pytest.mark.parametrize("library", IMPORTERS)
+def test_only_its_importer_imports(library: str):
+    users = {
+        name
+        for name in modules()
+        if library in {other.split(".")[0] for other in imports(name)}
+        and not {name, name.split(".")[0]} & IMPORTERS[library]
+    }
+    assert not users
+
+
+def test_mlflow_is_imported_when_tracking_starts():
+    assert "mlflow" not in {other.split(".")[0] for other in imports_at_once("poa_ds.tracking")}
+
+
+@pytest.mark.parametrize("start", WITHOUT_TORCH)
+def test_importing_it_does_not_import_torch(start: str):
+    names = [name for name in modules() if name == start or name.startswith(f"{start}.")]
+    assert names
+    for name in names:  # grows by what is imported on the way
+        libraries = {other.split(".")[0] for other in imports_at_once(name)}
+        assert not libraries & {"torch", "torchvision", "timm", "deepspeed", "mlflow"}, name
+        names += [other for other in imports_at_once(name) if own(other) and other not in names]
+
+
+def test_package_init_files_are_empty():
+    assert not [
+        path for path in modules().values() if path.name == "__init__.py" and path.stat().st_size
+    ]
+
+
+def test_no_module_is_named_after_nothing():
+    vague = {"utils", "util", "common", "base", "misc", "helpers", "core"}
+    assert not [name for name in modules() if name.rpartition(".")[2] in vague]
+
+
+def test_no_file_is_too_long_to_read():
+    counts = {
+        path: len(path.read_text().splitlines()) for path in text_files() if path.suffix == ".py"
+    }
+    assert not {str(path): lines for path, lines in counts.items() if lines > LONGEST}
+
+
+@pytest.mark.parametrize(
+    ("meaning", "pattern"),
+    [
+        ("an absolute path of somebody's machine", r"(?<![\w.~:/}-])/(work|home|root|Users|tmp)/"),
+        ("unfinished work", r"\b(TO" r"DO|FIX" r"ME|X" r"XX)\b"),
+        (
+            "an address that is not the project's own",
+            r"https?://(?!github\.com|arxiv\.org|localhost)",
+        ),
+    ],
+)
+def test_no_text_contains(meaning: str, pattern: str):
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in text_files()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(pattern, line)
+    ]
+    assert not wrong, meaning
