@@ -129,8 +129,9 @@ class ShardFolder:
     def _descriptor(self, number: int) -> int:
         descriptor = self._descriptors.get(number)
         if descriptor is None:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             # half of what the system allows one process: sockets and pipes need some too
-            if len(self._descriptors) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
+            if limit != resource.RLIM_INFINITY and len(self._descriptors) >= limit // 2:
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
             path = self.path / self.manifest.shards[number].file
             descriptor = self._descriptors[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

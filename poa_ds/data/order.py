@@ -8,13 +8,15 @@ import random
 
 import numpy as np
 
-MASKS, VIEWS, SUBSTITUTE = range(3)  # purposes of random numbers: their streams never meet
+# purposes of random numbers: their streams never meet
+MASKS, VIEWS, SUBSTITUTE, DROP_PATH = range(8, 12)
 
 
 def keyed(purpose: int, seed: int, *counters: int) -> random.Random:
     """A generator of its own for every (purpose, seed, counters).
 
-    Python seeds from integers of any length, so that different keys are different states.
+    Python seeds from integers of any length. All purposes have the same number of bits, so that
+    no two keys are the same integer.
     """
     key = purpose
     for value in (seed, *counters):

@@ -32,6 +32,9 @@ def pixels(content: bytes) -> tuple[np.ndarray, str]:
         raise Undecodable("empty file")
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if image.mode.startswith("I;16"):  # PIL would cut off all above 255
+                grey = np.array(image) >> 8
+                return np.repeat(grey[..., None].astype(np.uint8), 3, axis=2), str(image.format)
             return np.array(image.convert("RGB")), str(image.format)
     except Image.UnidentifiedImageError:
         raise Undecodable("not an image") from None
