@@ -4,10 +4,21 @@ Ours differs in one layout: the rows of qkv are stored head by head (head, q|k|v
 elsewhere q|k|v first (q|k|v, head, channel).
 """
 
+import argparse
+import pickle
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
+import torch
 from torch import Tensor
+
+from poa_ds import config as recipes
+from poa_ds.backbones import backbone
+from poa_ds.config import Config
+from poa_ds.errors import UsageError, UserError
+from poa_ds.heads import HeadBank
+from poa_ds.snapshot import differences, find_teacher, write_teacher
 
 # (published pattern, ours): longest first where one contains another
 _BACKBONE = (
@@ -36,6 +47,15 @@ def from_poa_backbone(state: Mapping[str, Tensor], head_dim: int) -> dict[str, T
             name = re.sub(pattern, replacement, name)
         ours[name] = head_major(tensor, head_dim) if ".attn.qkv." in name else tensor
     return ours
+
+
+def to_timm(state: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
+    """Our ViT's state dict under the names and layout of timm and DINOv2."""
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        plain = name.replace("embed.patch.", "patch_embed.proj.", 1).removeprefix("embed.")
+        theirs[plain] = third_major(tensor, head_dim) if ".attn.qkv." in name else tensor
+    return theirs
 
 
 def from_poa_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,3 +89,117 @@ def head_major(qkv: Tensor, head_dim: int) -> Tensor:
 def third_major(qkv: Tensor, head_dim: int) -> Tensor:
     """The inverse of `head_major`."""
     return qkv.unflatten(0, (-1, 3, head_dim)).transpose(0, 1).flatten(0, 2).contiguous()
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The teacher of a published checkpoint under its own names, without `module.`.
+
+    Reads {"teacher": {...}} or a bare state dict; only tensors, no code in it is run.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(f"{path} is damaged or holds more than tensors: {first}") from error
+    state = content.get("teacher", content) if isinstance(content, dict) else {}
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        found = list(content)[:5] if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path} holds no `teacher` with named tensors, but {found}")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def from_poa_teacher(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Backbone and, where they are there, heads under our names, checked against the recipe."""
+    wanted, head_dim = _shapes(config), config.backbone.head_dim
+    named = re.compile(r"^(?:backbone|dino_head|ibot_head)\.")
+    parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "dino_head": {}, "ibot_head": {}}
+    for name, tensor in state.items():
+        prefix = name.split(".")[0] if named.match(name) else "backbone"
+        parts[prefix][name] = tensor
+    qkv = [t for name, t in state.items() if ".attn.qkv." in name]
+    if any(len(tensor) % (3 * head_dim) for tensor in qkv):
+        raise UserError(
+            f"attention of width {len(qkv[0]) // 3} does not divide into heads of "
+            f"backbone.head_dim {head_dim}: {_described(state)}"
+        )
+    ours = {f"backbone.{n}": t for n, t in from_poa_backbone(parts["backbone"], head_dim).items()}
+    for theirs, prefix in (("dino_head", "heads"), ("ibot_head", "ibot_heads")):
+        ours |= {f"{prefix}.{n}": t for n, t in from_poa_heads(parts[theirs]).items()}
+    present = {name.split(".")[0] for name in ours}
+    problems = differences(
+        {name: shape for name, shape in wanted.items() if name.split(".")[0] in present},
+        {name: tuple(tensor.shape) for name, tensor in ours.items()},
+    )
+    if problems or "backbone" not in present:
+        sizes = recipes.space(config)
+        raise UserError(
+            f"the tensors do not fit the recipe (largest size {sizes.intact}, patch "
+            f"{config.backbone.patch_size}, heads {list(config.heads.prototypes)}): "
+            f"{_described(state)}. {'; '.join(problems)}"
+        )
+    return ours
+
+
+def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of the recipe's teacher."""
+    heads = config.heads
+    with torch.device("meta"):
+        parts = {"backbone": backbone(config)}
+        for name in ("heads", "ibot_heads"):
+            parts[name] = HeadBank(
+                recipes.space(config).intact.width,
+                heads.prototypes,
+                hidden=heads.hidden,
+                bottleneck=heads.bottleneck,
+                layers=heads.layers,
+            )
+    return {
+        f"{part}.{name}": tuple(tensor.shape)
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _described(state: Mapping[str, Tensor]) -> str:
+    """What the tensors seem to be."""
+    plain = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
+    blocks = {m[1] for name in plain if (m := re.match(r"blocks\.((?:\d+\.)+)", name))}
+    patch = plain.get("patch_embed.proj.weight")
+    if patch is None or not blocks:
+        return f"they are no ViT (names such as {', '.join(list(plain)[:3])})"
+    prototypes = [len(t) for name, t in state.items() if name.endswith(".weight_g")]
+    heads = f", heads {prototypes}" if prototypes else ", no heads"
+    return f"they are {len(patch)}x{len(blocks)}, patch {patch.shape[-1]}{heads}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds import-poa`."""
+    parser.add_argument(
+        "checkpoint", type=Path, help="teacher_checkpoint.pth of the published code"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path("ds_configs/vit_l16_in1k.yaml"),
+        help="recipe with the sizes, patch_size and head_dim of that network (%(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the checkpoint's teacher as one of ours."""
+    config = recipes.load(args.config)
+    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
+        raise UsageError(f"{args.out} exists and is not an empty folder: name a new one")
+    tensors = from_poa_teacher(read_checkpoint(args.checkpoint), config)
+    write_teacher(args.out, tensors, config, 0, source=str(args.checkpoint))
+    count = sum(tensor.numel() for tensor in tensors.values())
+    print(
+        f"{len(tensors)} tensors, {count / 1e6:.1f} million numbers: {find_teacher(args.out)}\n"
+        f"  poa-ds sizes {args.out}\n"
+        f"  poa-ds eval knn {args.out} --bank SHARDS --queries SHARDS\n"
+        f"  poa-ds extract {args.out} --size {recipes.space(config).intact} --out MODEL --check"
+    )
+    return 0
