@@ -34,12 +34,13 @@ def run(args: argparse.Namespace) -> int:
             if len(found) <= SHOWN:
                 print(problem)
         if found:
-            print(f"{folder}: {len(found)} problems" + (", the first shown" * (len(found) > SHOWN)))
+            cut = f", the first {SHOWN} shown" if len(found) > SHOWN else ""
+            print(f"{folder}: {len(found)} problems{cut}")
             status = 1
         else:
-            counts = ShardFolder.open(folder)
-            shards = len(counts.manifest.shards)
-            print(f"{folder}: {len(counts)} images in {shards} shards, all as written")
+            shards = ShardFolder.open(folder)
+            count = len(shards.manifest.shards)
+            print(f"{folder}: {len(shards)} images, {count} shards: as they were written")
     return status
 
 

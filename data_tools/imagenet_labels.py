@@ -58,8 +58,10 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str]) -> Lab
     """The content of one label file, whichever dialect it is written in."""
     lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     rows = [re.split(r"[,\s]+", line) for line in lines if line and line != HEADER]
+    if not rows:
+        raise UserError(f"{path} is empty")
     ranks = {name: rank for rank, name in enumerate(classes)}
-    if rows and all(len(row) == 1 for row in rows):
+    if all(len(row) == 1 for row in rows):
         if len(rows) != len(names):
             raise UserError(f"{path} has {len(rows)} lines for {len(names)} images")
         rows = [[name, row[0]] for name, row in zip(sorted(names), rows, strict=True)]
