@@ -1,0 +1,140 @@
+"""poa-ds demo: the whole job on photographs that are in the box, by the commands a user would type.
+
+Every command is printed before it runs. Each of them takes up what an earlier demo left.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from poa_ds.errors import UsageError, UserError
+
+RECIPE = Path("ds_configs/photos.yaml")
+EXTRACTED = "base"  # a name of that recipe
+GRACE_SECONDS = 40.0  # the launcher ends its ranks one after the other
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds demo`."""
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder of the run (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the training (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shards, a trained run, its table and pictures, one extracted model: all below args.out."""
+    if not RECIPE.is_file():
+        raise UsageError(f"{RECIPE} is not here: run the demo in the folder of the checkout")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no process outlives the demo
+    out: Path = args.out
+    shards, model = out / "shards", out / EXTRACTED
+    if not all((shards / split / "dataset.json").is_file() for split in ("train", "val")):
+        _call("poa-ds", "shard", "photos", "--out", shards)
+    _call("poa-ds", "check", shards)
+    _train(out, shards, args.seed)
+    _call("poa-ds", "sizes", out)
+    as_timm = ("--size", EXTRACTED, "--out", model, "--format", "timm", "--check")
+    _call("poa-ds", "extract", out, *as_timm)
+    _report(out, model)
+    return 0
+
+
+def _report(out: Path, model: Path) -> None:
+    """Draw the pictures; print what came out and where it is."""
+    from poa_ds import metrics_file, plots
+
+    rows = metrics_file.read_rows(out / metrics_file.NAME)
+    found, floors = metrics_file.knn_curves(rows)
+    last = {size: points[-1][1] for size, points in found.items()}
+    title = f"k-NN top-1, step {rows[-1]['step']:,}"
+    plots.save(plots.curves(rows), out / "curves.png")
+    plots.save(plots.heat_map(last, title=title), out / "heat_map.png")
+    gains = {size: value - floors.random[size] for size, value in last.items()}
+    least = min(gains, key=gains.__getitem__)
+    store = f"sqlite:///{out.resolve() / 'mlflow.db'}"
+    mlflow = shlex.join([str(_beside_python("mlflow")), "ui", "--backend-store-uri", store])
+    print(
+        f"""
+{len(last)} sizes from one run, k-NN top-1 {min(last.values()):.1f} to {max(last.values()):.1f} %:
+at least {gains[least]:.1f} points above their own random weights ({least}) and
+{min(last.values()) - floors.pixels:.1f} points above raw pixels ({floors.pixels:.1f} %).
+
+the curves of every size, with both floors   {out / "curves.png"}
+the last accuracies over width and depth     {out / "heat_map.png"}
+one size as a timm model                     {model}
+the run: recipe, metrics, checkpoints, ...   {out}
+all curves in the browser:
+  {mlflow}"""
+    )
+
+
+def _train(out: Path, shards: Path, seed: int) -> None:
+    import torch  # seconds; `poa-ds demo --help` does without
+
+    from poa_ds import config
+
+    slots = config.load(RECIPE).batch.slots
+    gpus = torch.cuda.device_count()
+    environment = {"OMP_NUM_THREADS": "1"} | ({} if gpus else {"DS_ACCELERATOR": "cpu"})
+    ranks = max(n for n in range(1, slots + 1) if slots % n == 0 and n <= (gpus or 2))
+    _call(
+        *("deepspeed", "--num_gpus", ranks, "--master_port", _free_port()),
+        *("--module", "poa_ds.train", "--config", RECIPE),
+        *("--deepspeed_config", "ds_configs/zero2.json", f"output_dir={out}", f"seed={seed}"),
+        *(f"data.train={shards / 'train'}", f"evaluation.queries={shards / 'val'}"),
+        environment=environment,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _call(program: str, *words: object, environment: Mapping[str, str] | None = None) -> None:
+    """Run one command to its end, with its output; UserError unless it succeeds.
+
+    It gets a process group of its own, so that an interrupt reaches every rank exactly once.
+    """
+    command = [str(_beside_python(program)), *map(str, words)]
+    settings = [f"{name}={value}" for name, value in (environment or {}).items()]
+    print(f"\n$ {' '.join([*settings, shlex.join(command)])}", flush=True)
+    child = subprocess.Popen(
+        command,
+        env=os.environ | (environment or {}),
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+    )
+    try:
+        status = child.wait()
+    except KeyboardInterrupt:
+        _end(child)
+        raise
+    if status:
+        raise UserError(f"the demo stops: {program} ended with status {status}, see above")
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Interrupt the command's processes; kill them when they take too long, or when asked again."""
+    os.killpg(child.pid, signal.SIGINT)
+    try:
+        child.wait(GRACE_SECONDS)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _beside_python(program: str) -> Path:
+    """The program of this environment, relative to here where that is shorter to type."""
+    path = Path(sys.executable).parent / program
+    if not path.is_file():
+        raise UserError(f"{path} is missing: install poa_ds into this environment (make setup)")
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

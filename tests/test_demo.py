@@ -1,0 +1,92 @@
+"""The demo as a newcomer runs it; minutes each."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from poa_ds import metrics_file
+from poa_ds.space import Subnet
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+LARGEST = Subnet(96, 4)
+TIME_LIMIT_SECONDS = 1200
+
+
+def start(out: Path, *, seed: int) -> subprocess.Popen[str]:
+    words = ["demo", "--out", str(out), "--seed", str(seed)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "poa_ds.cli", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(demo: subprocess.Popen[str]) -> str:
+    text = demo.communicate(timeout=TIME_LIMIT_SECONDS)[0]
+    assert demo.returncode == 0, text
+    return text
+
+
+def gains(out: Path) -> tuple[dict[Subnet, float], dict[Subnet, float]]:
+    """Points of each size above its own random weights, and above raw pixels."""
+    found, floors = metrics_file.knn_curves(metrics_file.read_rows(out / metrics_file.NAME))
+    last = {size: points[-1][1] for size, points in found.items()}
+    assert len(last) == 15
+    return (
+        {size: value - floors.random[size] for size, value in last.items()},
+        {size: value - floors.pixels for size, value in last.items()},
+    )
+
+
+def assert_it_has_learned(out: Path) -> None:
+    over_random, over_pixels = gains(out)
+    assert min(over_random.values()) >= 6, over_random
+    assert over_random[LARGEST] >= 8, over_random
+    assert min(over_pixels.values()) >= 25, over_pixels
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_size_ends_clearly_above_both_floors(seed: int, tmp_path: Path):
+    text = finish(start(tmp_path / "run", seed=seed))
+    assert_it_has_learned(tmp_path / "run")
+    for name in ("curves.png", "heat_map.png"):
+        with Image.open(tmp_path / "run" / name) as picture:
+            assert min(picture.size) > 200
+    assert "mlflow ui --backend-store-uri sqlite:///" in text
+
+
+def test_an_interrupted_demo_leaves_no_process_and_continues(tmp_path: Path):
+    out = tmp_path / "run"
+    demo = start(out, seed=0)
+    wait_for(out / "checkpoints" / "latest")
+    demo.send_signal(signal.SIGINT)
+    text = demo.communicate(timeout=120)[0]
+    assert demo.returncode == 130, text
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(out) in str(p.info["cmdline"])]
+
+    assert "continues at step" in finish(start(out, seed=0))
+    assert_it_has_learned(out)
+    rows = metrics_file.read_rows(out / metrics_file.NAME)
+    points = [(row["step"], name) for row in rows for name in metrics_file.values_of(row)]
+    assert len(points) == len(set(points))
+
+    before = (out / metrics_file.NAME).read_bytes()
+    finish(start(out, seed=0))
+    assert (out / metrics_file.NAME).read_bytes() == before
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + TIME_LIMIT_SECONDS
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.2)
