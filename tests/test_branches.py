@@ -117,7 +117,7 @@ def test_koleo_and_ibot_are_the_logged_ones_doubled() -> None:
 
 def test_three_steps_of_centering_are_the_published_ones() -> None:
     student, teacher, b = branch("vit_student"), branch("vit_teacher"), batch()
-    stored, centers = arrays("vit_centering_centers"), {}
+    stored, centers, previous = arrays("vit_centering_centers"), {}, torch.zeros(16)
     for call, wanted in enumerate(case()["centering_three_calls_no_weight_update"]["runs"]):
         slots = [branches.teach(teacher, b, SPACE.intact, ibot=True)]
         assignments = branches.center(slots, 0.05, centers)[0]

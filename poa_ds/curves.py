@@ -1,0 +1,116 @@
+"""The k-NN curves of a run: evaluates the teacher along the way, keeps it, and tells everybody."""
+
+import time
+from pathlib import Path
+
+from poa_ds import config as recipes
+from poa_ds import dist, evaluate, results, snapshot
+from poa_ds.backbones import backbone
+from poa_ds.comparison import Comparison
+from poa_ds.config import Config
+from poa_ds.data.index import ShardFolder
+from poa_ds.derived import Derived
+from poa_ds.engine import Engine
+from poa_ds.metrics_file import Floors
+from poa_ds.tracking import Tracker
+
+BACKBONE = "backbone."
+
+
+class Curves:
+    """Evaluations during training, on all ranks. queries empty: only the teacher is kept."""
+
+    def __init__(
+        self, config: Config, engine: Engine, tracker: Tracker, *, first_step: int
+    ) -> None:
+        self.config, self.engine, self.tracker = config, engine, tracker
+        self.output = Path(config.output_dir)
+        self.subnets = recipes.space(config).select(config.evaluation.sizes)
+        self.path = self.output / results.NAME
+        if dist.is_main():
+            results.keep_through(self.path, first_step)
+        dist.barrier()
+        self.rows = results.read(self.path)
+        if config.evaluation.queries:
+            self.queries = ShardFolder.open(Path(config.evaluation.queries))
+            self.bank = ShardFolder.open(Path(config.evaluation.bank or config.data.train))
+            Comparison.of(self.bank, self.queries, config.evaluation)  # mistakes show now
+
+    def due(self, step: int, numbers: Derived) -> bool:
+        """Whether this step ends with an evaluation; the last one always does."""
+        every = numbers.evaluation_steps
+        return step == numbers.steps or bool(every and step % every == 0)
+
+    def evaluate(self, step: int) -> None:
+        """Keep the teacher of this step, and measure the sizes that the recipe names."""
+        tensors = self.engine.teacher.consolidated()
+        if dist.is_main():
+            snapshot.publish(self.output, tensors, self.config, step)
+        if not self.config.evaluation.queries:
+            return
+        start, device = time.perf_counter(), self.engine.device
+        settings = evaluate.of_recipe(self.config, device)
+        model = backbone(self.config)
+        model.load_state_dict(
+            {n.removeprefix(BACKBONE): t for n, t in tensors.items() if n.startswith(BACKBONE)}
+        )
+        measured = evaluate.knn(
+            model.to(device),
+            self.subnets,
+            self.bank,
+            self.queries,
+            self.config.evaluation,
+            device=device,
+            **settings,
+        )
+        pixels, random = self._floors(measured, step)
+        row = results.Evaluation.of(
+            step,
+            evaluate.protocol(
+                self.bank, self.queries, self.config.evaluation, precision=settings["precision"]
+            ),
+            measured,
+            raw_pixels=pixels,
+            random_weights=random,
+        )
+        self.rows.append(row)
+        if dist.is_main():
+            results.append(self.path, row)
+        self._tell(step, row, measured, time.perf_counter() - start)
+
+    def _floors(self, measured: dict, step: int) -> tuple[dict, dict]:
+        """(raw pixels, random weights): the sizes at step 0 are the second."""
+        if self.rows:
+            first = self.rows[0]
+            space = recipes.space(self.config)
+            return dict(first.raw_pixels), {
+                space.parse(name): values for name, values in first.random_weights.items()
+            }
+        pixels = evaluate.raw_pixel_floor(
+            self.bank,
+            self.queries,
+            self.config.evaluation,
+            device=self.engine.device,
+            workers=self.config.data.workers,
+        )
+        return pixels, measured if step == 0 else {}
+
+    def _tell(self, step: int, row: results.Evaluation, measured: dict, seconds: float) -> None:
+        k = self.config.evaluation.report_k
+        ks = [x for x in next(iter(measured.values())) if x <= k]
+        k = max(ks) if ks else min(next(iter(measured.values())))
+        random = {
+            s: row.random_weights[str(s)][k] for s in measured if str(s) in row.random_weights
+        }
+        floors = Floors(pixels=row.raw_pixels[k], random=random)
+        self.tracker.log_knn(step, measured, floors, row.protocol)
+        self.tracker.log(step, {"speed/evaluation_seconds": seconds})
+        if dist.is_main():
+            top1 = {size: values[k] for size, values in measured.items()}
+            low, high = min(top1, key=top1.get), max(top1, key=top1.get)
+            print(
+                f"k-NN at step {step:,} (k = {k}, {len(top1)} sizes, {seconds:.1f} s): "
+                f"{top1[low]:.1f} % ({low}) to {top1[high]:.1f} % ({high}); "
+                f"raw pixels {floors.pixels:.1f} %",
+                flush=True,
+            )

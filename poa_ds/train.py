@@ -1,0 +1,83 @@
+"""Pre-train one elastic network: build, then the loop.
+
+    deepspeed --module poa_ds.train --config ds_configs/photos.yaml output_dir=runs/photos
+    python -m poa_ds.train ...      torchrun ... -m poa_ds.train ...      srun python -m ...
+
+The same program and the same result under any of them; the same command continues a run.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from poa_ds.errors import UserError
+
+EXAMPLE = """example (one process; on a CPU put DS_ACCELERATOR=cpu before it):
+  python -m poa_ds.train --config ds_configs/photos.yaml output_dir=runs/photos
+  deepspeed --num_gpus 8 --module poa_ds.train --config ds_configs/vit_s16_in1k.yaml \\
+      --deepspeed_config ds_configs/zero2.json output_dir=runs/s16 data.train=shards/train"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: a recipe, a DeepSpeed file, and dotted overrides."""
+    p = argparse.ArgumentParser(
+        prog="python -m poa_ds.train",
+        description="Pre-train one elastic network; the same command continues a stopped run.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--config", type=Path, required=True, metavar="RECIPE.yaml")
+    p.add_argument(
+        "--deepspeed_config",
+        type=Path,
+        metavar="FILE.json",
+        help="what DeepSpeed alone owns, such as ds_configs/zero2.json (default: stage 0)",
+    )
+    p.add_argument("--dry-run", action="store_true", help="two steps; print time and memory")
+    p.add_argument("--print-config", action="store_true", help="print the whole recipe and stop")
+    p.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher appends it
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. schedule.epochs=100")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; its exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not words:
+        parser().print_help()
+        return 2
+    args = parser().parse_intermixed_args(words)
+    try:
+        return _run(args)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"poa_ds.train: error: {error}", file=sys.stderr, flush=True)
+        return error.exit_status
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("\ninterrupted; the same command continues", file=sys.stderr, flush=True)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    from poa_ds import config as recipes
+
+    config = recipes.load(args.config, args.overrides)
+    ds_file = recipes.read_json(args.deepspeed_config)
+    if args.print_config:
+        print(recipes.to_yaml(config), end="")
+        return 0
+    recipes.check_places(config)
+
+    from poa_ds.training import Training  # torch and DeepSpeed: seconds to import
+
+    source = str(args.deepspeed_config or "without --deepspeed_config")
+    with Training(config, ds_file, source=source, dry_run=args.dry_run) as training:
+        training.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

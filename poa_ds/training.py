@@ -1,0 +1,304 @@
+"""A training run: what is built at its start, and the loop."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from poa_ds import checkpoint, dist, engine, step
+from poa_ds import config as recipes
+from poa_ds.checkpoint import RunState
+from poa_ds.config import Config
+from poa_ds.curves import Curves
+from poa_ds.data.batch import Batch
+from poa_ds.data.index import ShardFolder
+from poa_ds.data.loader import train_batches
+from poa_ds.engine import Engine
+from poa_ds.errors import UserError
+from poa_ds.schedules import StepValues
+from poa_ds.step import Stepper, StepResult
+from poa_ds.tracking import Tracker
+
+DRY_STEPS = 2
+
+
+class Training:
+    """One process's part of a run; a context that closes tracking and the process group."""
+
+    def __init__(self, config: Config, ds_file: dict, *, source: str, dry_run: bool) -> None:
+        self.config, self.dry_run = config, dry_run
+        self.folder = ShardFolder.open(Path(config.data.train))
+        device = engine.pick_device()
+        recipes.check_precision(config, device)
+        engine.start_processes(device)
+        ds_config = recipes.deepspeed_json(config, ds_file, dist.world_size(), source=source)
+        self.numbers = recipes.derived(config, len(self.folder))
+        self.schedules = recipes.schedules(config, len(self.folder))
+        self.output = Path(config.output_dir)
+        self.engine = Engine(step.student_and_teacher(config), config.optimizer, ds_config)
+        self.stepper = Stepper(config, self.engine)
+        self._announce(ds_config)
+        self.state = RunState(data_hash=self.folder.hash)
+        self.resumed = not dry_run and self._resume()
+        self.tracker = self._start_tracker()
+        self.curves = None if dry_run else self._curves()
+
+    def run(self) -> None:
+        """All steps that are left."""
+        state, numbers = self.state, self.numbers
+        last = DRY_STEPS if self.dry_run else numbers.steps
+        clock = Clock(self.config.batch.slots * self.config.batch.images_per_slot)
+        if self.curves and not self.resumed and self.config.evaluation.at_start:
+            self.curves.evaluate(0)
+        batches = self._slots()
+        with self._bar(last) as bar:
+            while state.step < last:
+                slots = clock.waiting_for(batches)
+                values = self.schedules.at(state.step)
+                result = self.stepper.step(slots, values)
+                clock.step_done()
+                self._note_bad(result, slots)
+                state.step += 1
+                state.samples_seen += numbers.images_per_step
+                bar.update()
+                if state.step % self.config.log_every == 0 or state.step == last:
+                    self._log(result, values, clock, bar)
+                if self.curves and self.curves.due(state.step, numbers):
+                    self.curves.evaluate(state.step)
+                    clock.restart()
+                if not self.dry_run and (
+                    state.step % numbers.checkpoint_steps == 0 or state.step == last
+                ):
+                    self._save()
+                    clock.restart()
+        if self.dry_run:
+            clock.report(numbers.steps)
+        elif dist.is_main():
+            print(f"done: {state.step:,} steps; results in {self.output}", flush=True)
+
+    def _slots(self) -> Iterator[list[Batch]]:
+        """The batches of this rank's slots, step by step, augmented on the device later."""
+        world = dist.world_size()
+        batches = train_batches(
+            self.config,
+            self.folder,
+            rank=dist.rank(),
+            world=world,
+            first_step=self.state.step,
+            workers=self.config.data.workers,
+        )
+        while True:
+            yield [next(batches) for _ in range(self.config.batch.slots // world)]
+
+    def _announce(self, ds_config: dict) -> None:
+        if not dist.is_main():
+            return
+        poa, space = self.engine.deepspeed.module, self.stepper.space
+        count = poa.student.backbone.parameter_count
+        stage = ds_config.get("zero_optimization", {}).get("stage", 0)
+        print(recipes.describe(self.config, len(self.folder)))
+        print(
+            f"parameters     {count(space.smallest) / 1e6:,.2f} M ({space.smallest}) to "
+            f"{count(space.intact) / 1e6:,.2f} M ({space.intact})\n"
+            f"processes      {dist.world_size()} on {self.engine.device.type}, ZeRO stage {stage}",
+            flush=True,
+        )
+        if self.dry_run:
+            return
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / "config.yaml").write_text(recipes.to_yaml(self.config))
+            (self.output / "deepspeed.json").write_text(json.dumps(ds_config, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"output_dir {self.output}: {error.strerror}") from error
+
+    def _resume(self) -> bool:
+        """Continue from the newest whole checkpoint of output_dir; False when there is none."""
+        root = self.output / "checkpoints"
+        found, refused = dist.broadcast_object(checkpoint.find(root) if dist.is_main() else None)
+        for line in refused if dist.is_main() else ():
+            print(f"not used: {line}", file=sys.stderr, flush=True)
+        if found is None:
+            if refused:
+                raise UserError(f"{root}: no checkpoint is whole; move the folder away to restart")
+            return False
+        self.state, self.stepper.centers = checkpoint.load(self.engine, found)
+        if self.state.data_hash != self.folder.hash:
+            raise UserError(
+                f"{found} was made with other data than data.train {self.folder.root} "
+                "(the index differs): use the same shards, or another output_dir"
+            )
+        if dist.is_main():
+            print(f"continues at step {self.state.step:,} from {found}", flush=True)
+        return True
+
+    def _start_tracker(self) -> Tracker | None:
+        if self.dry_run:
+            return None
+        sizes = self.stepper.space.subnets()
+        count = self.engine.deepspeed.module.student.backbone.parameter_count
+        return Tracker.start(
+            self.config,
+            output_dir=self.output,
+            is_main=dist.is_main(),
+            resumed_ids=self.state.tracking if self.resumed else None,
+            first_step=self.state.step,
+            sizes=sizes,
+            parameters={size: count(size) for size in sizes},
+        )
+
+    def _curves(self) -> Curves:
+        assert self.tracker
+        return Curves(self.config, self.engine, self.tracker, first_step=self.state.step)
+
+    def _note_bad(self, result: StepResult, slots: list[Batch]) -> None:
+        """Count non-finite steps; stop with a dump after max_bad_steps in a row."""
+        if dist.is_main() and self.tracker and any(b.bad for b in slots):
+            _append(self.output / "bad_samples.jsonl", [x for b in slots for x in b.bad])
+        if result.finite:
+            self.state.bad_steps = 0
+            return
+        self.state.bad_steps += 1
+        if self.state.bad_steps < self.config.max_bad_steps:
+            return
+        path = self.output / f"bad_step{self.state.step:08d}_rank{dist.rank():05d}.json"
+        record = {
+            "step": self.state.step,
+            "sizes": [str(s) for s in result.sizes],
+            "terms": {name: str(value.item()) for name, value in result.terms.items()},
+            "gradient_norms": {name: str(x) for name, x in result.gradient_norms.items()},
+            "positions": [b.positions.tolist() for b in slots if b.positions is not None],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        raise UserError(
+            f"{self.state.bad_steps} steps in a row had numbers that are not finite "
+            f"(max_bad_steps); what they were: {path}"
+        )
+
+    def _log(self, result: StepResult, values: StepValues, clock: "Clock", bar: Any) -> None:
+        terms = result.global_terms()
+        cost = dist.all_sum(torch.tensor(sum(map(self.stepper.space.cost, result.sizes)))).item()
+        row = {
+            **{f"loss/{name}": value for name, value in terms.items()},
+            **{f"gradient_norm/{name}": value for name, value in result.gradient_norms.items()},
+            "schedule/lr": values.lr,
+            "schedule/weight_decay": values.weight_decay,
+            "schedule/momentum": values.momentum,
+            "schedule/teacher_temperature": values.teacher_temperature,
+            "size/width": result.sizes[0].width,
+            "size/depth": result.sizes[0].depth,
+            "size/mean_cost": cost / self.config.batch.slots,
+            "skipped": float(not result.applied),
+            **clock.take(),
+        }
+        bar.set_postfix_str(f"loss {terms['total']:.3f}, {row['speed/images_per_second']:.0f} im/s")
+        if self.tracker:
+            self.tracker.log(self.state.step, row)
+        if dist.is_main() and bar.disable:
+            print(
+                f"step {self.state.step:,}: loss {terms['total']:.4f}, "
+                f"{row['speed/images_per_second']:.0f} images/s",
+                flush=True,
+            )
+
+    def _save(self) -> None:
+        assert self.tracker
+        self.state.tracking = self.tracker.ids
+        extra: dict[str, Tensor] = self.stepper.centers
+        checkpoint.save(
+            self.engine,
+            self.output / "checkpoints",
+            self.state,
+            extra=extra,
+            recipe=recipes.to_yaml(self.config),
+            keep_last=self.config.checkpoint.keep_last,
+        )
+
+    def _bar(self, last: int) -> tqdm:
+        hidden = not (dist.is_main() and sys.stderr.isatty())
+        start = self.state.step
+        return tqdm(total=last, initial=start, desc="training", unit="step", disable=hidden)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.tracker:
+            self.tracker.close("FINISHED" if error is None else "FAILED")
+        if error is None and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+class Clock:
+    """Images per second, the share of time spent waiting for data, and memory."""
+
+    def __init__(self, images_per_step: int) -> None:
+        self.images_per_step = images_per_step
+        self.seconds: list[float] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was measured since the last `take`."""
+        self.steps, self.waited, self.started = 0, 0.0, time.perf_counter()
+
+    def waiting_for(self, batches: Iterator[list[Batch]]) -> list[Batch]:
+        start = time.perf_counter()
+        slots = next(batches)
+        self.waited += time.perf_counter() - start
+        return slots
+
+    def step_done(self) -> None:
+        if torch.cuda.is_available() and self.steps < DRY_STEPS:
+            torch.cuda.synchronize()
+        self.steps += 1
+        self.seconds.append(time.perf_counter())
+
+    def take(self) -> dict[str, float]:
+        """The figures since the last call."""
+        elapsed, steps = time.perf_counter() - self.started, max(self.steps, 1)
+        row = {
+            "speed/images_per_second": self.images_per_step * steps / elapsed,
+            "speed/step_ms": 1000 * elapsed / steps,
+            "speed/data_wait_ms": 1000 * self.waited / steps,
+            "memory/host_gib": _host_gib(),
+        }
+        if torch.cuda.is_available():
+            row["memory/device_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.restart()
+        return row
+
+    def report(self, steps: int) -> None:
+        """Print what two steps took, and what the whole run would."""
+        second = self.seconds[-1] - self.seconds[-2]
+        memory = f"{_host_gib():.2f} GiB of host memory"
+        if torch.cuda.is_available():
+            memory += f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of device memory"
+        if dist.is_main():
+            hours = second * steps / 3600
+            print(
+                f"dry run: the second step took {second:.3f} s "
+                f"({self.images_per_step / second:.0f} images/s); rank 0 used at most {memory}.\n"
+                f"{steps:,} such steps take {hours:,.2f} hours, evaluations not counted. "
+                "Nothing was written.",
+                flush=True,
+            )
+
+
+def _host_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _append(path: Path, rows: list) -> None:
+    with open(path, "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
