@@ -10,11 +10,14 @@ from poa_ds.errors import UsageError
 from poa_ds.recipe import Config, Range
 from poa_ds.space import ElasticSpace
 
+# of MLflow 3; plain folders and file: are not written any more
+STORES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql", "databricks")
+
 
 def check(config: Config) -> None:
     """UsageError with every contradiction of the recipe, one per line."""
     problems = [*_space(config)] or [*_names(config)] or [*_evaluation(config)]
-    problems += [*_crops(config), *_schedule(config)]
+    problems += [*_crops(config), *_schedule(config), *_mlflow(config)]
     if problems:
         raise UsageError("\n".join(problems))
 
@@ -121,6 +124,15 @@ def _schedule(config: Config) -> Iterator[str]:
         yield (
             f"schedule.warmup_epochs {schedule.warmup_epochs:g} exceeds"
             f" schedule.epochs {schedule.epochs:g}"
+        )
+
+
+def _mlflow(config: Config) -> Iterator[str]:
+    uri = config.mlflow.uri
+    if uri and not uri.startswith(STORES):
+        yield (
+            f"mlflow.uri {uri!r} is not a store that MLflow writes to: it begins with one of"
+            f" {', '.join(STORES)} (empty: a sqlite file in the output directory)"
         )
 
 

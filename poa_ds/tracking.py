@@ -1,0 +1,216 @@
+"""The metrics of a run into metrics.jsonl and MLflow; nothing in here stops or delays training.
+
+metrics.jsonl is written first, in the calling thread. A second thread alone touches MLflow: it
+imports it, makes the store (seconds), works off a queue. Whatever goes wrong there is said and
+tried again; the file has everything. The only importer of mlflow.
+"""
+
+import json
+import logging
+import math
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from poa_ds import metrics_file
+from poa_ds.background import Background
+from poa_ds.config import Config
+from poa_ds.errors import UserError
+from poa_ds.metrics_file import Floors, MetricsFile, Row, knn_values, values_of
+from poa_ds.mlflow_store import IDS, MlflowStore, Status
+from poa_ds.space import Subnet
+
+# few retries, short time-outs: MLflow's own would hold on to a dead server for minutes per call
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+FINAL_ERRORS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
+
+# A fork (data loader workers) in the middle of an import leaves that module's lock taken for ever
+# in the child, so forks wait for the import of mlflow.
+_IMPORTING = threading.RLock()
+os.register_at_fork(
+    before=_IMPORTING.acquire,
+    after_in_parent=_IMPORTING.release,
+    after_in_child=_IMPORTING.release,
+)
+
+
+class Tracker:
+    """What the training loop talks to; on ranks other than the main one every call does nothing."""
+
+    def __init__(
+        self, metrics: MetricsFile | None, background: Background[MlflowStore] | None, report_k: int
+    ) -> None:
+        self._metrics, self._background, self._report_k = metrics, background, report_k
+        self._ids: dict[str, Any] = {}
+        self._nonfinite: Counter[str] = Counter()
+        self._broken = False
+
+    @classmethod
+    def start(
+        cls,
+        config: Config,
+        *,
+        output_dir: Path,
+        is_main: bool,
+        resumed_ids: Mapping[str, Any] | None = None,
+        first_step: int = 0,
+        sizes: Sequence[Subnet] = (),
+        parameters: Mapping[Subnet, int] | None = None,
+    ) -> Self:
+        """A tracker at work.
+
+        resumed_ids: `ids` from the checkpoint ({} if it has none); None is a new run. first_step:
+        the step a resumed run goes on with. sizes: those that have a run of their own, with their
+        numbers of parameters where known. UserError: output_dir cannot be written.
+        """
+        if not is_main:
+            return cls(None, None, config.evaluation.report_k)
+        resumed = resumed_ids is not None
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            path = output_dir / metrics_file.NAME
+            metrics = MetricsFile(path, keep_through=first_step if resumed else None)
+        except OSError as error:
+            raise UserError(f"output_dir {output_dir} cannot be written: {error}") from error
+        tracker = cls(metrics, None, config.evaluation.report_k)
+        tracker._nonfinite.update(_nonfinite_counts(metrics.rows))
+        if config.tracking == "none":
+            return tracker
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        tracker._ids = _known_ids(resumed_ids, output_dir)
+        known = {subnet: (parameters or {}).get(subnet) for subnet in sizes}
+        tracker._background = Background(
+            "MLflow",
+            lambda: _open(config, output_dir.resolve(), tracker._ids, known, metrics.rows),
+            is_final=_is_final,
+            advice=f"training goes on, every metric is in {path}",
+        )
+        return tracker
+
+    @property
+    def ids(self) -> dict[str, Any]:
+        """What a checkpoint stores so that a resumed run goes on in the same MLflow runs."""
+        return json.loads(json.dumps(self._ids))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Metrics of one step. Points at or before a metric's last step are dropped."""
+        self._record(step, values)
+
+    def log_knn(
+        self,
+        step: int,
+        top1: Mapping[Subnet, Mapping[int, float]],
+        floors: Floors | None,
+        protocol: Mapping[str, Any],
+    ) -> None:
+        """k-NN top-1 in percent by size and k, with a heat map for the k that the recipe reports.
+
+        protocol: how it was measured (bank, k, temperature, ...), kept with the run.
+        """
+        values = knn_values(top1, floors or Floors(), report_k=self._report_k)
+        if self._record(step, values) and self._background:
+            reported = {size: by_k[self._report_k] for size, by_k in top1.items()}
+            title = f"k-NN top-1 (k = {self._report_k}), step {step:,}"
+            self._background.submit(lambda store: store.protocol(protocol))
+            self._background.submit(lambda store: _draw(store, step, reported, title))
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Keep a file or a folder with the run in MLflow."""
+        if self._background:
+            self._background.submit(lambda store: store.artifact(path, folder))
+
+    def flush(self, timeout_seconds: float = 30.0) -> bool:
+        """Whether MLflow has everything logged so far after at most that time."""
+        return self._background is None or self._background.flush(timeout_seconds)
+
+    def close(self, status: Status = "FINISHED", timeout_seconds: float = 30.0) -> None:
+        """End the MLflow runs with this status, waiting at most that long."""
+        if self._metrics:
+            self._metrics.close()
+        if self._background:
+            self._background.submit(lambda store: store.close(status))
+            undone = self._background.close(timeout_seconds)
+            if undone:
+                text = f"MLflow has not taken the last {undone} entries; metrics.jsonl has them all"
+                print(text, file=sys.stderr, flush=True)
+            self._background = None
+        self._metrics = None
+
+    def _record(self, step: int, values: Mapping[str, float]) -> bool:
+        """Into the file and into the queue; False where nothing was new."""
+        if self._metrics is None:
+            return False
+        finite = self._finite(values)
+        try:
+            row = self._metrics.append(step, finite)
+        except OSError as error:  # a full disk must not end a run that can still save
+            row = {"step": step, "time": time.time(), **finite}
+            if not self._broken:
+                print(
+                    f"{metrics_file.NAME} cannot be written: {error}", file=sys.stderr, flush=True
+                )
+            self._broken = True
+        fresh = bool(values_of(row))
+        if fresh and self._background:
+            self._background.submit(lambda store: store.row(row))
+        return fresh
+
+    def _finite(self, values: Mapping[str, float]) -> dict[str, float]:
+        """nan and inf would ruin a chart's scale: they become counts of themselves."""
+        numbers = {name: float(value) for name, value in values.items()}
+        bad = [name for name, value in numbers.items() if not math.isfinite(value)]
+        self._nonfinite.update(f"nonfinite/{name}" for name in bad)
+        counts = {f"nonfinite/{name}": float(self._nonfinite[f"nonfinite/{name}"]) for name in bad}
+        return {name: x for name, x in numbers.items() if name not in bad} | counts
+
+
+def _nonfinite_counts(rows: Iterable[Row]) -> dict[str, int]:
+    found = (item for row in rows for item in values_of(row).items())
+    return {name: int(count) for name, count in found if name.startswith("nonfinite/")}
+
+
+def _known_ids(resumed_ids: Mapping[str, Any] | None, output_dir: Path) -> dict[str, Any]:
+    """The ids to go on with: the checkpoint's, or else those beside it; none for a new run."""
+    path = output_dir / IDS
+    if resumed_ids is None or resumed_ids or not path.exists():
+        return dict(resumed_ids or {})
+    return json.loads(path.read_text())
+
+
+def _is_final(error: Exception) -> bool:
+    return isinstance(error, ImportError) or getattr(error, "error_code", None) in FINAL_ERRORS
+
+
+def _open(
+    config: Config,
+    folder: Path,
+    ids: dict[str, Any],
+    sizes: Mapping[Subnet, int | None],
+    rows: Sequence[Row],
+) -> MlflowStore:
+    with _IMPORTING:
+        import PIL.Image  # noqa: F401 - mlflow would import it later
+        from mlflow import MlflowClient, entities
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    client = MlflowClient(config.mlflow.uri or f"sqlite:///{folder}/mlflow.db")
+    return MlflowStore(client, entities, config, folder, ids=ids, sizes=sizes, rows=rows)
+
+
+def _draw(store: MlflowStore, step: int, top1: Mapping[Subnet, float], title: str) -> None:
+    with _IMPORTING:
+        from poa_ds import plots
+    figure = plots.heat_map(top1, title=title)
+    store.picture(step, figure, plots.pixels(figure))
