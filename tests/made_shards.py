@@ -1,9 +1,12 @@
-"""Small shard folders for tests, written by the product's own writer."""
+"""Small shard folders for tests, written by the product's own writer, and looks into them."""
 
 import argparse
+import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+from PIL import Image
 
 from data_tools.shard import Sample, write
 from poa_ds.data.index import ShardFolder
@@ -35,3 +38,33 @@ def make_shards(folder: Path, count: int = 30, **changed: object) -> ShardFolder
     args = options(**changed)
     write(folder, samples, classes=CLASSES, rejected=(), args=args, source="waves")
     return ShardFolder.open(folder)
+
+
+def run(module: ModuleType, *words: object) -> int:
+    """Runs a command of the tools with these words."""
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return module.run(parser.parse_args([str(word) for word in words]))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Name -> bytes of every file below a folder."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def rejected(folder: Path) -> dict[str, str]:
+    """File -> reason of rejected.jsonl."""
+    lines = (folder / "rejected.jsonl").read_text().splitlines()
+    return {item["file"]: item["reason"] for item in map(json.loads, lines)}
+
+
+def save(path: Path, number: int) -> None:
+    """Writes an image as JPEG or, by its name, PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image(number)).save(path, "JPEG" if path.suffix != ".png" else "PNG")
+
+
+def samples(shards: ShardFolder) -> dict[str, tuple[bytes, int]]:
+    """Key -> (image, label)."""
+    return {shards.key(i): (shards.read(i), int(shards.labels[i])) for i in range(len(shards))}

@@ -1,6 +1,5 @@
 """`poa-ds check` finds every kind of damage and names it."""
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -15,13 +14,7 @@ from poa_ds.data.index import ShardFolder
 from poa_ds.data.manifest import Manifest
 from poa_ds.data.pixels import png
 from poa_ds.errors import UserError
-from tests.made_shards import image, make_shards, options
-
-
-def run(*words: object) -> int:
-    parser = argparse.ArgumentParser()
-    check.add_arguments(parser)
-    return check.run(parser.parse_args([str(word) for word in words]))
+from tests.made_shards import image, make_shards, options, run
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +30,7 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 
 def test_whole_shards_pass(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(folder) == 0
+    assert run(check, folder) == 0
     assert capsys.readouterr().out == f"{folder}: 30 images, 4 shards: as they were written\n"
 
 
@@ -45,10 +38,10 @@ def test_all_splits_of_a_folder_are_checked(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(folder, folder.parent / "val")
-    assert run(folder.parent) == 0
+    assert run(check, folder.parent) == 0
     assert capsys.readouterr().out.count("as they were written") == 2
     (folder.parent / "val" / "shard-000001.tar").unlink()
-    assert run(folder.parent) == 1
+    assert run(check, folder.parent) == 1
     assert "val/shard-000001.tar is missing" in capsys.readouterr().out
 
 
@@ -62,7 +55,7 @@ def test_any_flipped_bit_is_found(folder: Path, capsys: pytest.CaptureFixture[st
         damaged = bytearray(whole)
         damaged[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
-        assert run(folder, "--no-decode") == 1, f"{path.name} byte {place}"
+        assert run(check, folder, "--no-decode") == 1, f"{path.name} byte {place}"
         assert path.name in capsys.readouterr().out
         path.write_bytes(whole)
 
@@ -75,7 +68,7 @@ def test_a_damaged_image_is_named_by_its_key(
     content = bytearray(path.read_bytes())
     content[int(shards.index[12]["offset"]) + 9] ^= 1
     path.write_bytes(content)
-    assert run(folder) == 1
+    assert run(check, folder) == 1
     out = capsys.readouterr().out
     assert f"{path}: its sha256 is not the one in dataset.json" in out
     assert f"{path}, sample {shards.key(12)}: damaged" in out
@@ -88,7 +81,7 @@ def test_cut_and_grown_shards_are_found(folder: Path, capsys: pytest.CaptureFixt
     whole = path.read_bytes()
     for content in (whole[:-1], whole[:5000], b"", whole + b"\0"):
         path.write_bytes(content)
-        assert run(folder) == 1
+        assert run(check, folder) == 1
         expected = f"{path} has {len(content)} bytes instead of {len(whole)}"
         assert expected in capsys.readouterr().out
 
@@ -102,7 +95,7 @@ def test_an_index_of_other_tars_is_found(folder: Path, capsys: pytest.CaptureFix
     content = json.loads(path.read_text())
     digest = hashlib.sha256((folder / "index.npy").read_bytes()).hexdigest()
     path.write_text(json.dumps(content | {"index_sha256": digest}))
-    assert run(folder, "--no-decode") == 1
+    assert run(check, folder, "--no-decode") == 1
     assert "shard-000000.tar: index.npy does not fit it" in capsys.readouterr().out
 
 
@@ -113,8 +106,8 @@ def test_an_undecodable_image_is_found(
     monkeypatch.setattr("data_tools.shard.usable", lambda content: ("png", content))
     samples = [Sample("good", "good", png(image(0))), Sample("bad", "bad", png(image(1))[:400])]
     write(tmp_path / "x", samples, classes=(), rejected=(), args=options(), source="test")
-    assert run(tmp_path / "x", "--no-decode") == 0
-    assert run(tmp_path / "x") == 1
+    assert run(check, tmp_path / "x", "--no-decode") == 0
+    assert run(check, tmp_path / "x") == 1
     assert "sample bad: undecodable image" in capsys.readouterr().out
 
 
@@ -124,15 +117,15 @@ def test_only_the_first_of_many_problems_are_shown(
     make_shards(tmp_path / "train", images_per_shard=1)
     for path in (tmp_path / "train").glob("*.tar"):
         path.unlink()
-    assert run(tmp_path / "train") == 1
+    assert run(check, tmp_path / "train") == 1
     out = capsys.readouterr().out.splitlines()
     assert len(out) == check.SHOWN + 1 and out[-1].endswith("30 problems, the first 20 shown")
 
 
 def test_what_is_no_shard_folder_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path / "nowhere") == 1
+    assert run(check, tmp_path / "nowhere") == 1
     assert "no such folder" in capsys.readouterr().out
-    assert run(tmp_path) == 1
+    assert run(check, tmp_path) == 1
     assert "it is not a folder of shards" in capsys.readouterr().out
 
 

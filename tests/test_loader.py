@@ -4,12 +4,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
+from poa_ds import recipe
 from poa_ds.data.batch import Batch
 from poa_ds.data.index import SampleError, ShardFolder
 from poa_ds.data.loader import eval_batches, slot_batches, train_batches
@@ -19,6 +20,7 @@ from poa_ds.data.pixels import png
 from poa_ds.data.spec import BatchSpec, MaskSpec, batch_spec
 from poa_ds.data.views import CropSpec, center_view, decode, views
 from poa_ds.errors import UserError
+from poa_ds.recipe import Config
 from tests.made_shards import image, make_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
@@ -234,46 +236,41 @@ def test_evaluation_names_a_damaged_image(tmp_path: Path) -> None:
         list(eval_batches(folder, [1, 2], resize=32, crop=24, batch_size=2, workers=1))
 
 
-def recipe(blur: str) -> SimpleNamespace:
-    """The parts of a recipe that the batches depend on."""
-    return SimpleNamespace(
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_replaces_when_given_a_list(tmp_path: Path, workers: int) -> None:
+    make_shards(tmp_path / "val")
+    folder, bad = damage(tmp_path / "val", (2,)), []
+    options = {"resize": 32, "crop": 24, "batch_size": 2, "workers": workers}
+    found = list(eval_batches(folder, [1, 2, 3], **options, bad=bad))
+    assert [(Path(shard).name, key) for shard, key, _ in bad] == [(folder.shard(2), folder.key(2))]
+    images, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    whole = [sample for sample in range(30) if sample != 2]
+    ((every, classes),) = eval_batches(folder, whole, **options | {"batch_size": 29})
+    assert torch.equal(images[0], every[1]) and torch.equal(images[2], every[2])
+    substitute = [n for n in range(29) if torch.equal(every[n], images[1])]
+    assert len(substitute) == 1 and classes[substitute[0]] == labels[1]
+    again = eval_batches(folder, [2], **options, bad=[])
+    assert torch.equal(next(again)[0][0], images[1])
+
+
+def make_recipe(blur: Literal["paper", "published"]) -> Config:
+    """What SPEC says, in the words of a recipe."""
+    return Config(
         seed=3,
-        backbone=SimpleNamespace(patch_size=4),
-        batch=SimpleNamespace(slots=4, images_per_slot=3),
-        crops=SimpleNamespace(
-            global_size=16,
-            global_scale=[0.32, 1.0],
-            local_count=2,
-            local_size=8,
-            local_scale=[0.05, 0.32],
-        ),
-        augmentation=SimpleNamespace(
-            flip=0.5,
-            jitter=0.8,
-            brightness=0.4,
-            contrast=0.4,
-            saturation=0.2,
-            hue=0.1,
-            gray=0.2,
-            blur=blur,
-            blur_probability=[1.0, 0.1, 0.5],
-            blur_kernel=9,
-            blur_sigma=[0.1, 2.0],
-            solarize=0.2,
-            mean=[0.485, 0.456, 0.406],
-            std=[0.229, 0.224, 0.225],
-        ),
-        masks=SimpleNamespace(probability=0.5, ratio=[0.1, 0.5]),
-        data=SimpleNamespace(on_error="raise", max_bad_fraction=1e-4),
+        backbone=recipe.Backbone(patch_size=4),
+        batch=recipe.Batch(slots=4, images_per_slot=3),
+        crops=recipe.Crops(global_size=16, local_count=2, local_size=8),
+        augmentation=recipe.Augmentation(blur=blur),
+        data=recipe.Data(on_error="raise"),
     )
 
 
 def test_a_recipe_gives_the_same_batches_as_its_specification(folder: ShardFolder) -> None:
-    assert batch_spec(recipe("paper")) == SPEC
-    found = take(train_batches(recipe("paper"), folder, rank=1, world=2, first_step=1), 3)
+    assert batch_spec(make_recipe("paper")) == SPEC
+    found = take(train_batches(make_recipe("paper"), folder, rank=1, world=2, first_step=1), 3)
     expected = take(slot_batches(SPEC, folder, rank=1, world=2, first_step=1), 3)
     assert all(map(same, found, expected))
 
 
 def test_published_blur_is_inverted() -> None:
-    assert batch_spec(recipe("published")).photometric.blur == (0.0, 0.9, 0.5)
+    assert batch_spec(make_recipe("published")).photometric.blur == (0.0, 0.9, 0.5)

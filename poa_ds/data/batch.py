@@ -15,6 +15,8 @@ from torch import Tensor
 from poa_ds.data.photometric import Draw, Photometric, PhotometricSpec, apply
 from poa_ds.data.views import Views
 
+Bad = tuple[str, str, str]  # (shard, key, cause) of an image that was replaced
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -41,7 +43,7 @@ class Batch:
     local_photometric: Photometric | None = None
     positions: Tensor | None = None  # (B,) int64
     labels: Tensor | None = None  # (B,) int64, -1: none
-    bad: tuple[tuple[str, str, str], ...] = ()  # (shard, key, cause) of images that were replaced
+    bad: tuple[Bad, ...] = ()
 
     @classmethod
     def of(
@@ -104,7 +106,7 @@ def collate(
     *,
     step: int,
     slot: int,
-    bad: Sequence[tuple[str, str, str]] = (),
+    bad: Sequence[Bad] = (),
 ) -> Batch:
     """The batch of the samples, crop-major."""
     whole = [sample.views.global_crops for sample in samples]

@@ -5,6 +5,7 @@ A slot's batch is the same on any number of ranks and workers. A damaged image s
 """
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,21 +15,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from poa_ds.data.batch import Batch, Sample, collate
+from poa_ds.data.batch import Bad, Batch, Sample, collate
 from poa_ds.data.index import SampleError, ShardFolder
 from poa_ds.data.masks import batch_masks
 from poa_ds.data.order import MASKS, SUBSTITUTE, VIEWS, Order, keyed, slot_positions
 from poa_ds.data.photometric import GLOBAL_1, GLOBAL_2, LOCAL, draw
 from poa_ds.data.pixels import Undecodable
-from poa_ds.data.spec import BatchSpec, batch_spec
+from poa_ds.data.spec import BatchSpec, OnError, batch_spec
 from poa_ds.data.views import center_view, decode, views
 from poa_ds.errors import UserError
+from poa_ds.recipe import Config
 
 SUBSTITUTES = 10  # tries for one damaged image before the folder counts as unreadable
 
 
 def train_batches(
-    config: Any,
+    config: Config,
     folder: ShardFolder,
     *,
     rank: int = 0,
@@ -36,7 +38,7 @@ def train_batches(
     first_step: int = 0,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """The rank's slots of every step from `first_step` on, without end; `config` is the recipe."""
+    """The rank's slots of every step from `first_step` on, in order and without end."""
     spec = batch_spec(config)
     return slot_batches(
         spec, folder, rank=rank, world=world, first_step=first_step, workers=workers
@@ -106,7 +108,7 @@ class _Slots(Dataset[Batch | SampleError]):
     def __getitem__(self, request: _Request) -> Batch | SampleError:
         spec = self.spec
         first = slot_positions(request.step, request.slot, spec.images_per_slot, spec.slots).start
-        bad: list[tuple[str, str, str]] = []
+        bad: list[Bad] = []
         try:
             samples = [
                 self._sample(first + place, int(row), bad) for place, row in enumerate(request.rows)
@@ -123,29 +125,30 @@ class _Slots(Dataset[Batch | SampleError]):
         )
         return collate(samples, masks, step=request.step, slot=request.slot, bad=bad)
 
-    def _sample(self, position: int, row: int, bad: list[tuple[str, str, str]]) -> Sample:
+    def _sample(self, position: int, row: int, bad: list[Bad]) -> Sample:
         spec, kinds = self.spec, (GLOBAL_1, GLOBAL_2, *[LOCAL] * self.spec.crops.local_count)
-        image, row = self._image(position, row, bad)
+        rng = keyed(SUBSTITUTE, spec.seed, position)
+        image, row = _usable(self.folder, row, rng, spec.on_error, bad)
         rng = keyed(VIEWS, spec.seed, position)
         draws = [draw(rng, spec.photometric, kind) for kind in kinds]
         return Sample(
             views(image, spec.crops, rng), draws, position, int(self.folder.index[row]["label"])
         )
 
-    def _image(
-        self, position: int, row: int, bad: list[tuple[str, str, str]]
-    ) -> tuple[Tensor, int]:
-        """(image, its sample number): of `row`, or of a substitute where that is damaged."""
-        rng = keyed(SUBSTITUTE, self.spec.seed, position)
-        for _ in range(SUBSTITUTES):
-            try:
-                return _decoded(self.folder, row), row
-            except SampleError as error:
-                if self.spec.on_error == "raise":
-                    raise
-                bad.append((error.shard, error.key, error.cause))
-                row, last = int(rng.random() * len(self.folder)), error
-        raise last
+
+def _usable(
+    folder: ShardFolder, row: int, rng: random.Random, on_error: OnError, bad: list[Bad]
+) -> tuple[Tensor, int]:
+    """(image, its sample number): of `row`, or of a substitute where that is damaged."""
+    for _ in range(SUBSTITUTES):
+        try:
+            return _decoded(folder, row), row
+        except SampleError as error:
+            if on_error == "raise":
+                raise
+            bad.append((error.shard, error.key, error.cause))
+            row, last = (row + 1 + int(rng.random() * (len(folder) - 1))) % len(folder), error
+    raise last
 
 
 def _decoded(folder: ShardFolder, row: int) -> Tensor:
@@ -164,33 +167,42 @@ def eval_batches(
     crop: int,
     batch_size: int,
     workers: int = 0,
+    bad: list[Bad] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images (b, 3, crop, crop) uint8, labels (b,) int64) of the samples `ids`, in their order.
 
-    The last batch may be smaller. A damaged image raises SampleError.
+    The last batch may be smaller. A damaged image raises SampleError; with a list `bad` it is
+    replaced, with the label of its substitute, and appended to the list.
     """
     ids = np.asarray(ids, np.int64)
     parts = [ids[first : first + batch_size] for first in range(0, len(ids), batch_size)]
-    for images in _loader(_Centers(folder, resize, crop), parts, workers):
-        if isinstance(images, SampleError):
-            raise images
-        yield images
+    centers = _Centers(folder, resize, crop, "raise" if bad is None else "replace")
+    for found in _loader(centers, parts, workers):
+        if isinstance(found, SampleError):
+            raise found
+        images, labels, replaced = found
+        if bad is not None:
+            bad += replaced
+        yield images, labels
 
 
-class _Centers(Dataset[tuple[Tensor, Tensor] | SampleError]):
-    """Sample numbers -> their centre views and labels."""
+class _Centers(Dataset[tuple[Tensor, Tensor, list[Bad]] | SampleError]):
+    """Sample numbers -> their centre views and labels, and what was replaced."""
 
-    def __init__(self, folder: ShardFolder, resize: int, crop: int) -> None:
-        self.folder, self.resize, self.crop = folder, resize, crop
+    def __init__(self, folder: ShardFolder, resize: int, crop: int, on_error: OnError) -> None:
+        self.folder, self.resize, self.crop, self.on_error = folder, resize, crop, on_error
 
-    def __getitem__(self, rows: np.ndarray) -> tuple[Tensor, Tensor] | SampleError:
+    def __getitem__(self, rows: np.ndarray) -> tuple[Tensor, Tensor, list[Bad]] | SampleError:
+        images, used, bad = [], [], []
         try:
-            images = [
-                center_view(_decoded(self.folder, int(row)), self.resize, self.crop) for row in rows
-            ]
+            for row in rows.tolist():
+                rng = keyed(SUBSTITUTE, 0, row)
+                image, row = _usable(self.folder, row, rng, self.on_error, bad)
+                images.append(center_view(image, self.resize, self.crop))
+                used.append(row)
         except SampleError as error:
             return error
-        return torch.stack(images), torch.from_numpy(self.folder.labels[rows])
+        return torch.stack(images), torch.from_numpy(self.folder.labels[used]), bad
 
 
 def _loader(dataset: Dataset, requests: Any, workers: int) -> DataLoader:

@@ -6,7 +6,7 @@ is that of torchvision's functions on float images.
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -38,6 +38,9 @@ class PhotometricSpec:
     solarize: float = 0.2  # of the second global crop only
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        assert self.blur_kernel % 2, f"blur_kernel {self.blur_kernel} has no middle"
 
 
 @dataclass(frozen=True)
@@ -107,21 +110,20 @@ def apply(crops: Tensor, params: Photometric, spec: PhotometricSpec) -> Tensor:
     for step in range(4):
         for change in (BRIGHTNESS, CONTRAST, SATURATION, HUE):
             rows = selected.rows[step, change]
-            if len(rows):
-                factors = selected.factors[rows, change].view(-1, 1, 1, 1)
-                x[rows] = _CHANGES[change](x[rows], factors).clamp_(0, 1)
-    rows = selected.rows["grey"]
-    if len(rows):
-        x[rows] = _grey(x[rows]).expand(-1, 3, -1, -1)
+            _replace(x, rows, _CHANGES[change], selected.factors[rows, change])
+    _replace(x, selected.rows["grey"], _grey)
     rows = selected.rows["blur"]
-    if len(rows):
-        x[rows] = _blur(x[rows], selected.sigma[rows], spec.blur_kernel)
-    rows = selected.rows["solarize"]
-    if len(rows):
-        y = x[rows]
-        x[rows] = torch.where(y >= SOLARIZE_FROM, 1 - y, y)
+    _replace(x, rows, _blur, selected.sigma[rows], spec.blur_kernel)
+    _replace(x, selected.rows["solarize"], _solarize)
     mean, std = (x.new_tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
     return x.sub_(mean).div_(std)
+
+
+def _replace(x: Tensor, rows: Tensor, function: Callable[..., Tensor], *arguments: object) -> None:
+    """Puts function(the rows, *arguments) in the place of some rows of x."""
+    if len(rows):
+        y = x.index_select(0, rows)
+        x.index_copy_(0, rows, function(y, *arguments).expand_as(y))
 
 
 class _Selection:
@@ -149,20 +151,22 @@ def _subsets(params: Photometric) -> Iterator[tuple[tuple[int, int] | str, Tenso
 
 
 def _grey(x: Tensor) -> Tensor:
+    """(n, 1, H, W)"""
     r, g, b = x.unbind(1)
     return (r * GREY[0] + g * GREY[1] + b * GREY[2]).unsqueeze(1)
 
 
 def _brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return x * factor
+    return (x * factor.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
 def _contrast(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_grey(x).mean((2, 3), keepdim=True), x, factor)
+    mean = _grey(x).mean((2, 3), keepdim=True)
+    return torch.lerp(mean, x, factor.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
 def _saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_grey(x), x, factor)
+    return torch.lerp(_grey(x), x, factor.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
 def _hue(x: Tensor, shift: Tensor) -> Tensor:
@@ -179,7 +183,7 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     turn = sixths.new_tensor((5, 3, 1)).view(1, 3, 1, 1)
     k = (sixths + turn) % 6
     ramp = torch.minimum(k, 4 - k).clamp_(0, 1)
-    return value.unsqueeze(1) - span.unsqueeze(1) * ramp
+    return (value.unsqueeze(1) - span.unsqueeze(1) * ramp).clamp_(0, 1)
 
 
 _CHANGES = (_brightness, _contrast, _saturation, _hue)
@@ -196,3 +200,7 @@ def _blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     x = F.conv2d(x, weights.view(-1, 1, 1, kernel), groups=n * channels)
     x = F.conv2d(x, weights.view(-1, 1, kernel, 1), groups=n * channels)
     return x.view(n, channels, height, width)
+
+
+def _solarize(x: Tensor) -> Tensor:
+    return torch.where(x >= SOLARIZE_FROM, 1 - x, x)

@@ -1,10 +1,11 @@
 """All that determines the content of a batch, apart from the images, and how a recipe says it."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from poa_ds.data.photometric import PhotometricSpec
 from poa_ds.data.views import CropSpec
+from poa_ds.recipe import Config
 
 OnError = Literal["raise", "replace"]
 
@@ -32,8 +33,8 @@ class BatchSpec:
     max_bad_fraction: float = 1e-4
 
 
-def batch_spec(config: Any) -> BatchSpec:
-    """The specification that a recipe (poa_ds.config.Config) asks for."""
+def batch_spec(config: Config) -> BatchSpec:
+    """The specification that a recipe asks for."""
     crops = config.crops
     return BatchSpec(
         seed=config.seed,
@@ -41,24 +42,24 @@ def batch_spec(config: Any) -> BatchSpec:
         images_per_slot=config.batch.images_per_slot,
         crops=CropSpec(
             global_size=crops.global_size,
-            global_scale=tuple(crops.global_scale),
+            global_scale=crops.global_scale,
             local_count=crops.local_count,
             local_size=crops.local_size,
-            local_scale=tuple(crops.local_scale),
+            local_scale=crops.local_scale,
             flip=config.augmentation.flip,
         ),
         photometric=photometric_spec(config),
         masks=MaskSpec(
             crops.global_size // config.backbone.patch_size,
             config.masks.probability,
-            tuple(config.masks.ratio),
+            config.masks.ratio,
         ),
         on_error=config.data.on_error,
         max_bad_fraction=config.data.max_bad_fraction,
     )
 
 
-def photometric_spec(config: Any) -> PhotometricSpec:
+def photometric_spec(config: Config) -> PhotometricSpec:
     """The colours of a recipe; `blur: published` inverts the probabilities, as that code does."""
     recipe = config.augmentation
     blur = tuple(1 - p if recipe.blur == "published" else p for p in recipe.blur_probability)
@@ -71,8 +72,8 @@ def photometric_spec(config: Any) -> PhotometricSpec:
         grey=recipe.gray,
         blur=blur,
         blur_kernel=recipe.blur_kernel,
-        blur_sigma=tuple(recipe.blur_sigma),
+        blur_sigma=recipe.blur_sigma,
         solarize=recipe.solarize,
-        mean=tuple(recipe.mean),
-        std=tuple(recipe.std),
+        mean=recipe.mean,
+        std=recipe.std,
     )
