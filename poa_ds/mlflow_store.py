@@ -1,12 +1,15 @@
 """One training run in an MLflow store: the run, a run for each size, points, pictures, files.
 
-Every call may take seconds and may raise: tracking.py makes them behind the training's back, and
-hands in the parts of mlflow that are used here.
+Every call may take seconds and may raise: tracking.py makes them behind the training's back. The
+only importer of mlflow, and only when a store is opened.
 """
 
 import json
+import logging
+import os
 import re
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +24,32 @@ IDS = "mlflow.json"  # in the output directory: the runs' ids, before any checkp
 
 # MLflow's limits for one log_batch call
 MOST_METRICS, MOST_PARAMS, LONGEST_PARAM = 1000, 100, 6000
+
+# A fork (data loader workers) in the middle of an import leaves that module's lock taken for ever
+# in the child, so forks wait for the import of mlflow.
+IMPORTING = threading.RLock()
+os.register_at_fork(
+    before=IMPORTING.acquire,
+    after_in_parent=IMPORTING.release,
+    after_in_child=IMPORTING.release,
+)
+
+
+def open_store(
+    config: Config,
+    folder: Path,
+    ids: dict[str, Any],
+    sizes: Mapping[Subnet, int | None],
+    rows: Sequence[Row],
+) -> "MlflowStore":
+    """The store of a recipe, mlflow being imported on the way; see MlflowStore for the rest."""
+    with IMPORTING:
+        import PIL.Image  # noqa: F401 - mlflow would import it later
+        from mlflow import MlflowClient, entities
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    client = MlflowClient(config.mlflow.uri or f"sqlite:///{folder}/mlflow.db")
+    return MlflowStore(client, entities, config, folder, ids=ids, sizes=sizes, rows=rows)
 
 
 class MlflowStore:

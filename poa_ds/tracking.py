@@ -2,15 +2,13 @@
 
 metrics.jsonl is written first, in the calling thread. A second thread alone touches MLflow: it
 imports it, makes the store (seconds), works off a queue. Whatever goes wrong there is said and
-tried again; the file has everything. The only importer of mlflow.
+tried again; the file has everything.
 """
 
 import json
-import logging
 import math
 import os
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +20,7 @@ from poa_ds.background import Background
 from poa_ds.config import Config
 from poa_ds.errors import UserError
 from poa_ds.metrics_file import Floors, MetricsFile, Row, knn_values, values_of
-from poa_ds.mlflow_store import IDS, MlflowStore, Status
+from poa_ds.mlflow_store import IDS, IMPORTING, MlflowStore, Status, open_store
 from poa_ds.space import Subnet
 
 # few retries, short time-outs: MLflow's own would hold on to a dead server for minutes per call
@@ -34,15 +32,6 @@ ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 FINAL_ERRORS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
-
-# A fork (data loader workers) in the middle of an import leaves that module's lock taken for ever
-# in the child, so forks wait for the import of mlflow.
-_IMPORTING = threading.RLock()
-os.register_at_fork(
-    before=_IMPORTING.acquire,
-    after_in_parent=_IMPORTING.release,
-    after_in_child=_IMPORTING.release,
-)
 
 
 class Tracker:
@@ -93,7 +82,7 @@ class Tracker:
         known = {subnet: (parameters or {}).get(subnet) for subnet in sizes}
         tracker._background = Background(
             "MLflow",
-            lambda: _open(config, output_dir.resolve(), tracker._ids, known, metrics.rows),
+            lambda: open_store(config, output_dir.resolve(), tracker._ids, known, metrics.rows),
             is_final=_is_final,
             advice=f"training goes on, every metric is in {path}",
         )
@@ -193,24 +182,8 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, ImportError) or getattr(error, "error_code", None) in FINAL_ERRORS
 
 
-def _open(
-    config: Config,
-    folder: Path,
-    ids: dict[str, Any],
-    sizes: Mapping[Subnet, int | None],
-    rows: Sequence[Row],
-) -> MlflowStore:
-    with _IMPORTING:
-        import PIL.Image  # noqa: F401 - mlflow would import it later
-        from mlflow import MlflowClient, entities
-
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    client = MlflowClient(config.mlflow.uri or f"sqlite:///{folder}/mlflow.db")
-    return MlflowStore(client, entities, config, folder, ids=ids, sizes=sizes, rows=rows)
-
-
 def _draw(store: MlflowStore, step: int, top1: Mapping[Subnet, float], title: str) -> None:
-    with _IMPORTING:
+    with IMPORTING:
         from poa_ds import plots
     figure = plots.heat_map(top1, title=title)
     store.picture(step, figure, plots.pixels(figure))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from poa_ds import tracking
+from poa_ds import mlflow_store
 from poa_ds.config import Config
 from poa_ds.errors import UserError
 from poa_ds.metrics_file import Floors, read_rows
@@ -194,7 +194,7 @@ def closed_port() -> int:
 def test_a_dead_server_is_said_once_and_costs_no_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tracker = start(tmp_path, config(f"http://127.0.0.1:{closed_port()}"))
+    tracker = start(tmp_path, config(f"http://localhost:{closed_port()}"))
     seconds = []
     for step in range(200):
         begin = time.perf_counter()
@@ -214,7 +214,7 @@ def test_a_dead_server_is_said_once_and_costs_no_step(
 
 def test_a_server_that_never_answers_cannot_hold_up_the_end(tmp_path: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
-        tracker = start(tmp_path, config(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        tracker = start(tmp_path, config(f"http://localhost:{silent.getsockname()[1]}"))
         tracker.log(0, {"loss": 1.0})
         begin = time.perf_counter()
         tracker.close(timeout_seconds=0.5)
@@ -276,7 +276,7 @@ def test_environment_variables_of_the_user_are_kept(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    tracker = start(tmp_path, config(f"http://127.0.0.1:{closed_port()}"))
+    tracker = start(tmp_path, config(f"http://localhost:{closed_port()}"))
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "3"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
     tracker.close(timeout_seconds=0)
@@ -286,7 +286,7 @@ def test_a_fork_waits_for_the_import_of_mlflow() -> None:
     held = threading.Event()
 
     def importing() -> None:
-        with tracking._IMPORTING:
+        with mlflow_store.IMPORTING:
             held.set()
             time.sleep(0.3)
 
