@@ -7,7 +7,8 @@ token, cosine, weights softmax(similarity / 0.07) over the largest k. All ranks 
 import argparse
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
-from data_tools.progress import progress as bar
 from poa_ds import config as recipes
 from poa_ds import dist, results
 from poa_ds.backbones import backbone
@@ -243,3 +244,11 @@ def _overridden(config: Config, args: argparse.Namespace) -> Config:
             raise UsageError(f"--{name.replace('_', '-')} {given[name]} is too small")
     recipes.check(config)
     return config
+
+
+def bar(items: Iterable, *, total: int, label: str, unit: str) -> Iterator:
+    """The items, with a progress bar on a terminal and one line elsewhere."""
+    terminal = sys.stderr.isatty()
+    if not terminal:
+        print(f"{label}: {total:,} {unit}", file=sys.stderr, flush=True)
+    yield from tqdm(items, total=total, desc=label, unit=unit, leave=False, disable=not terminal)

@@ -97,8 +97,7 @@ def run(args: argparse.Namespace) -> int:
         state = extract(model, subnet)
         state = fold_layer_scale(state) if args.fold_layerscale else state
         difference = export.write(subnet, state, folder, images)
-        million = model.parameter_count(subnet) / 1e6
-        print(f"{subnet}, {million:.1f} million parameters: {folder}")
+        print(f"{subnet}, {model.parameter_count(subnet):,} parameters: {folder}")
         if difference is not None:
             print(f"  largest difference to the elastic network on {what}: {difference:.2e}")
     first = next(iter(folders))
