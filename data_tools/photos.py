@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
             f"--size {args.size} does not fit into the right {1 - TRAINING_SHARE:.0%} of a "
             f"photograph with --short-side {args.short_side}"
         )
+    if args.seed < 0:
+        raise UsageError(f"--seed {args.seed}: must not be negative")
     files = photographs()
     sets: dict[str, list[Sample]] = {"train": [], "val": []}
     rng = np.random.Generator(np.random.PCG64(args.seed))

@@ -105,8 +105,8 @@ def write(
     source: str,
 ) -> Summary:
     """The summary of a new shard folder; args.seed shuffles, undecodable images are rejected."""
-    if args.seed < 0:
-        raise UsageError(f"--seed {args.seed}: must not be negative")
+    if not 0 <= args.seed < SHUFFLE:
+        raise UsageError(f"--seed {args.seed}: not in 0 .. {SHUFFLE - 1}")
     prepare(folder)
     lost = list(rejected)
     try:
@@ -135,16 +135,22 @@ def _packed(
     for number in progress(order, total=len(order), label=label, unit="images"):
         sample = samples[number]
         try:
-            content = sample.content
-            if isinstance(content, Path):
-                content = content.read_bytes()
-            extension, content = usable(content)
+            extension, content = usable(_content(sample))
         except Undecodable as error:
             lost.append(Rejected(sample.origin, str(error)))
-        except OSError as error:
-            lost.append(Rejected(sample.origin, f"unreadable file: {error.strerror}"))
         else:
             yield Packed(keys[number], extension, content, sample.label, sample.note)
+
+
+def _content(sample: Sample) -> bytes:
+    if not isinstance(sample.content, Path):
+        return sample.content
+    if sample.content.exists() and not sample.content.is_file():
+        raise Undecodable("not a regular file")  # reading a pipe would wait for ever
+    try:
+        return sample.content.read_bytes()
+    except OSError as error:
+        raise Undecodable(f"unreadable file: {error.strerror}") from error
 
 
 def usable(content: bytes) -> tuple[str, bytes]:

@@ -1,6 +1,7 @@
 """Shard folders: what is read is what was written, and damage has a name."""
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -115,6 +116,37 @@ def test_a_tar_cut_anywhere_is_noticed(folder: Path) -> None:
             index_tar(path)
         with pytest.raises(UserError, match=f"shard-000000.tar has {length} bytes instead of"):
             ShardFolder.open(folder)
+
+
+def test_something_behind_the_end_of_a_tar_is_noticed(folder: Path) -> None:
+    """Such as the second of two concatenated tars, which no reader would look at."""
+    path = folder / "shard-000000.tar"
+    path.write_bytes(path.read_bytes() + (folder / "shard-000001.tar").read_bytes())
+    with pytest.raises(UserError, match="something follows the end mark"):
+        index_tar(path)
+
+
+def test_other_kinds_of_members_are_refused_by_name(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        link = tarfile.TarInfo("a.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(UserError, match=r"a\.jpg: only plain files in USTAR format"):
+        index_tar(tmp_path / "x.tar")
+
+
+def test_samples_of_a_tar_must_be_whole_and_stand_together(tmp_path: Path) -> None:
+    for names, message in (
+        (("a.jpg", "b.jpg", "a.cls"), "members of a do not stand together"),
+        (("a.jpg", "b.cls"), "1 samples without an image, e.g. b"),
+    ):
+        with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for name in names:
+                member = tarfile.TarInfo(name)
+                member.size = 1
+                tar.addfile(member, io.BytesIO(b"1"))
+        with pytest.raises(UserError, match=message):
+            index_tar(tmp_path / "x.tar")
 
 
 def test_a_shard_that_shrinks_later_is_noticed_while_reading(folder: Path) -> None:

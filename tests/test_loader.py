@@ -1,11 +1,13 @@
 """The same batches on any number of ranks and workers; damage stops the run or is replaced."""
 
 import itertools
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -76,6 +78,14 @@ def test_a_run_continues_where_it_stopped_on_another_number_of_ranks(folder: Sha
     whole = take(slot_batches(SPEC, folder), 28)
     later = take(slot_batches(SPEC, folder, rank=1, world=2, first_step=5, workers=1), 4)
     assert all(map(same, later, [whole[n] for n in (22, 23, 26, 27)]))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_global_random_state_alone(folder: ShardFolder, workers: int) -> None:
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    take(slot_batches(SPEC, folder, workers=workers), 5)
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
 
 def test_every_epoch_reads_every_image_once(folder: ShardFolder) -> None:

@@ -24,6 +24,12 @@ SPEC = PhotometricSpec()
 CHANGES = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 
 
+def noise(crops: int, size: int) -> Tensor:
+    """(crops, 3, size, size + 2) uint8"""
+    rng = torch.Generator().manual_seed(size)
+    return torch.randint(0, 256, (crops, 3, size, size + 2), dtype=torch.uint8, generator=rng)
+
+
 def by_torchvision(crop: Tensor, chosen: Draw, spec: PhotometricSpec) -> Tensor:
     x = crop.float() / 255
     for change in chosen.order:
@@ -43,7 +49,7 @@ def by_torchvision(crop: Tensor, chosen: Draw, spec: PhotometricSpec) -> Tensor:
 def test_crops_are_those_of_torchvision(size: int, kernel: int) -> None:
     spec = PhotometricSpec(grey=0.3, blur=(0.5, 0.5, 0.5), blur_kernel=kernel, solarize=0.3)
     rng = random.Random(size)
-    crops = torch.randint(0, 256, (24, 3, size, size), dtype=torch.uint8)
+    crops = noise(24, size)
     crops[0], crops[1] = 0, 255
     crops[2, 1:] = crops[2, :1]  # grey from the start: the hue is undefined
     crops[3] = crops[3] // 128 * 255  # only corners of the colour cube
@@ -57,7 +63,7 @@ def test_crops_are_those_of_torchvision(size: int, kernel: int) -> None:
 
 @pytest.mark.parametrize("change", range(4))
 def test_each_change_alone_is_that_of_torchvision(change: int) -> None:
-    crops = torch.randint(0, 256, (4, 3, 20, 24), dtype=torch.uint8)
+    crops = noise(4, 20)
     for strength in (0.0, 0.1, 1.3) if change < 3 else (-0.5, -0.03, 0.0, 0.4):
         factors = tuple(strength if k == change else float("nan") for k in range(4))
         chosen = Draw(factors, (change, -1, -1, -1), grey=False, sigma=0.0, solarize=False)
@@ -66,8 +72,18 @@ def test_each_change_alone_is_that_of_torchvision(change: int) -> None:
             assert (by_torchvision(crop, chosen, SPEC) - own).abs().max() < 2e-5
 
 
+def test_solarisation_starts_at_the_middle() -> None:
+    crops = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, -1, -1)
+    chosen = Draw((1.0,) * 4, UNTOUCHED, grey=False, sigma=0.0, solarize=True)
+    spec = PhotometricSpec(mean=(0.0,) * 3, std=(1.0,) * 3)
+    found = apply(crops.contiguous(), Photometric.stack([chosen] * 2), spec)
+    values = torch.arange(256)
+    expected = torch.where(values >= 128, 255 - values, values) / 255
+    assert (found[0, 0].flatten() - expected).abs().max() < 1e-6
+
+
 def test_the_order_of_the_changes_counts() -> None:
-    crops = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    crops = noise(1, 8)
     results = [
         apply(
             crops,
@@ -80,7 +96,7 @@ def test_the_order_of_the_changes_counts() -> None:
 
 
 def test_untouched_crops_are_only_normalised() -> None:
-    crops = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    crops = noise(3, 8)
     kept = crops.clone()
     still = Draw((1.4, 0.6, 1.2, 0.1), UNTOUCHED, grey=False, sigma=0.0, solarize=False)
     found = apply(crops, Photometric.stack([still] * 3), SPEC)
@@ -136,7 +152,7 @@ def test_the_device_gives_the_same_as_the_cpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     rng = random.Random(0)
-    crops = torch.randint(0, 256, (30, 3, 96, 96), dtype=torch.uint8)
+    crops = noise(30, 96)
     params = Photometric.stack([draw(rng, SPEC, number % 3) for number in range(30)])
     there = apply(crops.cuda(), params, SPEC).cpu()
     # a hue next to a border of its sixths may fall on its other side, where the formulas meet

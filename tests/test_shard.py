@@ -1,6 +1,7 @@
 """Writing shards: the same bytes each time, and no file is lost without a reason."""
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -169,6 +170,38 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "in" / "own" / "loop").symlink_to(tmp_path / "in")
     run(folder, "--root", tmp_path / "in", "--out", tmp_path / "out")
     assert sorted(samples(ShardFolder.open(tmp_path / "out"))) == ["linked_a", "own_b"]
+
+
+def test_what_cannot_be_read_is_listed(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.jpg", 0)
+    (tmp_path / "in" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    os.mkfifo(tmp_path / "in" / "pipe.jpg")
+    run(folder, "--root", tmp_path / "in", "--out", tmp_path / "out")
+    assert rejected(tmp_path / "out") == {
+        "gone.jpg": "unreadable file: No such file or directory",
+        "pipe.jpg": "not a regular file",
+    }
+
+
+def test_a_full_disk_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk."""
+    code = (
+        "import resource, sys, pathlib, tests.made_shards as made\n"
+        "from poa_ds.errors import UserError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
+        "try: made.make_shards(pathlib.Path(sys.argv[1]))\n"
+        "except UserError as error: print(error)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "x")]
+    found = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert found.stdout == f"{tmp_path / 'x'} cannot be written: File too large\n"
+    assert not (tmp_path / "x" / "dataset.json").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_seeds_outside_the_range_are_refused(tmp_path: Path, seed: int) -> None:
+    with pytest.raises(UsageError, match=f"--seed {seed}: not in 0 .. {(1 << 63) - 1}"):
+        make_shards(tmp_path / "x", seed=seed)
 
 
 def test_a_missing_root_and_an_out_inside_it_are_refused(tmp_path: Path) -> None:

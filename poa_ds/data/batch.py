@@ -96,7 +96,7 @@ class Batch:
 
 def mask_lists(masks: Tensor) -> tuple[Tensor, Tensor]:
     """(mask_indices (M,) int64, mask_weights (M,) float32) of masks (2B, N)."""
-    weights = 1 / masks.sum(1, keepdim=True).clamp(min=1)
+    weights = 1 / masks.sum(1, keepdim=True)  # infinite without a mask, and then not taken
     return masks.flatten().nonzero().squeeze(1), weights.expand_as(masks)[masks]
 
 

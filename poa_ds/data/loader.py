@@ -206,7 +206,10 @@ class _Centers(Dataset[tuple[Tensor, Tensor, list[Bad]] | SampleError]):
 
 
 def _loader(dataset: Dataset, requests: Any, workers: int) -> DataLoader:
-    """One request is one item; DataLoader gives each worker one thread."""
+    """One request is one item; DataLoader gives each worker one thread.
+
+    Its own generator keeps it from moving the state of torch's global one.
+    """
     return DataLoader(
         dataset,
         batch_size=None,
@@ -214,4 +217,5 @@ def _loader(dataset: Dataset, requests: Any, workers: int) -> DataLoader:
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=2 if workers else None,
+        generator=torch.Generator(),
     )
