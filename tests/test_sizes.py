@@ -51,7 +51,13 @@ def test_costs_of_a_size_are_those_of_the_network_by_itself() -> None:
         assert row.gflops * 1e9 == pytest.approx(counter.get_total_flops() - patches)
 
 
-def test_rows_are_sorted_and_the_best_of_the_budget_is_marked(
+def test_deep_narrow_sizes_stand_where_their_parameters_put_them() -> None:
+    config = tiny("backbone.depth={min: 2, max: 6, step: 2}")
+    rows = sizes.rows(evaluate.random_weights(config), config, {})
+    assert [row.size for row in rows] == ["32x2", "32x4", "48x2", "32x6", "48x4", "48x6"]
+
+
+def test_the_best_size_of_the_budget_is_marked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_folder(tmp_path, "evaluation.k=[20]")
