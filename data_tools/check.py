@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
                 print(problem)
         if found:
             cut = f", the first {SHOWN} shown" if len(found) > SHOWN else ""
-            print(f"{folder}: {len(found)} problems{cut}")
+            noun = "problem" if len(found) == 1 else "problems"
+            print(f"{folder}: {len(found)} {noun}{cut}")
             status = 1
         else:
             shards = ShardFolder.open(folder)
@@ -45,10 +46,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def splits(folder: Path) -> list[Path]:
-    """The folder itself, or the shard folders in it."""
+    """The folder itself, or the shard folders in it, unfinished ones too."""
     if (folder / MANIFEST).exists():
         return [folder]
-    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}")) or [folder]
+    names = (f"*/{MANIFEST}", "*/shard-*")
+    return sorted({path.parent for name in names for path in folder.glob(name)}) or [folder]
 
 
 def problems(path: Path, *, decode: bool) -> Iterator[str]:

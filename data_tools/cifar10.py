@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
             samples,
             classes=classes,
             rejected=(),
+            tool="cifar10",
             args=args,
             source=str(args.source),
         )

@@ -32,7 +32,13 @@ def run(args: argparse.Namespace) -> int:
     empty = [name for name, rank in ranks.items() if rank not in filled]
     rejected += [Rejected(f"{name}/", "class folder without images") for name in empty]
     summary = write(
-        args.out, samples, classes=list(ranks), rejected=rejected, args=args, source=str(args.root)
+        args.out,
+        samples,
+        classes=list(ranks),
+        rejected=rejected,
+        tool="folder",
+        args=args,
+        source=str(args.root),
     )
     print(summary)
     return 0

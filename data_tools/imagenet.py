@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
             samples,
             classes=classes,
             rejected=rejected,
+            tool="imagenet",
             args=args,
             source=str(args.root / split),
         )

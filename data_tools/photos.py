@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
             samples,
             classes=[path.stem for path in files],
             rejected=(),
+            tool="photos",
             args=args,
             source="photographs of scikit-image and scikit-learn",
         )

@@ -101,10 +101,14 @@ def write(
     *,
     classes: Sequence[str],
     rejected: Sequence[Rejected],
+    tool: str,
     args: argparse.Namespace,
     source: str,
 ) -> Summary:
-    """The summary of a new shard folder; args.seed shuffles, undecodable images are rejected."""
+    """The summary of a new shard folder; args.seed shuffles, undecodable images are rejected.
+
+    tool, args and source are written into dataset.json, to say how the folder was made.
+    """
     if not 0 <= args.seed < SHUFFLE:
         raise UsageError(f"--seed {args.seed}: not in 0 .. {SHUFFLE - 1}")
     prepare(folder)
@@ -119,7 +123,7 @@ def write(
             lost.sort(key=lambda item: (item.file, item.reason))
             lines = [json.dumps({"file": item.file, "reason": item.reason}) for item in lost]
             writer.file(REJECTED, "".join(line + "\n" for line in lines).encode())
-            manifest = writer.finish(tuple(classes), _made(args, source), rejected=len(lost))
+            manifest = writer.finish(tuple(classes), _made(tool, args, source), rejected=len(lost))
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     counts = manifest.counts
@@ -175,7 +179,7 @@ def unique_keys(names: Sequence[str]) -> list[str]:
     return keys
 
 
-def _made(args: argparse.Namespace, source: str) -> dict[str, Any]:
+def _made(tool: str, args: argparse.Namespace, source: str) -> dict[str, Any]:
     """How the folder was made; nothing in it changes from run to run."""
     arguments = {
         name: str(value) if isinstance(value, Path) else value
@@ -187,7 +191,7 @@ def _made(args: argparse.Namespace, source: str) -> dict[str, Any]:
     except importlib.metadata.PackageNotFoundError:
         version = "not installed"
     return {
-        "tool": "poa-ds shard",
+        "tool": f"poa-ds shard {tool}",
         "version": version,
         "seed": args.seed,
         "source": source,

@@ -36,7 +36,7 @@ def make_shards(folder: Path, count: int = 30, **changed: object) -> ShardFolder
         for number in range(count)
     ]
     args = options(**changed)
-    write(folder, samples, classes=CLASSES, rejected=(), args=args, source="waves")
+    write(folder, samples, classes=CLASSES, rejected=(), tool="waves", args=args, source="waves")
     return ShardFolder.open(folder)
 
 

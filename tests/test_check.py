@@ -45,6 +45,15 @@ def test_all_splits_of_a_folder_are_checked(
     assert "val/shard-000001.tar is missing" in capsys.readouterr().out
 
 
+def test_an_unfinished_split_is_not_passed_over(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder.parent / "val").mkdir()
+    (folder.parent / "val" / "shard-000000.tar.partial").touch()
+    assert run(check, folder.parent) == 1
+    assert "val has shards but no dataset.json" in capsys.readouterr().out
+
+
 def test_any_flipped_bit_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     names = ["shard-000000.tar", "shard-000003.tar", "index.npy"]
@@ -105,7 +114,9 @@ def test_an_undecodable_image_is_found(
     """Written by a tool that did not look."""
     monkeypatch.setattr("data_tools.shard.usable", lambda content: ("png", content))
     samples = [Sample("good", "good", png(image(0))), Sample("bad", "bad", png(image(1))[:400])]
-    write(tmp_path / "x", samples, classes=(), rejected=(), args=options(), source="test")
+    write(
+        tmp_path / "x", samples, classes=(), rejected=(), tool="test", args=options(), source="test"
+    )
     assert run(check, tmp_path / "x", "--no-decode") == 0
     assert run(check, tmp_path / "x") == 1
     assert "sample bad: undecodable image" in capsys.readouterr().out
@@ -137,6 +148,6 @@ def test_a_description_survives_its_text(made: Path) -> None:
         "bytes": sum(path.stat().st_size for path in made.glob("*.tar")),
         "rejected": 0,
     }
-    assert manifest.made["seed"] == 0 and manifest.made["source"] == "waves"
+    assert manifest.made["seed"] == 0 and manifest.made["tool"] == "poa-ds shard waves"
     with pytest.raises(UserError):
         Manifest.read(made / "nowhere")

@@ -230,6 +230,7 @@ def test_the_summary_names_every_reason(tmp_path: Path) -> None:
         [shard.Sample("k", "k", png(image(0)))],
         classes=(),
         rejected=lost,
+        tool="test",
         args=options(),
         source="test",
     )
