@@ -112,6 +112,12 @@ def _crops(config: Config) -> Iterator[str]:
         if low > high or high > limit:
             top = " and the second at most 1" if limit == 1.0 else ""
             yield f"{key} is [{low:g}, {high:g}]: the first must not exceed the second{top}"
+    smallest = min(crops.global_size, crops.local_size if crops.local_count else 10**9)
+    if config.augmentation.blur_kernel // 2 >= smallest:
+        yield (
+            f"augmentation.blur_kernel {config.augmentation.blur_kernel} does not fit into crops of"
+            f" {smallest} px: it must be below {2 * smallest}"
+        )
     if config.augmentation.blur_kernel % 2 == 0:
         yield f"augmentation.blur_kernel {config.augmentation.blur_kernel} is even: it must be odd"
     if config.objective.koleo and config.batch.images_per_slot < 2:

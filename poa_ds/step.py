@@ -12,8 +12,8 @@ from poa_ds import config as recipes
 from poa_ds.branches import Assignments, Branch, LossTerms, Poa
 from poa_ds.config import Config
 from poa_ds.data.batch import Batch
-from poa_ds.data.spec import photometric_spec
 from poa_ds.data.order import DROP_PATH, keyed
+from poa_ds.data.spec import photometric_spec
 from poa_ds.engine import Engine
 from poa_ds.heads import HeadBank
 from poa_ds.schedules import StepValues

@@ -36,6 +36,12 @@ class Training:
     def __init__(self, config: Config, ds_file: dict, *, source: str, dry_run: bool) -> None:
         self.config, self.dry_run = config, dry_run
         self.folder = ShardFolder.open(Path(config.data.train))
+        images = config.batch.slots * config.batch.images_per_slot
+        if images > len(self.folder):
+            raise UserError(
+                f"a step has {images:,} images (batch.slots x images_per_slot), {config.data.train}"
+                f" only {len(self.folder):,}: an image would meet itself; use smaller batches"
+            )
         device = engine.pick_device()
         recipes.check_precision(config, device)
         engine.start_processes(device)
@@ -133,7 +139,7 @@ class Training:
         self.state, self.stepper.centers = checkpoint.load(self.engine, found)
         if self.state.data_hash != self.folder.hash:
             raise UserError(
-                f"{found} was made with other data than data.train {self.folder.root} "
+                f"{found} was made with other data than data.train {self.folder.path} "
                 "(the index differs): use the same shards, or another output_dir"
             )
         if dist.is_main():
@@ -161,8 +167,9 @@ class Training:
 
     def _note_bad(self, result: StepResult, slots: list[Batch]) -> None:
         """Count non-finite steps; stop with a dump after max_bad_steps in a row."""
-        if dist.is_main() and self.tracker and any(b.bad for b in slots):
-            _append(self.output / "bad_samples.jsonl", [x for b in slots for x in b.bad])
+        bad = [sample for batch in slots for sample in batch.bad]
+        if bad and not self.dry_run:
+            _append(self.output / "bad_samples.jsonl", bad)
         if result.finite:
             self.state.bad_steps = 0
             return
@@ -299,6 +306,10 @@ def _host_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _append(path: Path, rows: list) -> None:
+def _append(path: Path, bad: list[tuple[str, str, str]]) -> None:
+    """One line per damaged sample; a single write, because every rank appends."""
+    lines = [
+        json.dumps({"shard": shard, "key": key, "cause": cause}) + "\n" for shard, key, cause in bad
+    ]
     with open(path, "a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.write("".join(lines))

@@ -40,7 +40,7 @@ def launch(module: str, world: int, out: Path, **arguments: object) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     port = free_port()
     words = [sys.executable, "-m", module, str(out), json.dumps(arguments)]
-    logs = [open(out / f"rank{rank}.log", "w+") for rank in range(world)]  # noqa: SIM115
+    logs = [open(out / f"rank{rank}.log", "w+") for rank in range(world)]
     ranks = [
         subprocess.Popen(
             words, env=environment(r, world, port), stdout=log, stderr=subprocess.STDOUT, cwd=ROOT

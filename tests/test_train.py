@@ -1,0 +1,190 @@
+"""The training program as a user meets it: one process, real shards, kills and wrong words."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import ROOT
+from tests.made_shards import make_shards
+
+TINY = [
+    "tracking=none",
+    "log_every=1",
+    "backbone.width={min: 32, max: 48, step: 16}",
+    "backbone.depth={min: 2, max: 3, step: 1}",
+    "backbone.names={}",
+    "backbone.drop_path=0.2",
+    "heads.prototypes=[32,48]",
+    "heads.hidden=48",
+    "heads.bottleneck=16",
+    "batch={slots: 2, images_per_slot: 4}",
+    "schedule.epochs=1",
+    "schedule.steps_per_epoch=12",
+    "checkpoint.every_epochs=0.25",
+    "evaluation.every_epochs=0.5",
+    "evaluation.batch_size=32",
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    make_shards(root / "train", 60)
+    make_shards(root / "val", 21)
+    return root
+
+
+def command(shards: Path, out: Path, *more: str) -> list[str]:
+    words = [sys.executable, "-m", "poa_ds.train", "--config", "ds_configs/photos.yaml", *TINY]
+    places = [f"data.train={shards}/train", f"evaluation.queries={shards}/val"]
+    return [*words, *places, f"output_dir={out}", *more]
+
+
+def environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    path = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
+    return kept | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
+def run(words: list[str], *, status: int = 0) -> str:
+    """stdout and stderr of the program, which must end with that status."""
+    done = subprocess.run(
+        words, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def losses(out: Path) -> dict[int, dict[str, float]]:
+    """step -> what is the same in every run of the same recipe; fails on a double point."""
+    found: dict[int, dict[str, float]] = {}
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        same = {k: v for k, v in row.items() if k.startswith(("loss", "gradient", "knn", "size"))}
+        before = found.setdefault(row["step"], {})
+        assert not before.keys() & same.keys(), f"step {row['step']} is there twice"
+        before |= same
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run from start to end, and what it printed."""
+    out = tmp_path_factory.mktemp("whole")
+    return out, run(command(shards, out))
+
+
+def test_a_run_leaves_what_the_other_commands_need(whole: tuple[Path, str]) -> None:
+    out, printed = whole
+    assert (out / "config.yaml").exists() and (out / "deepspeed.json").exists()
+    assert (out / "teacher" / "latest").read_text().strip() == "step00000012"
+    assert sorted(losses(out)) == list(range(13))
+    evaluations = [json.loads(x) for x in (out / "knn.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in evaluations] == [0, 6, 12]
+    assert all(len(row["knn"]) == 4 for row in evaluations)
+    assert "steps" in printed and "learning rate" in printed and "parameters" in printed
+
+
+def test_a_finished_run_says_so_and_changes_nothing(whole: tuple[Path, str], shards: Path) -> None:
+    out, _ = whole
+    before = (out / "metrics.jsonl").read_bytes()
+    assert "done: 12 steps" in run(command(shards, out))
+    assert (out / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("kill_after", [pytest.param(4, marks=pytest.mark.slow), 8])
+def test_a_killed_run_continues_bit_for_bit(
+    whole: tuple[Path, str], shards: Path, tmp_path: Path, kill_after: int
+) -> None:
+    """SIGKILL after a step between two checkpoints; the same command goes on."""
+    words = command(shards, tmp_path)
+    process = subprocess.Popen(
+        words,
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith(f"step {kill_after}:"):
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    printed = run(words)
+    assert "continues at step" in printed
+    assert losses(tmp_path) == losses(whole[0])
+    a, b = ((p / "knn.jsonl").read_text() for p in (tmp_path, whole[0]))
+    assert a == b
+
+
+def test_an_interrupt_ends_with_130_and_one_line(shards: Path, tmp_path: Path) -> None:
+    words = command(shards, tmp_path, "schedule.steps_per_epoch=1000")
+    process = subprocess.Popen(
+        words,
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("step 2:"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors and "Traceback" not in errors
+
+
+def test_a_dry_run_takes_two_steps_and_writes_nothing(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "never"
+    printed = run([*command(shards, out), "--dry-run"])
+    assert "the second step took" in printed and "GiB" in printed and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["backbone.widht.max=64"], "did you mean|backbone.width"),
+        (["batch.slots=two"], "batch.slots"),
+        (["data.train=nowhere"], "nowhere"),
+        (["precision=fp16"], "fp16"),
+        (["precision=bf16"], "zero1.json"),
+        (["output_dir="], "output_dir"),
+    ],
+)
+def test_wrong_words_are_named(
+    shards: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        command(shards, tmp_path / "out", *words),
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode in (1, 2), done.stdout + done.stderr
+    assert re.search(message, done.stderr) and "Traceback" not in done.stderr
+    assert "error:" in done.stderr
+    assert time.monotonic() - started < 120 and not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_other_data_or_another_architecture_cannot_continue(
+    whole: tuple[Path, str], shards: Path
+) -> None:
+    out, _ = whole
+    printed = run(command(shards, out, "heads.prototypes=[32,64]"), status=1)
+    assert "another architecture" in printed and "heads.1.weight_g" in printed
+    printed = run(command(shards, out, f"data.train={shards}/val", "evaluation.queries="), status=1)
+    assert "other data" in printed
