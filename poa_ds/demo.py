@@ -1,6 +1,6 @@
 """poa-ds demo: the whole job on photographs that are in the box, by the commands a user would type.
 
-Every command is printed before it runs. Each of them takes up what an earlier demo left.
+Every command is printed. Each of them takes up what an earlier demo left.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,14 +58,14 @@ def _report(out: Path, model: Path) -> None:
     plots.save(plots.curves(rows), out / "curves.png")
     plots.save(plots.heat_map(last, title=title), out / "heat_map.png")
     gains = {size: value - floors.random[size] for size, value in last.items()}
-    least = min(gains, key=gains.__getitem__)
+    least, most = (pick(gains, key=gains.__getitem__) for pick in (min, max))
     store = f"sqlite:///{out.resolve() / 'mlflow.db'}"
     mlflow = shlex.join([str(_beside_python("mlflow")), "ui", "--backend-store-uri", store])
     print(
         f"""
-{len(last)} sizes from one run, k-NN top-1 {min(last.values()):.1f} to {max(last.values()):.1f} %:
-at least {gains[least]:.1f} points above their own random weights ({least}) and
-{min(last.values()) - floors.pixels:.1f} points above raw pixels ({floors.pixels:.1f} %).
+{len(last)} sizes from one run. Their k-NN top-1: {min(last.values()):.1f} to \
+{max(last.values()):.1f} %; raw pixels alone: {floors.pixels:.1f} %.
+Gained over their own random weights: {gains[least]:+.1f} ({least}) to {gains[most]:+.1f} ({most}).
 
 the curves of every size, with both floors   {out / "curves.png"}
 the last accuracies over width and depth     {out / "heat_map.png"}
@@ -85,7 +86,7 @@ def _train(out: Path, shards: Path, seed: int) -> None:
     environment = {"OMP_NUM_THREADS": "1"} | ({} if gpus else {"DS_ACCELERATOR": "cpu"})
     ranks = max(n for n in range(1, slots + 1) if slots % n == 0 and n <= (gpus or 2))
     _call(
-        *("deepspeed", "--num_gpus", ranks, "--master_port", _free_port()),
+        *("deepspeed", "-q", "--num_gpus", ranks, "--master_port", _free_port()),
         *("--module", "poa_ds.train", "--config", RECIPE),
         *("--deepspeed_config", "ds_configs/zero2.json", f"output_dir={out}", f"seed={seed}"),
         *(f"data.train={shards / 'train'}", f"evaluation.queries={shards / 'val'}"),
@@ -106,7 +107,6 @@ def _call(program: str, *words: object, environment: Mapping[str, str] | None = 
     """
     command = [str(_beside_python(program)), *map(str, words)]
     settings = [f"{name}={value}" for name, value in (environment or {}).items()]
-    print(f"\n$ {' '.join([*settings, shlex.join(command)])}", flush=True)
     child = subprocess.Popen(
         command,
         env=os.environ | (environment or {}),
@@ -114,6 +114,7 @@ def _call(program: str, *words: object, environment: Mapping[str, str] | None = 
         process_group=0,
     )
     try:
+        print(f"\n$ {' '.join([*settings, shlex.join(command)])}", flush=True)
         status = child.wait()
     except KeyboardInterrupt:
         _end(child)
@@ -123,13 +124,24 @@ def _call(program: str, *words: object, environment: Mapping[str, str] | None = 
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Interrupt the command's processes; kill them when they take too long, or when asked again."""
-    os.killpg(child.pid, signal.SIGINT)
+    """End the command's processes; kill what is left after a while, or when asked again."""
+    deadline = time.monotonic() + GRACE_SECONDS
     try:
-        child.wait(GRACE_SECONDS)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        _signal(child, signal.SIGTERM)  # at SIGINT the launcher would print a traceback
+        while _signal(child, 0) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        _signal(child, signal.SIGKILL)
+
+
+def _signal(child: subprocess.Popen[bytes], number: int) -> bool:
+    """Signal the whole process group of the child; False when none of it is left."""
+    child.poll()  # takes its exit status, or it would stay in the group
+    try:
+        os.killpg(child.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _beside_python(program: str) -> Path:
