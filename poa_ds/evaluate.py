@@ -9,6 +9,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -182,45 +183,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_knn(args: argparse.Namespace) -> int:
     """Measure, print a table, add a row to the run's knn.jsonl. Runs under torchrun as well."""
-    device = _join_ranks()
-    model, config, step = load_teacher(args.run, args.step)
-    config = _overridden(config, args)
-    subnets = model.space.select(args.sizes or config.evaluation.sizes)
-    options, settings = config.evaluation, of_recipe(config, device)
-    bank = ShardFolder.open(options.bank or config.data.train)
-    queries = ShardFolder.open(options.queries)
-    settings |= {"device": device, "progress": bar if dist.is_main() else None}
-    found = knn(model.to(device), subnets, bank, queries, options, **settings)
-    pixels, untrained = None, None
-    if args.floors:
-        shared = {name: settings[name] for name in ("device", "workers", "progress")}
-        pixels = raw_pixel_floor(bank, queries, options, **shared)
-        other = random_weights(config).to(device)
-        untrained = knn(other, subnets, bank, queries, options, **settings)
-    row = results.Evaluation.of(
-        step,
-        protocol(bank, queries, options, precision=settings["precision"]),
-        found,
-        raw_pixels=pixels,
-        random_weights=untrained,
-    )
-    if dist.is_main():
-        path = results.place(find_teacher(args.run, args.step))
-        results.append(path, row)
-        print(f"{results.table(row)}\nadded to {path}")
+    with _all_ranks() as device:
+        model, config, step = load_teacher(args.run, args.step)
+        config = _overridden(config, args)
+        subnets = model.space.select(args.sizes or config.evaluation.sizes)
+        options, settings = config.evaluation, of_recipe(config, device)
+        bank = ShardFolder.open(options.bank or config.data.train)
+        queries = ShardFolder.open(options.queries)
+        settings |= {"device": device, "progress": bar if dist.is_main() else None}
+        found = knn(model.to(device), subnets, bank, queries, options, **settings)
+        pixels, untrained = None, None
+        if args.floors:
+            shared = {name: settings[name] for name in ("device", "workers", "progress")}
+            pixels = raw_pixel_floor(bank, queries, options, **shared)
+            other = random_weights(config).to(device)
+            untrained = knn(other, subnets, bank, queries, options, **settings)
+        how = protocol(bank, queries, options, precision=settings["precision"])
+        row = results.Evaluation.of(step, how, found, raw_pixels=pixels, random_weights=untrained)
+        if dist.is_main():
+            path = results.place(find_teacher(args.run, args.step))
+            results.append(path, row)
+            print(f"{results.table(row)}\nadded to {path}")
     return 0
 
 
-def _join_ranks() -> torch.device:
+@contextmanager
+def _all_ranks() -> Iterator[torch.device]:
     """The device of this rank, in a process group where a launcher started several."""
     gpu = torch.cuda.is_available()
     dist.prepare_environment()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
-    if int(os.environ["WORLD_SIZE"]) > 1 and not torch.distributed.is_initialized():
+    joins = int(os.environ["WORLD_SIZE"]) > 1 and not torch.distributed.is_initialized()
+    if joins:
         torch.distributed.init_process_group("nccl" if gpu else "gloo")
-    return device
+    yield device
+    if joins:
+        torch.distributed.destroy_process_group()
 
 
 def _overridden(config: Config, args: argparse.Namespace) -> Config:

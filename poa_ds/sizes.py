@@ -58,7 +58,7 @@ def rows(
     if not fitting:
         least = min(every, key=lambda row: row.gflops)
         raise UserError(
-            f"no size is within the budget: {every[0].size} has {millions(every[0].parameters)} "
+            f"no size is within the budget: {every[0].size} has {short(every[0].parameters)} "
             f"parameters, {least.size} needs {least.gflops:.3g} GFLOPs"
         )
     # equal accuracies: the cheaper one
@@ -66,9 +66,9 @@ def rows(
     return [Row(**{**asdict(row), "best": row is best}) for row in fitting]
 
 
-def millions(parameters: int) -> str:
-    """A count with three significant digits or more: 0.0402 M, 22.1 M, 304 M."""
-    return f"{parameters / 1e6:.3g} M"
+def short(count: int) -> str:
+    """A count with three significant digits: 40.2 K, 22.1 M, 304 M."""
+    return f"{count / 1e6:.3g} M" if count >= 999_500 else f"{count / 1e3:.3g} K"
 
 
 def table(found: Sequence[Row], config: Config, title: str) -> str:
@@ -84,7 +84,7 @@ def table(found: Sequence[Row], config: Config, title: str) -> str:
         accuracy = "-" if row.knn is None else f"{row.knn:.2f} %"
         lines.append(
             f"{'*' if row.best else ' '} {row.size:<10}{row.name:<{name_width}}"
-            f"{millions(row.parameters):>12}{row.gflops:>16.3g}{accuracy:>16}"
+            f"{short(row.parameters):>12}{row.gflops:>16.3g}{accuracy:>16}"
         )
     if any(row.best for row in found):
         lines.append("* the best k-NN of these")

@@ -65,17 +65,20 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     try:
         yield partial
-        for path in [*partial.iterdir(), partial]:
+        for path in partial.iterdir():
+            path.chmod(partial.stat().st_mode & 0o666)  # safetensors makes them private
             _sync(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if folder.exists():
+        _sync(partial)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    _sync(folder.parent)
+        _sync(folder.parent)
+    except (OSError, SafetensorError) as error:  # a full disk, for one
+        raise UserError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already when all went well
 
 
 def _sync(path: Path) -> None:

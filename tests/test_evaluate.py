@@ -309,3 +309,12 @@ def test_a_cut_last_row_does_not_count_and_a_damaged_one_is_named(tmp_path: Path
     path.write_text("{}\n" + whole)
     with pytest.raises(UserError, match="line 1 is damaged"):
         results.read(path)
+
+
+def test_rows_after_a_step_are_dropped_when_a_run_goes_back_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "knn.jsonl"
+    results.keep_through(path, 5)
+    for step in (0, 5, 10):
+        results.append(path, results.Evaluation.of(step, {}, {Subnet(32, 2): {1: 50.0}}))
+    results.keep_through(path, 5)
+    assert [row.step for row in results.read(path)] == [0, 5]

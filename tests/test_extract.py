@@ -80,6 +80,8 @@ def test_timm_opens_the_folder_by_itself_and_computes_the_same(
     assert cli.main(["extract", str(tmp_path / "run"), *words]) == 0
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert any(name.endswith("gamma") for name in stored) is not fold
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert modes == {(tmp_path / "out").stat().st_mode & 0o666}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -186,6 +188,22 @@ def test_an_interrupted_export_leaves_what_was_there(
     with pytest.raises(KeyboardInterrupt):
         export.write(subnet, extract(model, Subnet(32, 2)), out, torch.zeros(1, 3, 32, 32))
     assert (out / "model.safetensors").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
+
+
+def test_a_full_disk_is_reported_and_the_folder_before_survives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    run_folder(tmp_path / "run")
+    command = ["extract", str(tmp_path / "run"), "--size", "32x2", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    monkeypatch.setattr("poa_ds.export.save_file", full)
+    assert cli.main(command) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
 
 

@@ -103,7 +103,7 @@ def test_csv_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (["--max-params", "10"], 1, "no size is within the budget: 32x2 has 0.0"),
+        (["--max-params", "10"], 1, "no size is within the budget: 32x2 has 32.4 K parameters"),
         (["--max-params", "lots"], 2, "'lots' is not a number above 0 such as 25M"),
         (["--csv", "--json"], 2, "not allowed with"),
     ],
@@ -120,5 +120,11 @@ def test_wrong_options_are_named(
 
 
 def test_quantities() -> None:
+    assert [sizes.short(n) for n in (32_416, 999_499, 999_500, 303_350_784)] == [
+        "32.4 K",
+        "999 K",
+        "1 M",
+        "303 M",
+    ]
     assert sizes.quantity("25M") == 25e6 and sizes.quantity("0.3b") == 3e8
     assert sizes.quantity("800k") == 8e5 and sizes.quantity("5") == 5

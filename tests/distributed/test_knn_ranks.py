@@ -41,6 +41,10 @@ def work(rank: int, ranks: int, port: int, folder: Path) -> None:
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     torch.set_num_threads(1)
     assert cli.main(["eval", "knn", str(folder), "--sizes", "all", "--floors"]) == 0
+    assert not torch.distributed.is_initialized()
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder / 'store'}", world_size=ranks, rank=rank
+    )
     found = [accuracies(folder, case) for case in CASES]
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
