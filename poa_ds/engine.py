@@ -18,7 +18,7 @@ from poa_ds.branches import Poa
 from poa_ds.errors import UserError
 from poa_ds.heads import PrototypeHead
 from poa_ds.layers import Block
-from poa_ds.optim import EmaAdamW, Stretch, lr_factor, parameter_groups, part
+from poa_ds.optim import EmaAdamW, Stretch, parameter_groups, stretch
 from poa_ds.recipe import Optimizer
 from poa_ds.schedules import StepValues
 from poa_ds.shards import Shards
@@ -56,7 +56,7 @@ def _deepspeed():
     import deepspeed
     from deepspeed.utils import logger
 
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)
     # no just-in-time build, no shared memory left behind by a killed run
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
@@ -93,14 +93,8 @@ class Engine:
         depth = len(poa.student.backbone.blocks)
         by_flat: dict[int, list[Stretch]] = {}
         for piece in self.shards.pieces:
-            factor = lr_factor(
-                piece.name,
-                depth=depth,
-                layer_decay=recipe.layer_decay,
-                patch_embed_factor=recipe.patch_embed_factor,
-            )
-            stretch = Stretch(piece.offset, piece.count, factor, part(piece.name))
-            by_flat.setdefault(piece.flat, []).append(stretch)
+            found = stretch(piece.name, piece.offset, piece.count, depth=depth, recipe=recipe)
+            by_flat.setdefault(piece.flat, []).append(found)
         for i, flat in enumerate(self.shards.flats()):
             self.optimizer.set_stretches(flat, by_flat.get(i, ()))
 

@@ -30,7 +30,7 @@ _BACKBONE = (
 )
 
 
-def from_poa_backbone(state: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
+def from_poa_backbone(state: Mapping[str, Tensor], head_dim: int = 64) -> dict[str, Tensor]:
     """The published ViT's state dict (with or without `backbone.`) under our names and layout.
 
     Keys of other parts (heads) are left out. Also reads DINOv2 and timm names, and block

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
+
+from poa_ds.recipe import Optimizer
 
 STATE = ("exp_avg", "exp_avg_sq", "ema")
 
@@ -62,6 +64,35 @@ def parameter_groups(student: Iterable[tuple[str, torch.nn.Parameter]]) -> list[
         {"params": params, "module": module, "decays": decayed}
         for (module, decayed), params in groups.items()
     ]
+
+
+def stretch(name: str, offset: int, count: int, *, depth: int, recipe: Optimizer) -> Stretch:
+    """A piece of the named parameter with the factor that the recipe gives it."""
+    factor = lr_factor(
+        name,
+        depth=depth,
+        layer_decay=recipe.layer_decay,
+        patch_embed_factor=recipe.patch_embed_factor,
+    )
+    return Stretch(offset, count, factor, part(name))
+
+
+def for_student(student: nn.Module, *, depth: int, recipe: Optimizer) -> "EmaAdamW":
+    """The optimizer of a Branch without DeepSpeed: plain parameters, their factors, no clipping.
+
+    Each step: set `lr` and (where `decays`) `weight_decay` of the groups, `ema_momentum` and
+    `part_factors`, then step(); state[p]["ema"] is the teacher.
+    """
+    optimizer = EmaAdamW(
+        parameter_groups(student.named_parameters()),
+        betas=(recipe.beta1, recipe.beta2),
+        eps=recipe.eps,
+    )
+    for name, p in student.named_parameters():
+        optimizer.make_state(p)
+        whole = stretch(name, 0, p.numel(), depth=depth, recipe=recipe)
+        optimizer.set_stretches(p, [whole])
+    return optimizer
 
 
 class EmaAdamW(torch.optim.Optimizer):
