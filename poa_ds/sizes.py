@@ -153,7 +153,8 @@ def _remarks(measured: dict, found: Sequence[Row], run: Path) -> list[str]:
     """By which protocol the k-NN was measured, and what is missing."""
     shown = {row.size for row in found if row.knn is not None}
     protocols = sorted({results.describe(p) for size, (_, p) in measured.items() if size in shown})
-    lines = [f"k-NN: {protocol}" for protocol in protocols]
+    lines = ["GFLOPs: of one image, two per multiply-add"]
+    lines += [f"k-NN: {protocol}" for protocol in protocols]
     if len(protocols) > 1:
         lines.append("These protocols differ: the accuracies cannot be compared.")
     if len(shown) < len(found):
