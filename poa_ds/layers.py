@@ -53,9 +53,7 @@ class BlockPlan:
     kept: tuple[tuple[Kept, Kept] | None, ...]
 
 
-def keep_sequences(
-    packing: Packing, rate: float, generator: torch.Generator, device: torch.device | str = "cpu"
-) -> Kept:
+def keep_sequences(packing: Packing, rate: float, generator: torch.Generator) -> Kept:
     """A random choice of sequences for one residual branch, segment by segment.
 
     rate > 0.1: exactly max(int(n (1 - rate)), 1) of n sequences, scaled by n / k (the
@@ -76,7 +74,16 @@ def keep_sequences(
         segments.append((len(chosen), tokens))
         first += n * tokens
     packed = Packing(tuple(segments))
-    return Kept(torch.cat(rows).to(device), torch.cat(factors).to(device), packed)
+    return Kept(torch.cat(rows), torch.cat(factors), packed)
+
+
+def on_device(choices: Sequence[Kept], device: torch.device | str) -> list[Kept]:
+    """The choices with their tensors on the device, which travel there together."""
+    sizes = [len(kept.rows) for kept in choices]
+    rows = torch.cat([kept.rows for kept in choices]).to(device).split(sizes)
+    factors = torch.cat([kept.factor for kept in choices]).to(device).split(sizes)
+    packings = (kept.packing for kept in choices)
+    return [Kept(*parts) for parts in zip(rows, factors, packings, strict=True)]
 
 
 class ElasticLinear(nn.Linear):

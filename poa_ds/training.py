@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -123,6 +124,8 @@ class Training:
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / "config.yaml").write_text(recipes.to_yaml(self.config))
             (self.output / "deepspeed.json").write_text(json.dumps(ds_config, indent=1) + "\n")
+            derived = json.dumps(asdict(self.numbers), indent=1)
+            (self.output / "derived.json").write_text(derived + "\n")
         except OSError as error:
             raise UserError(f"output_dir {self.output}: {error.strerror}") from error
 
@@ -193,7 +196,8 @@ class Training:
 
     def _log(self, result: StepResult, values: StepValues, clock: "Clock", bar: Any) -> None:
         terms = result.global_terms()
-        cost = dist.all_sum(torch.tensor(sum(map(self.stepper.space.cost, result.sizes)))).item()
+        costs = sum(map(self.stepper.space.cost, result.sizes))
+        cost = dist.all_sum(torch.tensor(costs, device=self.engine.device)).item()
         row = {
             **{f"loss/{name}": value for name, value in terms.items()},
             **{f"gradient_norm/{name}": value for name, value in result.gradient_norms.items()},

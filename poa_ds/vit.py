@@ -15,6 +15,7 @@ from poa_ds.layers import (
     Packing,
     initialise,
     keep_sequences,
+    on_device,
 )
 from poa_ds.space import ElasticSpace, Subnet
 
@@ -142,13 +143,12 @@ class ElasticViT(nn.Module):
         if rate == 0:
             return None
         members = [set(self.space.blocks(subnet.depth)) for subnet in subnets]
-
-        def one() -> Kept:
-            return keep_sequences(packing, rate, generator, device)
-
+        used = [[i in blocks for blocks in members] for i in range(len(self.blocks))]
+        choices = [keep_sequences(packing, rate, generator) for _ in range(2 * sum(map(sum, used)))]
+        following = iter(on_device(choices, device))
         return [
-            tuple((one(), one()) if index in blocks else None for blocks in members)
-            for index in range(len(self.blocks))
+            tuple((next(following), next(following)) if is_used else None for is_used in row)
+            for row in used
         ]
 
     def packing(self, crops: Sequence[Tensor]) -> Packing:
