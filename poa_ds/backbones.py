@@ -1,14 +1,18 @@
 """From a recipe to its elastic backbone."""
 
+from collections.abc import Callable
+
 from poa_ds import config as recipes
 from poa_ds.config import Config
+from poa_ds.elastic import ElasticBackbone
+from poa_ds.resnet import ElasticResNet
+from poa_ds.shapes import shape
+from poa_ds.swin import ElasticSwin
 from poa_ds.vit import ElasticViT
 
 
-def backbone(config: Config) -> ElasticViT:
-    """The backbone that the recipe describes, newly initialised from torch's global generator."""
+def _vit(config: Config) -> ElasticBackbone:
     recipe = config.backbone
-    assert recipe.name == "vit", recipe.name
     return ElasticViT(
         recipes.space(config),
         image_size=config.crops.global_size,
@@ -19,3 +23,19 @@ def backbone(config: Config) -> ElasticViT:
         init=recipe.init,
         activation_checkpointing=recipe.activation_checkpointing,
     )
+
+
+def _of(kind: type[ElasticSwin] | type[ElasticResNet]) -> Callable[[Config], ElasticBackbone]:
+    def build(config: Config) -> ElasticBackbone:
+        checkpointing = config.backbone.activation_checkpointing
+        return kind(recipes.space(config), shape(config), activation_checkpointing=checkpointing)
+
+    return build
+
+
+BACKBONES = {"vit": _vit, "swin": _of(ElasticSwin), "resnet": _of(ElasticResNet)}
+
+
+def backbone(config: Config) -> ElasticBackbone:
+    """The backbone that the recipe describes, newly initialised from torch's global generator."""
+    return BACKBONES[config.backbone.name](config)

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from poa_ds import dist, losses
 from poa_ds.data.batch import Batch
+from poa_ds.elastic import ElasticBackbone
 from poa_ds.heads import HeadBank, score
 from poa_ds.layers import Kept
 from poa_ds.losses import Scores, Targets
 from poa_ds.space import Subnet
-from poa_ds.vit import ElasticViT
 
 
 class Branch(nn.Module):
@@ -22,7 +22,7 @@ class Branch(nn.Module):
     """
 
     def __init__(
-        self, backbone: ElasticViT, heads: HeadBank, ibot_heads: HeadBank | None = None
+        self, backbone: ElasticBackbone, heads: HeadBank, ibot_heads: HeadBank | None = None
     ) -> None:
         super().__init__()
         self.backbone, self.heads, self.ibot_heads = backbone, heads, ibot_heads
@@ -190,7 +190,7 @@ def poa_terms(
     kept: Sequence[tuple[tuple[Kept, Kept] | None, ...]] | None = None,
     student_temperature: float = 0.1,
 ) -> LossTerms:
-    """The terms of one slot. subnets: (intact, elastic). kept: see ElasticViT.streams."""
+    """The terms of one slot. subnets: (intact, elastic). kept: see ElasticBackbone.streams."""
     crops, masks = [batch.global_crops], [batch.masks if ibot else None]
     if len(batch.local_crops):
         crops.append(batch.local_crops)

@@ -5,10 +5,10 @@ The range of a single value is part of its type (recipe.py).
 
 from collections.abc import Iterator
 
-from poa_ds.derived import space, values
+from poa_ds.derived import space
 from poa_ds.errors import UsageError
 from poa_ds.recipe import Config, Range
-from poa_ds.space import ElasticSpace
+from poa_ds.shapes import SHAPES, bare_space, shape, values
 
 # of MLflow 3; plain folders and file: are not written any more
 STORES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql", "databricks")
@@ -68,20 +68,13 @@ def _range(key: str, numbers: Range) -> Iterator[str]:
 
 
 def _space(config: Config) -> Iterator[str]:
-    backbone, head = config.backbone, config.backbone.head_dim
+    backbone = config.backbone
     ranges = [*_range("backbone.width", backbone.width), *_range("backbone.depth", backbone.depth)]
-    yield from ranges
-    for width in values(backbone.width) if not ranges else ():
-        if width % head:
-            yield (
-                f"backbone.width {width} is not a multiple of backbone.head_dim {head}:"
-                " width.min and width.step must be"
-            )
-            return
+    yield from ranges or SHAPES[backbone.name].problems(backbone)
 
 
 def _names(config: Config) -> Iterator[str]:
-    sizes = ElasticSpace(values(config.backbone.width), values(config.backbone.depth))
+    sizes = bare_space(config)
     for name, size in config.backbone.names.items():
         if name == "all" or "," in name:
             yield f"backbone.names.{name}: a name has no comma and is not `all` (every size)"
@@ -97,12 +90,12 @@ def _crops(config: Config) -> Iterator[str]:
     if crops.local_count:
         sizes["crops.local_size"] = crops.local_size
     for key, size in sizes.items():
-        if size % patch:
-            near = max(patch, size // patch * patch)
-            yield (
-                f"{key} {size} is not a multiple of backbone.patch_size {patch}:"
-                f" {near} or {near + patch} would be"
-            )
+        unit, name = patch, f"backbone.patch_size {patch}"
+        if key == "crops.global_size":
+            unit, name = shape(config).multiple()
+        if size % unit:
+            near = max(unit, size // unit * unit)
+            yield f"{key} {size} is not a multiple of {name}: {near} or {near + unit} would be"
     for key, (low, high), limit in (
         ("crops.global_scale", crops.global_scale, 1.0),
         ("crops.local_scale", crops.local_scale, 1.0),

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from math import sqrt
 
-from poa_ds.recipe import Config, Range
+from poa_ds import shapes
+from poa_ds.recipe import Config
 from poa_ds.schedules import Schedules
 from poa_ds.space import ElasticSpace, Subnet
 
@@ -29,17 +30,11 @@ class Derived:
     evaluation_share: float  # estimated forward work of all evaluations / work of the training
 
 
-def values(numbers: Range) -> tuple[int, ...]:
-    """min, min + step, ..., max."""
-    return tuple(range(numbers.min, numbers.max + 1, numbers.step))
-
-
 def space(config: Config) -> ElasticSpace:
     """The sizes of the recipe's backbone. UsageError: a name stands for no size of it."""
-    widths, depths = values(config.backbone.width), values(config.backbone.depth)
-    unnamed = ElasticSpace(widths, depths, config.backbone.small_bias)
-    names = {name: unnamed.parse(size) for name, size in config.backbone.names.items()}
-    return ElasticSpace(widths, depths, config.backbone.small_bias, names)
+    bare = shapes.bare_space(config)
+    names = {name: bare.parse(size) for name, size in config.backbone.names.items()}
+    return shapes.costed_space(config, names)
 
 
 def derived(config: Config, images: int) -> Derived:

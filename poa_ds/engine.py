@@ -17,7 +17,6 @@ from poa_ds import dist
 from poa_ds.branches import Poa
 from poa_ds.errors import UserError
 from poa_ds.heads import PrototypeHead
-from poa_ds.layers import Block
 from poa_ds.optim import EmaAdamW, Stretch, parameter_groups, stretch
 from poa_ds.recipe import Optimizer
 from poa_ds.schedules import StepValues
@@ -69,7 +68,8 @@ class Engine:
         deepspeed = _deepspeed()
         if ds_config.get("zero_optimization", {}).get("stage", 0) == 3:
             # a block and a head are gathered as a whole, once for both students
-            deepspeed.utils.set_z3_leaf_modules(poa, [Block, PrototypeHead])
+            blocks = poa.student.backbone.leaf_modules()
+            deepspeed.utils.set_z3_leaf_modules(poa, [*blocks, PrototypeHead])
         optimizer = EmaAdamW(
             parameter_groups(poa.student.named_parameters()),
             betas=(recipe.beta1, recipe.beta2),
@@ -90,7 +90,7 @@ class Engine:
         return self.deepspeed.device
 
     def _set_stretches(self, poa: Poa, recipe: Optimizer) -> None:
-        depth = len(poa.student.backbone.blocks)
+        depth = poa.student.backbone.decay_depth
         by_flat: dict[int, list[Stretch]] = {}
         for piece in self.shards.pieces:
             found = stretch(piece.name, piece.offset, piece.count, depth=depth, recipe=recipe)

@@ -25,23 +25,23 @@ from poa_ds.backbones import backbone
 from poa_ds.comparison import Comparison, Progress
 from poa_ds.config import Config
 from poa_ds.data.index import ShardFolder
+from poa_ds.elastic import ElasticBackbone
 from poa_ds.errors import UsageError
 from poa_ds.recipe import Evaluation
 from poa_ds.snapshot import find_teacher, load_teacher
 from poa_ds.space import Subnet
-from poa_ds.vit import ElasticViT
 
 FEATURE_BYTES = 8 << 30  # of features that a rank keeps at a time; more sizes take more passes
 PIXEL_SIDE = 32  # raw pixels are compared at this size or below
 
 
-def features(model: ElasticViT, images: Tensor, subnet: Subnet) -> Tensor:
+def features(model: ElasticBackbone, images: Tensor, subnet: Subnet) -> Tensor:
     """Class tokens (B, width) of normalised float images (B, 3, S, S)."""
     return model(images, subnet)[:, 0]
 
 
 def knn(
-    model: ElasticViT,
+    model: ElasticBackbone,
     subnets: Sequence[Subnet],
     bank: ShardFolder,
     queries: ShardFolder,
@@ -66,7 +66,7 @@ def knn(
     shift, scale = (255 * torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
     found: dict[Subnet, dict[int, float]] = {}
     model.eval()
-    for group in _groups(subnets, lambda subnet: 4 * rows * subnet.width):
+    for group in _groups(subnets, lambda subnet: 4 * rows * model.feature_width(subnet)):
 
         def encode(images: Tensor, group: Sequence[Subnet] = group) -> list[Tensor]:
             normalised = (images.float() - shift) / scale
@@ -122,14 +122,14 @@ def raw_pixel_floor(
     )[0]
 
 
-def random_weights(config: Config) -> ElasticViT:
+def random_weights(config: Config) -> ElasticBackbone:
     """The recipe's backbone before any training: the other floor, when `knn` measures it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return backbone(config)
 
 
-def knn_flops(model: ElasticViT, subnets: Sequence[Subnet], images: int, size: int) -> float:
+def knn_flops(model: ElasticBackbone, subnets: Sequence[Subnet], images: int, size: int) -> float:
     """Floating-point operations of the features of `images` crops of `size` px, all sizes."""
     return images * sum(model.flops(subnet, size) for subnet in subnets)
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from poa_ds.config import Config
 from poa_ds.data.index import ShardFolder
 from poa_ds.data.loader import eval_batches
+from poa_ds.elastic import ElasticBackbone
 from poa_ds.errors import UserError
 from poa_ds.snapshot import whole_folder
 from poa_ds.space import Subnet
-from poa_ds.vit import ElasticViT
 
 WEIGHTS = {"timm": "model.safetensors", "state-dict": "state_dict.safetensors"}
 RECIPE = "config.json"
@@ -30,7 +30,7 @@ CHECKED_IMAGES = 8
 class Export:
     """How sizes of one teacher are written. source: where the teacher came from, for the record."""
 
-    model: ElasticViT
+    model: ElasticBackbone
     config: Config
     step: int
     source: str
@@ -137,7 +137,7 @@ def reload(folder: Path) -> nn.Module:
 
 
 @torch.inference_mode()
-def check(folder: Path, model: ElasticViT, subnet: Subnet, images: Tensor) -> float:
+def check(folder: Path, model: ElasticBackbone, subnet: Subnet, images: Tensor) -> float:
     """The largest difference of any token between the elastic network and the exported one.
 
     images: normalised float (B, 3, S, S) of the training resolution.

@@ -11,18 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from poa_ds.elastic import ElasticBackbone
 from poa_ds.errors import UsageError
 from poa_ds.export import RECIPE, WEIGHTS, Export, check_images, usage
 from poa_ds.interop import to_timm
 from poa_ds.snapshot import find_teacher, load_teacher
 from poa_ds.space import Subnet
-from poa_ds.vit import ElasticViT
 
 BEFORE_SCALE = {"ls1": "attn.proj", "ls2": "mlp.fc2"}  # the layer that each LayerScale follows
 
 
 def extract(
-    model: ElasticViT, subnet: Subnet, dtype: torch.dtype = torch.float32
+    model: ElasticBackbone, subnet: Subnet, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
     """The state dict of one size under timm's names, which are DINOv2's too.
 

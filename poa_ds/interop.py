@@ -18,6 +18,7 @@ from poa_ds.backbones import backbone
 from poa_ds.config import Config
 from poa_ds.errors import UsageError, UserError
 from poa_ds.heads import HeadBank
+from poa_ds.layers import head_major, third_major
 from poa_ds.snapshot import differences, find_teacher, write_teacher
 
 # (published pattern, ours): longest first where one contains another
@@ -81,16 +82,6 @@ def _head_part(kind: str, rest: str) -> str:
     return f"rest.{int(place) // 2 - 1}.{parameter}"
 
 
-def head_major(qkv: Tensor, head_dim: int) -> Tensor:
-    """Rows (q|k|v, head, channel) -> (head, q|k|v, channel). Weight (3C, in) or bias (3C,)."""
-    return qkv.unflatten(0, (3, -1, head_dim)).transpose(0, 1).flatten(0, 2).contiguous()
-
-
-def third_major(qkv: Tensor, head_dim: int) -> Tensor:
-    """The inverse of `head_major`."""
-    return qkv.unflatten(0, (-1, 3, head_dim)).transpose(0, 1).flatten(0, 2).contiguous()
-
-
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The teacher of a published checkpoint under its own names, without `module.`.
 
@@ -146,10 +137,11 @@ def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of the recipe's teacher."""
     heads = config.heads
     with torch.device("meta"):
-        parts = {"backbone": backbone(config)}
+        model = backbone(config)
+        parts = {"backbone": model}
         for name in ("heads", "ibot_heads"):
             parts[name] = HeadBank(
-                recipes.space(config).intact.width,
+                model.feature_width(model.space.intact),
                 heads.prototypes,
                 hidden=heads.hidden,
                 bottleneck=heads.bottleneck,

@@ -214,3 +214,13 @@ def initialise(modules: Sequence[nn.Module], scheme: str) -> None:
             else:
                 nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
+
+
+def head_major(qkv: Tensor, head_dim: int) -> Tensor:
+    """Rows (q|k|v, head, channel) -> (head, q|k|v, channel). Weight (3C, in) or bias (3C,)."""
+    return qkv.unflatten(0, (3, -1, head_dim)).transpose(0, 1).flatten(0, 2).contiguous()
+
+
+def third_major(qkv: Tensor, head_dim: int) -> Tensor:
+    """The inverse of `head_major`."""
+    return qkv.unflatten(0, (-1, 3, head_dim)).transpose(0, 1).flatten(0, 2).contiguous()

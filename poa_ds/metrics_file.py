@@ -19,7 +19,7 @@ from poa_ds.space import Subnet
 Row = dict[str, Any]
 NAME = "metrics.jsonl"
 PIXELS = "knn_floor/raw_pixels"
-_OF_A_SIZE = re.compile(r"(knn_\w+)/(w\d+_d\d+)")
+_OF_A_SIZE = re.compile(r"(knn_\w+)/(w\d+_d[\d-]+)")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -123,5 +123,6 @@ def split_by_size(values: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def _size(label: str) -> Subnet:
-    width, depth = label.split("_")
-    return Subnet(int(width[1:]), int(depth[1:]))
+    size = Subnet.read(label)
+    assert size is not None, label
+    return size

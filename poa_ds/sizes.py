@@ -11,9 +11,9 @@ from pathlib import Path
 
 from poa_ds import results
 from poa_ds.config import Config
+from poa_ds.elastic import ElasticBackbone
 from poa_ds.errors import UserError
 from poa_ds.snapshot import find_teacher, load_teacher
-from poa_ds.vit import ElasticViT
 
 SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
@@ -31,7 +31,7 @@ class Row:
 
 
 def rows(
-    model: ElasticViT,
+    model: ElasticBackbone,
     config: Config,
     knn: dict[str, results.Accuracies],
     *,

@@ -19,9 +19,9 @@ from torch import Tensor
 from poa_ds import config as recipes
 from poa_ds.backbones import backbone
 from poa_ds.config import Config
+from poa_ds.elastic import ElasticBackbone
 from poa_ds.errors import UserError
 from poa_ds.typed_yaml import plain
-from poa_ds.vit import ElasticViT
 
 FORMAT = 1
 WEIGHTS, RECIPE, LATEST = "teacher.safetensors", "config.json", "latest"
@@ -89,7 +89,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def load_teacher(run: Path, step: int | None = None) -> tuple[ElasticViT, Config, int]:
+def load_teacher(run: Path, step: int | None = None) -> tuple[ElasticBackbone, Config, int]:
     """(model on the CPU in float32 and eval mode, its recipe, its step).
 
     run: an output directory (the newest teacher, or that of `step`), or one teacher's folder.

@@ -15,22 +15,45 @@ import numpy as np
 from poa_ds.errors import UsageError
 
 Policy = Literal["per_slot", "same", "balanced"]
+Depth = int | tuple[int, ...]
 
 
 @dataclass(frozen=True, order=True)
 class Subnet:
-    """One size: the first `width` channels of `depth` blocks that are spread over the network."""
+    """One size: the first `width` channels of `depth` blocks that are spread over the network.
+
+    depth: blocks, or blocks of each stage. As text: 384x12, 96x3-5-20-3.
+    """
 
     width: int
-    depth: int
+    depth: Depth
 
     def __str__(self) -> str:
-        return f"{self.width}x{self.depth}"
+        return f"{self.width}x{'-'.join(map(str, self.stages))}"
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The depth as a tuple, of one number where there are no stages."""
+        return (self.depth,) if isinstance(self.depth, int) else self.depth
 
     @property
     def label(self) -> str:
         """The size in metric and folder names, zero-padded so that names sort: w0384_d12."""
-        return f"w{self.width:04d}_d{self.depth:02d}"
+        return f"w{self.width:04d}_d{'-'.join(f'{d:02d}' for d in self.stages)}"
+
+    @classmethod
+    def read(cls, text: str) -> "Subnet | None":
+        """The size that its text (384x12) or label (w0384_d12) stands for, else None."""
+        found = re.fullmatch(r"w?(\d+)(?:x|_d)(\d+(?:-\d+)*)", text)
+        if not found:
+            return None
+        stages = tuple(map(int, found[2].split("-")))
+        return cls(int(found[1]), stages if len(stages) > 1 else stages[0])
+
+
+def spread(depth: int, of: int) -> list[int]:
+    """Indices of `depth` of `of` blocks: spread evenly, the first and last always."""
+    return np.linspace(0, of - 1, depth).astype(int).tolist()
 
 
 @dataclass(frozen=True)
@@ -39,12 +62,16 @@ class ElasticSpace:
 
     small_bias: the smallest size is drawn round(small_bias ** 2) times as often as the largest
     (the published `net_select_scale`; REFERENCE.md 3). names: short names of some sizes.
+    width_bias: the part of it that the width has (None: as much as the depth). costs: the work of
+    each of `subnets()`, where width ** 2 x depth does not tell it.
     """
 
     widths: tuple[int, ...]
-    depths: tuple[int, ...]
+    depths: tuple[Depth, ...]
     small_bias: float = 1.0
     names: Mapping[str, Subnet] = field(default_factory=dict)
+    width_bias: float | None = None
+    costs: tuple[float, ...] = ()
 
     def __hash__(self) -> int:
         return hash((self.widths, self.depths, self.small_bias))
@@ -64,7 +91,8 @@ class ElasticSpace:
     @cached_property
     def _menu(self) -> tuple[Subnet, ...]:
         # numpy's float64 linspace: torch's gives 384x17 six entries in place of seven
-        width_weights = np.linspace(self.small_bias, 1, len(self.widths)).tolist()
+        width_bias = self.small_bias if self.width_bias is None else self.width_bias
+        width_weights = np.linspace(width_bias, 1, len(self.widths)).tolist()
         depth_weights = np.linspace(self.small_bias, 1, len(self.depths)).tolist()
         entries = [
             subnet
@@ -82,11 +110,17 @@ class ElasticSpace:
         return list(self._menu)
 
     def blocks(self, depth: int) -> list[int]:
-        """Indices of the `depth` blocks that are kept: spread evenly, the first and last always."""
-        return np.linspace(0, self.depths[-1] - 1, depth).astype(int).tolist()
+        """Indices of the `depth` blocks that are kept of a network without stages."""
+        return spread(depth, self.depths[-1])
+
+    @cached_property
+    def _cost_of(self) -> dict[Subnet, float]:
+        return dict(zip(self.subnets(), self.costs, strict=True))
 
     def cost(self, subnet: Subnet) -> float:
         """Work of one image relative to the intact network: linear layers dominate."""
+        if self.costs:
+            return self._cost_of[subnet] / self._cost_of[self.intact]
         return subnet.width**2 * subnet.depth / (self.intact.width**2 * self.intact.depth)
 
     def draw(self, step: int, slot: int, *, seed: int, slots: int, policy: Policy) -> Subnet:
@@ -108,8 +142,7 @@ class ElasticSpace:
         """The size called `text`: one of `names`, or WIDTHxDEPTH."""
         if text in self.names:
             return self.names[text]
-        match = re.fullmatch(r"(\d+)x(\d+)", text)
-        subnet = Subnet(int(match[1]), int(match[2])) if match else None
+        subnet = Subnet.read(text) if "x" in text else None
         if subnet is None or subnet.width not in self.widths or subnet.depth not in self.depths:
             raise UsageError(f"size {text!r} is not in the space: {self.describe()}")
         return subnet
@@ -125,7 +158,11 @@ class ElasticSpace:
     def describe(self) -> str:
         """The allowed sizes in words."""
         names = "".join(f", {name} = {subnet}" for name, subnet in self.names.items())
-        return f"WIDTHxDEPTH with width in {list(self.widths)}, depth in {list(self.depths)}{names}"
+        depths = str(list(self.depths))
+        if not isinstance(self.depths[0], int):
+            stages = zip(*self.depths, strict=True)
+            depths = "-".join(f"[{min(s)}..{max(s)}]" for s in stages)
+        return f"WIDTHxDEPTH with width in {list(self.widths)}, depth in {depths}{names}"
 
 
 @lru_cache(maxsize=1024)

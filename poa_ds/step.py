@@ -17,6 +17,7 @@ from poa_ds.data.spec import photometric_spec
 from poa_ds.engine import Engine
 from poa_ds.heads import HeadBank
 from poa_ds.schedules import StepValues
+from poa_ds.shapes import shape
 from poa_ds.space import Subnet
 
 
@@ -26,7 +27,7 @@ def student_and_teacher(config: Config) -> Poa:
     def heads() -> HeadBank:
         recipe = config.heads
         return HeadBank(
-            config.backbone.width.max,
+            shape(config).features(recipes.space(config).intact),
             recipe.prototypes,
             hidden=recipe.hidden,
             bottleneck=recipe.bottleneck,

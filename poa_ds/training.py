@@ -206,7 +206,7 @@ class Training:
             "schedule/momentum": values.momentum,
             "schedule/teacher_temperature": values.teacher_temperature,
             "size/width": result.sizes[0].width,
-            "size/depth": result.sizes[0].depth,
+            "size/depth": sum(result.sizes[0].stages),
             "size/mean_cost": cost / self.config.batch.slots,
             "skipped": float(not result.applied),
             **clock.take(),

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from poa_ds.elastic import ElasticBackbone
 from poa_ds.layers import (
     Block,
     BlockPlan,
@@ -17,6 +17,7 @@ from poa_ds.layers import (
     keep_sequences,
     on_device,
 )
+from poa_ds.shapes import VitShape
 from poa_ds.space import ElasticSpace, Subnet
 
 
@@ -59,11 +60,8 @@ class Embed(nn.Module):
         return torch.cat((self.pos_embed[:, :1], table), dim=1)
 
 
-class ElasticViT(nn.Module):
-    """A family of vision transformers in one set of weights (POA, section 3; REFERENCE.md 1-2).
-
-    model(images, subnet, masks=None) runs one size. Training uses `streams`.
-    """
+class ElasticViT(ElasticBackbone):
+    """Vision transformers of several widths and depths; their tokens are normalised."""
 
     def __init__(
         self,
@@ -77,27 +75,21 @@ class ElasticViT(nn.Module):
         init: str = "published",
         activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        self.space, self.patch_size = space, patch_size
-        self.head_dim, self.mlp_ratio = head_dim, mlp_ratio
-        self.activation_checkpointing = activation_checkpointing
-        dim = space.intact.width
+        dim, depth = space.intact.width, space.intact.depth
+        shape = VitShape(dim, depth, image_size, patch_size, mlp_ratio)
+        super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
+        self.head_dim = head_dim
         self.embed = Embed(dim, image_size, patch_size)
         self.blocks = nn.ModuleList(
-            Block(dim, head_dim, mlp_ratio, layer_scale) for _ in range(space.intact.depth)
+            Block(dim, head_dim, mlp_ratio, layer_scale) for _ in range(depth)
         )
         self.norm = ElasticLayerNorm(dim, 1e-6)
         initialise(list(self.modules()), init)
         nn.init.trunc_normal_(self.embed.pos_embed, std=0.02)
         nn.init.normal_(self.embed.cls_token, std=1e-6)
 
-    def forward(self, images: Tensor, subnet: Subnet, masks: Tensor | None = None) -> Tensor:
-        """Normalised tokens (B, 1 + N, subnet.width), the class token first.
-
-        images (B, 3, S, S) with S a multiple of the patch size; masks (B, N) bool: patches that
-        are replaced by the mask token.
-        """
-        return self.streams((images,), (subnet,), (masks,))[0][0]
+    def members(self, subnet: Subnet) -> list[int]:
+        return self.space.blocks(subnet.depth)
 
     def streams(
         self,
@@ -106,30 +98,17 @@ class ElasticViT(nn.Module):
         masks: Sequence[Tensor | None],
         kept: Sequence[tuple[tuple[Kept, Kept] | None, ...]] | None = None,
     ) -> list[list[Tensor]]:
-        """Tokens [subnet][crop group] of one or two sizes on the same crops, in lockstep.
-
-        crops: one (n, 3, S, S) per group, resolutions may differ; masks: one per group.
-        kept: for each block, per stream the sequences that its residual branches take.
-        Two sizes: the first is the intact network, so that every block is entered.
-        """
         tokens = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
         packing = Packing(tuple(tuple(t.shape[:2]) for t in tokens))
         rows = torch.cat([t.flatten(0, 1) for t in tokens])
         streams = tuple(rows[:, : subnet.width] for subnet in subnets)
-        members = [set(self.space.blocks(subnet.depth)) for subnet in subnets]
+        members = [set(self.members(subnet)) for subnet in subnets]
         for index, block in enumerate(self.blocks):
             chosen = tuple(index in blocks for blocks in members)
             if any(chosen):
                 kept_here = kept[index] if kept else (None,) * len(subnets)
                 streams = self._enter(block, streams, BlockPlan(packing, chosen, kept_here))
         return [packing.split(self.norm(x)) for x in streams]
-
-    def _enter(
-        self, block: Block, streams: tuple[Tensor, ...], plan: BlockPlan
-    ) -> tuple[Tensor, ...]:
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *streams, plan=plan, use_reentrant=False)
-        return block(*streams, plan=plan)
 
     def draw_kept(
         self,
@@ -142,7 +121,7 @@ class ElasticViT(nn.Module):
         """The sequences that stochastic depth keeps, for `streams`; None without it."""
         if rate == 0:
             return None
-        members = [set(self.space.blocks(subnet.depth)) for subnet in subnets]
+        members = [set(self.members(subnet)) for subnet in subnets]
         used = [[i in blocks for blocks in members] for i in range(len(self.blocks))]
         choices = [keep_sequences(packing, rate, generator) for _ in range(2 * sum(map(sum, used)))]
         following = iter(on_device(choices, device))
@@ -156,19 +135,3 @@ class ElasticViT(nn.Module):
         return Packing(
             tuple((len(images), 1 + (images.shape[-1] // self.patch_size) ** 2) for images in crops)
         )
-
-    def parameter_count(self, subnet: Subnet) -> int:
-        """Parameters of one size as a network of its own (without the mask token)."""
-        c, hidden = subnet.width, self.mlp_ratio * subnet.width
-        per_block = 4 * c * c + 2 * c * hidden + hidden + 5 * c + 4 * c + 2 * c
-        embed = c * (3 * self.patch_size**2 + 1) + c * (2 + self.embed.grid**2)
-        return embed + subnet.depth * per_block + 2 * c
-
-    def flops(self, subnet: Subnet, image_size: int) -> float:
-        """Multiply-adds of one forward pass of one image, times two."""
-        tokens = 1 + (image_size // self.patch_size) ** 2
-        c = subnet.width
-        linear = (4 + 2 * self.mlp_ratio) * c * c * tokens
-        attention = 2 * tokens * tokens * c
-        patches = (tokens - 1) * c * 3 * self.patch_size**2
-        return 2.0 * (subnet.depth * (linear + attention) + patches)

@@ -166,7 +166,7 @@ def test_every_way_to_write_a_float_is_a_number(number: str, tmp_path: Path) -> 
         ({"schedule": {"stretch": 2}}, ["schedule.stretch", "2", "at most 1"]),
         ({"schedule": {"base_lr": float("nan")}}, ["schedule.base_lr", "a number"]),
         ({"precision": "fp8"}, ["precision", "fp8", "bf16, fp16, fp32"]),
-        ({"backbone": {"name": "swin"}}, ["backbone.name", "swin", "vit"]),
+        ({"backbone": {"name": "mixer"}}, ["backbone.name", "mixer", "vit"]),
         ({"evaluation": {"at_start": "yes"}}, ["evaluation.at_start", "true or false"]),
         ({"heads": {"prototypes": []}}, ["heads.prototypes", "not empty"]),
         ({"heads": {"prototypes": [8, "a"]}}, ["heads.prototypes[1]", "'a'"]),

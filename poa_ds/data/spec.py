@@ -6,6 +6,7 @@ from typing import Literal
 from poa_ds.data.photometric import PhotometricSpec
 from poa_ds.data.views import CropSpec
 from poa_ds.recipe import Config
+from poa_ds.shapes import shape
 
 OnError = Literal["raise", "replace"]
 
@@ -50,7 +51,7 @@ def batch_spec(config: Config) -> BatchSpec:
         ),
         photometric=photometric_spec(config),
         masks=MaskSpec(
-            crops.global_size // config.backbone.patch_size,
+            shape(config).grid(crops.global_size),
             config.masks.probability,
             config.masks.ratio,
         ),

@@ -16,6 +16,7 @@ from poa_ds.checkpoint import RunState
 from poa_ds.config import Config
 from poa_ds.data.batch import Batch
 from poa_ds.engine import Engine
+from poa_ds.shapes import shape
 from poa_ds.step import Stepper
 
 IMAGES, SLOTS = 4, 4
@@ -60,12 +61,12 @@ def recipe(**changes: object) -> Config:
     return recipes.from_dict(tree)
 
 
-def made_batch(at: int, slot: int) -> Batch:
+def made_batch(config: Config, at: int, slot: int) -> Batch:
     g = torch.Generator().manual_seed(1000 * at + slot)
     return Batch.of(
         torch.randn(2 * IMAGES, 3, 32, 32, generator=g),
         torch.randn(3 * IMAGES, 3, 16, 16, generator=g),
-        torch.rand(2 * IMAGES, 16, generator=g) < 0.3,
+        torch.rand(2 * IMAGES, shape(config).grid(32) ** 2, generator=g) < 0.3,
         step=at,
         slot=slot,
     )
@@ -90,7 +91,7 @@ class Run:
 
     def _one(self, at: int, poisoned: bool) -> dict:
         own = SLOTS // dist.world_size()
-        batches = [made_batch(at, dist.rank() * own + i) for i in range(own)]
+        batches = [made_batch(self.config, at, dist.rank() * own + i) for i in range(own)]
         if poisoned:
             batches = [_poisoned(b) if b.slot == 1 else b for b in batches]
         result = self.stepper.step(batches, self.schedules.at(at))
