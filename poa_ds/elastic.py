@@ -4,7 +4,7 @@ Callers know this class alone; what differs between architectures is in vit.py, 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ class ElasticBackbone(nn.Module):
     projection with `embed.patch.`), `blocks.<i>.` or `norm.`: layer-wise decay reads them.
     """
 
+    kind: ClassVar[str]  # `backbone.name` of recipes
     blocks: nn.ModuleList
 
     def __init__(

@@ -1,27 +1,35 @@
-"""An extracted size as a folder that timm opens, and the proof that it computes the same."""
+"""An extracted size as a folder that others open, and the proof that it computes the same."""
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from poa_ds import onnx_file
 from poa_ds.config import Config
 from poa_ds.data.index import ShardFolder
 from poa_ds.data.loader import eval_batches
 from poa_ds.elastic import ElasticBackbone
 from poa_ds.errors import UserError
+from poa_ds.forms import form
 from poa_ds.snapshot import whole_folder
 from poa_ds.space import Subnet
 
-WEIGHTS = {"timm": "model.safetensors", "state-dict": "state_dict.safetensors"}
-RECIPE = "config.json"
+Style = Literal["timm", "state-dict", "onnx"]
+WEIGHTS: dict[Style, str] = {
+    "timm": "model.safetensors",
+    "state-dict": "state_dict.safetensors",
+    "onnx": "model.onnx",
+}
+RECIPE, MODULE = "config.json", "model.py"
 MARK = "poa_ds"  # a key of RECIPE: the folder is one of ours
-ARCHITECTURE = "vit_small_patch16_224"  # of timm; model_args override every number of it
 LIMIT = 1e-4  # of a check; rounding in float32 amounts to about 1e-5
 CHECKED_IMAGES = 8
 
@@ -34,7 +42,7 @@ class Export:
     config: Config
     step: int
     source: str
-    style: Literal["timm", "state-dict"] = "timm"
+    style: Style = "timm"
 
     def write(
         self,
@@ -49,8 +57,7 @@ class Export:
         """
         _refuse_foreign(folder)
         with whole_folder(folder) as partial:
-            save_file(dict(state), partial / WEIGHTS[self.style], metadata={"format": "pt"})
-            (partial / RECIPE).write_text(json.dumps(self._about(subnet, state), indent=2) + "\n")
+            self._fill(partial, subnet, state)
             if images is None:
                 return None
             difference = check(partial, self.model, subnet, images)
@@ -61,23 +68,29 @@ class Export:
                 )
         return difference
 
-    def _about(self, subnet: Subnet, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    def _fill(self, folder: Path, subnet: Subnet, state: Mapping[str, Tensor]) -> None:
+        found = form(self.config)
+        name, arguments = found.arguments(self.config, subnet, state)
+        weights = folder / WEIGHTS[self.style]
+        if self.style == "onnx":
+            network = build(found.module, name, arguments, state)
+            onnx_file.write(network, found.feature, weights, self.config.crops.global_size)
+        else:
+            if self.style == "timm":
+                name, arguments, state = found.timm(self.config, subnet, state)
+            elif found.module:
+                (folder / MODULE).write_text(Path(found.module.__file__).read_text())
+            save_file(dict(state), weights, metadata={"format": "pt"})
+        about = self._about(subnet, name, arguments)
+        (folder / RECIPE).write_text(json.dumps(about, indent=2) + "\n")
+
+    def _about(self, subnet: Subnet, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """config.json; its timm part is what `local-dir:` and `hf_hub:` read."""
-        recipe, evaluation = self.config.backbone, self.config.evaluation
-        side = self.config.crops.global_size
-        layer_scale = any(name.endswith(".gamma") for name in state)
-        model_args = {
-            "img_size": side,
-            "patch_size": recipe.patch_size,
-            "embed_dim": subnet.width,
-            "depth": subnet.depth,
-            "num_heads": subnet.width // recipe.head_dim,
-            "mlp_ratio": recipe.mlp_ratio,
-            "init_values": recipe.layer_scale if layer_scale else None,
-        }
+        evaluation, side = self.config.evaluation, self.config.crops.global_size
+        found = form(self.config)
         preprocessing = {
             "input_size": [3, side, side],
-            "fixed_input_size": True,
+            "fixed_input_size": found.fixed_size,
             "interpolation": "bicubic",
             "crop_pct": evaluation.crop / evaluation.resize,
             "crop_mode": "center",
@@ -85,23 +98,23 @@ class Export:
             "std": list(self.config.augmentation.std),
             "num_classes": 0,
             "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "first_conv": found.first_conv,
+            "classifier": found.classifier,
         }
         return {
-            "architecture": ARCHITECTURE,
+            "architecture": name,
             "num_classes": 0,
-            "num_features": subnet.width,
-            "global_pool": "token",
-            "model_args": model_args,
+            "num_features": self.model.feature_width(subnet),
+            "global_pool": found.pool,
+            "model_args": dict(arguments),
             "pretrained_cfg": preprocessing,
             MARK: {
                 "size": str(subnet),
                 "cut_from": str(self.model.space.intact),
                 "source": self.source,
                 "step": self.step,
-                "note": f"trained at {side} px; elsewhere timm resizes the position embedding "
-                "differently from the training, so features differ a little there",
+                "format": self.style,
+                "note": f"trained at {side} px; {found.note}",
             },
         }
 
@@ -111,7 +124,7 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    ours = {RECIPE, *WEIGHTS.values()}
+    ours = {RECIPE, MODULE, *WEIGHTS.values()}
     if names and (not names <= ours or MARK not in _json(folder / RECIPE)):
         raise UserError(f"{folder} exists and is not an export of poa-ds: name another --out")
 
@@ -124,16 +137,36 @@ def _json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def reload(folder: Path) -> nn.Module:
-    """The exported model, built by timm from the folder alone."""
-    import timm  # seconds; needed here only
+def build(
+    module: ModuleType | None, name: str, arguments: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> nn.Module:
+    """A plain network in eval mode; module None: timm's."""
+    if module is None:
+        import timm  # seconds; needed here only
 
+        network = timm.create_model(name, num_classes=0, **arguments)
+    else:
+        network = module.Network(**arguments)
+    network.load_state_dict(dict(state), strict=True)
+    return network.eval()
+
+
+def reload(folder: Path) -> nn.Module:
+    """The exported model, built from the folder alone."""
     if (folder / WEIGHTS["timm"]).is_file():
+        import timm
+
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    arguments = json.loads((folder / RECIPE).read_text())["model_args"]
-    model = timm.create_model(ARCHITECTURE, num_classes=0, **arguments)
-    model.load_state_dict(load_file(folder / WEIGHTS["state-dict"]), strict=True)
-    return model.eval()
+    if (folder / WEIGHTS["onnx"]).is_file():
+        return onnx_file.Network(folder / WEIGHTS["onnx"])
+    if (folder / MODULE).is_file():
+        written = importlib.util.spec_from_file_location("exported_model", folder / MODULE)
+        module = importlib.util.module_from_spec(written)
+        written.loader.exec_module(module)
+        return module.load(folder)
+    about = json.loads((folder / RECIPE).read_text())
+    state = load_file(folder / WEIGHTS["state-dict"])
+    return build(None, about["architecture"], about["model_args"], state)
 
 
 @torch.inference_mode()
@@ -142,7 +175,10 @@ def check(folder: Path, model: ElasticBackbone, subnet: Subnet, images: Tensor) 
 
     images: normalised float (B, 3, S, S) of the training resolution.
     """
-    return (model(images, subnet) - reload(folder).forward_features(images)).abs().max().item()
+    wanted, network = model(images, subnet), reload(folder)
+    tokens = form(model).tokens(network.forward_features(images))
+    feature = network(images)  # what users call: the class feature alone
+    return max((wanted - tokens).abs().max().item(), (wanted[:, 0] - feature).abs().max().item())
 
 
 def check_images(config: Config) -> tuple[Tensor, str]:
@@ -161,17 +197,33 @@ def check_images(config: Config) -> tuple[Tensor, str]:
     return (images / 255 - mean) / std, f"images of {queries}"
 
 
-def usage(folder: Path, subnet: Subnet, config: Config, style: str) -> str:
+def usage(
+    folder: Path, subnet: Subnet, model: ElasticBackbone, config: Config, style: Style
+) -> str:
     """The lines that use an exported model."""
-    side = config.crops.global_size
-    tokens = 1 + (side // config.backbone.patch_size) ** 2
+    side, width = config.crops.global_size, model.feature_width(subnet)
+    with torch.inference_mode():
+        tokens = model(torch.zeros(1, 3, side, side), subnet).shape[1]
     if style == "timm":
         load = f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()'
+    elif style == "onnx":
+        load = f'model = onnxruntime.InferenceSession("{folder / WEIGHTS["onnx"]}")'
+        run = 'feature, features = model.run(None, {"images": images})'
+        return f"  {load}\n  {run}  # images: normalised float32 (B, 3, {side}, {side})"
+    elif (folder / MODULE).is_file():
+        load = f'model = runpy.run_path("{folder / MODULE}")["load"]("{folder}")  # torch alone'
     else:
         load = f'model = poa_ds.extract.reload(Path("{folder}"))  # or into DINOv2: same names'
+    if form(model).module:
+        return (
+            f"  {load}\n"
+            f"  features = model(images)  "
+            f"# normalised (B, 3, {side}, {side}) -> (B, {width})\n"
+            "  maps = model.forward_features(images)  # the last map"
+        )
     return (
         f"  {load}\n"
         f"  tokens = model.forward_features(images)  "
-        f"# normalised (B, 3, {side}, {side}) -> (B, {tokens}, {subnet.width})\n"
+        f"# normalised (B, 3, {side}, {side}) -> (B, {tokens}, {width})\n"
         f"  cls, patches = tokens[:, 0], tokens[:, 1:]"
     )

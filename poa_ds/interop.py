@@ -17,46 +17,9 @@ from poa_ds import config as recipes
 from poa_ds.backbones import backbone
 from poa_ds.config import Config
 from poa_ds.errors import UsageError, UserError
+from poa_ds.forms import form
 from poa_ds.heads import HeadBank
-from poa_ds.layers import head_major, third_major
 from poa_ds.snapshot import differences, find_teacher, write_teacher
-
-# (published pattern, ours): longest first where one contains another
-_BACKBONE = (
-    (r"^(cls_token|pos_embed|mask_token)$", r"embed.\1"),
-    (r"^patch_embed\.proj\.", "embed.patch."),
-    (r"\.(norm[12])\.norm\.", r".\1."),
-    (r"^norm\.norm\.", "norm."),
-    (r"\.linear\.", "."),
-)
-
-
-def from_poa_backbone(state: Mapping[str, Tensor], head_dim: int = 64) -> dict[str, Tensor]:
-    """The published ViT's state dict (with or without `backbone.`) under our names and layout.
-
-    Keys of other parts (heads) are left out. Also reads DINOv2 and timm names, and block
-    numbers in chunks (blocks.<chunk>.<i>).
-    """
-    ours: dict[str, Tensor] = {}
-    prefixed = any(name.startswith("backbone.") for name in state)
-    for name, tensor in state.items():
-        if prefixed and not name.startswith("backbone."):
-            continue
-        name = name.removeprefix("backbone.")
-        name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
-        for pattern, replacement in _BACKBONE:
-            name = re.sub(pattern, replacement, name)
-        ours[name] = head_major(tensor, head_dim) if ".attn.qkv." in name else tensor
-    return ours
-
-
-def to_timm(state: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
-    """Our ViT's state dict under the names and layout of timm and DINOv2."""
-    theirs: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        plain = name.replace("embed.patch.", "patch_embed.proj.", 1).removeprefix("embed.")
-        theirs[plain] = third_major(tensor, head_dim) if ".attn.qkv." in name else tensor
-    return theirs
 
 
 def from_poa_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,7 +78,8 @@ def from_poa_teacher(state: Mapping[str, Tensor], config: Config) -> dict[str, T
             f"attention of width {len(qkv[0]) // 3} does not divide into heads of "
             f"backbone.head_dim {head_dim}: {_described(state)}"
         )
-    ours = {f"backbone.{n}": t for n, t in from_poa_backbone(parts["backbone"], head_dim).items()}
+    named_ours = form(config).from_published(parts["backbone"], config)
+    ours = {f"backbone.{name}": tensor for name, tensor in named_ours.items()}
     for theirs, prefix in (("dino_head", "heads"), ("ibot_head", "ibot_heads")):
         ours |= {f"{prefix}.{n}": t for n, t in from_poa_heads(parts[theirs]).items()}
     present = {name.split(".")[0] for name in ours}

@@ -110,6 +110,8 @@ class ElasticResNet(ElasticBackbone):
     tokens: the last map enlarged to twice its side. No stochastic depth, as published.
     """
 
+    kind = "resnet"
+
     def __init__(
         self, space: ElasticSpace, shape: ResNetShape, *, activation_checkpointing: bool = False
     ) -> None:

@@ -249,6 +249,8 @@ class ElasticSwin(ElasticBackbone):
     to twice its side. All linear layers start as PyTorch's do, as published.
     """
 
+    kind = "swin"
+
     def __init__(
         self, space: ElasticSpace, shape: SwinShape, *, activation_checkpointing: bool = False
     ) -> None:

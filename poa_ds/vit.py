@@ -63,6 +63,8 @@ class Embed(nn.Module):
 class ElasticViT(ElasticBackbone):
     """Vision transformers of several widths and depths; their tokens are normalised."""
 
+    kind = "vit"
+
     def __init__(
         self,
         space: ElasticSpace,

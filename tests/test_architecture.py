@@ -15,14 +15,15 @@ SOURCES = {"poa_ds": ROOT, "data_tools": ROOT, "poa_kernels": ROOT / "kernels"}
 # cycles. `*` stands for the rest of a package.
 LEVELS = (
     "poa_kernels.*",
-    "poa_ds.errors",
+    "poa_ds.errors poa_ds.plain.*",
     "poa_ds.typed_yaml poa_ds.space poa_ds.dist poa_ds.schedules poa_ds.background",
     "poa_ds.recipe poa_ds.data.manifest poa_ds.data.pixels poa_ds.data.index poa_ds.data.order"
     " poa_ds.metrics_file poa_ds.results poa_ds.shapes",
     "poa_ds.layers poa_ds.losses poa_ds.optim poa_ds.knn poa_ds.data.*",
-    "poa_ds.elastic poa_ds.vit poa_ds.swin poa_ds.swin_names poa_ds.resnet poa_ds.resnet_names"
-    " poa_ds.heads",
-    "poa_ds.branches poa_ds.derived poa_ds.checks poa_ds.ds_json poa_ds.config poa_ds.backbones",
+    "poa_ds.elastic poa_ds.vit poa_ds.vit_names poa_ds.swin poa_ds.swin_names poa_ds.resnet"
+    " poa_ds.resnet_names poa_ds.heads",
+    "poa_ds.branches poa_ds.derived poa_ds.checks poa_ds.ds_json poa_ds.config poa_ds.backbones"
+    " poa_ds.forms poa_ds.onnx_file",
     "poa_ds.shards poa_ds.teacher poa_ds.engine poa_ds.checkpoint poa_ds.snapshot poa_ds.plots"
     " poa_ds.mlflow_store poa_ds.tracking poa_ds.interop poa_ds.comparison poa_ds.evaluate"
     " poa_ds.export poa_ds.extract poa_ds.sizes",
