@@ -24,6 +24,7 @@ Curves = Mapping[Subnet, Sequence[tuple[int, float]]]
 
 LINE_STYLES = ("solid", (0, (5, 1.5)), (0, (3, 1.5, 1, 1.5)), (0, (1, 1.2)))
 MOST_WIDTHS = 6  # more sizes than these do not fit into one panel
+MOST_LABELS = 40  # of depths; more get no numbers in their cells
 MOST_ROWS = 24  # of the comparison with the floors
 PIXELS_COLOUR, RANDOM_COLOUR = "#b03060", "#8a8a8a"
 
@@ -31,24 +32,30 @@ PIXELS_COLOUR, RANDOM_COLOUR = "#b03060", "#8a8a8a"
 def heat_map(values: Mapping[Subnet, float], *, title: str) -> Figure:
     """Accuracy in percent over width (right) and depth (up); sizes without a value stay empty."""
     widths = sorted({size.width for size in values})
-    depths = sorted({size.depth for size in values})
+    by_blocks = sorted(values, key=lambda size: (sum(size.stages), size.stages))
+    depths = list(dict.fromkeys(size.depth for size in by_blocks))
+    names = list(dict.fromkeys(size.depth_text for size in by_blocks))
+    every = -(-len(depths) // MOST_LABELS)
     grid = np.full((len(depths), len(widths)), np.nan)
     for size, value in values.items():
         grid[depths.index(size.depth), widths.index(size.width)] = value
-    figure = Figure(figsize=(max(5, 2.6 + 0.72 * len(widths)), 1.9 + 0.42 * len(depths)), dpi=120)
+    figure = Figure(
+        figsize=(max(5, 2.6 + 0.72 * len(widths)), 1.9 + 0.42 * min(len(depths), MOST_LABELS)),
+        dpi=120,
+    )
     figure.set_layout_engine("constrained")
     axes = figure.add_subplot()
     axes.set_facecolor("#e4e4e4")
     image = axes.imshow(np.ma.masked_invalid(grid), origin="lower", aspect="auto", cmap="viridis")
     low, high = image.get_clim()
-    for (row, column), value in np.ndenumerate(grid):
+    for (row, column), value in np.ndenumerate(grid) if every == 1 else ():
         dark = np.isnan(value) or value > low + 0.6 * (high - low)
         text = "–" if np.isnan(value) else f"{value:.1f}"
         axes.text(
             column, row, text, ha="center", va="center", size=9, color="black" if dark else "white"
         )
     axes.set_xticks(range(len(widths)), map(str, widths))
-    axes.set_yticks(range(len(depths)), map(str, depths))
+    axes.set_yticks(range(0, len(depths), every), names[::every])
     axes.set_xlabel("width (channels)")
     axes.set_ylabel("depth (blocks)")
     axes.set_title(title, size=11)
@@ -108,7 +115,8 @@ def _one_panel(found: Curves, floors: Floors) -> Figure:
     _draw_random(axes, floors)
     _draw_pixels(below, floors)
     handles = [Line2D([], [], color=c, lw=3, label=f"width {w}") for w, c in colours.items()]
-    handles += [Line2D([], [], color="black", ls=styles[d], label=f"depth {d}") for d in depths]
+    named = {size.depth: f"depth {size.depth_text}" for size in found}
+    handles += [Line2D([], [], color="black", ls=styles[d], label=named[d]) for d in depths]
     drop = -0.16 if below is axes else -1.0  # in heights of the lower panel
     below.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, drop), ncols=4)
     if compared:
@@ -166,7 +174,9 @@ def _panel_per_width(found: Curves, floors: Floors) -> Figure:
         panel.set_axis_off()
     figure.supxlabel("step", size=10)
     figure.supylabel("top-1 (%)", size=10)
-    handles = [Line2D([], [], color=c, lw=3, label=f"depth {d}") for d, c in shades.items()]
+    named = {size.depth: f"depth {size.depth_text}" for size in found}
+    every = -(-len(shades) // MOST_LABELS)
+    handles = [Line2D([], [], color=shades[d], lw=3, label=named[d]) for d in [*shades][::every]]
     figure.legend(handles=handles[::-1], loc="outside right center")
     return figure
 

@@ -114,16 +114,20 @@ def table(evaluation: Evaluation) -> str:
     columns = sorted({k for values in evaluation.knn.values() for k in values})
     most = evaluation.protocol.get("k_at_most", 0)
 
+    width = max(10, *map(len, evaluation.knn), 0) + 2
+
     def line(name: str, values: Accuracies, floor: Accuracies | None) -> str:
         cells = [f"{values[k]:9.2f}" for k in columns]
         below = [f"{floor[k]:9.2f}" for k in columns] if floor else []
-        return f"{name:<12}" + "".join(cells + below)
+        return f"{name:<{width}}" + "".join(cells + below)
 
     floors = evaluation.random_weights
     heads = [f"k={k}{'*' * (k > most > 0)}" for k in columns]
     title = f"k-NN top-1 in %, step {evaluation.step}, {describe(evaluation.protocol)}"
     lines = [title + (", then random weights" if floors else "")]
-    lines.append(f"{'size':<12}" + "".join(f"{head:>9}" for head in heads * (2 if floors else 1)))
+    lines.append(
+        f"{'size':<{width}}" + "".join(f"{head:>9}" for head in heads * (2 if floors else 1))
+    )
     lines += [line(size, v, floors.get(size)) for size, v in evaluation.knn.items()]
     if evaluation.raw_pixels:
         lines.append(line("raw pixels", evaluation.raw_pixels, None))

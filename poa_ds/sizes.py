@@ -75,15 +75,16 @@ def table(found: Sequence[Row], config: Config, title: str) -> str:
     """The rows as aligned text."""
     name_width = max([len(row.name) for row in found] + [4])
     evaluation = config.evaluation
+    size_width = max([len(row.size) for row in found] + [8]) + 2
     head = (
-        f"  {'size':<10}{'name':<{name_width}}{'parameters':>12}"
+        f"  {'size':<{size_width}}{'name':<{name_width}}{'parameters':>12}"
         f"{f'GFLOPs at {evaluation.crop}':>16}{f'k-NN (k={evaluation.report_k})':>16}"
     )
     lines = [title, head]
     for row in found:
         accuracy = "-" if row.knn is None else f"{row.knn:.2f} %"
         lines.append(
-            f"{'*' if row.best else ' '} {row.size:<10}{row.name:<{name_width}}"
+            f"{'*' if row.best else ' '} {row.size:<{size_width}}{row.name:<{name_width}}"
             f"{short(row.parameters):>12}{row.gflops:>16.3g}{accuracy:>16}"
         )
     if any(row.best for row in found):

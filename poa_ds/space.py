@@ -29,7 +29,12 @@ class Subnet:
     depth: Depth
 
     def __str__(self) -> str:
-        return f"{self.width}x{'-'.join(map(str, self.stages))}"
+        return f"{self.width}x{self.depth_text}"
+
+    @property
+    def depth_text(self) -> str:
+        """The depth in words: 12, 3-5-20-3."""
+        return "-".join(map(str, self.stages))
 
     @property
     def stages(self) -> tuple[int, ...]:

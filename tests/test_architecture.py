@@ -224,3 +224,22 @@ def test_no_text_contains(meaning: str, pattern: str):
         if re.search(pattern, line)
     ]
     assert not wrong, meaning
+
+
+def test_only_the_backbones_know_which_backbone_it_is():
+    """No comparison with a backbone's name: what differs is a method or an entry of a table."""
+    kinds = {"vit", "swin", "resnet"}
+    wrong = []
+    for name, path in modules().items():
+        if name in ("poa_ds.vit", "poa_ds.swin", "poa_ds.resnet", "poa_ds.backbones"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare | ast.match_case):
+                texts = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
+                texts = {text for text in texts if isinstance(text, str)}
+                wrong += [f"{name}:{node.lineno}: {texts & kinds}"] if texts & kinds else []
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+                classes = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
+                classes &= {"ElasticViT", "ElasticSwin", "ElasticResNet"}
+                wrong += [f"{name}:{node.lineno}: {classes}"] if classes else []
+    assert not wrong

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from poa_ds.shapes import ResNetShape, SwinShape
 from poa_ds.space import ElasticSpace, Subnet
 from poa_ds.swin import ElasticSwin
 from tests.conftest import shared
+
+FOLDER = Path(__file__).parents[1] / "ds_configs"
 
 STEPS = {
     "swin": (
@@ -280,3 +283,58 @@ def test_a_recipe_survives_its_own_yaml_and_masks_have_a_cell_per_16_px(kind: st
     config = config_of(kind)
     assert recipes.from_dict(parse(recipes.to_yaml(config), source="")) == config
     assert batch_spec(config).masks.grid == 14
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind"), [("swin_b_in1k", "swin"), ("resnet152x2_in1k", "resnet")]
+)
+def test_the_imagenet_recipes_are_the_published_ones(recipe: str, kind: str) -> None:
+    config = recipes.load(FOLDER / f"{recipe}.yaml")
+    theirs = published("06_schedules_groups")["recipes"][kind]
+    keys, numbers = theirs["config"], recipes.derived(config, 1_281_167)
+    assert config.batch.images_per_slot == keys["train"]["batch_size_per_gpu"]
+    assert config.batch.slots == 32 and list(config.masks.ratio) == [0.1, 0.3]
+    assert numbers.lr == pytest.approx(keys["optim"]["lr"], rel=1e-12)
+    assert numbers.steps == theirs["total_iters"]
+    assert numbers.ibot_start_step == theirs["ibot_activate_iter"]
+    assert config.optimizer.layer_decay == keys["optim"]["layerwise_decay"]
+    assert config.backbone.drop_path == keys["student"].get("drop_path_rate", 0.2)
+    assert recipes.space(config).subnets() == recipes.space(config_of(kind)).subnets()
+    schedules = recipes.schedules(config, 1_281_167)
+    for i, step in enumerate(theirs["iterations"]):
+        values = schedules.at(step)
+        assert values.lr == pytest.approx(theirs["values"]["lr"][i], rel=1e-12, abs=0)
+        assert values.momentum == pytest.approx(theirs["values"]["momentum"][i], rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_the_sizes_of_a_run_are_listed_within_a_budget(kind: str) -> None:
+    from poa_ds import sizes
+    from poa_ds.backbones import backbone
+
+    config = config_of(kind)
+    with torch.device("meta"):
+        model = backbone(config)
+    rows = sizes.rows(model, config, {}, most_parameters=30e6)
+    assert 0 < len(rows) < len(model.space.subnets())
+    lines = sizes.table(rows, config, "title").splitlines()
+    assert len({len(line) for line in lines[1:]}) == 1  # columns stay apart
+    name = {"swin": "tiny", "resnet": "R50"}[kind]
+    (row,) = [row for row in rows if row.name == name]
+    # source: timm's Swin-T has 27.5 M without its head, of which ours shares all but the patches
+    assert abs(row.parameters / {"swin": 27.5e6, "resnet": 23.5e6}[kind] - 1) < 0.01
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_pictures_of_many_sizes_are_drawn(kind: str) -> None:
+    from poa_ds import plots
+
+    values = {s: 50.0 + i % 7 for i, s in enumerate(recipes.space(config_of(kind)).subnets())}
+    figure = plots.heat_map(values, title="k-NN")
+    assert max(figure.get_size_inches()) < 40
+    rows = [
+        {"step": step, f"knn_top1/{s.label}": value + step}
+        for step in (0, 5)
+        for s, value in values.items()
+    ]
+    plots.curves(rows, title="k-NN")
