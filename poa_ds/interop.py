@@ -19,7 +19,21 @@ from poa_ds.config import Config
 from poa_ds.errors import UsageError, UserError
 from poa_ds.forms import form
 from poa_ds.heads import HeadBank
+from poa_ds.layers import head_major, third_major
 from poa_ds.snapshot import differences, find_teacher, write_teacher
+from poa_ds.vit_names import from_poa_backbone, to_timm
+
+__all__ = [
+    "add_arguments",
+    "from_poa_backbone",
+    "from_poa_heads",
+    "from_poa_teacher",
+    "head_major",
+    "read_checkpoint",
+    "run",
+    "third_major",
+    "to_timm",
+]
 
 
 def from_poa_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from poa_ds import backbones, shapes
 from poa_ds import config as recipes
 from poa_ds.config import Config
 from poa_ds.space import ElasticSpace, Subnet
@@ -172,6 +173,68 @@ class Backbone(nn.Module):
                 x = self.blocks[i](x, chosen)
         return self.norm(x)
 
+    @property
+    def decay_depth(self) -> int:
+        return len(self.blocks)
+
+    def draw_drops(
+        self,
+        subnets: Sequence[Subnet],
+        crops: Sequence[Tensor],
+        rate: float,
+        generator: torch.Generator,
+    ) -> list[list[Drops | None]]:
+        """[subnet][crop size] -> the choices of every block, in the order that ours draws."""
+        counts, device = [len(images) for images in crops], crops[0].device
+        return draw_drops(self.space, subnets, counts, rate, generator, device)
+
+
+class OneAtATime(nn.Module):
+    """Another architecture: ours, without lockstep. Each crop size and student is a pass alone."""
+
+    def __init__(self, config: Config, space: ElasticSpace) -> None:
+        super().__init__()
+        whole = backbones.backbone(config)
+        self.embed, self.blocks = whole.embed, whole.blocks
+        if hasattr(whole, "norm"):
+            self.norm = whole.norm
+        self._whole = [whole]  # in a list: its parameters have their names from above
+
+    @property
+    def decay_depth(self) -> int:
+        return self._whole[0].decay_depth
+
+    def forward(
+        self,
+        images: Tensor,
+        subnet: Subnet,
+        masks: Tensor | None = None,
+        drops: list | None = None,
+    ) -> Tensor:
+        return self._whole[0].streams((images,), (subnet,), (masks,), drops)[0][0]
+
+    def draw_drops(
+        self,
+        subnets: Sequence[Subnet],
+        crops: Sequence[Tensor],
+        rate: float,
+        generator: torch.Generator,
+    ) -> list[list[list | None]]:
+        """[subnet][crop size] -> the random choices of every block: ours, cut by crop size."""
+        whole, device = self._whole[0], crops[0].device
+        kept = whole.draw_kept(whole.packing(crops), subnets, rate, generator, device)
+        if kept is None:
+            return [[None for _ in crops] for _ in subnets]
+        counts = [len(images) for images in crops]
+
+        def cut(chosen: tuple[Tensor, Tensor] | None, crop: int) -> tuple[tuple | None]:
+            return (chosen and tuple(factors.split(counts)[crop] for factors in chosen),)
+
+        return [
+            [[cut(row[i], crop) for row in kept] for crop in range(len(crops))]
+            for i in range(len(subnets))
+        ]
+
 
 class Head(nn.Module):
     """Features (R, width) -> scores (R, K) against weight-normed prototypes."""
@@ -196,7 +259,8 @@ class HeadBank(nn.ModuleList):
     """Scores of every head."""
 
     def __init__(self, config: Config) -> None:
-        recipe, dim = config.heads, config.backbone.width.max
+        recipe = config.heads
+        dim = shapes.shape(config).features(recipes.space(config).intact)
         shape = (recipe.hidden, recipe.bottleneck, recipe.layers)
         super().__init__(Head(dim, k, *shape) for k in recipe.prototypes)
 
@@ -204,12 +268,16 @@ class HeadBank(nn.ModuleList):
         return [head(x) for head in self]
 
 
+PLAIN = {"vit": Backbone}
+
+
 class Network(nn.Module):
     """Student or teacher."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.backbone = Backbone(config, recipes.space(config))
+        kind = PLAIN.get(config.backbone.name, OneAtATime)
+        self.backbone = kind(config, recipes.space(config))
         self.heads = HeadBank(config)
         self.ibot_heads = HeadBank(config) if config.heads.separate_ibot else None
 
@@ -229,7 +297,7 @@ def draw_drops(
     generator: torch.Generator,
     device: torch.device,
 ) -> list[list[Drops | None]]:
-    """[subnet][crop size] -> the random choices of every block, in the order that ours draws."""
+    """[subnet][crop size] -> the choices of every block, in the order that ours draws."""
     found: list[list[Drops | None]] = [[{} if rate else None for _ in crops] for _ in subnets]
     for block in range(space.intact.depth) if rate else ():
         for subnet, of_subnet in zip(subnets, found, strict=True):

@@ -17,7 +17,7 @@ from poa_ds.data.order import DROP_PATH, keyed
 from poa_ds.optim import decays, lr_factor, part
 from poa_ds.schedules import StepValues
 from poa_ds.space import ElasticSpace, Subnet
-from poa_ds.threepass import Network, draw_drops
+from poa_ds.threepass import Network
 
 
 class ThreePasses:
@@ -179,9 +179,9 @@ class ThreePasses:
         """The random choices that ours makes for this step and slot."""
         rng = keyed(DROP_PATH, self.config.seed, batch.step, batch.slot)
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
-        crops = [len(c) for c in (batch.global_crops, batch.local_crops) if len(c)]
+        crops = [c for c in (batch.global_crops, batch.local_crops) if len(c)]
         rate = self.config.backbone.drop_path
-        return draw_drops(self.space, subnets, crops, rate, generator, self.device)
+        return self.student.backbone.draw_drops(subnets, crops, rate, generator)
 
 
 def _masked(batch: Batch, values: StepValues) -> Tensor:
@@ -198,7 +198,7 @@ def _groups(student: Network, config: Config) -> list[dict]:
     for name, p in student.named_parameters():
         factor = lr_factor(
             name,
-            depth=len(student.backbone.blocks),
+            depth=student.backbone.decay_depth,
             layer_decay=recipe.layer_decay,
             patch_embed_factor=recipe.patch_embed_factor,
         )

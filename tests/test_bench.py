@@ -111,6 +111,37 @@ def test_loss_and_every_gradient_are_the_same(name: str) -> None:
             assert (gradient - other).norm() <= 1e-5 * other.norm() + 1e-8, key
 
 
+OTHERS = {
+    "swin": {
+        "width": {"min": 16, "max": 32, "step": 8},
+        "stages": [[1, 1], [1, 1], [2, 3], [1, 1]],
+        "patch_size": 2,
+        "head_dim": 8,
+        "window": 3,
+        "drop_path": 0.4,
+    },
+    "resnet": {
+        "width": {"min": 8, "max": 16, "step": 4},
+        "stages": [[1, 1], [1, 2], [1, 2], [1, 1]],
+        "patch_size": 4,
+        "norm_groups": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_the_other_backbones_one_pass_at_a_time_give_the_same_loss_and_gradients(kind: str) -> None:
+    work = job()
+    tree = copy.deepcopy(TINY) | {"backbone": {"name": kind} | OTHERS[kind]}
+    work = dataclasses.replace(work, config=recipes.from_dict(tree))
+    (loss, gradients), (plain_loss, plain_gradients) = ours(work), plain(work)
+    assert abs(loss / plain_loss - 1) < 1e-6
+    assert gradients.keys() == plain_gradients.keys()
+    for key, gradient in gradients.items():
+        other = plain_gradients[key]
+        assert (gradient - other).norm() <= 2e-5 * other.norm() + 1e-7, key
+
+
 def test_a_given_size_is_drawn_in_every_step() -> None:
     work = job(size=Subnet(32, 3))
     assert isinstance(work.space, OneSize)

@@ -11,11 +11,9 @@ from poa_ds import branches, losses
 from poa_ds.branches import Branch
 from poa_ds.data.batch import Batch
 from poa_ds.heads import HeadBank
-from poa_ds.interop import from_poa_heads
-from poa_ds.layers import third_major
+from poa_ds.interop import from_poa_backbone, from_poa_heads, third_major
 from poa_ds.space import ElasticSpace, Subnet
 from poa_ds.vit import ElasticViT
-from poa_ds.vit_names import from_poa_backbone
 from tests.conftest import shared
 
 SPACE = ElasticSpace((32, 64, 96), (2, 3, 4), 3.0)

@@ -9,10 +9,9 @@ import yaml
 
 from poa_ds import cli
 from poa_ds.heads import HeadBank
-from poa_ds.layers import head_major, third_major
+from poa_ds.interop import from_poa_backbone, head_major, third_major, to_timm
 from poa_ds.snapshot import load_teacher
 from poa_ds.space import Subnet
-from poa_ds.vit_names import from_poa_backbone, to_timm
 from tests.conftest import shared
 from tests.test_vit import load as load_vit
 from tests.test_vit import published_model

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from poa_ds import optim
-from poa_ds.interop import from_poa_heads
+from poa_ds.interop import from_poa_backbone, from_poa_heads
 from poa_ds.optim import EmaAdamW, Stretch
-from poa_ds.vit_names import from_poa_backbone
 from tests.conftest import shared
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from poa_ds.layers import Packing, keep_sequences, residual, third_major
+from poa_ds.interop import from_poa_backbone, third_major
+from poa_ds.layers import Packing, keep_sequences, residual
 from poa_ds.space import ElasticSpace, Subnet
 from poa_ds.vit import ElasticViT
-from poa_ds.vit_names import from_poa_backbone
 from tests.conftest import shared
 
 SPACE = ElasticSpace(tuple(range(64, 193, 32)), (3, 4, 5, 6), 3.0)
