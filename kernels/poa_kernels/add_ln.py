@@ -1,4 +1,4 @@
-"""The seams of a transformer block, one pass each way: residual, LayerScale, stochastic depth, norm.
+"""The seams of a block in one pass each way: residual, LayerScale, stochastic depth, norm.
 
     x_new = x, and where the branch ran  x + factor * gamma * branch
     y     = layer_norm(x_new) of the rows that the next branch takes
