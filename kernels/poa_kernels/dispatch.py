@@ -88,6 +88,17 @@ def table() -> dict[str, dict]:
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
+def text_of(lines: dict[str, dict]) -> str:
+    """The table as it is written: one line per operator."""
+    chips = [
+        f" {json.dumps(name)}: {{\n"
+        + ",\n".join(f"  {json.dumps(key)}: {json.dumps(line)}" for key, line in entries.items())
+        + "\n }"
+        for name, entries in lines.items()
+    ]
+    return "{\n" + ",\n".join(chips) + "\n}\n"
+
+
 @cache
 def chip(device: torch.device) -> str:
     """The part of the table that serves a device: "interpreter", "sm_80" or "sm_90"."""

@@ -284,7 +284,7 @@ def _of_rows(
     size = tl.abs(tl.load(weights + m, mask=m < rows, other=0.0))
     if TWO:
         size = tl.maximum(size, tl.abs(tl.load(weights + rows + m, mask=m < rows, other=0.0)))
-    scale = tl.where(size > 0, LIFT / size, 0.0)
+    scale = LIFT / tl.maximum(size, 1e-30)
     acc = tl.zeros((BM, D), tl.float32)
     first = tl.program_id(1) * each
     last = min(first + each, prototypes)

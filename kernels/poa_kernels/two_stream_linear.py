@@ -30,7 +30,7 @@ def two_stream_linear(
     for x, out in zip(streams, outs, strict=True):
         assert x.dim() == 2 and x.shape[1] <= weight.shape[1] and out <= weight.shape[0]
         assert x.dtype == weight.dtype and x.device == weight.device
-    if dispatch.choose(f"{OPERATOR}.forward", weight, shape=_shape(weight)) == "reference":
+    if dispatch.choose(f"{OPERATOR}.forward", weight, shape=shape_class(weight)) == "reference":
         return reference(streams, weight, bias, outs)
     return _TwoStreamLinear.apply(weight, bias, tuple(outs), *streams)
 
@@ -49,7 +49,7 @@ def reference(
     )
 
 
-def _shape(weight: Tensor) -> str:
+def shape_class(weight: Tensor) -> str:
     """The class of a layer in the table: qkv "3x1", proj "1x1", fc1 "4x1", fc2 "1x4"."""
     rows, columns = weight.shape
     return f"{max(rows // columns, 1)}x{max(columns // rows, 1)}"
@@ -90,8 +90,8 @@ def column_sums(streams: Sequence[Tensor], width: int) -> Tensor:
 
 def _product(kind: str, weight: Tensor):
     """The implementation of one of the three products: "forward", "input", "weight"."""
-    found = dispatch.choose(f"{OPERATOR}.{kind}", weight, shape=_shape(weight))
-    return _PRODUCTS[kind, "triton" if found == "triton" else "library"]
+    found = dispatch.choose(f"{OPERATOR}.{kind}", weight, shape=shape_class(weight))
+    return PRODUCTS[kind, "triton" if found == "triton" else "library"]
 
 
 def _scale(weight: Tensor, width: int) -> float:
@@ -268,7 +268,7 @@ def _unit_columns(x: Tensor) -> Tensor:
 
 
 def _tiled(kind: str, weight: Tensor) -> dict[str, int]:
-    return dispatch.tiles(f"{OPERATOR}.{kind}", weight, shape=_shape(weight))
+    return dispatch.tiles(f"{OPERATOR}.{kind}", weight, shape=shape_class(weight))
 
 
 def _triton_forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
@@ -316,7 +316,7 @@ def _triton_weight(gradients, streams, weight) -> Tensor:
     return dw
 
 
-_PRODUCTS = {
+PRODUCTS = {
     ("forward", "library"): _library_forward,
     ("input", "library"): _library_input,
     ("weight", "library"): _library_weight,
