@@ -71,7 +71,7 @@ the curves of every size, with both floors   {out / "curves.png"}
 the last accuracies over width and depth     {out / "heat_map.png"}
 one size as a timm model                     {model}
 the run: recipe, metrics, checkpoints, ...   {out}
-all curves in the browser:
+the curves in the browser (experiment photos, Chart view, the run expanded: knn_top1 has every size)
   {mlflow}"""
     )
 
