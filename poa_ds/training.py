@@ -54,6 +54,8 @@ class Training:
         self._announce(ds_config)
         self.state = RunState(data_hash=self.folder.hash)
         self.resumed = not dry_run and self._resume()
+        if dist.is_main() and not dry_run:
+            self._keep_recipe(ds_config)
         self.tracker = self._start_tracker()
         self.curves = None if dry_run else self._curves()
 
@@ -117,8 +119,9 @@ class Training:
             f"processes      {dist.world_size()} on {self.engine.device.type}, ZeRO stage {stage}",
             flush=True,
         )
-        if self.dry_run:
-            return
+
+    def _keep_recipe(self, ds_config: dict) -> None:
+        """Write what this run is into its folder."""
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / "config.yaml").write_text(recipes.to_yaml(self.config))
@@ -146,6 +149,8 @@ class Training:
             )
         if dist.is_main():
             print(f"continues at step {self.state.step:,} from {found}", flush=True)
+            for change in recipes.changes(checkpoint.recipe(found), self.config):
+                print(f"  the recipe has changed: {change}", flush=True)
         return True
 
     def _start_tracker(self) -> Tracker | None:
