@@ -17,6 +17,7 @@ from torch import Tensor
 from poa_kernels.language import DTYPES, INSTALLED, INTERPRETED
 
 Mode = Literal["auto", "reference", "triton"]
+OURS = ("triton", "descriptors")  # what Triton compiles
 TABLE = Path(__file__).with_name("table.json")
 _mode: Mode = "auto"  # of this process, like torch.backends
 
@@ -56,7 +57,7 @@ def unable(device: torch.device) -> str:
 
 
 def choose(operator: str, x: Tensor, *, shape: str = "") -> str:
-    """What `operator` runs for x: "reference", "library" (PyTorch's products) or "triton".
+    """What `operator` runs for x: "reference", "triton", or for a product "library", "descriptors".
 
     shape: a class of shapes that may have a line of its own in the table ("operator/shape").
     """
@@ -68,7 +69,7 @@ def choose(operator: str, x: Tensor, *, shape: str = "") -> str:
         return "triton"
     line = entry(chip(x.device), operator, shape)
     found = line["use"]
-    return found if able or found != "triton" else "reference"
+    return found if able or found not in OURS else "reference"
 
 
 def tiles(operator: str, x: Tensor, *, shape: str = "") -> dict[str, int]:
@@ -116,5 +117,5 @@ def describe(device: torch.device) -> str:
         return f"kernels: triton for every operator, tiles of {chip(device)}"
     if reason:
         return f"kernels: auto runs plain PyTorch ({reason})"
-    ours = [name for name, line in table()[chip(device)].items() if line["use"] == "triton"]
+    ours = [name for name, line in table()[chip(device)].items() if line["use"] in OURS]
     return f"kernels: auto on {chip(device)} runs Triton for {', '.join(ours) or 'nothing'}"

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from poa_kernels import dispatch, sinkhorn
-from poa_kernels.language import Case, blocks, dot, jit, precision, tl
+from poa_kernels.language import Case, blocks, dot, jit, power_of_two, precision, tl
 
 OPERATOR = "prototype_ce"
 PROGRAMS = 264  # two for each multiprocessor of a Hopper chip
+WIDEST = 256  # channels of a row that stay in a multiprocessor
 LIFT = tl.constexpr(4096.0)  # keeps 1 / K above the smallest fp16 number
 
 
@@ -54,9 +55,12 @@ def prototype_ce(
     for target in targets:
         assert len(target.index) == len(rows) and len(target.prototypes) == len(prototypes)
         assert target.index.dtype == torch.int32 and target.rows.dtype == rows.dtype
-    if _chosen(rows) == "reference":
+    if rows.shape[1] > WIDEST or dispatch.choose(OPERATOR, rows) == "reference":
         return reference(rows, prototypes, targets, temperature)
     tensors = [t for target in targets for t in (target.rows, target.prototypes, target.bias)]
+    missing = max(16, power_of_two(rows.shape[1])) - rows.shape[1]
+    if missing:  # zeros change no product
+        rows, prototypes = (F.pad(x, (0, missing)) for x in (rows, prototypes))
     indices = [target.index.contiguous() for target in targets]
     scales = [target.temperature for target in targets]
     return _PrototypeCe.apply(rows, prototypes, temperature, scales, *tensors, *indices)
@@ -77,12 +81,6 @@ def reference(
             p = p[target.index.long()].sum(1)
         losses.append(-(p * log_p).sum(-1))
     return torch.stack(losses, dim=1)
-
-
-def _chosen(rows: Tensor) -> str:
-    width = rows.shape[1]
-    fits = 16 <= width <= 256 and width & (width - 1) == 0
-    return dispatch.choose(OPERATOR, rows) if fits else "reference"
 
 
 class _PrototypeCe(torch.autograd.Function):

@@ -6,14 +6,14 @@ One autograd.Function over both streams saves the Parameter itself, not a view o
 free the gathered weight until backward), and returns one gradient of full size per parameter.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from poa_kernels import dispatch
+from poa_kernels import dispatch, two_stream_descriptors
 from poa_kernels.language import Case, blocks, dot, jit, precision, tl
 
 OPERATOR = "two_stream_linear"
@@ -91,7 +91,7 @@ def column_sums(streams: Sequence[Tensor], width: int) -> Tensor:
 def _product(kind: str, weight: Tensor):
     """The implementation of one of the three products: "forward", "input", "weight"."""
     found = dispatch.choose(f"{OPERATOR}.{kind}", weight, shape=shape_class(weight))
-    return PRODUCTS[kind, "triton" if found == "triton" else "library"]
+    return PRODUCTS[kind, "library" if found == "reference" else found]
 
 
 def _scale(weight: Tensor, width: int) -> float:
@@ -316,6 +316,23 @@ def _triton_weight(gradients, streams, weight) -> Tensor:
     return dw
 
 
+def _described(kind: str, product: Callable) -> Callable:
+    """The product on tensor descriptors, where they can describe all of its matrices."""
+
+    def run(*arguments):
+        flat = [
+            item
+            for argument in arguments
+            for item in (argument if isinstance(argument, list | tuple) else [argument])
+        ]
+        matrices = [item for item in flat if isinstance(item, Tensor) and item.dim() == 2]
+        widths = [item for item in flat if isinstance(item, int)]
+        fits = two_stream_descriptors.fits(matrices, widths)
+        return (product if fits else PRODUCTS[kind, "triton"])(*arguments)
+
+    return run
+
+
 PRODUCTS = {
     ("forward", "library"): _library_forward,
     ("input", "library"): _library_input,
@@ -323,6 +340,9 @@ PRODUCTS = {
     ("forward", "triton"): _triton_forward,
     ("input", "triton"): _triton_input,
     ("weight", "triton"): _triton_weight,
+    ("forward", "descriptors"): _described("forward", two_stream_descriptors.forward),
+    ("input", "descriptors"): _described("input", two_stream_descriptors.of_input),
+    ("weight", "descriptors"): _described("weight", two_stream_descriptors.of_weight),
 }
 
 

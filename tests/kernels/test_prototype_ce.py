@@ -18,6 +18,7 @@ SHAPES = {
     "two targets": (70, 257, 64, 2, True),
     "one row": (1, 65, 32, 1, True),
     "one prototype": (9, 1, 16, 1, False),
+    "odd width": (11, 40, 21, 1, True),
     "no rows": (0, 40, 16, 2, True),
 }
 
