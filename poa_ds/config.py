@@ -17,10 +17,10 @@ from poa_ds.typed_yaml import build, dump, override, parse, plain
 __all__ = [
     "Config",
     "Derived",
+    "changes",
     "check",
     "check_places",
     "check_precision",
-    "changes",
     "check_world",
     "deepspeed_json",
     "derived",
