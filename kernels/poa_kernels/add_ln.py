@@ -48,7 +48,7 @@ def norm_rows(
 ) -> tuple[Tensor, Tensor]:
     """(x, y): y (r, C) the normalised rows that the next branch takes (None: all). x (T, C)."""
     if _chosen(x) == "reference":
-        return x, _norm(x, weight, bias, eps, taken)
+        return x, _norm(x, weight, bias, eps, None if taken is None else taken.rows)
     return _AddLn.apply(x, None, None, None, weight, bias, taken, eps)
 
 
@@ -59,8 +59,8 @@ def add_norm_rows(
     """(x_new, y) from x (T, C) and the result of a branch (r, C) on the rows `added`."""
     assert branch.shape == (len(x) if added is None else len(added.rows), x.shape[1])
     if _chosen(x) == "reference":
-        total = _add(x, branch, gamma, added)
-        return total, _norm(total, weight, bias, eps, taken)
+        rows = None if taken is None else taken.rows
+        return _add_norm(x, branch, gamma, *_where(added), weight, bias, eps, rows)
     return _AddLn.apply(x, branch, gamma, added, weight, bias, taken, eps)
 
 
@@ -68,25 +68,40 @@ def add_rows(x: Tensor, branch: Tensor, gamma: Tensor, *, added: Rows | None = N
     """x_new alone, after the last branch of a block."""
     assert branch.shape == (len(x) if added is None else len(added.rows), x.shape[1])
     if _chosen(x) == "reference":
-        return _add(x, branch, gamma, added)
+        return _add(x, branch, gamma, *_where(added))
     return _AddLn.apply(x, branch, gamma, added, None, None, None, 0.0)[0]
 
 
-def _add(x: Tensor, branch: Tensor, gamma: Tensor, added: Rows | None) -> Tensor:
+def _where(added: Rows | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if added is None else (added.rows, added.factor)
+
+
+def _plain_add(
+    x: Tensor, branch: Tensor, gamma: Tensor, rows: Tensor | None, factor: Tensor | None
+) -> Tensor:
     """Reference."""
     scaled = branch * gamma[: x.shape[1]]
-    if added is None:
-        return x + scaled
-    if added.factor is not None:
-        scaled = scaled * added.factor[:, None].to(x.dtype)
-    return x.index_add(0, added.rows, scaled)
+    if factor is not None:
+        scaled = scaled * factor[:, None].to(x.dtype)
+    return x + scaled if rows is None else x.index_add(0, rows, scaled)
 
 
-def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, taken: Rows | None) -> Tensor:
+def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: Tensor | None) -> Tensor:
     """Reference."""
     c = x.shape[1]
-    kept = x if taken is None else x[taken.rows]
+    kept = x if rows is None else x[rows]
     return F.layer_norm(kept, (c,), weight[:c], bias[:c], eps)
+
+
+def _plain_add_norm(
+    x, branch, gamma, rows, factor, weight, bias, eps, taken
+) -> tuple[Tensor, Tensor]:
+    """Reference: one graph for both."""
+    total = _plain_add(x, branch, gamma, rows, factor)
+    return total, _plain_norm(total, weight, bias, eps, taken)
+
+
+_add, _norm, _add_norm = map(dispatch.compilable, (_plain_add, _plain_norm, _plain_add_norm))
 
 
 def _chosen(x: Tensor) -> str:

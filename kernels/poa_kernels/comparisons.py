@@ -132,7 +132,7 @@ def _products(scene: Scene, name: str, rows: int, height, width, out, narrow):
     tensors = (w, b, x0, x1, g0, g1)
     for kind, (published, given) in arguments.items():
         contenders = {"published": partial(published, *tensors)}
-        for use in ("library", "triton"):
+        for use in ("library", "triton", "descriptors"):
             contenders[use] = _as_list(two_stream_linear.PRODUCTS[kind, use], given)
         yield Comparison(
             f"linear {name} {kind}",

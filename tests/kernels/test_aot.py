@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from poa_kernels import aot, bench
-from poa_kernels.bench import Ceilings
+from poa_kernels.bench import Ceilings, Figure
 from poa_kernels.comparisons import Comparison
 from poa_kernels.language import Case
 
@@ -76,6 +76,23 @@ def test_the_benchmark_refuses_a_wrong_contender() -> None:
     comparison = Comparison("sum", {"a": lambda: [right], "b": lambda: [wrong]}, lambda: [right])
     with pytest.raises(RuntimeError, match="sum, b: error"):
         bench.compare(comparison, Ceilings(1, 1), smoke=True)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "error", "expected"),
+    [
+        ({"triton": 0.5, "descriptors": 0.4}, 1e-3, "descriptors"),
+        ({"triton": 0.97, "descriptors": 2.0}, 1e-3, ""),
+        ({"triton": 0.5, "descriptors": 0.9}, 3e-3, ""),
+    ],
+)
+def test_a_kernel_wins_if_it_is_faster_and_as_exact(milliseconds, error, expected) -> None:
+    def figure(name: str, ms: float, error: float) -> Figure:
+        return Figure("c", name, ms, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, error)
+
+    figures = [figure("published", 2.0, 1e-3), figure("library", 1.0, 1e-3)]
+    figures += [figure(name, ms, error) for name, ms in milliseconds.items()]
+    assert bench.winner(figures, 1.05) == expected
 
 
 def test_the_benchmark_says_no_without_a_gpu_and_about_writing_smoke() -> None:
