@@ -77,10 +77,11 @@ def unable(device: torch.device) -> str:
     return "" if INTERPRETED else f"the device is {device.type}"
 
 
-def choose(operator: str, x: Tensor, *, shape: str = "") -> str:
+def choose(operator: str, x: Tensor, *, shape: str = "", otherwise: str = "reference") -> str:
     """What `operator` runs for x: "reference", "triton", or for a product "library", "descriptors".
 
     shape: a class of shapes that may have a line of its own in the table ("operator/shape").
+    otherwise: what runs in "auto" where the table asks for a kernel that x cannot have.
     """
     if _mode == "reference":
         return "reference"
@@ -88,9 +89,10 @@ def choose(operator: str, x: Tensor, *, shape: str = "") -> str:
     if _mode == "triton":
         assert able, f"{operator}: no kernel for {x.dtype} on {x.device}"
         return "triton"
-    line = entry(chip(x.device), operator, shape)
-    found = line["use"]
-    return found if able or found not in OURS else "reference"
+    found = entry(chip(x.device), operator, shape)["use"]
+    if found not in OURS or (able and measured(x.device)):
+        return found
+    return otherwise
 
 
 def tiles(operator: str, x: Tensor, *, shape: str = "") -> dict[str, int]:
@@ -119,6 +121,14 @@ def text_of(lines: dict[str, dict]) -> str:
         for name, entries in lines.items()
     ]
     return "{\n" + ",\n".join(chips) + "\n}\n"
+
+
+@cache
+def measured(device: torch.device) -> bool:
+    """Whether the table speaks of this very chip; its relatives have less shared memory."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_capability(device) in ((8, 0), (9, 0))
 
 
 @cache

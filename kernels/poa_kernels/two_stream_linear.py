@@ -30,7 +30,7 @@ def two_stream_linear(
     for x, out in zip(streams, outs, strict=True):
         assert x.dim() == 2 and x.shape[1] <= weight.shape[1] and out <= weight.shape[0]
         assert x.dtype == weight.dtype and x.device == weight.device
-    if dispatch.choose(f"{OPERATOR}.forward", weight, shape=shape_class(weight)) == "reference":
+    if _chosen("forward", weight) == "reference":
         return reference(streams, weight, bias, outs)
     return _TwoStreamLinear.apply(weight, bias, tuple(outs), *streams)
 
@@ -90,15 +90,17 @@ def column_sums(streams: Sequence[Tensor], width: int) -> Tensor:
 
 def _product(kind: str, weight: Tensor):
     """The implementation of one of the three products: "forward", "input", "weight"."""
-    found = dispatch.choose(f"{OPERATOR}.{kind}", weight, shape=shape_class(weight))
+    found = _chosen(kind, weight)
     return PRODUCTS[kind, "library" if found == "reference" else found]
+
+
+def _chosen(kind: str, weight: Tensor) -> str:
+    shape = shape_class(weight)
+    return dispatch.choose(f"{OPERATOR}.{kind}", weight, shape=shape, otherwise="library")
 
 
 def _scale(weight: Tensor, width: int) -> float:
     return weight.shape[1] / width
-
-
-# ------------------------------------------------------------------ PyTorch's products on views
 
 
 def _library_forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
@@ -139,9 +141,6 @@ def _library_weight(gradients, streams, weight) -> Tensor:
         corner = total[: g.shape[1], : x.shape[1]]
         corner.addmm_(g.t(), x, alpha=_scale(weight, x.shape[1]))
     return total
-
-
-# ------------------------------------------------------------------ Triton
 
 
 @jit

@@ -50,6 +50,16 @@ def test_a_shape_class_may_have_a_line_of_its_own(monkeypatch: pytest.MonkeyPatc
     assert dispatch.entry("sm_90", "op", "1x1")["use"] == "library"
 
 
+def test_a_chip_that_nobody_measured_runs_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "table", lambda: {"interpreter": {"op": {"use": "triton"}}})
+    monkeypatch.setattr(dispatch, "chip", lambda device: "interpreter")
+    for known, expected in ((True, "triton"), (False, "library")):
+        monkeypatch.setattr(dispatch, "measured", lambda device, known=known: known)
+        with dispatch.using("auto"):
+            found = dispatch.choose("op", torch.zeros(2), otherwise="library")
+        assert found == expected
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_plain_functions_are_compiled_once_and_for_all_sizes(
     compiled: bool, monkeypatch: pytest.MonkeyPatch
