@@ -113,7 +113,7 @@ def _targets(scales: Sequence[float], tensors: Sequence[Tensor | None]) -> list[
     ]
 
 
-def _tables(targets: Sequence[Target], lses: Sequence[Tensor] | None = None) -> tuple:
+def tables(targets: Sequence[Target], lses: Sequence[Tensor] | None = None) -> tuple:
     """(arguments, constants, lses) that tell a kernel about the targets."""
     scores = [target.scores() for target in targets]
     with dispatch.using("triton"):
@@ -139,7 +139,7 @@ def _parts(row_blocks: int, prototypes: int, size: int) -> tuple[int, int]:
 
 def _losses(rows: Tensor, prototypes: Tensor, targets: Sequence[Target], temperature: float):
     tile, (n, d), k = dispatch.tiles(f"{OPERATOR}.loss", rows), rows.shape, len(prototypes)
-    arguments, constants, lses = _tables(targets)
+    arguments, constants, lses = tables(targets)
     row_blocks = blocks(n, tile["BM"])
     parts, each = _parts(row_blocks, k, tile["BK"])
     # per part of the prototypes: maximum, sum; per target: target . scores, mass
@@ -162,7 +162,7 @@ def _gradients(
     (n, d), k = rows.shape, len(prototypes)
     if n == 0:
         return torch.zeros_like(rows), torch.zeros_like(prototypes)
-    arguments, constants, _ = _tables(targets, lses)
+    arguments, constants, _ = tables(targets, lses)
     # at most 1, so that 16-bit operands stay in range; the factor comes back in float32
     weights = gradient.t().float()
     largest = weights.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
