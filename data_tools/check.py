@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.progress import progress
-from poa_ds.data.index import INDEX, SampleError, ShardFolder, index_tar
+from poa_ds.data.index import INDEX, SampleError, ShardFolder
 from poa_ds.data.manifest import MANIFEST
 from poa_ds.data.pixels import Undecodable, pixels
+from poa_ds.data.tarwalk import index_tar
 from poa_ds.errors import UserError
 
 SHOWN = 20  # problems; more of them say nothing new

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.shard import Sample, add_options, prepare, write
-from poa_ds.data.index import IMAGES, split_name, tar_members
 from poa_ds.data.pixels import png
+from poa_ds.data.tarwalk import IMAGES, split_name, tar_members
 from poa_ds.errors import UsageError, UserError
 
 BATCHES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "val": ["test_batch"]}

@@ -12,8 +12,9 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from poa_ds.data.index import BLOCK, INDEX, ROW
+from poa_ds.data.index import INDEX
 from poa_ds.data.manifest import MANIFEST, Manifest, ShardFile
+from poa_ds.data.tarwalk import BLOCK, ROW
 from poa_ds.errors import UsageError
 
 RECORD = 20 * BLOCK  # bytes; archives are padded to it, as tar does
