@@ -46,8 +46,13 @@ COMMANDS = {
     ),
     "shard imagenet": Command(
         "data_tools.imagenet",
-        "an ImageNet tree -> shards for train and val",
+        "an ImageNet tree, or its official archives -> shards for train and val",
         "poa-ds shard imagenet --root imagenet --out data/imagenet",
+    ),
+    "shard list": Command(
+        "data_tools.listed",
+        "a text file of paths -> shards; a class may stand behind each path",
+        "poa-ds shard list --list images.txt --out data/listed",
     ),
     "shard cifar10": Command(
         "data_tools.cifar10",
@@ -58,6 +63,11 @@ COMMANDS = {
         "data_tools.check",
         "verify shards against their index",
         "poa-ds check data/imagenet/train",
+    ),
+    "index": Command(
+        "data_tools.foreign",
+        "index tars that another WebDataset tool wrote; they stay as they are",
+        "poa-ds index data/laion --workers 8",
     ),
     "eval knn": Command(
         "poa_ds.evaluate",
