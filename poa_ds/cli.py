@@ -95,6 +95,11 @@ COMMANDS = {
         "time and memory of a training step beside a plain three-pass implementation",
         "poa-ds bench step --config ds_configs/photos.yaml",
     ),
+    "bench data": Command(
+        "poa_ds.bench_data",
+        "images/s of the loader, part by part, and the workers that a rate needs",
+        "poa-ds bench data data/imagenet/train --workers 1,4,8 --rate 4000",
+    ),
 }
 
 

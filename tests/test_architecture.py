@@ -26,7 +26,8 @@ LEVELS = (
     " poa_ds.mlflow_store poa_ds.tracking poa_ds.interop poa_ds.comparison poa_ds.evaluate"
     " poa_ds.export poa_ds.extract poa_ds.sizes",
     "poa_ds.step poa_ds.curves poa_ds.training poa_ds.train poa_ds.demo data_tools.*",
-    "poa_ds.threepass poa_ds.threepass_step poa_ds.contenders poa_ds.bench_report poa_ds.bench",
+    "poa_ds.threepass poa_ds.threepass_step poa_ds.contenders poa_ds.bench_report poa_ds.bench"
+    " poa_ds.bench_data",
     "poa_ds.cli",
 )
 
@@ -34,7 +35,7 @@ LEVELS = (
 IMPORTERS = {
     "deepspeed": {"poa_ds.engine"},
     "mlflow": {"poa_ds.mlflow_store"},
-    "webdataset": {"poa_ds.data.loader"},
+    "webdataset": {"poa_ds.data.stream"},
     "triton": {"poa_kernels"},
 }
 WITHOUT_TORCH = (
