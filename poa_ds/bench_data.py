@@ -57,7 +57,6 @@ class Figures:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds bench data`."""
-    parser.add_argument("folder", type=Path, help="shard folder")
     parser.add_argument(
         "--config", type=Path, metavar="RECIPE.yaml", help="crops and colours (default: published)"
     )
@@ -72,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="all numbers")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="e.g. crops.local_count=0"
+        "overrides", nargs="*", metavar="key=value", help="e.g. data.train=DIR crops.local_count=0"
     )
 
 
@@ -85,12 +84,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--images and --rate: more than 0")
     if args.json and not args.json.parent.is_dir():
         raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
-    config = recipes.load(args.config, args.overrides) if args.config else recipes.from_dict({})
-    folder, device = ShardFolder.open(args.folder), engine.pick_device()
+    config = recipes.load(args.config, args.overrides)
+    if not config.data.train:
+        raise UsageError("data.train is empty: give data.train=DIR, a shard folder")
+    folder, device = ShardFolder.open(config.data.train), engine.pick_device()
     torch.set_num_threads(1)
     figures = measure(folder, batch_spec(config), args.images, counts, device)
     place = machine(device)
-    print(table(args.folder, figures, place, args.rate), flush=True)
+    print(table(folder.path, figures, place, args.rate), flush=True)
     if args.json:
         record = dataclasses.asdict(figures) | {"machine": dataclasses.asdict(place)}
         try:

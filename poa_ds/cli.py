@@ -98,7 +98,7 @@ COMMANDS = {
     "bench data": Command(
         "poa_ds.bench_data",
         "images/s of the loader, part by part, and the workers that a rate needs",
-        "poa-ds bench data data/imagenet/train --workers 1,4,8 --rate 4000",
+        "poa-ds bench data data.train=data/imagenet/train --workers 1,4,8 --rate 4000",
     ),
 }
 

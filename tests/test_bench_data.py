@@ -8,7 +8,6 @@ import torch
 
 from poa_ds import bench_data
 from poa_ds.bench_data import Figures
-from poa_ds.data.index import ShardFolder
 from poa_ds.data.photometric import PhotometricSpec
 from poa_ds.data.pixels import png
 from poa_ds.data.published import published
@@ -24,8 +23,8 @@ SMALL = ("crops.global_size=32", "crops.local_size=16", "crops.local_count=2", "
 def test_every_part_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_shards(tmp_path / "train")
     record = tmp_path / "figures.json"
-    words = (tmp_path / "train", "--images", 16, "--workers", 1, "--json", record, *SMALL)
-    assert run(bench_data, *words) == 0
+    options = ("--images", 16, "--workers", 1, "--json", record)
+    assert run(bench_data, *options, f"data.train={tmp_path / 'train'}", *SMALL) == 0
     out = capsys.readouterr().out
     found = json.loads(record.read_text())
     assert list(found["parts"]) == ["read", "decode", "crop", "collate", "photometric"]
@@ -60,14 +59,12 @@ def test_the_published_pipeline_blurs_and_solarizes_each_kind_of_crop_as_asked()
     def distances(**changed: object) -> list[bool]:
         plain = PhotometricSpec(jitter=0.0, grey=0.0, blur=(0.0, 0.0, 0.0), solarize=0.0)
         colours = PhotometricSpec(**vars(plain) | changed)
-        pairs = zip(
-            published(crops, plain)(content), published(crops, colours)(content), strict=True
-        )
-        return [not torch.equal(a, b) for a, b in pairs]
+        first, second = (published(crops, kind)(content) for kind in (plain, colours))
+        return [not torch.equal(a, b) for a, b in zip(first, second, strict=True)]
 
     assert distances() == [False, False, False]
-    assert distances(blur=(1.0, 0.0, 0.0)) == [True, False, False]
-    assert distances(blur=(0.0, 0.0, 1.0)) == [False, False, True]
+    assert distances(blur=(1.0, 0.0, 0.0), blur_sigma=(1.5, 2.0)) == [True, False, False]
+    assert distances(blur=(0.0, 0.0, 1.0), blur_sigma=(1.5, 2.0)) == [False, False, True]
     assert distances(solarize=1.0) == [False, True, False]
 
 
@@ -78,8 +75,7 @@ def test_the_stream_gives_every_image_of_the_tars(tmp_path: Path) -> None:
     assert list(stream_images(paths)) == expected
 
 
-@pytest.mark.parametrize("words", [("--workers", "0"), ("--workers", "1,x"), ("--images", 0)])
-def test_wrong_numbers_are_refused(tmp_path: Path, words: tuple) -> None:
-    ShardFolder.open(make_shards(tmp_path / "train").path)
-    with pytest.raises(UsageError, match=words[0]):
-        run(bench_data, tmp_path / "train", *words)
+@pytest.mark.parametrize("words", [(), ("--workers", "0"), ("--workers", "1,x"), ("--images", 0)])
+def test_wrong_numbers_are_refused(words: tuple) -> None:
+    with pytest.raises(UsageError, match=(*words, "data.train is empty")[0]):
+        run(bench_data, *words)
