@@ -18,6 +18,7 @@ LEVELS = (
     "poa_ds.errors",
     "poa_ds.typed_yaml poa_ds.space poa_ds.dist poa_ds.schedules poa_ds.background",
     "poa_ds.recipe poa_ds.data.manifest poa_ds.data.pixels poa_ds.data.tarwalk poa_ds.data.index"
+    " poa_ds.data.fetch poa_ds.data.remote"
     " poa_ds.data.order poa_ds.metrics_file poa_ds.results",
     "poa_ds.layers poa_ds.losses poa_ds.optim poa_ds.knn poa_ds.data.*",
     "poa_ds.vit poa_ds.heads",
@@ -40,6 +41,7 @@ IMPORTERS = {
 }
 WITHOUT_TORCH = (
     *("poa_ds.cli", "poa_ds.config", "poa_ds.data.index", "poa_ds.data.order", "poa_ds.demo"),
+    "poa_ds.data.remote",
     *("poa_ds.errors", "poa_ds.schedules", "poa_ds.space", "data_tools"),
 )
 TEXT = (".py", ".md", ".yaml", ".json", ".toml", ".txt", ".cfg", "Makefile", "run")

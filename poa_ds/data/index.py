@@ -59,7 +59,7 @@ class ShardFolder:
     def load(cls, path: Path) -> Self:
         """The folder as its dataset.json and index describe it; the shards are not looked at."""
         manifest = Manifest.read(path)
-        return cls(path, manifest, _load_index(path, manifest))
+        return cls(path, manifest, load_index(path, manifest))
 
     def problems(self) -> list[str]:
         """What is wrong with sizes and numbers, without reading any image."""
@@ -134,6 +134,10 @@ class ShardFolder:
             descriptor = self._descriptors[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return descriptor
 
+    def _close(self, number: int) -> None:
+        if number in self._descriptors:
+            os.close(self._descriptors.pop(number))
+
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "manifest": self.manifest}  # files are opened anew elsewhere
 
@@ -146,7 +150,8 @@ class ShardFolder:
             os.close(descriptor)
 
 
-def _load_index(folder: Path, manifest: Manifest) -> np.ndarray:
+def load_index(folder: Path, manifest: Manifest) -> np.ndarray:
+    """The rows of index.npy, mapped into memory: all processes of a node share them."""
     path = folder / INDEX
     try:
         with open(path, "rb") as file:
