@@ -41,12 +41,20 @@ class Found:
 
 def run(args: argparse.Namespace) -> int:
     """Writes index.npy, rejected.jsonl and dataset.json beside the tars."""
-    folder = args.folder
+    manifest = index_folder(args.folder, args.classes, workers=args.workers)
+    samples, lost = manifest.counts["samples"], manifest.counts["rejected"]
+    rest = f"{lost} samples without an image, see {args.folder / REJECTED}"
+    rest = rest if lost else "every sample has one"
+    print(f"{args.folder}: {samples} images, {len(manifest.shards)} tars; {rest}")
+    return 0
+
+
+def index_folder(folder: Path, names: Path | None, *, workers: int) -> Manifest:
+    """The manifest that was written beside the tars; names: a file with those of the classes."""
     if (folder / MANIFEST).exists():
         raise UsageError(f"{folder / MANIFEST} exists: remove it to build the index anew")
     files = _files(folder)
-    jobs = [(folder, file) for file in files]
-    done = ordered(_scan, jobs, args.workers)
+    done = ordered(_scan, [(folder, file) for file in files], workers)
     found = list(progress(done, total=len(files), label="index", unit="tars"))
     index = np.concatenate([one.rows for one in found])
     if not len(index):
@@ -56,12 +64,11 @@ def run(args: argparse.Namespace) -> int:
         for one in found
         for key in one.without_image
     ]
-    classes = _classes(args.classes, int(index["label"].max()) + 1)
     content = io.BytesIO()
     np.save(content, index)
     manifest = Manifest(
         tuple(one.shard for one in found),
-        classes,
+        _classes(names, int(index["label"].max()) + 1),
         hashlib.sha256(content.getvalue()).hexdigest(),
         {
             "samples": len(index),
@@ -76,9 +83,7 @@ def run(args: argparse.Namespace) -> int:
         write_whole(folder / MANIFEST, manifest.to_json().encode())
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
-    missing = f"{len(lost)} samples without an image, see {folder / REJECTED}" if lost else ""
-    print(f"{folder}: {len(index)} images, {len(found)} tars; {missing or 'every sample has one'}")
-    return 0
+    return manifest
 
 
 def _files(folder: Path) -> list[str]:

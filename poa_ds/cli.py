@@ -95,6 +95,11 @@ COMMANDS = {
         "time and memory of a training step beside a plain three-pass implementation",
         "poa-ds bench step --config ds_configs/photos.yaml",
     ),
+    "bench index": Command(
+        "data_tools.scale",
+        "a million tiny samples: index build, start-up, memory per worker",
+        "poa-ds bench index --samples 1000000",
+    ),
     "bench data": Command(
         "poa_ds.bench_data",
         "images/s of the loader, part by part, and the workers that a rate needs",

@@ -29,6 +29,7 @@ from poa_ds.step import Stepper, StepResult
 from poa_ds.tracking import Tracker
 
 DRY_STEPS = 2
+DATA_WAIT_SHARE = 0.05  # of a step; above it the images come too slowly
 
 
 class Training:
@@ -212,6 +213,9 @@ class Training:
             "skipped": float(not result.applied),
             **clock.take(),
         }
+        warning = clock.warning(row, self.config.data.workers)
+        if warning and dist.is_main():
+            print(warning, file=sys.stderr, flush=True)
         bar.set_postfix_str(f"loss {terms['total']:.3f}, {row['speed/images_per_second']:.0f} im/s")
         if self.tracker:
             self.tracker.log(self.state.step, row)
@@ -258,6 +262,7 @@ class Clock:
     def __init__(self, images_per_step: int) -> None:
         self.images_per_step = images_per_step
         self.seconds: list[float] = []
+        self.slow: bool | None = None  # whether data came too slowly; None: before the first row
         self.restart()
 
     def restart(self) -> None:
@@ -289,6 +294,21 @@ class Clock:
             row["memory/device_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.restart()
         return row
+
+    def warning(self, row: dict[str, float], workers: int) -> str:
+        """What to say when the steps begin to wait for data; empty as long as nothing changes.
+
+        The first row is not judged: the workers were starting.
+        """
+        share = row["speed/data_wait_ms"] / row["speed/step_ms"]
+        begins = self.slow is False and share > DATA_WAIT_SHARE
+        self.slow = self.slow is not None and share > DATA_WAIT_SHARE
+        return (
+            f"warning: {share:.0%} of a step is waiting for data: data.workers {workers} are too "
+            "few for this machine (`poa-ds bench data` says how many are needed)"
+            if begins
+            else ""
+        )
 
     def report(self, steps: int) -> None:
         """Print what two steps took, and what the whole run would."""

@@ -60,7 +60,7 @@ def test_samples_and_labels_are_those_of_the_folders(mixture: Mixture) -> None:
     for sample, (folder, inside) in {0: (0, 0), 29: (0, 29), 30: (1, 0), 49: (2, 6)}.items():
         part = mixture.folders[folder]
         assert mixture.read(sample) == part.read(inside)
-        assert mixture.labels[sample] == part.labels[inside] + 3 * folder
+        assert mixture.label(sample) == part.labels[inside] + 3 * folder
         assert str(mixture.error(sample, "x")) == str(part.error(inside, "x"))
 
 

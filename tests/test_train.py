@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from poa_ds.training import Clock
 from tests.distributed.launch import ROOT
 from tests.made_shards import make_shards
 
@@ -188,3 +189,15 @@ def test_other_data_or_another_architecture_cannot_continue(
     assert "another architecture" in printed and "heads.1.weight_g" in printed
     printed = run(command(shards, out, f"data.train={shards}/val", "evaluation.queries="), status=1)
     assert "other data" in printed
+
+
+def test_waiting_for_data_is_said_when_it_begins() -> None:
+    clock = Clock(1)
+
+    def said(share: float) -> str:
+        return clock.warning({"speed/data_wait_ms": share, "speed/step_ms": 1.0}, 3)
+
+    assert said(0.9) == ""  # the workers were starting
+    assert said(0.06).startswith("warning: 6% of a step is waiting for data: data.workers 3")
+    assert said(0.5) == "" and said(0.04) == ""
+    assert said(0.2).startswith("warning: 20%")

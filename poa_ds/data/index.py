@@ -87,6 +87,10 @@ class ShardFolder:
         """(n,) int64, -1 where a sample has none."""
         return self.index["label"].astype(np.int64)
 
+    def label(self, sample: int) -> int:
+        """The class of one sample, -1 for none; `labels` would copy those of all."""
+        return int(self.index[sample]["label"])
+
     def shard(self, sample: int) -> str:
         """The file name of the tar that holds a sample."""
         return self.manifest.shards[self._shard_number(sample)].file

@@ -136,7 +136,7 @@ class _Slots(Dataset[Batch | UserError]):
         image, row = _usable(self.folder, row, rng, spec.on_error, bad)
         rng = keyed(VIEWS, spec.seed, position)
         draws = [draw(rng, spec.photometric, kind) for kind in kinds]
-        return Sample(views(image, spec.crops, rng), draws, position, int(self.folder.labels[row]))
+        return Sample(views(image, spec.crops, rng), draws, position, self.folder.label(row))
 
 
 def _usable(
@@ -205,7 +205,7 @@ class _Centers(Dataset[tuple[Tensor, Tensor, list[Bad]] | UserError]):
                 used.append(row)
         except UserError as error:
             return error
-        return torch.stack(images), torch.from_numpy(self.folder.labels[used]), bad
+        return torch.stack(images), torch.tensor([self.folder.label(row) for row in used]), bad
 
 
 def _loader(dataset: Dataset, requests: Any, workers: int) -> DataLoader:

@@ -5,7 +5,6 @@ determines: so the place in each folder is a pure function of the position, and 
 """
 
 import bisect
-import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -39,15 +38,12 @@ class Mixture:
     def __len__(self) -> int:
         return self.starts[-1]
 
-    @functools.cached_property
-    def labels(self) -> np.ndarray:
-        """(n,) int64, -1 where a sample has none."""
-        first = np.cumsum([0, *[len(folder.classes) for folder in self.folders]])
-        parts = [
-            np.where(folder.labels < 0, -1, folder.labels + begin)
-            for folder, begin in zip(self.folders, first.tolist(), strict=False)
-        ]
-        return np.concatenate(parts)
+    def label(self, sample: int) -> int:
+        """The class of one sample among those of all folders, -1 for none."""
+        folder, inside = self._find(sample)
+        label = folder.label(inside)
+        before = self.folders[: self.folders.index(folder)]
+        return label if label < 0 else label + sum(len(part.classes) for part in before)
 
     def read(self, sample: int) -> bytes:
         """The encoded image."""
