@@ -149,7 +149,17 @@ def _data(config: Config) -> Iterator[str]:
         yield f"data.train {data.train} and data.mix: give one of them"
     if data.mix and config.evaluation.queries and not config.evaluation.bank:
         yield "evaluation.bank is empty, and data.mix has no one folder to take its place: name one"
-    places = (data.train, *data.mix, config.evaluation.queries, config.evaluation.bank)
+    if data.mode == "stream":
+        if not data.images:
+            yield "data.images is 0: data.mode stream needs to be told how many images an epoch has"
+        if data.mix or data.block_shards:
+            yield "data.mode stream: data.mix and data.block_shards are for shard folders"
+        if config.evaluation.queries and not config.evaluation.bank:
+            yield "evaluation.bank is empty, and data.mode stream has no folder for it: name one"
+    elif data.images:
+        yield f"data.images {data.images}: a shard folder says itself how many it has (remove it)"
+    train = () if data.mode == "stream" else (data.train,)
+    places = (*train, *data.mix, config.evaluation.queries, config.evaluation.bank)
     remote = [place for place in places if "://" in place]
     if remote and not data.cache:
         yield f"data.cache is empty: {remote[0]} needs a folder for its shards on this node"

@@ -175,6 +175,8 @@ class Optimizer:
 class Data:
     """train: a shard folder or its address (http://, s3://, ...). mix: several, with weights.
 
+    mode stream: train names tars that are only read from front to back (pipe:..., {000..099}),
+    `images` of them are an epoch; such a run does not continue with the same images.
     cache: where shards of addresses are kept, cache_gb at most (0: all of them). block_shards: so
     many shards are mixed at a time (0: all images of the data set). workers: loader processes of
     each rank. on_error: an undecodable image stops the run, or another one takes its place, up to
@@ -182,6 +184,8 @@ class Data:
     """
 
     train: str = ""
+    mode: Literal["index", "stream"] = "index"
+    images: CountOrNone = 0
     mix: Mapping[str, Positive] = field(default_factory=dict)
     cache: str = ""
     cache_gb: NotNegative = 0.0

@@ -149,6 +149,8 @@ class Training:
             )
         if dist.is_main():
             print(f"continues at step {self.state.step:,} from {found}", flush=True)
+            if self.config.data.mode == "stream":
+                print("data.mode stream: with other images than without the interruption")
         return True
 
     def _start_tracker(self) -> Tracker | None:

@@ -20,6 +20,7 @@ def test_the_figures_are_printed_and_nothing_is_left(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_worker_owns_no_copy_of_the_index(tmp_path: Path) -> None:
     """The index has 2.3 MiB; a reader's own memory grows by little, however many there are."""
     scale._make(tmp_path, 120_000)

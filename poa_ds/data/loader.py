@@ -4,7 +4,6 @@ A slot's batch is the same on any number of ranks and workers. A damaged image s
 (`raise`) or is replaced by another one that (seed, position) determines (`replace`).
 """
 
-import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,15 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from poa_ds.data.assemble import bounded, prepared
 from poa_ds.data.batch import Bad, Batch, Sample, collate
 from poa_ds.data.index import SampleError
 from poa_ds.data.masks import batch_masks
 from poa_ds.data.order import MASKS, SUBSTITUTE, VIEWS, keyed, slot_positions
-from poa_ds.data.photometric import GLOBAL_1, GLOBAL_2, LOCAL, draw
 from poa_ds.data.pixels import Undecodable
 from poa_ds.data.places import Folder, order_of, prefetchers
 from poa_ds.data.spec import BatchSpec, OnError, batch_spec
-from poa_ds.data.views import center_view, decode, views
+from poa_ds.data.stream import Stream, stream_batches
+from poa_ds.data.views import center_view, decode
 from poa_ds.errors import UserError
 from poa_ds.recipe import Config
 
@@ -32,7 +32,7 @@ SUBSTITUTES = 10  # tries for one damaged image before the folder counts as unre
 
 def train_batches(
     config: Config,
-    folder: Folder,
+    folder: Folder | Stream,
     *,
     rank: int = 0,
     world: int = 1,
@@ -41,9 +41,10 @@ def train_batches(
 ) -> Iterator[Batch]:
     """The rank's slots of every step from `first_step` on, in order and without end."""
     spec = batch_spec(config)
-    return slot_batches(
-        spec, folder, rank=rank, world=world, first_step=first_step, workers=workers
-    )
+    place = {"rank": rank, "world": world, "first_step": first_step, "workers": workers}
+    if isinstance(folder, Stream):
+        return stream_batches(spec, folder, **place)
+    return slot_batches(spec, folder, **place)
 
 
 def slot_batches(
@@ -59,19 +60,7 @@ def slot_batches(
     assert spec.slots % world == 0, f"{spec.slots} slots on {world} ranks"
     requests = _Requests(spec, folder, rank, world, first_step)
     loader = _loader(_Slots(spec, folder), requests, workers)
-    allowed, bad = math.ceil(spec.max_bad_fraction * len(folder)), set()
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        bad.update(batch.bad)
-        if len(bad) > allowed:
-            shard, key, cause = batch.bad[-1]
-            raise UserError(
-                f"{len(bad)} damaged images are more than data.max_bad_fraction "
-                f"{spec.max_bad_fraction} of {len(folder)} ({allowed}); the last: "
-                f"{shard}, sample {key}: {cause}"
-            )
-        yield batch
+    return bounded(loader, spec, len(folder))
 
 
 @dataclass(frozen=True)
@@ -131,12 +120,11 @@ class _Slots(Dataset[Batch | UserError]):
         return collate(samples, masks, step=request.step, slot=request.slot, bad=bad)
 
     def _sample(self, position: int, row: int, bad: list[Bad]) -> Sample:
-        spec, kinds = self.spec, (GLOBAL_1, GLOBAL_2, *[LOCAL] * self.spec.crops.local_count)
+        spec = self.spec
         rng = keyed(SUBSTITUTE, spec.seed, position)
         image, row = _usable(self.folder, row, rng, spec.on_error, bad)
         rng = keyed(VIEWS, spec.seed, position)
-        draws = [draw(rng, spec.photometric, kind) for kind in kinds]
-        return Sample(views(image, spec.crops, rng), draws, position, self.folder.label(row))
+        return prepared(spec, image, rng, position=position, label=self.folder.label(row))
 
 
 def _usable(

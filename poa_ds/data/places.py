@@ -8,6 +8,7 @@ from poa_ds.data.index import ShardFolder
 from poa_ds.data.mixture import Mixture, MixtureOrder
 from poa_ds.data.order import BlockOrder, Order
 from poa_ds.data.remote import Prefetcher, RemoteFolder, is_remote
+from poa_ds.data.stream import Stream
 from poa_ds.recipe import Data
 
 Folder = ShardFolder | Mixture
@@ -18,8 +19,10 @@ def open_folder(place: str, data: Data) -> ShardFolder:
     return RemoteFolder.at(place, Path(data.cache)) if is_remote(place) else ShardFolder.open(place)
 
 
-def open_training(data: Data) -> Folder:
-    """What the recipe trains on: one folder or a mixture."""
+def open_training(data: Data) -> Folder | Stream:
+    """What the recipe trains on: one folder, a mixture, or a stream."""
+    if data.mode == "stream":
+        return Stream(data.train, data.images)
     if not data.mix:
         return open_folder(data.train, data)
     folders = [open_folder(place, data) for place in data.mix]
@@ -36,7 +39,7 @@ def order_of(folder: Folder, seed: int, block_shards: int) -> Order | MixtureOrd
     return Order(len(folder), seed)
 
 
-def order_name(folder: Folder, block_shards: int) -> str:
+def order_name(folder: Folder | Stream, block_shards: int) -> str:
     """What must not change when a run continues: the samples and how they are ordered."""
     if not block_shards:
         return folder.hash
