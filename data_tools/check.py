@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.parallel import ordered
 from data_tools.progress import progress
-from poa_ds.data.index import INDEX, SampleError, ShardFolder, index_tar
-from poa_ds.data.manifest import MANIFEST
+from data_tools.shard import add_workers
+from poa_ds.data.index import INDEX, SampleError, ShardFolder
+from poa_ds.data.manifest import MANIFEST, Manifest, ShardFile
 from poa_ds.data.pixels import Undecodable, pixels
+from poa_ds.data.tarwalk import scan_tar
 from poa_ds.errors import UserError
 
 SHOWN = 20  # problems; more of them say nothing new
+ShardPart = tuple[Path, ShardFile, np.ndarray]  # folder, shard, its rows of the index
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-decode", action="store_true", help="compare bytes only, do not decode the images"
     )
+    add_workers(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     status = 0
     for folder in splits(args.folder):
         found = []
-        for problem in problems(folder, decode=not args.no_decode):
+        for problem in problems(folder, decode=not args.no_decode, workers=args.workers):
             found.append(problem)
             if len(found) <= SHOWN:
                 print(problem)
@@ -53,7 +58,7 @@ def splits(folder: Path) -> list[Path]:
     return sorted({path.parent for name in names for path in folder.glob(name)}) or [folder]
 
 
-def problems(path: Path, *, decode: bool) -> Iterator[str]:
+def problems(path: Path, *, decode: bool, workers: int = 1) -> Iterator[str]:
     """Sizes, checksums, the index against the tars and (decode) every image."""
     try:
         folder = ShardFolder.load(path)
@@ -61,31 +66,46 @@ def problems(path: Path, *, decode: bool) -> Iterator[str]:
         yield str(error)
         return
     yield from folder.problems()
-    for number, shard in enumerate(folder.manifest.shards):
-        file = path / shard.file
-        if file.is_file() and file.stat().st_size == shard.bytes:
-            yield from _shard_problems(folder, number, decode)
+    jobs = [
+        (_alone(folder, number), decode)
+        for number, shard in enumerate(folder.manifest.shards)
+        if _has_size(path / shard.file, shard.bytes)
+    ]
+    done = ordered(_shard_problems, jobs, workers)
+    for found in progress(done, total=len(jobs), label=path.name, unit="shards"):
+        yield from found
 
 
-def _shard_problems(folder: ShardFolder, number: int, decode: bool) -> Iterator[str]:
-    shard = folder.manifest.shards[number]
-    path = folder.path / shard.file
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            yield f"{path}: its sha256 is not the one in {MANIFEST}"
-    samples = range(folder.starts[number], folder.starts[number + 1])
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _alone(folder: ShardFolder, number: int) -> ShardPart:
+    """What a worker needs to know of one shard."""
+    rows = folder.index[folder.starts[number] : folder.starts[number + 1]]
+    return folder.path, folder.manifest.shards[number], np.array(rows)
+
+
+def _shard_problems(job: tuple[ShardPart, bool]) -> list[str]:
+    """What is wrong with one shard of a folder."""
+    (path, shard, rows), decode = job
+    folder, found = ShardFolder(path, Manifest((shard,), (), ""), rows), []
+    file = path / shard.file
+    with open(file, "rb") as content:
+        if hashlib.file_digest(content, "sha256").hexdigest() != shard.sha256:
+            found.append(f"{file}: its sha256 is not the one in {MANIFEST}")
     try:
-        rows = index_tar(path)
-        if not np.array_equal(rows, folder.index[samples.start : samples.stop]):
-            yield f"{path}: {INDEX} does not fit it"
+        if not np.array_equal(scan_tar(file).rows, rows):
+            found.append(f"{file}: {INDEX} does not fit it")
     except UserError as error:
-        yield str(error)
-    for sample in progress(samples, total=len(samples), label=shard.file, unit="images"):
+        found.append(str(error))
+    for sample in range(len(rows)):
         try:
-            content = folder.read(sample)
+            image = folder.read(sample)
             if decode:
-                pixels(content)
+                pixels(image)
         except Undecodable as error:
-            yield str(folder.error(sample, str(error)))
+            found.append(str(folder.error(sample, str(error))))
         except SampleError as error:
-            yield str(error)
+            found.append(str(error))
+    return found

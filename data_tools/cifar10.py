@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.shard import Sample, add_options, prepare, write
-from poa_ds.data.index import IMAGES, split_name, tar_members
+from data_tools.shard import Split, add_options, write_splits
+from data_tools.sources import Sample
 from poa_ds.data.pixels import png
+from poa_ds.data.tarwalk import IMAGES, split_name, tar_members
 from poa_ds.errors import UsageError, UserError
 
 BATCHES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "val": ["test_batch"]}
@@ -53,21 +54,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{folder} has neither batches.meta nor train-*.tar (--download fetches)")
     classes = _batch_classes(folder) if batches else _tar_classes(folder)
     read = _from_batches if batches else _from_tars
-    splits = {split: list(read(folder, split)) for split in BATCHES}
-    for split in splits:
-        prepare(args.out / split)
-    for split, samples in splits.items():
-        summary = write(
-            args.out / split,
-            samples,
-            classes=classes,
-            rejected=(),
-            tool="cifar10",
-            args=args,
-            source=str(args.source),
-        )
-        print(summary)
-    return 0
+    splits = {
+        args.out / split: Split(list(read(folder, split)), classes, (), str(args.source))
+        for split in BATCHES
+    }
+    return write_splits(splits, tool="cifar10", args=args)
 
 
 def _download(folder: Path) -> None:

@@ -5,7 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_tools.shard import Rejected, Sample, add_options, write
+from data_tools.shard import Split, add_options, add_recode, write_splits
+from data_tools.sources import Rejected, Sample
 from poa_ds.errors import UsageError
 
 
@@ -13,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds shard folder`."""
     parser.add_argument("--root", type=Path, required=True, help="folder of images")
     add_options(parser)
+    add_recode(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,17 +33,8 @@ def run(args: argparse.Namespace) -> int:
     filled = {sample.label for sample in samples}
     empty = [name for name, rank in ranks.items() if rank not in filled]
     rejected += [Rejected(f"{name}/", "class folder without images") for name in empty]
-    summary = write(
-        args.out,
-        samples,
-        classes=list(ranks),
-        rejected=rejected,
-        tool="folder",
-        args=args,
-        source=str(args.root),
-    )
-    print(summary)
-    return 0
+    split = Split(samples, list(ranks), rejected, str(args.root))
+    return write_splits({args.out: split}, tool="folder", args=args)
 
 
 def check_root(root: Path, out: Path) -> None:

@@ -1,58 +1,68 @@
-"""An ImageNet tree -> shards: train/ with one folder per synset, val/ with folders or flat.
+"""ImageNet -> shards: train/ with one folder per synset and val/ with folders or flat, or the
+official archives ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which stay packed.
 
 The class of a synset is its rank among the sorted names of train/, never the number that the
 development kit gives it.
 """
 
 import argparse
+import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from data_tools import archives
+from data_tools.archives import TRAIN, VAL
 from data_tools.folder import check_root, files, folders, hidden
 from data_tools.imagenet_labels import NAMES, find_labels
-from data_tools.shard import Rejected, Sample, add_options, prepare, write
+from data_tools.shard import Split, add_options, add_recode, write_splits
+from data_tools.sources import Rejected, Sample
 from poa_ds.errors import UserError
 
 SYNSET = re.compile(r"n\d{8}")
+Found = tuple[list[Sample], list[Rejected]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds shard imagenet`."""
-    parser.add_argument("--root", type=Path, required=True, help="folder with train/ and val/")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        required=True,
+        help=f"has train/ and val/, or {TRAIN} and {VAL}",
+    )
     parser.add_argument("--val-labels", type=Path, help="labels of a flat val/ (else looked for)")
     add_options(parser)
+    add_recode(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes OUT/train and, where val/ exists, OUT/val."""
+    """Writes OUT/train and, where the root has one, OUT/val."""
     check_root(args.root, args.out)
-    classes = [path.name for path in _synsets(args.root / "train")]
-    if not classes:
-        raise UserError(f"{args.root / 'train'} has no folders named like n01440764")
-    splits = {"train": _by_folder(args.root, "train", classes)}
-    if (args.root / "val").is_dir():
-        flat = not _synsets(args.root / "val")
-        splits["val"] = (
-            _flat(args.root, classes, args.val_labels)
-            if flat
-            else _by_folder(args.root, "val", classes)
-        )
+    root, splits = args.root, {}
+    if (root / "train").is_dir():
+        classes = [path.name for path in _synsets(root / "train")]
+        found, source = _by_folder(root, "train", classes), root / "train"
+    elif (root / TRAIN).is_file():
+        classes = archives.synsets(root / TRAIN, SYNSET)
+        found, source = archives.train(root / TRAIN, classes), root / TRAIN
     else:
-        print(f"{args.root} has no val/: only train is written")
-    for split in splits:
-        prepare(args.out / split)
-    for split, (samples, rejected) in splits.items():
-        summary = write(
-            args.out / split,
-            samples,
-            classes=classes,
-            rejected=rejected,
-            tool="imagenet",
-            args=args,
-            source=str(args.root / split),
-        )
-        print(summary)
-    return 0
+        classes = []
+    if not classes:
+        raise UserError(f"{root / 'train'} has no folders named like n01440764, and no {TRAIN}")
+    splits[args.out / "train"] = Split(found[0], classes, found[1], str(source))
+    if (root / "val").is_dir() and _synsets(root / "val"):
+        found, source = _by_folder(root, "val", classes), root / "val"
+    elif (root / "val").is_dir():
+        found, source = _flat(root, classes, args.val_labels), root / "val"
+    elif (root / VAL).is_file():
+        samples = archives.val(root / VAL)
+        found, source = _labelled(root, samples, classes, args.val_labels), root / VAL
+    else:
+        print(f"{root} has no val/ and no {VAL}: only train is written")
+        return write_splits(splits, tool="imagenet", args=args)
+    splits[args.out / "val"] = Split(found[0], classes, found[1], str(source))
+    return write_splits(splits, tool="imagenet", args=args)
 
 
 def _synsets(folder: Path) -> list[Path]:
@@ -60,7 +70,7 @@ def _synsets(folder: Path) -> list[Path]:
     return [path for path in found if SYNSET.fullmatch(path.name)]
 
 
-def _by_folder(root: Path, split: str, classes: list[str]) -> tuple[list[Sample], list[Rejected]]:
+def _by_folder(root: Path, split: str, classes: list[str]) -> Found:
     """Samples labelled by the folder below the split that they lie in."""
     ranks = {name: rank for rank, name in enumerate(classes)}
     samples, rejected = [], []
@@ -83,30 +93,37 @@ def _by_folder(root: Path, split: str, classes: list[str]) -> tuple[list[Sample]
     return samples, rejected
 
 
-def _flat(
-    root: Path, classes: list[str], given: Path | None
-) -> tuple[list[Sample], list[Rejected]]:
+def _flat(root: Path, classes: list[str], given: Path | None) -> Found:
     """Samples of a flat val/, labelled by a file."""
-    paths, rejected = [], []
+    samples, rejected = [], []
     for path in files(root / "val"):
-        inside = path.relative_to(root / "val")
+        origin, inside = str(path.relative_to(root)), path.relative_to(root / "val")
         if hidden(inside):
-            rejected.append(Rejected(f"val/{inside}", "hidden file"))
+            rejected.append(Rejected(origin, "hidden file"))
         elif path.name not in NAMES and path != given:
-            paths.append(path)
-    names = [path.name for path in paths]
+            samples.append(Sample(path.stem, origin, path))
+    labelled, unlabelled = _labelled(root, samples, classes, given)
+    return labelled, rejected + unlabelled
+
+
+def _labelled(
+    root: Path, samples: Sequence[Sample], classes: list[str], given: Path | None
+) -> Found:
+    """The samples with the labels of a file; what only one side names is rejected."""
+    names = [Path(sample.origin).name for sample in samples]
     labels = find_labels(root, given, names, classes)
-    samples = []
-    for path in paths:
-        origin, label = str(path.relative_to(root)), labels.classes.get(path.stem)
+    labelled, rejected = [], []
+    for sample in samples:
+        label = labels.classes.get(sample.name)
         if label is None:
-            rejected.append(Rejected(origin, f"no label: not named in {labels.path.name}"))
+            reason = f"no label: not named in {labels.path.name}"
+            rejected.append(Rejected(sample.origin, reason))
         else:
-            samples.append(Sample(path.stem, origin, path, label))
-    stems = {path.stem for path in paths}
+            labelled.append(dataclasses.replace(sample, label=label))
+    stems = {sample.name for sample in samples}
     rejected += [
         Rejected(f"val/{stem}", f"no such file: named in {labels.path.name}")
         for stem in labels.classes
         if stem not in stems
     ]
-    return samples, rejected
+    return labelled, rejected

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_tools.shard import Sample, add_options, prepare, write
+from data_tools.shard import Split, add_options, write_splits
+from data_tools.sources import Sample
 from poa_ds.data.pixels import png
 from poa_ds.errors import UsageError, UserError
 
@@ -57,20 +58,9 @@ def run(args: argparse.Namespace) -> int:
     rng = np.random.Generator(np.random.PCG64(args.seed))
     for label, path in enumerate(files):
         _cut(_pixels(path, args.short_side, args.gray), path.stem, label, args, rng, sets)
-    for split in sets:
-        prepare(args.out / split)
-    for split, samples in sets.items():
-        summary = write(
-            args.out / split,
-            samples,
-            classes=[path.stem for path in files],
-            rejected=(),
-            tool="photos",
-            args=args,
-            source="photographs of scikit-image and scikit-learn",
-        )
-        print(summary)
-    return 0
+    classes, source = [path.stem for path in files], "photographs of scikit-image and scikit-learn"
+    splits = {args.out / name: Split(found, classes, (), source) for name, found in sets.items()}
+    return write_splits(splits, tool="photos", args=args)
 
 
 def photographs() -> list[Path]:

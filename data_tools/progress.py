@@ -11,11 +11,15 @@ LINE_SECONDS = 5.0
 Item = TypeVar("Item")
 
 
-def progress(items: Iterable[Item], *, total: int, label: str, unit: str) -> Iterator[Item]:
-    """The items, with their count shown on stderr."""
+def progress(
+    items: Iterable[Item], *, total: int, label: str, unit: str, first: int = 0
+) -> Iterator[Item]:
+    """The items, with count, rate and time left on stderr; `first` were done before."""
     terminal = sys.stderr.isatty()
     started = said = time.monotonic()
-    with tqdm(total=total, desc=label, unit=unit, disable=not terminal, leave=False) as bar:
+    with tqdm(
+        total=total, initial=first, desc=label, unit=unit, disable=not terminal, leave=False
+    ) as bar:
         for done, item in enumerate(items, start=1):
             yield item
             bar.update()
@@ -23,4 +27,9 @@ def progress(items: Iterable[Item], *, total: int, label: str, unit: str) -> Ite
             if not terminal and now - said >= LINE_SECONDS:
                 said = now
                 speed = done / (now - started)
-                print(f"{label}: {done} of {total} {unit}, {speed:.0f} per second", file=sys.stderr)
+                left = (total - first - done) / speed
+                print(
+                    f"{label}: {first + done} of {total} {unit}, {speed:.0f} per second, "
+                    f"{left:.0f} s left",
+                    file=sys.stderr,
+                )

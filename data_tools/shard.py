@@ -1,51 +1,53 @@
 """Writing shard folders: deterministic tars, their index, and a list of what could not be used.
 
-The same samples, seed and limits give the same bytes. Every file is written under another name and
-renamed when it is complete; dataset.json comes last, so a folder without it is unfinished.
+The same samples, seed and limits give the same bytes, whatever the number of workers. Every file is
+written under another name and renamed when it is complete; dataset.json comes last, so a folder
+without it is unfinished, and the same command continues it.
 """
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_tools.journal import JOURNAL, Journal
+from data_tools.parallel import ordered, processors
 from data_tools.progress import progress
+from data_tools.sources import Recode, Rejected, Sample, fingerprint, read, usable
 from data_tools.tars import Limits, Packed, Writer
+from poa_ds.data.index import ShardFolder
 from poa_ds.data.manifest import MANIFEST
-from poa_ds.data.pixels import Undecodable, pixels, png
+from poa_ds.data.pixels import Undecodable
 from poa_ds.errors import UsageError, UserError
 
 REJECTED = "rejected.jsonl"
 SHUFFLE = 1 << 63  # second word of the key of the shuffle; epochs of a run take 0, 1, 2, ...
 KEY_LENGTH = 80  # with extension and suffix it stays below the 100 bytes of a USTAR name
-OWN = re.compile(r"shard-\d{6}\.tar(\.partial)?|(index\.npy|rejected\.jsonl)(\.partial)?")
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png"}
+OWN = re.compile(
+    r"shard-\d{6}\.tar(\.partial)?|(index\.npy|rejected\.jsonl|dataset\.json)(\.partial)?"
+    + f"|{re.escape(JOURNAL)}"
+)
+PORTION = 16  # images that a worker takes at once
+FEW = 200  # images; for so few no worker is started
+UNWRITTEN = ("out", "workers")  # arguments that do not change what is written
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image to be written."""
+class Split:
+    """What becomes one folder; `source` says in dataset.json where it came from."""
 
-    name: str  # becomes the key
-    origin: str  # names the image in rejected.jsonl
-    content: bytes | Path
-    label: int = -1
-    note: dict[str, Any] | None = None  # becomes the member KEY.json
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A file that is not in the shards, and why."""
-
-    file: str
-    reason: str
+    samples: Sequence[Sample]
+    classes: Sequence[str]
+    rejected: Sequence[Rejected]
+    source: str
 
 
 @dataclass(frozen=True)
@@ -77,22 +79,54 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bytes-per-shard", type=int, default=Limits.bytes, help="default %(default)s"
     )
+    parser.set_defaults(recode=0, quality=Recode.quality)
+    add_workers(parser)
 
 
-def prepare(folder: Path) -> None:
-    """Leaves an empty folder: leftovers of an interrupted run go, anything else is an error."""
-    if (folder / MANIFEST).exists():
-        raise UsageError(f"{folder} holds finished shards: remove it or choose another --out")
+def add_recode(parser: argparse.ArgumentParser) -> None:
+    """The options for sources whose images may be larger than training needs."""
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        dest="recode",
+        metavar="PIXELS",
+        help="re-encode images with a longer short side down to it (default: none)",
+    )
+    parser.add_argument("--quality", type=int, help="of re-encoded JPEGs (%(default)s)")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """--workers, which every tool that reads much has."""
+    parser.add_argument(
+        "--workers", type=int, default=processors(), help="processes (default %(default)s)"
+    )
+
+
+def write_splits(splits: dict[Path, Split], *, tool: str, args: argparse.Namespace) -> int:
+    """Writes every folder and prints its summary; mistakes are found before the first is begun."""
+    plans = {folder: _plan(split, args) for folder, split in splits.items()}
+    for folder, plan in plans.items():
+        prepare(folder, plan)
+    for folder, split in splits.items():
+        print(_write_or_continue(folder, split, plans[folder], tool=tool, args=args))
+    return 0
+
+
+def prepare(folder: Path, plan: str) -> None:
+    """UserError unless the folder is new, empty, or was begun by a command like this one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = sorted(folder.iterdir())
-        foreign = [path.name for path in found if not OWN.fullmatch(path.name)]
-        if foreign:
-            raise UsageError(f"{folder} is not empty ({foreign[0]}): choose another --out")
-        for path in found:
-            path.unlink()
+        found = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+    foreign = [name for name in found if not OWN.fullmatch(name)]
+    if foreign:
+        raise UsageError(f"{folder} is not empty ({foreign[0]}): choose another --out")
+    if MANIFEST in found and ShardFolder.load(folder).manifest.made.get("plan") != plan:
+        raise UsageError(
+            f"{folder} holds finished shards of other images or options: "
+            "remove it or choose another --out"
+        )
 
 
 def write(
@@ -105,63 +139,93 @@ def write(
     args: argparse.Namespace,
     source: str,
 ) -> Summary:
-    """The summary of a new shard folder; args.seed shuffles, undecodable images are rejected.
+    """The summary of one shard folder; args.seed shuffles, undecodable images are rejected.
 
-    tool, args and source are written into dataset.json, to say how the folder was made.
+    A folder that was begun is continued, one that is finished is left as it is.
     """
-    if not 0 <= args.seed < SHUFFLE:
-        raise UsageError(f"--seed {args.seed}: not in 0 .. {SHUFFLE - 1}")
-    prepare(folder)
-    lost = list(rejected)
+    split = Split(samples, classes, rejected, source)
+    plan = _plan(split, args)
+    prepare(folder, plan)
+    return _write_or_continue(folder, split, plan, tool=tool, args=args)
+
+
+def _write_or_continue(
+    folder: Path, split: Split, plan: str, *, tool: str, args: argparse.Namespace
+) -> Summary:
     try:
-        with Writer(folder, Limits(args.images_per_shard, args.bytes_per_shard)) as writer:
-            for sample in _packed(samples, args.seed, folder.name, lost):
-                writer.add(sample)
-            if not writer.samples:
-                reasons = "".join(f"\n  {item.file}: {item.reason}" for item in lost[:5])
-                raise UserError(f"{source}: no usable image for {folder}{reasons}")
-            lost.sort(key=lambda item: (item.file, item.reason))
-            lines = [json.dumps({"file": item.file, "reason": item.reason}) for item in lost]
-            writer.file(REJECTED, "".join(line + "\n" for line in lines).encode())
-            manifest = writer.finish(tuple(classes), _made(tool, args, source), rejected=len(lost))
+        if (folder / MANIFEST).exists():
+            return _finished(folder)
+        with Journal.open(folder, plan, workers=args.workers) as journal:
+            return _write(folder, split, journal, _made(tool, args, split.source, plan), args)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def _write(
+    folder: Path, split: Split, journal: Journal, made: dict[str, Any], args: argparse.Namespace
+) -> Summary:
+    limits = Limits(args.images_per_shard, args.bytes_per_shard)
+    lost, noted = [*split.rejected, *journal.rejected], 0
+    begun = len(lost)
+    with Writer(folder, limits, journal.shards, journal.rows) as writer:
+        packed = _packed(split.samples, args, folder.name, journal.next)
+        for place, sample in enumerate(packed, start=journal.next):
+            if isinstance(sample, Rejected):
+                lost.append(sample)
+                continue
+            closed = writer.add(sample)
+            if closed:
+                journal.note(closed, following=place, rejected=lost[begun + noted :])
+                noted = len(lost) - begun
+        if not writer.samples:
+            reasons = "".join(f"\n  {item.file}: {item.reason}" for item in lost[:5])
+            raise UserError(f"{split.source}: no usable image for {folder}{reasons}")
+        lost.sort(key=lambda item: (item.file, item.reason))
+        lines = [json.dumps({"file": item.file, "reason": item.reason}) for item in lost]
+        writer.file(REJECTED, "".join(line + "\n" for line in lines).encode())
+        manifest = writer.finish(tuple(split.classes), made, rejected=len(lost))
+    journal.remove()
     counts = manifest.counts
     return Summary(folder, counts["samples"], len(manifest.shards), counts["bytes"], tuple(lost))
 
 
+def _finished(folder: Path) -> Summary:
+    """The summary of a folder that an earlier run has finished; damage since then is an error."""
+    found = ShardFolder.open(folder)
+    (folder / JOURNAL).unlink(missing_ok=True)  # a run was killed in its last moment
+    lines = (folder / REJECTED).read_text("utf-8").splitlines()
+    lost = tuple(Rejected(**json.loads(line)) for line in lines)
+    shards = found.manifest.shards
+    return Summary(folder, len(found), len(shards), sum(shard.bytes for shard in shards), lost)
+
+
 def _packed(
-    samples: Sequence[Sample], seed: int, label: str, lost: list[Rejected]
-) -> Iterator[Packed]:
-    """The usable samples in shuffled order; the others are appended to `lost`."""
+    samples: Sequence[Sample], args: argparse.Namespace, label: str, first: int
+) -> Iterator[Packed | Rejected]:
+    """What becomes of each sample in shuffled order, from place `first` on."""
     keys = unique_keys([sample.name for sample in samples])
-    order = np.argsort(np.random.Philox(key=[seed, SHUFFLE]).random_raw(len(keys)), kind="stable")
-    for number in progress(order, total=len(order), label=label, unit="images"):
-        sample = samples[number]
+    words = np.random.Philox(key=[args.seed, SHUFFLE]).random_raw(len(keys))
+    order = np.argsort(words, kind="stable")
+    recode = Recode(args.recode, args.quality)
+    portions = (
+        [(keys[n], samples[n], recode) for n in order[begin : begin + PORTION]]
+        for begin in range(first, len(order), PORTION)
+    )
+    workers = args.workers if len(order) - first >= FEW else 1
+    results = (item for portion in ordered(_pack, portions, workers) for item in portion)
+    yield from progress(results, total=len(order), label=label, unit="images", first=first)
+
+
+def _pack(portion: Sequence[tuple[str, Sample, Recode]]) -> list[Packed | Rejected]:
+    done: list[Packed | Rejected] = []
+    for key, sample, recode in portion:
         try:
-            extension, content = usable(_content(sample))
+            extension, content = usable(read(sample), recode)
         except Undecodable as error:
-            lost.append(Rejected(sample.origin, str(error)))
+            done.append(Rejected(sample.origin, str(error)))
         else:
-            yield Packed(keys[number], extension, content, sample.label, sample.note)
-
-
-def _content(sample: Sample) -> bytes:
-    if not isinstance(sample.content, Path):
-        return sample.content
-    if sample.content.exists() and not sample.content.is_file():
-        raise Undecodable("not a regular file")  # reading a pipe would wait for ever
-    try:
-        return sample.content.read_bytes()
-    except OSError as error:
-        raise Undecodable(f"unreadable file: {error.strerror}") from error
-
-
-def usable(content: bytes) -> tuple[str, bytes]:
-    """(extension, content) of a member: JPEG and PNG as they are, other formats become PNG."""
-    image, kind = pixels(content)
-    extension = EXTENSIONS.get(kind)
-    return (extension, content) if extension else ("png", png(image))
+            done.append(Packed(key, extension, content, sample.label, sample.note))
+    return done
 
 
 def unique_keys(names: Sequence[str]) -> list[str]:
@@ -179,21 +243,47 @@ def unique_keys(names: Sequence[str]) -> list[str]:
     return keys
 
 
-def _made(tool: str, args: argparse.Namespace, source: str) -> dict[str, Any]:
+def _plan(split: Split, args: argparse.Namespace) -> str:
+    """A digest of all that determines the folder; UsageError where the options are unusable."""
+    if not 0 <= args.seed < SHUFFLE:
+        raise UsageError(f"--seed {args.seed}: not in 0 .. {SHUFFLE - 1}")
+    limits, recode = Limits(args.images_per_shard, args.bytes_per_shard), Recode(args.recode)
+    limits.check()
+    if recode.short_side < 0 or not 1 <= args.quality <= 100:
+        raise UsageError("--short-side: at least 0, --quality: 1 to 100")
+    if args.workers < 0:
+        raise UsageError(f"--workers {args.workers}: at least 0")
+    digest = hashlib.sha256()
+    options = [args.seed, *astuple(limits), recode.short_side, args.quality, *split.classes]
+    options += [f"{item.file}: {item.reason}" for item in split.rejected]
+    digest.update(json.dumps(options).encode())
+    for sample in split.samples:
+        digest.update(fingerprint(sample).encode("utf-8", "surrogateescape"))
+        if sample.note is not None:
+            digest.update(json.dumps(sample.note, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _made(tool: str, args: argparse.Namespace, source: str, plan: str) -> dict[str, Any]:
     """How the folder was made; nothing in it changes from run to run."""
     arguments = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in sorted(vars(args).items())
-        if name != "out" and not callable(value)
+        if name not in UNWRITTEN and not callable(value)
     }
-    try:
-        version = importlib.metadata.version("poa_ds")
-    except importlib.metadata.PackageNotFoundError:
-        version = "not installed"
     return {
         "tool": f"poa-ds shard {tool}",
-        "version": version,
+        "version": version(),
+        "plan": plan,
         "seed": args.seed,
         "source": source,
         "arguments": arguments,
     }
+
+
+def version() -> str:
+    """Of this program, as dataset.json records it."""
+    try:
+        return importlib.metadata.version("poa_ds")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

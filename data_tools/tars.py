@@ -6,14 +6,16 @@ import json
 import os
 import tarfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from poa_ds.data.index import BLOCK, INDEX, ROW
+from poa_ds.data.index import INDEX
 from poa_ds.data.manifest import MANIFEST, Manifest, ShardFile
+from poa_ds.data.tarwalk import BLOCK, ROW
 from poa_ds.errors import UsageError
 
 RECORD = 20 * BLOCK  # bytes; archives are padded to it, as tar does
@@ -25,6 +27,10 @@ class Limits:
 
     images: int = 1000
     bytes: int = 250_000_000
+
+    def check(self) -> None:
+        if self.images < 1 or self.bytes < 1:
+            raise UsageError("--images-per-shard and --bytes-per-shard: at least 1")
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,17 @@ class Packed:
 class Writer:
     """Samples -> shard-000000.tar, ...; index.npy; dataset.json last."""
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
-        if limits.images < 1 or limits.bytes < 1:
-            raise UsageError("--images-per-shard and --bytes-per-shard: at least 1")
+    def __init__(
+        self,
+        folder: Path,
+        limits: Limits,
+        shards: Sequence[ShardFile] = (),
+        rows: Sequence[np.ndarray] = (),
+    ) -> None:
+        """`shards` and `rows`: those that an earlier run has finished."""
         self.folder, self.limits = folder, limits
-        self.samples, self._rows, self._shards = 0, [], []
+        self._shards, self._rows = list(shards), list(rows)  # of the closed shards
+        self._open_rows: list[tuple[int, int, int, int]] = []
         self._tar: BinaryIO | None = None
 
     def __enter__(self) -> Self:
@@ -64,35 +76,38 @@ class Writer:
         if self._tar is not None:
             self._tar.close()
 
-    def add(self, sample: Packed) -> None:
-        """Appends the sample, in a new shard where the limits ask for one."""
+    @property
+    def samples(self) -> int:
+        return sum(map(len, self._rows)) + len(self._open_rows)
+
+    def add(self, sample: Packed) -> ShardFile | None:
+        """Appends the sample; where the limits ask for a new shard, the one that was closed."""
+        closed = None
         block = b"".join(_member(name, content) for name, content in sample.members())
         if self._tar is not None and (
-            self._count >= self.limits.images
+            len(self._open_rows) >= self.limits.images
             or self._tar.tell() + len(block) + RECORD > self.limits.bytes
         ):
-            self._close_tar()
+            closed = self._close_tar()
         if self._tar is None:
             name = f"shard-{len(self._shards):06d}.tar"
             self._tar = open(self.folder / f"{name}.partial", "wb")
-            self._name, self._count, self._sha256 = name, 0, hashlib.sha256()
+            self._name, self._sha256 = name, hashlib.sha256()
         crc32 = zlib.crc32(sample.content)
-        self._rows.append((self._tar.tell() + BLOCK, len(sample.content), crc32, sample.label))
+        self._open_rows.append((self._tar.tell() + BLOCK, len(sample.content), crc32, sample.label))
         self._append(block)
-        self._count += 1
-        self.samples += 1
+        return closed
 
     def file(self, name: str, content: bytes) -> None:
         """Writes one complete file of the folder."""
-        with open(self.folder / f"{name}.partial", "wb") as file:
-            file.write(content)
-            _publish(file, self.folder / name)
+        write_whole(self.folder / name, content)
 
     def finish(self, classes: tuple[str, ...], made: dict[str, Any], *, rejected: int) -> Manifest:
         """The manifest, written after everything else."""
-        self._close_tar()
+        if self._tar is not None:
+            self._close_tar()
         index = io.BytesIO()
-        np.save(index, np.array(self._rows, ROW))
+        np.save(index, np.concatenate(self._rows))
         self.file(INDEX, index.getvalue())
         written = sum(shard.bytes for shard in self._shards)
         manifest = Manifest(
@@ -109,14 +124,25 @@ class Writer:
         self._tar.write(block)
         self._sha256.update(block)
 
-    def _close_tar(self) -> None:
+    def _close_tar(self) -> ShardFile:
         end = 2 * BLOCK
         self._append(b"\0" * (end + -(self._tar.tell() + end) % RECORD))
         size = self._tar.tell()
         _publish(self._tar, self.folder / self._name)
         self._tar.close()
         self._tar = None
-        self._shards.append(ShardFile(self._name, self._count, size, self._sha256.hexdigest()))
+        closed = ShardFile(self._name, len(self._open_rows), size, self._sha256.hexdigest())
+        self._shards.append(closed)
+        self._rows.append(np.array(self._open_rows, ROW))
+        self._open_rows = []
+        return closed
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that has its name only when it is complete."""
+    with open(path.with_name(f"{path.name}.partial"), "wb") as file:
+        file.write(content)
+        _publish(file, path)
 
 
 def _member(name: str, content: bytes) -> bytes:

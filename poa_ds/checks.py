@@ -17,7 +17,7 @@ STORES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql", "
 def check(config: Config) -> None:
     """UsageError with every contradiction of the recipe, one per line."""
     problems = [*_space(config)] or [*_names(config)] or [*_evaluation(config)]
-    problems += [*_crops(config), *_schedule(config), *_mlflow(config)]
+    problems += [*_crops(config), *_schedule(config), *_mlflow(config), *_data(config)]
     if problems:
         raise UsageError("\n".join(problems))
 
@@ -44,11 +44,12 @@ def check_precision(config: Config, device_type: str) -> None:
 
 def check_places(config: Config) -> None:
     """UsageError unless the recipe says where its images are and where its results go."""
+    data = config.data
     missing = [
         f"{key} is empty: give {key}=DIR, {meaning}"
         for key, value, meaning in (
             ("output_dir", config.output_dir, "the folder for checkpoints and metrics"),
-            ("data.train", config.data.train, "a shard folder (poa-ds shard writes them)"),
+            ("data.train", data.train or data.mix, "a shard folder (poa-ds shard writes them)"),
         )
         if not value
     ]
@@ -132,6 +133,33 @@ def _mlflow(config: Config) -> Iterator[str]:
         yield (
             f"mlflow.uri {uri!r} is not a store that MLflow writes to: it begins with one of"
             f" {', '.join(STORES)} (empty: a sqlite file in the output directory)"
+        )
+
+
+def _data(config: Config) -> Iterator[str]:
+    data = config.data
+    if data.train and data.mix:
+        yield f"data.train {data.train} and data.mix: give one of them"
+    if data.mix and config.evaluation.queries and not config.evaluation.bank:
+        yield "evaluation.bank is empty, and data.mix has no one folder to take its place: name one"
+    if data.mode == "stream":
+        if not data.images:
+            yield "data.images is 0: data.mode stream needs to be told how many images an epoch has"
+        if data.mix or data.block_shards:
+            yield "data.mode stream: data.mix and data.block_shards are for shard folders"
+        if config.evaluation.queries and not config.evaluation.bank:
+            yield "evaluation.bank is empty, and data.mode stream has no folder for it: name one"
+    elif data.images:
+        yield f"data.images {data.images}: a shard folder says itself how many it has (remove it)"
+    train = () if data.mode == "stream" else (data.train,)
+    places = (*train, *data.mix, config.evaluation.queries, config.evaluation.bank)
+    remote = [place for place in places if "://" in place]
+    if remote and not data.cache:
+        yield f"data.cache is empty: {remote[0]} needs a folder for its shards on this node"
+    if data.cache_gb and not data.block_shards:
+        yield (
+            f"data.cache_gb {data.cache_gb:g} needs data.block_shards (such as 16): without blocks"
+            " every step reads everywhere, and shards would be fetched again and again"
         )
 
 

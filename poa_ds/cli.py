@@ -46,8 +46,13 @@ COMMANDS = {
     ),
     "shard imagenet": Command(
         "data_tools.imagenet",
-        "an ImageNet tree -> shards for train and val",
+        "an ImageNet tree, or its official archives -> shards for train and val",
         "poa-ds shard imagenet --root imagenet --out data/imagenet",
+    ),
+    "shard list": Command(
+        "data_tools.listed",
+        "a text file of paths -> shards; a class may stand behind each path",
+        "poa-ds shard list --list images.txt --out data/listed",
     ),
     "shard cifar10": Command(
         "data_tools.cifar10",
@@ -58,6 +63,11 @@ COMMANDS = {
         "data_tools.check",
         "verify shards against their index",
         "poa-ds check data/imagenet/train",
+    ),
+    "index": Command(
+        "data_tools.foreign",
+        "index tars that another WebDataset tool wrote; they stay as they are",
+        "poa-ds index data/laion --workers 8",
     ),
     "eval knn": Command(
         "poa_ds.evaluate",
@@ -84,6 +94,16 @@ COMMANDS = {
         "poa_ds.bench",
         "time and memory of a training step beside a plain three-pass implementation",
         "poa-ds bench step --config ds_configs/photos.yaml",
+    ),
+    "bench index": Command(
+        "data_tools.scale",
+        "a million tiny samples: index build, start-up, memory per worker",
+        "poa-ds bench index --samples 1000000",
+    ),
+    "bench data": Command(
+        "poa_ds.bench_data",
+        "images/s of the loader, part by part, and the workers that a rate needs",
+        "poa-ds bench data data.train=data/imagenet/train --workers 1,4,8 --rate 4000",
     ),
 }
 

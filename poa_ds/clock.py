@@ -9,6 +9,8 @@ import torch
 from poa_ds import dist
 from poa_ds.data.batch import Batch
 
+DATA_WAIT_SHARE = 0.05  # of a step; above it the images come too slowly
+
 
 class Clock:
     """Images per second, the share of time spent waiting for data, and memory."""
@@ -16,6 +18,7 @@ class Clock:
     def __init__(self, images_per_step: int) -> None:
         self.images_per_step = images_per_step
         self.seconds: list[float] = []
+        self.slow: bool | None = None  # whether data came too slowly; None: before the first row
         self.restart()
 
     def restart(self) -> None:
@@ -47,6 +50,21 @@ class Clock:
             row["memory/device_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.restart()
         return row
+
+    def warning(self, row: dict[str, float], workers: int) -> str:
+        """What to say when the steps begin to wait for data; empty as long as nothing changes.
+
+        The first row is not judged: the workers were starting.
+        """
+        share = row["speed/data_wait_ms"] / row["speed/step_ms"]
+        begins = self.slow is False and share > DATA_WAIT_SHARE
+        self.slow = self.slow is not None and share > DATA_WAIT_SHARE
+        return (
+            f"warning: {share:.0%} of a step is waiting for data: data.workers {workers} are too "
+            "few for this machine (`poa-ds bench data` says how many are needed)"
+            if begins
+            else ""
+        )
 
     def report(self, steps: int) -> None:
         """Print what the second step took, and what a run of `steps` would."""

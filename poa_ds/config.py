@@ -41,10 +41,13 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     return config
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The checked Config of a YAML file with `a.b=c` overrides on top, the last one winning."""
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The checked Config of a YAML file with `a.b=c` overrides on top, the last one winning.
+
+    None: of the defaults alone.
+    """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text() if path else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path}: {error}") from error
     tree = parse(text, source=str(path)) or {}

@@ -10,7 +10,7 @@ from poa_ds import dist, evaluate, results, snapshot
 from poa_ds.backbones import backbone
 from poa_ds.comparison import Comparison
 from poa_ds.config import Config
-from poa_ds.data.index import ShardFolder
+from poa_ds.data.places import open_folder
 from poa_ds.derived import Derived
 from poa_ds.engine import Engine
 from poa_ds.metrics_file import Floors
@@ -34,8 +34,8 @@ class Curves:
         dist.barrier()
         self.rows = results.read(self.path)
         if config.evaluation.queries:
-            self.queries = ShardFolder.open(Path(config.evaluation.queries))
-            self.bank = ShardFolder.open(Path(config.evaluation.bank or config.data.train))
+            self.queries = open_folder(config.evaluation.queries, config.data)
+            self.bank = open_folder(config.evaluation.bank or config.data.train, config.data)
             Comparison.of(self.bank, self.queries, config.evaluation)  # mistakes show now
 
     def due(self, step: int, numbers: Derived) -> bool:

@@ -25,6 +25,7 @@ from poa_ds.backbones import backbone
 from poa_ds.comparison import Comparison, Progress
 from poa_ds.config import Config
 from poa_ds.data.index import ShardFolder
+from poa_ds.data.places import open_folder
 from poa_ds.elastic import ElasticBackbone
 from poa_ds.errors import UsageError
 from poa_ds.recipe import Evaluation
@@ -188,8 +189,8 @@ def main_knn(args: argparse.Namespace) -> int:
         config = _overridden(config, args)
         subnets = model.space.select(args.sizes or config.evaluation.sizes)
         options, settings = config.evaluation, of_recipe(config, device)
-        bank = ShardFolder.open(options.bank or config.data.train)
-        queries = ShardFolder.open(options.queries)
+        bank = open_folder(options.bank or config.data.train, config.data)
+        queries = open_folder(options.queries, config.data)
         settings |= {"device": device, "progress": bar if dist.is_main() else None}
         found = knn(model.to(device), subnets, bank, queries, options, **settings)
         pixels, untrained = None, None

@@ -180,13 +180,23 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Data:
-    """train: a shard folder. workers: loader processes of each rank.
+    """train: a shard folder or its address (http://, s3://, ...). mix: several, with weights.
 
-    on_error: an undecodable image stops the run, or another one takes its place, up to a share
-    of max_bad_fraction.
+    mode stream: train names tars that are only read from front to back (pipe:..., {000..099}),
+    `images` of them are an epoch; such a run does not continue with the same images.
+    cache: where shards of addresses are kept, cache_gb at most (0: all of them). block_shards: so
+    many shards are mixed at a time (0: all images of the data set). workers: loader processes of
+    each rank. on_error: an undecodable image stops the run, or another one takes its place, up to
+    a share of max_bad_fraction.
     """
 
     train: str = ""
+    mode: Literal["index", "stream"] = "index"
+    images: CountOrNone = 0
+    mix: Mapping[str, Positive] = field(default_factory=dict)
+    cache: str = ""
+    cache_gb: NotNegative = 0.0
+    block_shards: CountOrNone = 0
     workers: CountOrNone = 8
     on_error: Literal["raise", "replace"] = "replace"
     max_bad_fraction: Share = 1e-4

@@ -19,8 +19,8 @@ from poa_ds.clock import Clock
 from poa_ds.config import Config
 from poa_ds.curves import Curves
 from poa_ds.data.batch import Batch
-from poa_ds.data.index import ShardFolder
 from poa_ds.data.loader import train_batches
+from poa_ds.data.places import open_training, order_name
 from poa_ds.engine import Engine
 from poa_ds.errors import UserError
 from poa_ds.schedules import StepValues
@@ -35,11 +35,12 @@ class Training:
 
     def __init__(self, config: Config, ds_file: dict, *, source: str, dry_run: bool) -> None:
         self.config, self.dry_run = config, dry_run
-        self.folder = ShardFolder.open(Path(config.data.train))
+        self.folder = open_training(config.data)
+        self.data_hash = order_name(self.folder, config.data.block_shards)
         images = config.batch.slots * config.batch.images_per_slot
         if images > len(self.folder):
             raise UserError(
-                f"a step has {images:,} images (batch.slots x images_per_slot), {config.data.train}"
+                f"a step has {images:,} images (batch.slots x images_per_slot), {self.folder.path}"
                 f" only {len(self.folder):,}: an image would meet itself; use smaller batches"
             )
         device = engine.pick_device()
@@ -52,7 +53,7 @@ class Training:
         self.engine = Engine(step.student_and_teacher(config), config.optimizer, ds_config)
         self.stepper = Stepper(config, self.engine)
         self._announce(ds_config)
-        self.state = RunState(data_hash=self.folder.hash)
+        self.state = RunState(data_hash=self.data_hash)
         self.resumed = not dry_run and self._resume()
         if dist.is_main() and not dry_run:
             self._keep_recipe(ds_config)
@@ -142,7 +143,7 @@ class Training:
                 raise UserError(f"{root}: no checkpoint is whole; move the folder away to restart")
             return False
         self.state, self.stepper.centers = checkpoint.load(self.engine, found)
-        if self.state.data_hash != self.folder.hash:
+        if self.state.data_hash != self.data_hash:
             raise UserError(
                 f"{found} was made with other data than data.train {self.folder.path} "
                 "(the index differs): use the same shards, or another output_dir"
@@ -151,6 +152,8 @@ class Training:
             print(f"continues at step {self.state.step:,} from {found}", flush=True)
             for change in recipes.changes(checkpoint.recipe(found), self.config):
                 print(f"  the recipe has changed: {change}", flush=True)
+            if self.config.data.mode == "stream":
+                print("data.mode stream: with other images than without the interruption")
         return True
 
     def _start_tracker(self) -> Tracker | None:
@@ -215,6 +218,9 @@ class Training:
             "skipped": float(not result.applied),
             **clock.take(),
         }
+        warning = clock.warning(row, self.config.data.workers)
+        if warning and dist.is_main():
+            print(warning, file=sys.stderr, flush=True)
         bar.set_postfix_str(f"loss {terms['total']:.3f}, {row['speed/images_per_second']:.0f} im/s")
         if self.tracker:
             self.tracker.log(self.state.step, row)

@@ -142,7 +142,7 @@ def _value(hint: Any, value: object, path: str) -> Any:
     if origin is tuple:
         return _tuple(arguments, value, path)
     if origin in (Mapping, dict):
-        return _text_map(value, path)
+        return _map(arguments[1], value, path)
     if hint is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if hint is not float and type(value) is hint:  # a bool is not an int here
@@ -169,13 +169,15 @@ def _tuple(arguments: tuple, value: object, path: str) -> tuple:
     )
 
 
-def _text_map(value: object, path: str) -> Mapping[str, str]:
+def _map(hint: Any, value: object, path: str) -> Mapping:
+    """Names with a value of one type each, such as {small: 384x12}."""
     if not isinstance(value, Mapping):
-        raise UsageError(f"{path} is {value!r}: expected name: text, one per line")
-    for key, item in value.items():
-        if not isinstance(key, str) or not isinstance(item, str):
-            raise UsageError(f"{path}.{key} is {item!r}: expected text")
-    return dict(value)
+        kind = "text" if hint is str else "number"
+        raise UsageError(f"{path} is {value!r}: expected name: {kind}, one per line")
+    for key in value:
+        if not isinstance(key, str):
+            raise UsageError(f"{path}.{key} is {value[key]!r}: expected a name, quoted")
+    return {key: _value(hint, item, f"{path}.{key}") for key, item in value.items()}
 
 
 def _hints(cls: type) -> dict[str, Any]:

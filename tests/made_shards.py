@@ -8,7 +8,8 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from data_tools.shard import Sample, write
+from data_tools.shard import write
+from data_tools.sources import Sample
 from poa_ds.data.index import ShardFolder
 from poa_ds.data.pixels import png
 
@@ -25,7 +26,11 @@ def image(number: int, height: int = 40, width: int = 36) -> np.ndarray:
 def options(**changed: object) -> argparse.Namespace:
     """The options that all shard commands share."""
     return argparse.Namespace(
-        **{"seed": 0, "images_per_shard": 8, "bytes_per_shard": 10**9} | changed
+        **{
+            **{"seed": 0, "images_per_shard": 8, "bytes_per_shard": 10**9},
+            **{"recode": 0, "quality": 92, "workers": 1},
+        }
+        | changed
     )
 
 

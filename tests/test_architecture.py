@@ -17,8 +17,9 @@ LEVELS = (
     "poa_kernels.*",
     "poa_ds.errors poa_ds.plain.*",
     "poa_ds.typed_yaml poa_ds.space poa_ds.dist poa_ds.schedules poa_ds.background",
-    "poa_ds.recipe poa_ds.data.manifest poa_ds.data.pixels poa_ds.data.index poa_ds.data.order"
-    " poa_ds.metrics_file poa_ds.results poa_ds.shapes",
+    "poa_ds.recipe poa_ds.data.manifest poa_ds.data.pixels poa_ds.data.tarwalk poa_ds.data.index"
+    " poa_ds.data.fetch poa_ds.data.remote"
+    " poa_ds.data.order poa_ds.metrics_file poa_ds.results poa_ds.shapes",
     "poa_ds.layers poa_ds.losses poa_ds.optim poa_ds.knn poa_ds.data.*",
     "poa_ds.elastic poa_ds.vit poa_ds.vit_names poa_ds.swin poa_ds.swin_names poa_ds.resnet"
     " poa_ds.resnet_names poa_ds.heads",
@@ -28,7 +29,8 @@ LEVELS = (
     " poa_ds.mlflow_store poa_ds.tracking poa_ds.interop poa_ds.comparison poa_ds.evaluate"
     " poa_ds.export poa_ds.extract poa_ds.sizes",
     "poa_ds.clock poa_ds.step poa_ds.curves poa_ds.training poa_ds.train poa_ds.demo data_tools.*",
-    "poa_ds.threepass poa_ds.threepass_step poa_ds.contenders poa_ds.bench_report poa_ds.bench",
+    "poa_ds.threepass poa_ds.threepass_step poa_ds.contenders poa_ds.bench_report poa_ds.bench"
+    " poa_ds.bench_data",
     "poa_ds.cli",
 )
 
@@ -36,11 +38,12 @@ LEVELS = (
 IMPORTERS = {
     "deepspeed": {"poa_ds.engine"},
     "mlflow": {"poa_ds.mlflow_store"},
-    "webdataset": {"poa_ds.data.loader"},
+    "webdataset": {"poa_ds.data.stream"},
     "triton": {"poa_kernels"},
 }
 WITHOUT_TORCH = (
     *("poa_ds.cli", "poa_ds.config", "poa_ds.data.index", "poa_ds.data.order", "poa_ds.demo"),
+    "poa_ds.data.remote",
     *("poa_ds.errors", "poa_ds.schedules", "poa_ds.space", "data_tools"),
 )
 TEXT = (".py", ".md", ".yaml", ".json", ".toml", ".txt", ".cfg", "Makefile", "run")
@@ -149,7 +152,7 @@ def test_there_are_no_import_cycles():
 
 def test_the_tools_that_write_shards_stay_apart_from_training():
     allowed = {f"poa_ds.{name}" for name in ("errors", "data.index", "data.manifest")}
-    allowed.add("poa_ds.data.pixels")
+    allowed |= {"poa_ds.data.pixels", "poa_ds.data.tarwalk"}
     for name in modules():
         others = {other for other in imports(name) if own(other)}
         if name.startswith("data_tools"):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from data_tools import check
-from data_tools.shard import Sample, write
+from data_tools.shard import write
+from data_tools.sources import Sample
 from poa_ds.data.index import ShardFolder
 from poa_ds.data.manifest import Manifest
 from poa_ds.data.pixels import png
@@ -112,7 +113,7 @@ def test_an_undecodable_image_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Written by a tool that did not look."""
-    monkeypatch.setattr("data_tools.shard.usable", lambda content: ("png", content))
+    monkeypatch.setattr("data_tools.shard.usable", lambda content, _: ("png", content))
     samples = [Sample("good", "good", png(image(0))), Sample("bad", "bad", png(image(1))[:400])]
     write(
         tmp_path / "x", samples, classes=(), rejected=(), tool="test", args=options(), source="test"

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from poa_ds.data.index import SampleError, ShardFolder, index_tar, split_name
+from poa_ds.data.index import SampleError, ShardFolder
 from poa_ds.data.pixels import png
+from poa_ds.data.tarwalk import index_tar, split_name
 from poa_ds.errors import UserError
 from tests.made_shards import CLASSES, image, make_shards
 

@@ -13,6 +13,7 @@ import webdataset
 from PIL import Image
 
 from data_tools import folder, imagenet, shard
+from data_tools.sources import Rejected, Sample
 from poa_ds.data.index import ShardFolder
 from poa_ds.data.pixels import pixels, png
 from poa_ds.errors import UsageError, UserError
@@ -216,7 +217,7 @@ def test_a_missing_root_and_an_out_inside_it_are_refused(tmp_path: Path) -> None
 
 
 def test_the_tools_do_not_load_torch() -> None:
-    names = ("shard", "photos", "imagenet", "folder", "cifar10", "check")
+    names = ("shard", "photos", "imagenet", "folder", "listed", "cifar10", "check", "foreign")
     code = "".join(f"import data_tools.{name}\n" for name in names) + "import sys\n"
     code += "print(*sorted({'torch', 'torchvision', 'webdataset'} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -224,10 +225,10 @@ def test_the_tools_do_not_load_torch() -> None:
 
 
 def test_the_summary_names_every_reason(tmp_path: Path) -> None:
-    lost = [shard.Rejected("a", "empty file"), shard.Rejected("b", "undecodable image: cut")]
+    lost = [Rejected("a", "empty file"), Rejected("b", "undecodable image: cut")]
     made = shard.write(
         tmp_path / "x",
-        [shard.Sample("k", "k", png(image(0)))],
+        [Sample("k", "k", png(image(0)))],
         classes=(),
         rejected=lost,
         tool="test",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from poa_ds.clock import Clock
 from tests.distributed.launch import ROOT
 from tests.made_shards import make_shards
 
@@ -191,3 +192,15 @@ def test_other_data_or_another_architecture_cannot_continue(
     assert yaml.safe_load((out / "config.yaml").read_text())["heads"]["prototypes"] == [32, 48]
     printed = run(command(shards, out, f"data.train={shards}/val", "evaluation.queries="), status=1)
     assert "other data" in printed
+
+
+def test_waiting_for_data_is_said_when_it_begins() -> None:
+    clock = Clock(1)
+
+    def said(share: float) -> str:
+        return clock.warning({"speed/data_wait_ms": share, "speed/step_ms": 1.0}, 3)
+
+    assert said(0.9) == ""  # the workers were starting
+    assert said(0.06).startswith("warning: 6% of a step is waiting for data: data.workers 3")
+    assert said(0.5) == "" and said(0.04) == ""
+    assert said(0.2).startswith("warning: 20%")

@@ -11,19 +11,16 @@ import os
 import resource
 import tarfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 
 from poa_ds.data.manifest import MANIFEST, Manifest
+from poa_ds.data.tarwalk import BLOCK, ROW, split_name
 from poa_ds.errors import UserError
 
-ROW = np.dtype([("offset", "<i8"), ("size", "<i4"), ("crc32", "<u4"), ("label", "<i4")])
 INDEX = "index.npy"
-BLOCK = 512  # bytes, of a tar header; data is padded to it
-IMAGES = ("jpg", "jpeg", "png", "webp")
 LISTED = 5  # problems that one message names before it says "and n more"
 
 
@@ -62,7 +59,7 @@ class ShardFolder:
     def load(cls, path: Path) -> Self:
         """The folder as its dataset.json and index describe it; the shards are not looked at."""
         manifest = Manifest.read(path)
-        return cls(path, manifest, _load_index(path, manifest))
+        return cls(path, manifest, load_index(path, manifest))
 
     def problems(self) -> list[str]:
         """What is wrong with sizes and numbers, without reading any image."""
@@ -89,6 +86,10 @@ class ShardFolder:
     def labels(self) -> np.ndarray:
         """(n,) int64, -1 where a sample has none."""
         return self.index["label"].astype(np.int64)
+
+    def label(self, sample: int) -> int:
+        """The class of one sample, -1 for none; `labels` would copy those of all."""
+        return int(self.index[sample]["label"])
 
     def shard(self, sample: int) -> str:
         """The file name of the tar that holds a sample."""
@@ -137,6 +138,10 @@ class ShardFolder:
             descriptor = self._descriptors[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return descriptor
 
+    def _close(self, number: int) -> None:
+        if number in self._descriptors:
+            os.close(self._descriptors.pop(number))
+
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "manifest": self.manifest}  # files are opened anew elsewhere
 
@@ -149,7 +154,8 @@ class ShardFolder:
             os.close(descriptor)
 
 
-def _load_index(folder: Path, manifest: Manifest) -> np.ndarray:
+def load_index(folder: Path, manifest: Manifest) -> np.ndarray:
+    """The rows of index.npy, mapped into memory: all processes of a node share them."""
     path = folder / INDEX
     try:
         with open(path, "rb") as file:
@@ -163,61 +169,3 @@ def _load_index(folder: Path, manifest: Manifest) -> np.ndarray:
     if index.dtype != ROW or index.shape != (samples,):
         raise UserError(f"{path} has {index.shape} rows of {index.dtype}, not {samples} of {ROW}")
     return index
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """(key, extension) as WebDataset cuts a member's name: at the first dot of its last part."""
-    folder, _, last = name.rpartition("/")
-    stem, _, extension = last.partition(".")
-    return (f"{folder}/{stem}" if folder else stem), extension.lower()
-
-
-def tar_members(file: BinaryIO, name: str) -> Iterator[tuple[str, int, bytes]]:
-    """(member, offset of its content, content) of each regular file in an uncompressed tar.
-
-    Raises UserError at a damaged header, a cut end or anything behind the end: tarfile and
-    WebDataset take those for the end of the archive and lose the rest without a word.
-    """
-    position = 0
-    while True:
-        header = file.read(BLOCK)
-        if len(header) < BLOCK:
-            raise UserError(f"{name}: cut short, it ends at byte {position} without an end mark")
-        if not any(header):
-            break
-        try:
-            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
-            raise UserError(f"{name}: damaged tar header at byte {position}: {error}") from error
-        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
-            raise UserError(f"{name}: {member.name}: only plain files in USTAR format are read")
-        padded = member.size + -member.size % BLOCK
-        content = file.read(padded)
-        if len(content) < padded:
-            raise UserError(f"{name}: cut short inside {member.name} at byte {position}")
-        if member.isreg():
-            yield member.name, position + BLOCK, content[: member.size]
-        position += BLOCK + padded
-    if any(file.read()):
-        raise UserError(f"{name}: something follows the end mark at byte {position}")
-
-
-def index_tar(path: Path) -> np.ndarray:
-    """(n,) rows of ROW, read from a tar alone; UserError names what is wrong with it."""
-    rows: dict[str, list[int]] = {}
-    last = None
-    with open(path, "rb") as file:
-        for name, offset, content in tar_members(file, str(path)):
-            key, extension = split_name(name)
-            if key != last and key in rows:
-                raise UserError(f"{path}: the members of {key} do not stand together")
-            last = key
-            row = rows.setdefault(key, [0, 0, 0, -1])
-            if extension in IMAGES:
-                row[:3] = offset, len(content), zlib.crc32(content)
-            elif extension == "cls":
-                row[3] = int(content)
-    missing = [key for key, row in rows.items() if not row[0]]
-    if missing:
-        raise UserError(f"{path}: {len(missing)} samples without an image, e.g. {missing[0]}")
-    return np.array([tuple(row) for row in rows.values()], ROW)

@@ -4,7 +4,6 @@ A slot's batch is the same on any number of ranks and workers. A damaged image s
 (`raise`) or is replaced by another one that (seed, position) determines (`replace`).
 """
 
-import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from poa_ds.data.assemble import bounded, prepared
 from poa_ds.data.batch import Bad, Batch, Sample, collate
-from poa_ds.data.index import SampleError, ShardFolder
+from poa_ds.data.index import SampleError
 from poa_ds.data.masks import batch_masks
-from poa_ds.data.order import MASKS, SUBSTITUTE, VIEWS, Order, keyed, slot_positions
-from poa_ds.data.photometric import GLOBAL_1, GLOBAL_2, LOCAL, draw
+from poa_ds.data.order import MASKS, SUBSTITUTE, VIEWS, keyed, slot_positions
 from poa_ds.data.pixels import Undecodable
+from poa_ds.data.places import Folder, order_of, prefetchers
 from poa_ds.data.spec import BatchSpec, OnError, batch_spec
-from poa_ds.data.views import center_view, decode, views
+from poa_ds.data.stream import Stream, stream_batches
+from poa_ds.data.views import center_view, decode
 from poa_ds.errors import UserError
 from poa_ds.recipe import Config
 
@@ -31,7 +32,7 @@ SUBSTITUTES = 10  # tries for one damaged image before the folder counts as unre
 
 def train_batches(
     config: Config,
-    folder: ShardFolder,
+    folder: Folder | Stream,
     *,
     rank: int = 0,
     world: int = 1,
@@ -40,14 +41,15 @@ def train_batches(
 ) -> Iterator[Batch]:
     """The rank's slots of every step from `first_step` on, in order and without end."""
     spec = batch_spec(config)
-    return slot_batches(
-        spec, folder, rank=rank, world=world, first_step=first_step, workers=workers
-    )
+    place = {"rank": rank, "world": world, "first_step": first_step, "workers": workers}
+    if isinstance(folder, Stream):
+        return stream_batches(spec, folder, **place)
+    return slot_batches(spec, folder, **place)
 
 
 def slot_batches(
     spec: BatchSpec,
-    folder: ShardFolder,
+    folder: Folder,
     *,
     rank: int = 0,
     world: int = 1,
@@ -56,21 +58,9 @@ def slot_batches(
 ) -> Iterator[Batch]:
     """The same, from an explicit specification."""
     assert spec.slots % world == 0, f"{spec.slots} slots on {world} ranks"
-    requests = _Requests(spec, Order(len(folder), spec.seed), rank, world, first_step)
+    requests = _Requests(spec, folder, rank, world, first_step)
     loader = _loader(_Slots(spec, folder), requests, workers)
-    allowed, bad = math.ceil(spec.max_bad_fraction * len(folder)), set()
-    for batch in loader:
-        if isinstance(batch, SampleError):
-            raise batch
-        bad.update(batch.bad)
-        if len(bad) > allowed:
-            shard, key, cause = batch.bad[-1]
-            raise UserError(
-                f"{len(bad)} damaged images are more than data.max_bad_fraction "
-                f"{spec.max_bad_fraction} of {len(folder)} ({allowed}); the last: "
-                f"{shard}, sample {key}: {cause}"
-            )
-        yield batch
+    return bounded(loader, spec, len(folder))
 
 
 @dataclass(frozen=True)
@@ -84,9 +74,11 @@ class _Requests(Sampler[_Request]):
     """What the rank needs next; runs in the main process, the only one that knows the order."""
 
     def __init__(
-        self, spec: BatchSpec, order: Order, rank: int, world: int, first_step: int
+        self, spec: BatchSpec, folder: Folder, rank: int, world: int, first_step: int
     ) -> None:
-        self.spec, self.order, self.first_step = spec, order, first_step
+        self.spec, self.first_step = spec, first_step
+        self.order = order_of(folder, spec.seed, spec.block_shards)
+        self.prefetchers = prefetchers(folder, self.order, spec.cache_bytes)
         own = spec.slots // world
         self.slots = range(rank * own, (rank + 1) * own)
 
@@ -95,17 +87,19 @@ class _Requests(Sampler[_Request]):
         while True:
             for slot in self.slots:
                 positions = slot_positions(step, slot, self.spec.images_per_slot, self.spec.slots)
+                for prefetcher in self.prefetchers:
+                    prefetcher.at(positions.start)
                 yield _Request(step, slot, self.order.rows(positions.start, len(positions)))
             step += 1
 
 
-class _Slots(Dataset[Batch | SampleError]):
-    """Request -> batch; a fatal SampleError is handed over as a value, as workers lose its type."""
+class _Slots(Dataset[Batch | UserError]):
+    """Request -> batch; a fatal UserError is handed over as a value, as workers lose its type."""
 
-    def __init__(self, spec: BatchSpec, folder: ShardFolder) -> None:
+    def __init__(self, spec: BatchSpec, folder: Folder) -> None:
         self.spec, self.folder = spec, folder
 
-    def __getitem__(self, request: _Request) -> Batch | SampleError:
+    def __getitem__(self, request: _Request) -> Batch | UserError:
         spec = self.spec
         first = slot_positions(request.step, request.slot, spec.images_per_slot, spec.slots).start
         bad: list[Bad] = []
@@ -113,7 +107,7 @@ class _Slots(Dataset[Batch | SampleError]):
             samples = [
                 self._sample(first + place, int(row), bad) for place, row in enumerate(request.rows)
             ]
-        except SampleError as error:
+        except UserError as error:
             return error
         masks = batch_masks(
             2 * len(samples),
@@ -126,18 +120,15 @@ class _Slots(Dataset[Batch | SampleError]):
         return collate(samples, masks, step=request.step, slot=request.slot, bad=bad)
 
     def _sample(self, position: int, row: int, bad: list[Bad]) -> Sample:
-        spec, kinds = self.spec, (GLOBAL_1, GLOBAL_2, *[LOCAL] * self.spec.crops.local_count)
+        spec = self.spec
         rng = keyed(SUBSTITUTE, spec.seed, position)
         image, row = _usable(self.folder, row, rng, spec.on_error, bad)
         rng = keyed(VIEWS, spec.seed, position)
-        draws = [draw(rng, spec.photometric, kind) for kind in kinds]
-        return Sample(
-            views(image, spec.crops, rng), draws, position, int(self.folder.index[row]["label"])
-        )
+        return prepared(spec, image, rng, position=position, label=self.folder.label(row))
 
 
 def _usable(
-    folder: ShardFolder, row: int, rng: random.Random, on_error: OnError, bad: list[Bad]
+    folder: Folder, row: int, rng: random.Random, on_error: OnError, bad: list[Bad]
 ) -> tuple[Tensor, int]:
     """(image, its sample number): of `row`, or of a substitute where that is damaged."""
     for _ in range(SUBSTITUTES):
@@ -151,7 +142,7 @@ def _usable(
     raise last
 
 
-def _decoded(folder: ShardFolder, row: int) -> Tensor:
+def _decoded(folder: Folder, row: int) -> Tensor:
     content = folder.read(row)
     try:
         return decode(content)
@@ -160,7 +151,7 @@ def _decoded(folder: ShardFolder, row: int) -> Tensor:
 
 
 def eval_batches(
-    folder: ShardFolder,
+    folder: Folder,
     ids: Sequence[int] | np.ndarray,
     *,
     resize: int,
@@ -178,7 +169,7 @@ def eval_batches(
     parts = [ids[first : first + batch_size] for first in range(0, len(ids), batch_size)]
     centers = _Centers(folder, resize, crop, "raise" if bad is None else "replace")
     for found in _loader(centers, parts, workers):
-        if isinstance(found, SampleError):
+        if isinstance(found, UserError):
             raise found
         images, labels, replaced = found
         if bad is not None:
@@ -186,13 +177,13 @@ def eval_batches(
         yield images, labels
 
 
-class _Centers(Dataset[tuple[Tensor, Tensor, list[Bad]] | SampleError]):
+class _Centers(Dataset[tuple[Tensor, Tensor, list[Bad]] | UserError]):
     """Sample numbers -> their centre views and labels, and what was replaced."""
 
-    def __init__(self, folder: ShardFolder, resize: int, crop: int, on_error: OnError) -> None:
+    def __init__(self, folder: Folder, resize: int, crop: int, on_error: OnError) -> None:
         self.folder, self.resize, self.crop, self.on_error = folder, resize, crop, on_error
 
-    def __getitem__(self, rows: np.ndarray) -> tuple[Tensor, Tensor, list[Bad]] | SampleError:
+    def __getitem__(self, rows: np.ndarray) -> tuple[Tensor, Tensor, list[Bad]] | UserError:
         images, used, bad = [], [], []
         try:
             for row in rows.tolist():
@@ -200,9 +191,9 @@ class _Centers(Dataset[tuple[Tensor, Tensor, list[Bad]] | SampleError]):
                 image, row = _usable(self.folder, row, rng, self.on_error, bad)
                 images.append(center_view(image, self.resize, self.crop))
                 used.append(row)
-        except SampleError as error:
+        except UserError as error:
             return error
-        return torch.stack(images), torch.from_numpy(self.folder.labels[used]), bad
+        return torch.stack(images), torch.tensor([self.folder.label(row) for row in used]), bad
 
 
 def _loader(dataset: Dataset, requests: Any, workers: int) -> DataLoader:

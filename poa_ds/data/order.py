@@ -5,11 +5,12 @@ workers read the same images at the same positions, and there is nothing to save
 """
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 
 # purposes of random numbers: their streams never meet
-MASKS, VIEWS, SUBSTITUTE, DROP_PATH = range(8, 12)
+MASKS, VIEWS, SUBSTITUTE, DROP_PATH, STREAM = range(8, 13)
 
 
 def keyed(purpose: int, seed: int, *counters: int) -> random.Random:
@@ -61,9 +62,49 @@ class Order:
         Sorted raw words of Philox: NumPy promises those for all versions, its shuffles it does not.
         """
         if epoch not in self._permutations:
-            words = np.random.Philox(key=[self.seed, epoch]).random_raw(self.n)
             while len(self._permutations) > 1:
                 del self._permutations[min(self._permutations)]
             kind = np.int32 if self.n < 1 << 31 else np.int64
-            self._permutations[epoch] = np.argsort(words, kind="stable").astype(kind)
+            self._permutations[epoch] = self._permuted(epoch).astype(kind)
         return self._permutations[epoch]
+
+    def _permuted(self, epoch: int) -> np.ndarray:
+        words = np.random.Philox(key=[self.seed, epoch]).random_raw(self.n)
+        return np.argsort(words, kind="stable")
+
+
+class BlockOrder(Order):
+    """The same for shards that are fetched: whole shards in random order, `block` at a time.
+
+    Samples are mixed within the shards of a block, so that no more than two blocks are read at
+    once. starts: the first sample of each shard, and the number of samples.
+    """
+
+    def __init__(self, starts: Sequence[int], seed: int, block: int) -> None:
+        super().__init__(starts[-1], seed)
+        assert block > 0, "blocks of no shard"
+        self.sizes, self.block = np.diff(starts), block
+
+    def shards(self, epoch: int) -> np.ndarray:
+        """(shards,) their order in an epoch; each `block` of them are one block."""
+        words = np.random.Philox(key=[self.seed, epoch]).random_raw(len(self.sizes))
+        return np.argsort(words, kind="stable")
+
+    def place(self, position: int) -> tuple[int, int]:
+        """(epoch, block) of a position."""
+        epoch, sample = divmod(position, self.n)
+        ends = np.cumsum(self.sizes[self.shards(epoch)])[self.block - 1 :: self.block]
+        return epoch, int(np.searchsorted(ends, sample, side="right"))
+
+    def block_shards(self, epoch: int, block: int) -> list[int]:
+        """The shards of a block; blocks behind the last one are those of the next epoch."""
+        blocks = -(-len(self.sizes) // self.block)
+        epoch, block = epoch + block // blocks, block % blocks
+        return self.shards(epoch)[block * self.block : (block + 1) * self.block].tolist()
+
+    def _permuted(self, epoch: int) -> np.ndarray:
+        count = len(self.sizes)
+        words = np.random.Philox(key=[self.seed, epoch]).random_raw(count + self.n)[count:]
+        block_of_shard = np.empty(count, np.int64)
+        block_of_shard[self.shards(epoch)] = np.arange(count) // self.block
+        return np.lexsort((words, np.repeat(block_of_shard, self.sizes)))

@@ -32,6 +32,8 @@ class BatchSpec:
     masks: MaskSpec
     on_error: OnError = "raise"
     max_bad_fraction: float = 1e-4
+    block_shards: int = 0  # mixed at a time; 0: all images
+    cache_bytes: int = 0  # of fetched shards; 0: any number
 
 
 def batch_spec(config: Config) -> BatchSpec:
@@ -57,6 +59,8 @@ def batch_spec(config: Config) -> BatchSpec:
         ),
         on_error=config.data.on_error,
         max_bad_fraction=config.data.max_bad_fraction,
+        block_shards=config.data.block_shards,
+        cache_bytes=int(config.data.cache_gb * 1e9),
     )
 
 

@@ -1,0 +1,193 @@
+"""data.mode=stream: tars that can only be read from front to back, such as pipes.
+
+webdataset opens the sources and expands their braces; the tars are walked strictly, as its own
+reader takes damage for their end. Which image comes when depends on ranks and workers, and a run
+that continues reads other images: shard folders have neither weakness.
+"""
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import webdataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.gopen import gopen
+from webdataset.shardlists import expand_urls
+
+from poa_ds.data.assemble import bounded, prepared
+from poa_ds.data.batch import Bad, Batch, Sample, collate
+from poa_ds.data.index import SampleError
+from poa_ds.data.masks import batch_masks
+from poa_ds.data.order import MASKS, STREAM, keyed
+from poa_ds.data.pixels import Undecodable
+from poa_ds.data.spec import BatchSpec
+from poa_ds.data.tarwalk import IMAGES, split_name, tar_members
+from poa_ds.data.views import decode
+from poa_ds.errors import UsageError, UserError
+
+BUFFER = 1000  # encoded images of a worker that are mixed
+Image = tuple[str, str, bytes, int]  # source, key, encoded, label
+
+
+class Stream:
+    """Sources in the place of a shard folder; `images` is what the recipe calls an epoch."""
+
+    def __init__(self, sources: str, images: int) -> None:
+        self.sources: list[str] = expand_urls(sources)
+        self.images, self.path = images, Path(sources)
+        self.hash = hashlib.sha256("\n".join(self.sources).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return self.images
+
+
+def stream_images(sources: Sequence[str]) -> Iterator[bytes]:
+    """The encoded images of tars, one after the other, as webdataset's own reader gives them."""
+    for sample in webdataset.WebDataset(list(sources), shardshuffle=False):
+        yield next(content for name, content in sample.items() if name in IMAGES)
+
+
+def stream_batches(
+    spec: BatchSpec,
+    stream: Stream,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    first_step: int = 0,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """The rank's slots of every step, without end; every source is read by one worker per pass."""
+    readers = world * max(workers, 1)
+    if len(stream.sources) < readers:
+        raise UsageError(
+            f"data.train has {len(stream.sources)} sources for {world} ranks x {max(workers, 1)} "
+            "data.workers: each needs one of its own"
+        )
+    slots = _StreamSlots(spec, stream, rank, world, first_step)
+    loader = DataLoader(
+        slots, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None
+    )
+    own = spec.slots // world
+    for count, batch in enumerate(bounded(loader, spec, len(stream))):
+        step, slot = divmod(count, own)
+        yield dataclasses.replace(batch, step=first_step + step, slot=rank * own + slot)
+
+
+class _StreamSlots(IterableDataset):
+    """One batch after the other of what this worker reads; an error is handed over as a value."""
+
+    def __init__(
+        self, spec: BatchSpec, stream: Stream, rank: int, world: int, first_step: int
+    ) -> None:
+        self.spec, self.stream, self.first_step = spec, stream, first_step
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[Batch | UserError]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        reader, readers = self.rank * workers + worker, self.world * workers
+        # a run that continues must not begin with the same images
+        own = (self.spec.seed, self.first_step, reader)
+        try:
+            yield from self._batches(own, self._images(reader, readers, own))
+        except UserError as error:
+            yield error
+
+    def _images(self, reader: int, readers: int, own: Sequence[int]) -> Iterator[Image]:
+        epoch = 0
+        while True:
+            sources = list(self.stream.sources)
+            keyed(STREAM, self.spec.seed, self.first_step, epoch).shuffle(sources)
+            rng, buffer = keyed(STREAM, *own, epoch), []
+            for source in sources[reader::readers]:
+                for image in images_of(source):
+                    buffer.append(image)
+                    if len(buffer) >= BUFFER:
+                        yield _draw(buffer, rng)
+            while buffer:
+                yield _draw(buffer, rng)
+            epoch += 1
+
+    def _batches(self, own: Sequence[int], images: Iterator[Image]) -> Iterator[Batch]:
+        spec, count = self.spec, 0
+        samples: list[Sample] = []
+        bad: list[Bad] = []
+        for source, key, content, label in images:
+            try:
+                image = decode(content)
+            except Undecodable as error:
+                if spec.on_error == "raise":
+                    raise SampleError(source, key, str(error)) from error
+                bad.append((source, key, str(error)))
+                continue
+            rng = keyed(STREAM, *own, count)
+            samples.append(prepared(spec, image, rng, position=count, label=label))
+            count += 1
+            if len(samples) == spec.images_per_slot:
+                masks = batch_masks(
+                    2 * len(samples),
+                    spec.masks.grid,
+                    spec.masks.grid,
+                    probability=spec.masks.probability,
+                    ratio=spec.masks.ratio,
+                    rng=keyed(MASKS, *own, count),
+                )
+                yield collate(samples, masks, step=0, slot=0, bad=bad)
+                samples, bad = [], []
+
+
+def _draw(buffer: list[Image], rng: random.Random) -> Image:
+    """Takes a random item out of the buffer."""
+    place = int(rng.random() * len(buffer))
+    buffer[place], buffer[-1] = buffer[-1], buffer[place]
+    return buffer.pop()
+
+
+def images_of(source: str) -> Iterator[Image]:
+    """The images of one tar; UserError names what is wrong with it, and where."""
+    try:
+        with gopen(source) as file:
+            yield from _grouped(_Forward(file), source)
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error}") from error
+
+
+def _grouped(file: "BinaryIO | _Forward", source: str) -> Iterator[Image]:
+    key, found, label, any_image = None, b"", -1, False
+    for name, _, content in tar_members(file, source):
+        this, extension = split_name(name)
+        if this != key:
+            if found:
+                yield source, str(key), found, label
+            key, found, label = this, b"", -1
+        if extension in IMAGES:
+            found, any_image = content, True
+        elif extension == "cls" and content.strip().isdigit():
+            label = int(content)
+    if found:
+        yield source, str(key), found, label
+    if not any_image:
+        raise UserError(f"{source}: no image in it")
+
+
+class _Forward:
+    """A stream that can be moved forward, by reading."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.position = file, 0
+
+    def seek(self, position: int) -> None:
+        assert position >= self.position, "backwards in a stream"
+        self.read(position - self.position)
+
+    def read(self, size: int = -1) -> bytes:
+        parts, left = [], size
+        while left and (part := self.file.read(left)):
+            parts.append(part)
+            left = left - len(part) if size >= 0 else -1
+        content = b"".join(parts)
+        self.position += len(content)
+        return content

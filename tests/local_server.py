@@ -1,0 +1,59 @@
+"""An http server on the loopback that serves a folder and, on request, misbehaves."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class Server:
+    """fault(path, n) of the n-th request of a path (from 0): what goes wrong, or None.
+
+    Faults: "500", "404", "cut" (half of the body), "wrong" (other bytes), "long" (one byte more).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.requests: Counter[str] = Counter()
+        self.fault = lambda path, number: None
+        self.address = ""
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    """The running server."""
+    state = Server(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            fault = state.fault(self.path, state.requests[self.path])
+            state.requests[self.path] += 1
+            path = state.folder / self.path.lstrip("/")
+            if fault in ("500", "404") or not path.is_file():
+                self.send_error(int(fault or 404))
+                return
+            body = path.read_bytes()
+            if fault == "wrong":
+                body = body[:-700] + b"?" + body[-699:]
+            if fault == "long":
+                body += b"?"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    state.address = f"http://localhost:{server.server_port}"
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

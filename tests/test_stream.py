@@ -1,0 +1,128 @@
+"""Tars that are read from front to back: the same images, split over readers, damage named."""
+
+import itertools
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from poa_ds import config
+from poa_ds.data.index import SampleError, ShardFolder
+from poa_ds.data.places import open_training
+from poa_ds.data.stream import Stream, images_of, stream_batches
+from poa_ds.errors import UsageError, UserError
+from poa_ds.recipe import Data
+from tests.made_shards import make_shards, samples
+from tests.test_damage import LOCAL, SHARD, undecodable
+from tests.test_loader import SPEC, take
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ShardFolder:
+    return make_shards(tmp_path / "train", images_per_shard=8)
+
+
+def pipes(folder: ShardFolder) -> Stream:
+    found = open_training(
+        Data(train=f"pipe:cat {folder.path}/shard-{{000000..000003}}.tar", mode="stream", images=30)
+    )
+    assert isinstance(found, Stream) and len(found.sources) == 4 and len(found) == 30
+    return found
+
+
+def test_a_pipe_gives_every_image_with_its_key_and_label(folder: ShardFolder) -> None:
+    found = [image for source in pipes(folder).sources for image in images_of(source)]
+    assert {key: (content, label) for _, key, content, label in found} == samples(folder)
+    assert len(found) == 30
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 2), (4, 1)])
+def test_every_pass_reads_every_image_once(folder: ShardFolder, world: int, workers: int) -> None:
+    """Seen in the labels: batches of one image, so that nothing is left over at a pass's end."""
+    spec = replace(SPEC, images_per_slot=1, slots=4)
+    labels: Counter[int] = Counter()
+    sizes = {n: folder.manifest.shards[n].samples for n in range(4)}
+    if world * max(workers, 1) == 4:
+        # each reader has one source, whose length differs: only what all have read is comparable
+        count = min(sizes.values())
+        for rank in range(world):
+            found = stream_batches(spec, pipes(folder), rank=rank, world=world, workers=workers)
+            for batch in take(found, count * max(workers, 1)):
+                labels.update(batch.labels.tolist())
+        assert sum(labels.values()) == 4 * count
+        return
+    batches = take(stream_batches(spec, pipes(folder), workers=workers), 60)
+    for first in (0, 30):
+        labels = Counter(int(b.labels) for b in batches[first : first + 30])
+        assert labels == Counter(folder.labels.tolist())
+    assert [(b.step, b.slot) for b in batches] == [divmod(n, 4) for n in range(60)]
+
+
+def test_images_are_mixed_and_passes_and_restarts_differ(folder: ShardFolder) -> None:
+    spec = replace(SPEC, images_per_slot=1, slots=1)
+    batches = take(stream_batches(spec, pipes(folder)), 60)
+    again = take(stream_batches(spec, pipes(folder)), 60)
+    later = take(stream_batches(spec, pipes(folder), first_step=30), 30)
+    order = [[int(b.labels) for b in part] for part in (batches[:30], batches[30:], later)]
+    assert [int(b.labels) for b in again] == order[0] + order[1]
+    assert order[0] != order[1] and order[2] not in order[:2]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a bit of a tar header is flipped", "damaged tar header"),
+        ("a shard is cut inside an image", "cut short"),
+        ("a shard is cut between two members", "cut short"),
+        ("a shard is empty", "cut short"),
+        ("a shard is missing", "cannot be read|cut short"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_is_not_taken_for_the_end(
+    folder: ShardFolder, name: str, message: str, workers: int
+) -> None:
+    LOCAL[name](folder.path)
+    with pytest.raises(UserError, match=message) as caught:
+        take(stream_batches(SPEC, pipes(folder), workers=workers), 30)
+    assert SHARD in str(caught.value)
+
+
+def test_an_undecodable_image_stops_the_run_or_is_passed_over(tmp_path: Path) -> None:
+    make_shards(tmp_path / "train")
+    undecodable(tmp_path / "train")
+    stream = pipes(ShardFolder.open(tmp_path / "train"))
+    with pytest.raises(SampleError, match="image_007: undecodable image"):
+        take(stream_batches(SPEC, stream), 12)
+    spec = replace(SPEC, on_error="replace", max_bad_fraction=0.1)
+    batches = take(stream_batches(spec, stream), 20)
+    assert {bad[1] for batch in batches for bad in batch.bad} == {"image_007"}
+    assert all(batch.size == 3 for batch in batches)
+
+
+def test_too_few_sources_are_refused(folder: ShardFolder) -> None:
+    with pytest.raises(UsageError, match=r"4 sources for 2 ranks x 3 data\.workers"):
+        next(stream_batches(SPEC, pipes(folder), world=2, workers=3))
+
+
+def test_a_source_without_images_is_named(tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "x"), "tar", Path(__file__).parent / "kernels")
+    with pytest.raises(UserError, match=r"x\.tar: no image in it"):
+        list(itertools.islice(images_of(str(tmp_path / "x.tar")), 1))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"mode": "stream", "train": "pipe:cat x"}, "data.images is 0"),
+        ({"mode": "stream", "train": "x", "images": 5, "block_shards": 3}, "for shard folders"),
+        ({"train": "x", "images": 5}, "data.images 5: a shard folder says itself"),
+    ],
+)
+def test_wrong_recipes_say_what_is_allowed(data: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        config.from_dict({"data": data})
