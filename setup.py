@@ -22,6 +22,7 @@ setup(
     ],
     # a top-level package `kernels` would hide the one that transformers imports
     package_dir={"poa_kernels": "kernels/poa_kernels"},
+    package_data={"poa_kernels": ["*.json"]},
     entry_points={"console_scripts": ["poa-ds = poa_ds.cli:main"]},
     install_requires=[
         "deepspeed>=0.19,<0.20",  # engine.py and its neighbours use internals of this series

@@ -146,7 +146,7 @@ class Report:
             f"{min(times):.1f}",
             f"{max(times):.1f}",
             f"{result.cpu_milliseconds:.1f}",
-            f"{1000 * batch.slots * batch.images_per_slot / middle:.1f}",
+            f"{1000 * batch.slots * batch.images_per_slot / middle:.4g}",
             f"{result.memory.peak / GIB:.2f}",
             f"{result.warmup[0].loss:.6f}",
         )

@@ -175,10 +175,6 @@ class LossTerms:
     def detached(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name).detach() for f in fields(self)}
 
-    @classmethod
-    def names(cls) -> list[str]:
-        return [f.name for f in fields(cls)]
-
 
 def poa_terms(
     student: Branch,

@@ -188,6 +188,11 @@ def _problem(folder: Path) -> str | None:
     return None
 
 
+def recipe(folder: Path) -> str:
+    """The resolved recipe, as YAML, of the run that wrote the checkpoint."""
+    return json.loads((folder / "manifest.json").read_text())["recipe"]
+
+
 def load(engine: Engine, folder: Path) -> tuple[RunState, dict[str, Tensor]]:
     """Fill masters, moments and teacher from `folder`, in place. A collective.
 

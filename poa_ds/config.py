@@ -12,11 +12,12 @@ from poa_ds.derived import Derived, derived, describe, schedules, space
 from poa_ds.ds_json import deepspeed_json, read_json
 from poa_ds.errors import UsageError
 from poa_ds.recipe import Config
-from poa_ds.typed_yaml import build, dump, override, parse
+from poa_ds.typed_yaml import build, dump, override, parse, plain
 
 __all__ = [
     "Config",
     "Derived",
+    "changes",
     "check",
     "check_places",
     "check_precision",
@@ -55,6 +56,24 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     for assignment in overrides:
         tree = override(tree, assignment, Config)
     return from_dict(tree)
+
+
+def changes(before: str, config: Config) -> list[str]:
+    """What differs from an earlier recipe (its `to_yaml` text), one "key: old -> new" each."""
+    old, new = _flat(parse(before, source="the earlier recipe") or {}), _flat(plain(config))
+    return [
+        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        deeper = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if deeper else {f"{prefix}{key}": value}
+    return flat
 
 
 def to_yaml(config: Config) -> str:

@@ -1,6 +1,8 @@
 """The k-NN curves of a run: evaluates the teacher along the way, keeps it, and tells everybody."""
 
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from poa_ds import config as recipes
@@ -61,6 +63,7 @@ class Curves:
             self.queries,
             self.config.evaluation,
             device=device,
+            progress=self._bar(),
             **settings,
         )
         pixels, random = self._floors(measured, step)
@@ -92,8 +95,12 @@ class Curves:
             self.config.evaluation,
             device=self.engine.device,
             workers=self.config.data.workers,
+            progress=self._bar(),
         )
         return pixels, measured if step == 0 else {}
+
+    def _bar(self) -> Callable | None:
+        return evaluate.bar if dist.is_main() and sys.stderr.isatty() else None
 
     def _tell(self, step: int, row: results.Evaluation, measured: dict, seconds: float) -> None:
         k = self.config.evaluation.report_k

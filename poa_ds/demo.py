@@ -49,13 +49,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _report(out: Path, model: Path) -> None:
     """Draw the pictures; print what came out and where it is."""
-    from poa_ds import metrics_file, plots
+    from poa_ds import metrics_file, plots, results
 
+    [*_, protocol] = [row.protocol for row in results.read(out / results.NAME)]
     rows = metrics_file.read_rows(out / metrics_file.NAME)
     found, floors = metrics_file.knn_curves(rows)
     last = {size: points[-1][1] for size, points in found.items()}
-    title = f"k-NN top-1, step {rows[-1]['step']:,}"
-    plots.save(plots.curves(rows), out / "curves.png")
+    bank = f"bank of {protocol['bank']['images']:,} images"
+    title = f"k-NN top-1 of every size, {bank}"
+    plots.save(plots.curves(rows, title=title), out / "curves.png")
+    title = f"k-NN top-1, step {rows[-1]['step']:,}, {bank}"
     plots.save(plots.heat_map(last, title=title), out / "heat_map.png")
     gains = {size: value - floors.random[size] for size, value in last.items()}
     least, most = (pick(gains, key=gains.__getitem__) for pick in (min, max))
@@ -71,7 +74,7 @@ the curves of every size, with both floors   {out / "curves.png"}
 the last accuracies over width and depth     {out / "heat_map.png"}
 one size as a timm model                     {model}
 the run: recipe, metrics, checkpoints, ...   {out}
-all curves in the browser:
+the curves in the browser (experiment photos, Chart view, the run expanded: knn_top1 has every size)
   {mlflow}"""
     )
 

@@ -82,7 +82,9 @@ class Engine:
         for flat in self.shards.flats():
             optimizer.make_state(flat)
         self.teacher = Teacher(self.shards, poa.pairs())
-        self.limits = {"backbone": recipe.clip_backbone, "heads": recipe.clip_heads}
+        clips = {"backbone": recipe.clip_backbone}  # heads of both kinds have the other limit
+        modules = {group["module"] for group in self.shards.zero.param_groups}
+        self.limits = {module: clips.get(module, recipe.clip_heads) for module in modules}
         self._fp16 = bool(ds_config.get("fp16", {}).get("enabled"))
 
     @property

@@ -55,11 +55,10 @@ def part(name: str) -> str:
 
 
 def parameter_groups(student: Iterable[tuple[str, torch.nn.Parameter]]) -> list[dict]:
-    """At most four groups: (backbone, heads) x (decayed, not). Keys `module` and `decays`."""
+    """Few groups: (backbone, heads, ibot_heads) x (decayed, not). Keys `module`, `decays`."""
     groups: dict[tuple[str, bool], list] = {}
     for name, p in student:
-        module = "backbone" if name.startswith("backbone.") else "heads"
-        groups.setdefault((module, decays(name)), []).append(p)
+        groups.setdefault((name.split(".")[0], decays(name)), []).append(p)
     return [
         {"params": params, "module": module, "decays": decayed}
         for (module, decayed), params in groups.items()

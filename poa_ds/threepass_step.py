@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from poa_ds.config import Config
 from poa_ds.data.batch import Batch
@@ -36,11 +36,7 @@ class ThreePasses:
         self.teacher = Network(config).to(device).requires_grad_(False)
         self.teacher.load_state_dict(weights)
         groups = _groups(self.student, config)
-        recipe, students = config.optimizer, dict(self.student.named_parameters())
-        self.modules = {
-            "backbone": (_below("backbone.", students), recipe.clip_backbone),
-            "heads": (_below(("heads.", "ibot_heads."), students), recipe.clip_heads),
-        }
+        recipe = config.optimizer
         betas = (recipe.beta1, recipe.beta2)
         self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=recipe.eps, fused=True)
 
@@ -72,10 +68,11 @@ class ThreePasses:
         return torch.stack(losses).mean()
 
     def _clip(self) -> dict[str, Tensor]:
-        return {
-            name: torch.nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
-            for name, (parameters, limit) in self.modules.items()
-        }
+        recipe, norms = self.config.optimizer, {}
+        for name, module in self.student.named_children():
+            limit = recipe.clip_backbone if name == "backbone" else recipe.clip_heads
+            norms[name] = nn.utils.clip_grad_norm_(module.parameters(), limit or float("inf"))
+        return norms
 
     def _autocast(self) -> torch.autocast:
         low = self.config.precision == "bf16"
@@ -186,10 +183,6 @@ class ThreePasses:
 
 def _masked(batch: Batch, values: StepValues) -> Tensor:
     return batch.mask_indices if values.ibot_active else batch.mask_indices[:0]
-
-
-def _below(prefix: str | tuple[str, ...], parameters: dict[str, Tensor]) -> list[Tensor]:
-    return [p for name, p in parameters.items() if name.startswith(prefix)]
 
 
 def _groups(student: Network, config: Config) -> list[dict]:

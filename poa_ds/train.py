@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from poa_ds.errors import UserError
+from poa_ds.errors import UsageError, UserError
 
 EXAMPLE = """example (one process; on a CPU put DS_ACCELERATOR=cpu before it):
   python -m poa_ds.train --config ds_configs/photos.yaml output_dir=runs/photos
@@ -52,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"poa_ds.train: error: {error}", file=sys.stderr, flush=True)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or not isinstance(error, UsageError):  # wrong use is the same everywhere
+            who = "poa_ds.train" if rank == "0" else f"poa_ds.train: rank {rank}"
+            print(f"{who}: error: {error}", file=sys.stderr, flush=True)
         return error.exit_status
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":

@@ -1,9 +1,7 @@
 """A training run: what is built at its start, and the loop."""
 
 import json
-import resource
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +15,7 @@ from tqdm import tqdm
 from poa_ds import checkpoint, dist, engine, step
 from poa_ds import config as recipes
 from poa_ds.checkpoint import RunState
+from poa_ds.clock import Clock
 from poa_ds.config import Config
 from poa_ds.curves import Curves
 from poa_ds.data.batch import Batch
@@ -29,7 +28,6 @@ from poa_ds.step import Stepper, StepResult
 from poa_ds.tracking import Tracker
 
 DRY_STEPS = 2
-DATA_WAIT_SHARE = 0.05  # of a step; above it the images come too slowly
 
 
 class Training:
@@ -57,6 +55,8 @@ class Training:
         self._announce(ds_config)
         self.state = RunState(data_hash=self.data_hash)
         self.resumed = not dry_run and self._resume()
+        if dist.is_main() and not dry_run:
+            self._keep_recipe(ds_config)
         self.tracker = self._start_tracker()
         self.curves = None if dry_run else self._curves()
 
@@ -120,8 +120,9 @@ class Training:
             f"processes      {dist.world_size()} on {self.engine.device.type}, ZeRO stage {stage}",
             flush=True,
         )
-        if self.dry_run:
-            return
+
+    def _keep_recipe(self, ds_config: dict) -> None:
+        """Write what this run is into its folder."""
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / "config.yaml").write_text(recipes.to_yaml(self.config))
@@ -151,6 +152,8 @@ class Training:
             print(f"continues at step {self.state.step:,} from {found}", flush=True)
             if self.config.data.mode == "stream":
                 print("data.mode stream: with other images than without the interruption")
+            for change in recipes.changes(checkpoint.recipe(found), self.config):
+                print(f"  the recipe has changed: {change}", flush=True)
         return True
 
     def _start_tracker(self) -> Tracker | None:
@@ -198,7 +201,7 @@ class Training:
             f"(max_bad_steps); what they were: {path}"
         )
 
-    def _log(self, result: StepResult, values: StepValues, clock: "Clock", bar: Any) -> None:
+    def _log(self, result: StepResult, values: StepValues, clock: Clock, bar: Any) -> None:
         terms = result.global_terms()
         costs = sum(map(self.stepper.space.cost, result.sizes))
         cost = dist.all_sum(torch.tensor(costs, device=self.engine.device)).item()
@@ -256,81 +259,6 @@ class Training:
             self.tracker.close("FINISHED" if error is None else "FAILED")
         if error is None and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-class Clock:
-    """Images per second, the share of time spent waiting for data, and memory."""
-
-    def __init__(self, images_per_step: int) -> None:
-        self.images_per_step = images_per_step
-        self.seconds: list[float] = []
-        self.slow: bool | None = None  # whether data came too slowly; None: before the first row
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget what was measured since the last `take`."""
-        self.steps, self.waited, self.started = 0, 0.0, time.perf_counter()
-
-    def waiting_for(self, batches: Iterator[list[Batch]]) -> list[Batch]:
-        start = time.perf_counter()
-        slots = next(batches)
-        self.waited += time.perf_counter() - start
-        return slots
-
-    def step_done(self) -> None:
-        if torch.cuda.is_available() and self.steps < DRY_STEPS:
-            torch.cuda.synchronize()
-        self.steps += 1
-        self.seconds.append(time.perf_counter())
-
-    def take(self) -> dict[str, float]:
-        """The figures since the last call."""
-        elapsed, steps = time.perf_counter() - self.started, max(self.steps, 1)
-        row = {
-            "speed/images_per_second": self.images_per_step * steps / elapsed,
-            "speed/step_ms": 1000 * elapsed / steps,
-            "speed/data_wait_ms": 1000 * self.waited / steps,
-            "memory/host_gib": _host_gib(),
-        }
-        if torch.cuda.is_available():
-            row["memory/device_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.restart()
-        return row
-
-    def warning(self, row: dict[str, float], workers: int) -> str:
-        """What to say when the steps begin to wait for data; empty as long as nothing changes.
-
-        The first row is not judged: the workers were starting.
-        """
-        share = row["speed/data_wait_ms"] / row["speed/step_ms"]
-        begins = self.slow is False and share > DATA_WAIT_SHARE
-        self.slow = self.slow is not None and share > DATA_WAIT_SHARE
-        return (
-            f"warning: {share:.0%} of a step is waiting for data: data.workers {workers} are too "
-            "few for this machine (`poa-ds bench data` says how many are needed)"
-            if begins
-            else ""
-        )
-
-    def report(self, steps: int) -> None:
-        """Print what two steps took, and what the whole run would."""
-        second = self.seconds[-1] - self.seconds[-2]
-        memory = f"{_host_gib():.2f} GiB of host memory"
-        if torch.cuda.is_available():
-            memory += f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of device memory"
-        if dist.is_main():
-            hours = second * steps / 3600
-            print(
-                f"dry run: the second step took {second:.3f} s "
-                f"({self.images_per_step / second:.0f} images/s); rank 0 used at most {memory}.\n"
-                f"{steps:,} such steps take {hours:,.2f} hours, evaluations not counted. "
-                "Nothing was written.",
-                flush=True,
-            )
-
-
-def _host_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _append(path: Path, bad: list[tuple[str, str, str]]) -> None:

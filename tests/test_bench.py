@@ -126,7 +126,18 @@ def test_the_command_prints_records_and_agrees_after_updates_too(tmp_path: Path,
     recipe, record = tmp_path / "tiny.yaml", tmp_path / "bench.json"
     recipe.write_text(yaml.safe_dump(TINY))
     words = ["--config", recipe, "--steps", 2, "--warmup", 1, "--size", "32x3", "--json", record]
-    assert main(["bench", "step", *map(str, words), "backbone.drop_path=0.3"]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                "step",
+                *map(str, words),
+                "backbone.drop_path=0.3",
+                "heads.separate_ibot=true",
+            ]
+        )
+        == 0
+    )
     printed = capfd.readouterr().out
     assert "2 slots x 6 images, elastic size 32x3, fp32; 2 steps of each" in printed
     assert "ours, ZeRO stage 0" in printed and "three passes / ours" in printed
@@ -137,7 +148,7 @@ def test_the_command_prints_records_and_agrees_after_updates_too(tmp_path: Path,
     ):
         # the first step's weights are equal; then Adam enlarges rounding where gradients are ~ 0
         assert abs(mine["loss"] / other["loss"] - 1) < 1e-5
-        for module in ("backbone", "heads"):
+        for module in ("backbone", "heads", "ibot_heads"):
             assert abs(mine["norms"][module] / other["norms"][module] - 1) < 1e-4
     losses = [sample["loss"] for sample in found["ours"]["steps"]]
     assert losses[0] != losses[1]
@@ -181,8 +192,8 @@ def test_the_table_has_the_medians_and_the_ratio_of_equal_steps() -> None:
     assert "one after the other" in lines[1] and "elastic size as drawn" in lines[1]
     assert lines[2].startswith("abacus, 2 cores, 1 threads, load 0.5;")
     rows = {line[:20].strip(): line[20:].split() for line in lines[4:8]}
-    assert rows["ours, ZeRO stage 0"] == "2000.0 1000.0 4000.0 1000.0 6.0 1.00 2.000000".split()
-    assert rows["three passes"] == "3000.0 2000.0 6000.0 1500.0 4.0 1.00 2.000000".split()
+    assert rows["ours, ZeRO stage 0"] == "2000.0 1000.0 4000.0 1000.0 6 1.00 2.000000".split()
+    assert rows["three passes"] == "3000.0 2000.0 6000.0 1500.0 4 1.00 2.000000".split()
     assert rows["three passes / ours"] == "1.50 1.50 1.00".split()
 
 

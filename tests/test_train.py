@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
-from poa_ds.training import Clock
+from poa_ds.clock import Clock
 from tests.distributed.launch import ROOT
 from tests.made_shards import make_shards
 
@@ -96,7 +97,8 @@ def test_a_run_leaves_what_the_other_commands_need(whole: tuple[Path, str]) -> N
 def test_a_finished_run_says_so_and_changes_nothing(whole: tuple[Path, str], shards: Path) -> None:
     out, _ = whole
     before = (out / "metrics.jsonl").read_bytes()
-    assert "done: 12 steps" in run(command(shards, out))
+    printed = run(command(shards, out, "log_every=2"))
+    assert "done: 12 steps" in printed and "the recipe has changed: log_every: 1 -> 2" in printed
     assert (out / "metrics.jsonl").read_bytes() == before
 
 
@@ -187,6 +189,7 @@ def test_other_data_or_another_architecture_cannot_continue(
     out, _ = whole
     printed = run(command(shards, out, "heads.prototypes=[32,64]"), status=1)
     assert "another architecture" in printed and "heads.1.weight_g" in printed
+    assert yaml.safe_load((out / "config.yaml").read_text())["heads"]["prototypes"] == [32, 48]
     printed = run(command(shards, out, f"data.train={shards}/val", "evaluation.queries="), status=1)
     assert "other data" in printed
 

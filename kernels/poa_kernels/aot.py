@@ -19,7 +19,10 @@ from poa_kernels.language import INSTALLED, INTERPRETED, Case
 
 CHIPS = {"sm_80": 80, "sm_90": 90}
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes of a block, CUDA programming guide
-OPERATORS = ("two_stream_linear", "sinkhorn", "prototype_ce")
+OPERATORS = (
+    *("two_stream_linear", "two_stream_descriptors", "attention", "add_ln", "gelu"),
+    *("sinkhorn", "prototype_ce", "prototype_ce_in_place", "photometric"),
+)
 COUNTED = {  # instructions of the machine code
     "hgmma": r"\bHGMMA",  # Hopper's matrix product
     "hmma": r"\bHMMA",

@@ -6,10 +6,10 @@ it runs what PyTorch has.
 
 import contextlib
 import json
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, wraps
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -17,21 +17,25 @@ from torch import Tensor
 from poa_kernels.language import DTYPES, INSTALLED, INTERPRETED
 
 Mode = Literal["auto", "reference", "triton"]
+Function = TypeVar("Function", bound=Callable)
+OURS = ("triton", "descriptors")  # what Triton compiles
 TABLE = Path(__file__).with_name("table.json")
 _mode: Mode = "auto"  # of this process, like torch.backends
+_compiled = False
 
 
-def select(mode: Mode, device: torch.device | str) -> str:
+def select(mode: Mode, device: torch.device | str, *, compiled: bool = False) -> str:
     """Sets what the operators of this process run; a sentence about it for the user.
 
-    ValueError: "triton" on a device where no kernel can run.
+    compiled: the plain functions go through torch.compile. ValueError: "triton" on a device where
+    no kernel can run.
     """
-    global _mode
+    global _mode, _compiled
     assert mode in get_args(Mode), mode
     reason = unable(torch.device(device))
     if mode == "triton" and reason:
         raise ValueError(f"kernels: triton is impossible here ({reason}); allowed: auto, reference")
-    _mode = mode
+    _mode, _compiled = mode, compiled
     return describe(torch.device(device))
 
 
@@ -46,6 +50,24 @@ def using(mode: Mode) -> Iterator[None]:
         _mode = before
 
 
+def compilable(function: Function) -> Function:
+    """A pure function of tensors that torch.compile takes on where the recipe asks for it.
+
+    Compiled for all sizes at once: ranks that met a new size would make the others wait.
+    """
+    made: list[Function] = []
+
+    @wraps(function)
+    def chosen(*arguments, **named):
+        if not _compiled:
+            return function(*arguments, **named)
+        if not made:
+            made.append(torch.compile(function, dynamic=True))
+        return made[0](*arguments, **named)
+
+    return chosen
+
+
 def unable(device: torch.device) -> str:
     """Why Triton kernels cannot run on the device; empty if they can."""
     if not INSTALLED:
@@ -55,10 +77,11 @@ def unable(device: torch.device) -> str:
     return "" if INTERPRETED else f"the device is {device.type}"
 
 
-def choose(operator: str, x: Tensor, *, shape: str = "") -> str:
-    """What `operator` runs for x: "reference", "library" (PyTorch's products) or "triton".
+def choose(operator: str, x: Tensor, *, shape: str = "", otherwise: str = "reference") -> str:
+    """What `operator` runs for x: "reference", "triton", or for a product "library", "descriptors".
 
     shape: a class of shapes that may have a line of its own in the table ("operator/shape").
+    otherwise: what runs in "auto" where the table asks for a kernel that x cannot have.
     """
     if _mode == "reference":
         return "reference"
@@ -66,9 +89,10 @@ def choose(operator: str, x: Tensor, *, shape: str = "") -> str:
     if _mode == "triton":
         assert able, f"{operator}: no kernel for {x.dtype} on {x.device}"
         return "triton"
-    line = entry(chip(x.device), operator, shape)
-    found = line["use"]
-    return found if able or found != "triton" else "reference"
+    found = entry(chip(x.device), operator, shape)["use"]
+    if found not in OURS or (able and measured(x.device)):
+        return found
+    return otherwise
 
 
 def tiles(operator: str, x: Tensor, *, shape: str = "") -> dict[str, int]:
@@ -88,6 +112,25 @@ def table() -> dict[str, dict]:
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
+def text_of(lines: dict[str, dict]) -> str:
+    """The table as it is written: one line per operator."""
+    chips = [
+        f" {json.dumps(name)}: {{\n"
+        + ",\n".join(f"  {json.dumps(key)}: {json.dumps(line)}" for key, line in entries.items())
+        + "\n }"
+        for name, entries in lines.items()
+    ]
+    return "{\n" + ",\n".join(chips) + "\n}\n"
+
+
+@cache
+def measured(device: torch.device) -> bool:
+    """Whether the table speaks of this very chip; its relatives have less shared memory."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_capability(device) in ((8, 0), (9, 0))
+
+
 @cache
 def chip(device: torch.device) -> str:
     """The part of the table that serves a device: "interpreter", "sm_80" or "sm_90"."""
@@ -98,6 +141,10 @@ def chip(device: torch.device) -> str:
 
 def describe(device: torch.device) -> str:
     """What runs, in one sentence."""
+    return _kernels(device) + ("; plain functions are compiled" if _compiled else "")
+
+
+def _kernels(device: torch.device) -> str:
     reason = unable(device)
     if _mode == "reference":
         return "kernels: reference (plain PyTorch everywhere)"
@@ -105,5 +152,5 @@ def describe(device: torch.device) -> str:
         return f"kernels: triton for every operator, tiles of {chip(device)}"
     if reason:
         return f"kernels: auto runs plain PyTorch ({reason})"
-    ours = [name for name, line in table()[chip(device)].items() if line["use"] == "triton"]
+    ours = [name for name, line in table()[chip(device)].items() if line["use"] in OURS]
     return f"kernels: auto on {chip(device)} runs Triton for {', '.join(ours) or 'nothing'}"

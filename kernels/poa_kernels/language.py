@@ -20,7 +20,7 @@ if INSTALLED:
     import triton.language as tl
     from triton import jit
 else:
-    tl = SimpleNamespace(constexpr=object)
+    tl = SimpleNamespace(constexpr=lambda value: SimpleNamespace(value=value))
 
     def jit(function: Callable) -> Callable:
         return function

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from poa_kernels import dispatch, sinkhorn
-from poa_kernels.language import Case, blocks, dot, jit, precision, tl
+from poa_kernels.language import Case, blocks, dot, jit, power_of_two, precision, tl
 
 OPERATOR = "prototype_ce"
 PROGRAMS = 264  # two for each multiprocessor of a Hopper chip
-LIFT = tl.constexpr(4096.0) if hasattr(tl, "zeros") else 4096.0  # keeps 1/K above fp16's smallest
+WIDEST = 256  # channels of a row that stay in a multiprocessor
+LIFT = tl.constexpr(4096.0)  # keeps 1 / K above the smallest fp16 number
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,12 @@ def prototype_ce(
     for target in targets:
         assert len(target.index) == len(rows) and len(target.prototypes) == len(prototypes)
         assert target.index.dtype == torch.int32 and target.rows.dtype == rows.dtype
-    if _chosen(rows) == "reference":
+    if rows.shape[1] > WIDEST or dispatch.choose(OPERATOR, rows) == "reference":
         return reference(rows, prototypes, targets, temperature)
     tensors = [t for target in targets for t in (target.rows, target.prototypes, target.bias)]
+    missing = max(16, power_of_two(rows.shape[1])) - rows.shape[1]
+    if missing:  # zeros change no product
+        rows, prototypes = (F.pad(x, (0, missing)) for x in (rows, prototypes))
     indices = [target.index.contiguous() for target in targets]
     scales = [target.temperature for target in targets]
     return _PrototypeCe.apply(rows, prototypes, temperature, scales, *tensors, *indices)
@@ -77,12 +81,6 @@ def reference(
             p = p[target.index.long()].sum(1)
         losses.append(-(p * log_p).sum(-1))
     return torch.stack(losses, dim=1)
-
-
-def _chosen(rows: Tensor) -> str:
-    width = rows.shape[1]
-    fits = 16 <= width <= 256 and width & (width - 1) == 0
-    return dispatch.choose(OPERATOR, rows) if fits else "reference"
 
 
 class _PrototypeCe(torch.autograd.Function):
@@ -115,7 +113,7 @@ def _targets(scales: Sequence[float], tensors: Sequence[Tensor | None]) -> list[
     ]
 
 
-def _tables(targets: Sequence[Target], lses: Sequence[Tensor] | None = None) -> tuple:
+def tables(targets: Sequence[Target], lses: Sequence[Tensor] | None = None) -> tuple:
     """(arguments, constants, lses) that tell a kernel about the targets."""
     scores = [target.scores() for target in targets]
     with dispatch.using("triton"):
@@ -141,7 +139,7 @@ def _parts(row_blocks: int, prototypes: int, size: int) -> tuple[int, int]:
 
 def _losses(rows: Tensor, prototypes: Tensor, targets: Sequence[Target], temperature: float):
     tile, (n, d), k = dispatch.tiles(f"{OPERATOR}.loss", rows), rows.shape, len(prototypes)
-    arguments, constants, lses = _tables(targets)
+    arguments, constants, lses = tables(targets)
     row_blocks = blocks(n, tile["BM"])
     parts, each = _parts(row_blocks, k, tile["BK"])
     # per part of the prototypes: maximum, sum; per target: target . scores, mass
@@ -164,7 +162,7 @@ def _gradients(
     (n, d), k = rows.shape, len(prototypes)
     if n == 0:
         return torch.zeros_like(rows), torch.zeros_like(prototypes)
-    arguments, constants, _ = _tables(targets, lses)
+    arguments, constants, _ = tables(targets, lses)
     # at most 1, so that 16-bit operands stay in range; the factor comes back in float32
     weights = gradient.t().float()
     largest = weights.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
@@ -284,7 +282,7 @@ def _of_rows(
     size = tl.abs(tl.load(weights + m, mask=m < rows, other=0.0))
     if TWO:
         size = tl.maximum(size, tl.abs(tl.load(weights + rows + m, mask=m < rows, other=0.0)))
-    scale = tl.where(size > 0, LIFT / size, 0.0)
+    scale = LIFT / tl.maximum(size, 1e-30)
     acc = tl.zeros((BM, D), tl.float32)
     first = tl.program_id(1) * each
     last = min(first + each, prototypes)

@@ -6,14 +6,14 @@ One autograd.Function over both streams saves the Parameter itself, not a view o
 free the gathered weight until backward), and returns one gradient of full size per parameter.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from poa_kernels import dispatch
+from poa_kernels import dispatch, two_stream_descriptors
 from poa_kernels.language import Case, blocks, dot, jit, precision, tl
 
 OPERATOR = "two_stream_linear"
@@ -30,7 +30,7 @@ def two_stream_linear(
     for x, out in zip(streams, outs, strict=True):
         assert x.dim() == 2 and x.shape[1] <= weight.shape[1] and out <= weight.shape[0]
         assert x.dtype == weight.dtype and x.device == weight.device
-    if dispatch.choose(f"{OPERATOR}.forward", weight, shape=_shape(weight)) == "reference":
+    if _chosen("forward", weight) == "reference":
         return reference(streams, weight, bias, outs)
     return _TwoStreamLinear.apply(weight, bias, tuple(outs), *streams)
 
@@ -49,7 +49,7 @@ def reference(
     )
 
 
-def _shape(weight: Tensor) -> str:
+def shape_class(weight: Tensor) -> str:
     """The class of a layer in the table: qkv "3x1", proj "1x1", fc1 "4x1", fc2 "1x4"."""
     rows, columns = weight.shape
     return f"{max(rows // columns, 1)}x{max(columns // rows, 1)}"
@@ -90,15 +90,17 @@ def column_sums(streams: Sequence[Tensor], width: int) -> Tensor:
 
 def _product(kind: str, weight: Tensor):
     """The implementation of one of the three products: "forward", "input", "weight"."""
-    found = dispatch.choose(f"{OPERATOR}.{kind}", weight, shape=_shape(weight))
-    return _PRODUCTS[kind, "triton" if found == "triton" else "library"]
+    found = _chosen(kind, weight)
+    return PRODUCTS[kind, "library" if found == "reference" else found]
+
+
+def _chosen(kind: str, weight: Tensor) -> str:
+    shape = shape_class(weight)
+    return dispatch.choose(f"{OPERATOR}.{kind}", weight, shape=shape, otherwise="library")
 
 
 def _scale(weight: Tensor, width: int) -> float:
     return weight.shape[1] / width
-
-
-# ------------------------------------------------------------------ PyTorch's products on views
 
 
 def _library_forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
@@ -139,9 +141,6 @@ def _library_weight(gradients, streams, weight) -> Tensor:
         corner = total[: g.shape[1], : x.shape[1]]
         corner.addmm_(g.t(), x, alpha=_scale(weight, x.shape[1]))
     return total
-
-
-# ------------------------------------------------------------------ Triton
 
 
 @jit
@@ -268,7 +267,7 @@ def _unit_columns(x: Tensor) -> Tensor:
 
 
 def _tiled(kind: str, weight: Tensor) -> dict[str, int]:
-    return dispatch.tiles(f"{OPERATOR}.{kind}", weight, shape=_shape(weight))
+    return dispatch.tiles(f"{OPERATOR}.{kind}", weight, shape=shape_class(weight))
 
 
 def _triton_forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
@@ -316,13 +315,33 @@ def _triton_weight(gradients, streams, weight) -> Tensor:
     return dw
 
 
-_PRODUCTS = {
+def _described(kind: str, product: Callable) -> Callable:
+    """The product on tensor descriptors, where they can describe all of its matrices."""
+
+    def run(*arguments):
+        flat = [
+            item
+            for argument in arguments
+            for item in (argument if isinstance(argument, list | tuple) else [argument])
+        ]
+        matrices = [item for item in flat if isinstance(item, Tensor) and item.dim() == 2]
+        widths = [item for item in flat if isinstance(item, int)]
+        fits = two_stream_descriptors.fits(matrices, widths)
+        return (product if fits else PRODUCTS[kind, "triton"])(*arguments)
+
+    return run
+
+
+PRODUCTS = {
     ("forward", "library"): _library_forward,
     ("input", "library"): _library_input,
     ("weight", "library"): _library_weight,
     ("forward", "triton"): _triton_forward,
     ("input", "triton"): _triton_input,
     ("weight", "triton"): _triton_weight,
+    ("forward", "descriptors"): _described("forward", two_stream_descriptors.forward),
+    ("input", "descriptors"): _described("input", two_stream_descriptors.of_input),
+    ("weight", "descriptors"): _described("weight", two_stream_descriptors.of_weight),
 }
 
 

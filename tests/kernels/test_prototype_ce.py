@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from poa_kernels import dispatch, prototype_ce
+from poa_kernels import dispatch, prototype_ce, prototype_ce_in_place
 from poa_kernels.prototype_ce import Target
 from torch import Tensor
 
@@ -18,6 +18,7 @@ SHAPES = {
     "two targets": (70, 257, 64, 2, True),
     "one row": (1, 65, 32, 1, True),
     "one prototype": (9, 1, 16, 1, False),
+    "odd width": (11, 40, 21, 1, True),
     "no rows": (0, 40, 16, 2, True),
 }
 
@@ -75,6 +76,39 @@ def test_losses_and_gradients(shape: str, dtype: torch.dtype) -> None:
 
     n, k, d, *_ = SHAPES[shape]
     check(kernel, truth, [unit(n, d, seed=0), unit(k, d, seed=1)], dtype, naive=naive, **ILL)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ["odd width", "two links", "one prototype", "no rows"])
+def test_the_in_place_variant(
+    shape: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prototype_ce_in_place, "CHUNK", 16)
+    n, k, d, _, two = SHAPES[shape]
+    weights = randn(n, 1 + two, seed=11).abs().float()
+    seen: list[Tensor] = []
+
+    def kernel(x: Tensor, p: Tensor) -> Tensor:
+        targets, w = targets_of(shape, x, dtype), weights.to(x.device)
+        total, losses = prototype_ce_in_place.prototype_ce_in_place(x, p, targets, TEMPERATURE, w)
+        seen.append(losses.cpu())
+        return total
+
+    def weighted(function):
+        return lambda x, p: (
+            function(x, p, targets_of(shape, x, dtype)) * weights.to(x.device)
+        ).sum()
+
+    def naive(x: Tensor, p: Tensor, targets: list[Target]) -> Tensor:
+        return prototype_ce.reference(x, p, targets, TEMPERATURE)
+
+    leaves = [unit(n, d, seed=0), unit(k, d, seed=1)]
+    # fp16 logits of up to 1, over the temperature
+    ill = {"conditioning": 4.0 if dtype == torch.float32 else 3e3}
+    check(kernel, weighted(written_out), leaves, dtype, naive=weighted(naive), **ill)
+    x, p = (leaf.to(dtype).double() for leaf in leaves)
+    expected = written_out(x, p, targets_of(shape, x, dtype))
+    assert torch.allclose(seen[0].double(), expected, rtol=5e-3 if n else 1, atol=5e-3)
 
 
 @pytest.mark.parametrize("lay_out", [strided, transposed])

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from poa_kernels import dispatch, two_stream_linear
+from poa_kernels import dispatch, two_stream_descriptors, two_stream_linear
 from torch import Tensor
 
 from tests.kernels.truth import DEVICE, DTYPES, check, randn, strided, transposed
@@ -47,6 +47,21 @@ def test_values_and_gradients(mode: str, shape: str, dtype: torch.dtype) -> None
     out = SHAPES[shape][3][1]
     with dispatch.using(mode):
         check(ours(out), lambda *x: plain(*x, out), leaves(shape), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ["qkv", "fc2", "same width", "odd widths", "no elastic rows"])
+def test_products_on_tensor_descriptors(
+    monkeypatch: pytest.MonkeyPatch, shape: str, dtype: torch.dtype
+) -> None:
+    out, used = SHAPES[shape][3][1], []
+    real = two_stream_descriptors.fits
+    monkeypatch.setattr(dispatch, "choose", lambda *_, **__: "descriptors")
+    monkeypatch.setattr(
+        two_stream_descriptors, "fits", lambda *x: used.append(real(*x)) or used[-1]
+    )
+    check(ours(out), lambda *x: plain(*x, out), leaves(shape), dtype)
+    assert used == [shape not in ("odd widths", "no elastic rows")] * 3
 
 
 @pytest.mark.parametrize("lay_out", [strided, transposed])

@@ -23,7 +23,7 @@ Function = Callable[..., Tensor | tuple[Tensor, ...]]
 
 def randn(*shape: int, seed: int) -> Tensor:
     """Normal numbers in float64."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def check(

@@ -1,0 +1,218 @@
+"""python -m poa_kernels.bench: each operator beside PyTorch's and the published way.
+
+Runs the kernel tests first and refuses where one fails. Prints ms, ratio to the first contender,
+TFLOP/s and TB/s with their share of what a copy and a product reach here, GiB, error.
+--smoke: tiny sizes in the interpreter on the CPU; checks the code and the errors, not the times.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).parents[2] / "tests" / "kernels"
+HEAD = ("ms", "ratio", "TFLOP/s", "% product", "TB/s", "% copy", "GiB", "error")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One contender of one comparison. Shares are of the ceilings measured in the same run."""
+
+    comparison: str
+    contender: str
+    milliseconds: float
+    ratio: float
+    tflops: float
+    product_share: float
+    tbytes: float
+    copy_share: float
+    peak_gib: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this machine reaches: a product of 8192 x 8192 matrices, a copy of 4 GiB."""
+
+    tflops: float
+    tbytes: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m poa_kernels.bench", description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="tiny, in the interpreter")
+    parser.add_argument("--only", default="", help="comparisons whose name contains this")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--write-table", action="store_true", help="let the result decide `auto`")
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
+    import torch
+
+    if not options.smoke and not torch.cuda.is_available():
+        print("bench: needs a CUDA device; --smoke runs on the CPU", file=sys.stderr)
+        return 2
+    if options.smoke and options.write_table:
+        print("bench: --smoke measures nothing to write into the table", file=sys.stderr)
+        return 2
+    if not options.smoke and not _tests_pass():
+        print("bench: no figures, because the kernel tests fail", file=sys.stderr)
+        return 1
+    machine = "CPU, interpreter" if options.smoke else torch.cuda.get_device_name()
+    figures = _all(options, Ceilings(math.nan, math.nan) if options.smoke else _ceilings())
+    if options.json:
+        record = {"machine": machine, "torch": torch.__version__, "host": platform.platform()}
+        record |= {"smoke": options.smoke, "figures": [_record(f) for f in figures]}
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return 0 if figures else 1
+
+
+def _record(figure: Figure) -> dict[str, str | float | None]:
+    """The figure for JSON: what was not measured is null."""
+    values = asdict(figure).items()
+    return {k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in values}
+
+
+def _tests_pass() -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", str(TESTS)]
+    return subprocess.run(command, cwd=TESTS.parents[1]).returncode == 0
+
+
+def _all(options: argparse.Namespace, ceilings: Ceilings) -> list[Figure]:
+    import torch
+
+    from poa_kernels import comparisons
+
+    device, dtype = ("cpu", torch.float32) if options.smoke else ("cuda", torch.bfloat16)
+    torch.manual_seed(0)
+    figures, decided = [], {}
+    print("".join((f"{'':38}", *[f"{name:>11}" for name in HEAD])))
+    for comparison in comparisons.all_of(comparisons.Scene(device, dtype, options.smoke)):
+        if options.only not in comparison.name:
+            continue
+        found = compare(comparison, ceilings, smoke=options.smoke)
+        for figure in found:
+            print(line(figure), flush=True)
+        figures += found
+        for name in comparison.lines:
+            decided.setdefault(name, []).append(winner(found, comparison.threshold))
+    if options.write_table:
+        _write_table(decided)
+    return figures
+
+
+def compare(comparison, ceilings: Ceilings, *, smoke: bool) -> list[Figure]:
+    """A figure per contender. RuntimeError: one is wrong, so none is worth printing.
+
+    Errors are relative to the truth; ours may be twice that of the first contender.
+    """
+    runs = comparison.contenders | ({} if smoke else comparison.compiled)
+    expected = [x.double().cpu() for x in comparison.truth()]
+    figures: list[Figure] = []
+    for name, run in runs.items():
+        error = max(_error(x, y) for x, y in zip(run(), expected, strict=True))
+        allowed = comparison.floor + 2 * (figures[0].error if figures else error)
+        if not error <= allowed:
+            raise RuntimeError(f"{comparison.name}, {name}: error {error:.1e} > {allowed:.1e}")
+        ms, peak = (math.nan, math.nan) if smoke else (_median_ms(run), _peak_gib(run))
+        ratio = figures[0].milliseconds / ms if figures else 1.0
+        tflops, tbytes = comparison.flops / ms / 1e9, comparison.bytes / ms / 1e9
+        speed = (tflops, 100 * tflops / ceilings.tflops, tbytes, 100 * tbytes / ceilings.tbytes)
+        figures.append(Figure(comparison.name, name, ms, ratio, *speed, peak, error))
+    return figures
+
+
+def _error(got, expected) -> float:
+    size = expected.norm().item()
+    return (got.double().cpu() - expected).norm().item() / size if size else 0.0
+
+
+def _median_ms(run: Callable, repeats: int = 15) -> float:
+    """Median of event-timed runs."""
+    import torch
+
+    for _ in range(3):
+        run()
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for start, end in pairs:
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in pairs)
+
+
+def _peak_gib(run: Callable) -> float:
+    """Memory above what is held before."""
+    import torch
+
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - held) / 2**30
+
+
+def _ceilings() -> Ceilings:
+    import torch
+
+    a = torch.empty(1 << 30, device="cuda", dtype=torch.int32).random_()
+    b = torch.empty_like(a)
+    tbytes = 8 * a.numel() / _median_ms(lambda: b.copy_(a)) / 1e9
+    x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    tflops = 2 * 8192**3 / _median_ms(lambda: x @ x.t()) / 1e9
+    print(f"{torch.cuda.get_device_name()}: product {tflops:.0f} TFLOP/s, copy {tbytes:.2f} TB/s")
+    return Ceilings(tflops, tbytes)
+
+
+def line(f: Figure) -> str:
+    """One row of the printed table."""
+    cells = (f.milliseconds, f.ratio, f.tflops, f.product_share, f.tbytes, f.copy_share, f.peak_gib)
+    return f"{f.comparison + ', ' + f.contender:38}" + "".join(
+        f"{value:>11.3g}" if value and math.isfinite(value) else f"{'-':>11}"
+        for value in (*cells, f.error)
+    )
+
+
+def winner(figures: Sequence[Figure], threshold: float) -> str:
+    """Which kernel beats all of PyTorch's ways by the threshold with at most twice their error.
+
+    Empty: none does.
+    """
+    from poa_kernels import dispatch
+
+    ours = [f for f in figures if f.contender in dispatch.OURS]
+    others = [f for f in figures if not f.contender.startswith(dispatch.OURS)]
+    best = min(ours, key=lambda f: f.milliseconds)
+    fast = min(f.milliseconds for f in others) >= threshold * best.milliseconds
+    exact = best.error <= 2 * max(max(f.error for f in others), 1e-6)
+    return best.contender if fast and exact else ""
+
+
+def _write_table(decisions: dict[str, list[str]]) -> None:
+    """Puts what won in every size into the lines of this chip that were measured."""
+    import torch
+
+    from poa_kernels import dispatch
+
+    table = json.loads(dispatch.TABLE.read_text(encoding="utf-8"))
+    lines = table[dispatch.chip(torch.device("cuda"))]
+    for name, winners in decisions.items():
+        general = lines[name.partition("/")[0]]
+        pytorch = "library" if name.startswith("two_stream") else "reference"
+        use = winners[0] if len(set(winners)) == 1 and winners[0] else pytorch
+        lines[name] = general | {"use": use, "measured": torch.cuda.get_device_name()}
+    dispatch.TABLE.write_text(dispatch.text_of(table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

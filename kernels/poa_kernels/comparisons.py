@@ -1,0 +1,274 @@
+"""What the benchmark compares: each operator beside PyTorch's and the published code's way.
+
+Sizes of the ViT-L recipe: 50 images, 2 x 197 + 8 x 37 tokens, 80 % of the sequences kept.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from poa_kernels import add_ln, attention, dispatch, prototype_ce, sinkhorn, two_stream_linear
+from poa_kernels.gelu import gelu
+
+Run = Callable[[], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same work done by several contenders; each run returns what is compared.
+
+    truth: the same values in float32 or better. lines: the lines of the table that it decides.
+    floor: an error that is allowed in any case, relative to the truth.
+    """
+
+    name: str
+    contenders: dict[str, Run]
+    truth: Run
+    lines: tuple[str, ...] = ()
+    flops: float = 0.0
+    bytes: float = 0.0
+    threshold: float = 1.05  # of the time: PyTorch's best / ours
+    floor: float = 1e-5
+    compiled: dict[str, Run] = field(default_factory=dict)  # left out of the smoke run
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where and how large. small: seconds in the interpreter."""
+
+    device: str
+    dtype: torch.dtype
+    small: bool
+
+    def randn(self, *shape: int, leaf: bool = False) -> Tensor:
+        x = torch.randn(*shape, device=self.device).to(self.dtype)
+        return x.requires_grad_() if leaf else x
+
+    def unit(self, *shape: int, leaf: bool = False) -> Tensor:
+        x = F.normalize(torch.randn(*shape, device=self.device), dim=-1).to(self.dtype)
+        return x.requires_grad_() if leaf else x
+
+
+def all_of(scene: Scene) -> Iterator[Comparison]:
+    """Every comparison; each is made when its turn comes, so that memory is free again."""
+    for make in (linears, attentions, seams, gelus, sinkhorns, cross_entropies):
+        yield from make(scene)
+
+
+def _mode(mode: dispatch.Mode, run: Run) -> Run:
+    def inside() -> Sequence[Tensor]:
+        with dispatch.using(mode):
+            return run()
+
+    return inside
+
+
+def _trained(function: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor]) -> Run:
+    """Forward and backward; outputs and all gradients."""
+    with torch.no_grad():
+        outputs = function(*leaves)
+    generator = torch.Generator(outputs[0].device).manual_seed(1)
+    gradients = [
+        # a few bits each, so that they are the same numbers at every precision
+        torch.randint(-8, 9, out.shape, generator=generator, device=out.device).to(out.dtype)
+        for out in outputs
+    ]
+
+    def run() -> Sequence[Tensor]:
+        outputs = tuple(function(*leaves))
+        return *(out.detach() for out in outputs), *torch.autograd.grad(outputs, leaves, gradients)
+
+    return run
+
+
+def _pair(function: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor]) -> dict:
+    """Arguments of a Comparison: PyTorch and Triton, and the truth in float32."""
+    run = _trained(function, leaves)
+    wide = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    return {
+        "contenders": {"eager": _mode("reference", run), "triton": _mode("triton", run)},
+        "truth": _mode("reference", _trained(function, wide)),
+    }
+
+
+def linears(scene: Scene) -> Iterator[Comparison]:
+    """The three products of the four layers of a block at three widths."""
+    width = 128 if scene.small else 1024
+    rows = 70 if scene.small else 27600
+    widths = (64,) if scene.small else (384, 640, 1024)
+    for (layer, up, down), narrow in itertools.product(
+        (("qkv", 3, 1), ("proj", 1, 1), ("fc1", 4, 1), ("fc2", 1, 4)), widths
+    ):
+        sizes = (up * width, down * width, up * narrow, down * narrow)
+        yield from _products(scene, f"{layer} {narrow}", rows, *sizes)
+
+
+def _products(scene: Scene, name: str, rows: int, height, width, out, narrow):
+    w, b = scene.randn(height, width) / width**0.5, scene.randn(height)
+    x0, x1, g0, g1 = (scene.randn(rows, n) for n in (width, narrow, height, out))
+    scale, flops = width / narrow, 2.0 * rows * (height * width + out * narrow)
+
+    def forward(w, b, x0, x1, g0, g1) -> list[Tensor]:
+        return [F.linear(x0, w, b), F.linear(x1 * scale, w[:out, :narrow], b[:out])]
+
+    def of_input(w, b, x0, x1, g0, g1) -> list[Tensor]:
+        return [g0 @ w, (g1 @ w[:out, :narrow]) * scale]
+
+    def of_weight(w, b, x0, x1, g0, g1) -> list[Tensor]:
+        part = torch.zeros_like(w)
+        part[:out, :narrow] = g1.t() @ (x1 * scale)
+        return [(g0.t() @ x0).add_(part)]
+
+    arguments = {
+        "forward": (forward, ((x0, x1), w, b, (height, out))),
+        "input": (of_input, ((g0, g1), w, (width, narrow))),
+        "weight": (of_weight, ((g0, g1), (x0, x1), w)),
+    }
+    tensors = (w, b, x0, x1, g0, g1)
+    for kind, (published, given) in arguments.items():
+        contenders = {"published": partial(published, *tensors)}
+        for use in ("library", "triton", "descriptors"):
+            contenders[use] = _as_list(two_stream_linear.PRODUCTS[kind, use], given)
+        yield Comparison(
+            f"linear {name} {kind}",
+            contenders,
+            partial(published, *[t.float() for t in tensors]),
+            lines=(f"{two_stream_linear.OPERATOR}.{kind}/{two_stream_linear.shape_class(w)}",),
+            flops=flops,
+            threshold=1.03,
+        )
+
+
+def _as_list(function: Callable, arguments: Sequence) -> Run:
+    def run() -> Sequence[Tensor]:
+        found = function(*arguments)
+        return [found] if isinstance(found, Tensor) else list(found)
+
+    return run
+
+
+def attentions(scene: Scene) -> Iterator[Comparison]:
+    """Local crops at two widths."""
+    for n, tokens, heads in ((2, 9, 2),) if scene.small else ((320, 37, 16), (320, 37, 10)):
+        qkv = scene.randn(n * tokens, 3 * heads * 64, leaf=True)
+        yield Comparison(
+            f"attention {tokens} tokens, {heads} heads",
+            **_pair(lambda x, s=(n, tokens): [attention.attention(x, [s], 64)], [qkv]),
+            lines=(attention.OPERATOR,),
+            bytes=(8 + 14) / 2 * qkv.element_size() * n * tokens * heads * 64,
+        )
+
+
+def seams(scene: Scene) -> Iterator[Comparison]:
+    """Residual of one branch and norm of the next."""
+    rows, width = (64, 48) if scene.small else (34500, 1024)
+    for part in (width,) if scene.small else (384, 640, width):
+        kept = [
+            torch.randperm(rows, device=scene.device)[: rows * 4 // 5].sort()[0] for _ in range(2)
+        ]
+        factor = torch.full((len(kept[0]),), 1.25, device=scene.device)
+        added = add_ln.Rows.of(kept[0], rows, factor)
+        taken = add_ln.Rows.of(kept[1], rows)
+        leaves = [scene.randn(rows, part, leaf=True), scene.randn(len(kept[0]), part, leaf=True)]
+        leaves += [scene.randn(width, leaf=True) for _ in range(3)]
+
+        def seam(*x: Tensor, added=added, taken=taken) -> Sequence[Tensor]:
+            return add_ln.add_norm_rows(*x, eps=1e-6, added=added, taken=taken)
+
+        yield Comparison(
+            f"residual + norm {part}",
+            **_pair(seam, leaves),
+            lines=(add_ln.OPERATOR,),
+            bytes=(7.2 + 10.8) / 2 * leaves[0].element_size() * rows * part,
+            compiled={"compiled": _mode("reference", _compiled(seam, leaves))},
+        )
+
+
+def _compiled(function: Callable, leaves: Sequence[Tensor]) -> Run:
+    made: list[Run] = []
+
+    def run() -> Sequence[Tensor]:
+        if not made:
+            made.append(_trained(torch.compile(function), leaves))
+        return made[0]()
+
+    return run
+
+
+def gelus(scene: Scene) -> Iterator[Comparison]:
+    """GELU, and the bias gradient of the layer before it."""
+    rows, width = (40, 64) if scene.small else (27600, 4096)
+    leaves = [scene.randn(rows, width, leaf=True), scene.randn(width, leaf=True)]
+    yield Comparison(
+        f"gelu {width}",
+        **_pair(lambda h, b: [gelu(h, b)], leaves),
+        lines=("gelu",),
+        bytes=5.0 * leaves[0].element_size() * rows * width,
+    )
+
+
+def sinkhorns(scene: Scene) -> Iterator[Comparison]:
+    """Three iterations over the masked patches of one head."""
+    rows, prototypes = (40, 192) if scene.small else (2940, 65536)
+    scores = (scene.unit(rows, 64) @ scene.unit(prototypes, 64).t()).float()
+    low = scores.half()
+
+    def published(scores: Tensor) -> list[Tensor]:
+        q = torch.exp(scores / 0.06).t()
+        q = q / q.sum()
+        for _ in range(3):
+            q = q / q.sum(1, keepdim=True) / q.shape[0]
+            q = q / q.sum(0, keepdim=True) / q.shape[1]
+        return [(q * q.shape[1]).t()]
+
+    def balanced(x: Tensor) -> list[Tensor]:
+        bias, lse = torch.zeros(x.shape[1], device=x.device), None
+        for _ in range(3):
+            bias = bias - sinkhorn.column_mass(x, 0.06, bias, lse).log()
+            lse = sinkhorn.row_lse(x, 0.06, bias)
+        return [torch.exp(scores / 0.06 + bias - lse[:, None])]
+
+    def products() -> list[Tensor]:
+        return [torch.softmax(scores / 0.06 + sinkhorn.reference(scores, 0.06), 1)]
+
+    yield Comparison(
+        f"sinkhorn {prototypes}",
+        {
+            "published": partial(published, scores),
+            "products": products,
+            "triton": _mode("triton", lambda: balanced(scores)),
+            "triton fp16": _mode("triton", lambda: balanced(low)),
+        },
+        truth=partial(published, scores.double()),
+        lines=(sinkhorn.ROWS, sinkhorn.COLUMNS),
+        bytes=6.0 * scores.element_size() * scores.numel(),
+        floor=3e-3,  # scores rounded to fp16, divided by the temperature
+    )
+
+
+def cross_entropies(scene: Scene) -> Iterator[Comparison]:
+    """Rows of one student against the teacher's, a small and the largest head."""
+    rows, width = (40, 32) if scene.small else (3440, 256)
+    for prototypes in (192,) if scene.small else (8192, 65536):
+        leaves = [scene.unit(rows, width, leaf=True), scene.unit(prototypes, width, leaf=True)]
+        z, w = scene.unit(rows, width), scene.unit(prototypes, width)
+        index = torch.arange(rows, device=scene.device, dtype=torch.int32)[:, None]
+        bias = torch.zeros(prototypes, device=scene.device)
+
+        def entropy(x: Tensor, p: Tensor, teacher=(z, w), rest=(0.06, bias, index)) -> list[Tensor]:
+            target = prototype_ce.Target(*[t.to(x.dtype) for t in teacher], *rest)
+            return [prototype_ce.prototype_ce(x, p, [target], 0.1)]
+
+        yield Comparison(
+            f"prototype cross-entropy {prototypes}",
+            **_pair(entropy, leaves),
+            lines=(prototype_ce.OPERATOR,),
+            flops=3 * 2.0 * rows * prototypes * width,
+            floor=3e-3,
+            compiled={"compiled": _mode("reference", _compiled(entropy, leaves))},
+        )

@@ -1,0 +1,119 @@
+"""Which implementation runs: modes, the table, machines without Triton."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from poa_kernels import dispatch
+from poa_kernels.aot import OPERATORS
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+def test_every_chip_has_a_line_for_every_operator() -> None:
+    lines = [sorted(entries) for entries in dispatch.table().values()]
+    plain = [[name for name in names if "/" not in name] for names in lines]
+    assert plain[0] == plain[1] == plain[2]
+    assert {name.partition(".")[0] for name in plain[0]} == set(OPERATORS)
+
+
+def test_the_table_is_written_as_it_is_committed() -> None:
+    assert dispatch.text_of(dispatch.table()) == dispatch.TABLE.read_text()
+
+
+def test_nothing_is_triton_by_default_that_no_machine_measured() -> None:
+    for chip, lines in dispatch.table().items():
+        for name, line in lines.items():
+            assert line["use"] in ("reference", "library", "triton")
+            assert line["use"] != "triton" or line.get("measured"), f"{name} on {chip}"
+
+
+def test_auto_runs_pytorch_on_the_cpu_and_modes_can_be_forced() -> None:
+    x = torch.zeros(2)
+    for mode, expected in (("auto", "reference"), ("reference", "reference"), ("triton", "triton")):
+        with dispatch.using(mode):
+            found = dispatch.choose("gelu", x)
+        assert found == expected or torch.cuda.is_available()
+    with dispatch.using("auto"):
+        assert dispatch.choose("gelu", x.double()) == "reference"
+
+
+def test_a_shape_class_may_have_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = {"op": {"use": "library", "tiles": {}}, "op/4x1": {"use": "triton", "tiles": {"BM": 1}}}
+    monkeypatch.setattr(dispatch, "table", lambda: {"sm_90": lines})
+    assert dispatch.entry("sm_90", "op", "4x1")["use"] == "triton"
+    assert dispatch.entry("sm_90", "op", "1x1")["use"] == "library"
+
+
+def test_a_chip_that_nobody_measured_runs_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "table", lambda: {"interpreter": {"op": {"use": "triton"}}})
+    monkeypatch.setattr(dispatch, "chip", lambda device: "interpreter")
+    for known, expected in ((True, "triton"), (False, "library")):
+        monkeypatch.setattr(dispatch, "measured", lambda device, known=known: known)
+        with dispatch.using("auto"):
+            found = dispatch.choose("op", torch.zeros(2), otherwise="library")
+        assert found == expected
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_plain_functions_are_compiled_once_and_for_all_sizes(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def compile_function(function, *, dynamic: bool):
+        assert dynamic
+        made.append(function)
+        return lambda x: function(x) + 1
+
+    monkeypatch.setattr(torch, "compile", compile_function)
+    monkeypatch.setattr(dispatch, "_compiled", compiled)
+    function = dispatch.compilable(lambda x: x)
+    assert [function(1), function(5)] == ([2, 6] if compiled else [1, 5])
+    assert len(made) == compiled
+
+
+def alone(code: str, **environment: str) -> subprocess.CompletedProcess:
+    inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=inherited | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_without_triton_the_reference_runs() -> None:
+    code = """
+import importlib.util
+import sys
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else real(name, *rest)
+sys.modules["triton"] = None
+import torch
+from poa_kernels import (
+    add_ln, attention, dispatch, gelu, photometric, prototype_ce, sinkhorn, two_stream_linear
+)
+print(dispatch.select("auto", "cpu"))
+x = torch.randn(6, 48, requires_grad=True)
+y = gelu.gelu(attention.attention(x, [(2, 3)], 16))
+two_stream_linear.two_stream_linear((y,), torch.randn(8, 16), None, (8,))[0].sum().backward()
+assert x.grad.isfinite().all() and sinkhorn.row_lse(x.detach(), 0.1).shape == (6,)
+dispatch.select("triton", "cpu")
+"""
+    done = alone(code)
+    assert "auto runs plain PyTorch (triton is not installed)" in done.stdout, done.stderr
+    assert re.search("ValueError: kernels: triton is impossible here.*not installed", done.stderr)
+
+
+def test_without_a_gpu_triton_cannot_be_asked_for() -> None:
+    code = "from poa_kernels import dispatch; print(dispatch.select('auto', 'cpu'));"
+    done = alone(code + "dispatch.select('triton', 'cpu')")
+    assert "auto runs plain PyTorch (the device is cpu)" in done.stdout, done.stderr
+    assert "allowed: auto, reference" in done.stderr
