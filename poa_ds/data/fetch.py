@@ -62,8 +62,7 @@ def fetch(wanted: Wanted, path: Path, *, wait_seconds: float = 1.0) -> bool:
     Faults of the network are retried, after waits that double.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f"{path.name}.lock"), "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(path.with_name(f"{path.name}.lock")):
         if path.exists():
             return False
         causes = []
@@ -77,6 +76,17 @@ def fetch(wanted: Wanted, path: Path, *, wait_seconds: float = 1.0) -> bool:
         other = sorted(set(causes[:-1]) - {causes[-1]})
         before = f" (before: {'; '.join(other)})" if other else ""
         raise FetchError(f"{wanted.address}: {ATTEMPTS} attempts failed: {causes[-1]}{before}")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # a process forked meanwhile has the same open file: closing ours would not release it
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def _try(wanted: Wanted, path: Path) -> str | None:
