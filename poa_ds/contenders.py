@@ -62,7 +62,15 @@ class Job:
         space = recipes.space(self.config)
         if self.size is None:
             return space
-        return OneSize(space.widths, space.depths, space.small_bias, space.names, self.size)
+        return OneSize(
+            space.widths,
+            space.depths,
+            space.small_bias,
+            space.names,
+            space.width_bias,
+            space.costs,
+            drawn=self.size,
+        )
 
     def values(self) -> StepValues:
         """Those of the middle of the run, everything switched on."""
