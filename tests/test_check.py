@@ -52,7 +52,7 @@ def test_an_unfinished_split_is_not_passed_over(
     (folder.parent / "val").mkdir()
     (folder.parent / "val" / "shard-000000.tar.partial").touch()
     assert run(check, folder.parent) == 1
-    assert "val has shards but no dataset.json" in capsys.readouterr().out
+    assert "val has no dataset.json: writing it was cut short" in capsys.readouterr().out
 
 
 def test_any_flipped_bit_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,7 +214,7 @@ def test_what_is_no_shard_folder_says_why(made: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds the splits train: name one"):
         ShardFolder.open(made.parent)
     (tmp_path / "shard-000000.tar.partial").touch()
-    with pytest.raises(UserError, match="cut short; make it anew"):
+    with pytest.raises(UserError, match="cut short; the same command"):
         ShardFolder.open(tmp_path)
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(UserError, match=r"dataset\.json cannot be read"):

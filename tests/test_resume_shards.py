@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from data_tools import check, folder, shard
-from data_tools.journal import JOURNAL, Journal
+from data_tools.journal import Journal
 from data_tools.parallel import ordered
 from poa_ds.data.index import ShardFolder
+from poa_ds.data.manifest import JOURNAL
 from poa_ds.errors import UsageError, UserError
 from tests.made_shards import content, make_shards, run, save
 

@@ -9,6 +9,7 @@ from poa_ds.errors import UserError
 
 FORMAT, VERSION = "poa-ds-shards", 1
 MANIFEST = "dataset.json"
+JOURNAL = "unfinished.jsonl"  # what a run that was cut short has finished
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def _why_no_manifest(folder: Path) -> str:
     splits = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
     if splits:
         return f"{folder} holds the splits {', '.join(splits)}: name one, e.g. {folder / splits[0]}"
-    if any(folder.glob("shard-*")):
-        return f"{folder} has shards but no {MANIFEST}: writing it was cut short; make it anew"
+    if any(folder.glob("shard-*")) or (folder / JOURNAL).exists():
+        return (
+            f"{folder} has no {MANIFEST}: writing it was cut short; the same command continues it"
+        )
     return f"{folder} has no {MANIFEST}: it is not a folder of shards (`poa-ds shard --help`)"
