@@ -42,7 +42,14 @@ setup(
     ],
     extras_require={
         "demo": ["scikit-image>=0.22", "scikit-learn>=1.4"],
-        "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.11"],
+        "test": [
+            "hypothesis>=6.100",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "ruff>=0.11",
+        ],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
     },
 )

@@ -5,8 +5,10 @@ A slot's batch is the same on any number of ranks and workers. A damaged image s
 """
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -209,4 +211,19 @@ def _loader(dataset: Dataset, requests: Any, workers: int) -> DataLoader:
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=2 if workers else None,
         generator=torch.Generator(),
+        worker_init_fn=_end_quietly,
     )
+
+
+def _end_quietly(_: int) -> None:
+    """A worker says nothing when the main process is gone while it hands over a batch.
+
+    An interrupt reaches both; the thread that hands tensors over would print its lost connection.
+    """
+    report = sys.excepthook
+
+    def hook(kind: type, error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, ConnectionError | EOFError):
+            report(kind, error, trace)
+
+    sys.excepthook = hook
