@@ -103,10 +103,10 @@ class Report:
         return "\n".join(
             [
                 f"one training step: {self.arguments}",
-                f"{batch.slots} slots x {batch.images_per_slot} images, elastic size "
+                f"slots {batch.slots}, images per slot {batch.images_per_slot}, elastic size "
                 f"{self.job.size or 'as drawn'}, {self.job.config.precision}; "
                 f"{len(first.steps)} steps of each, {order}",
-                f"{m.processor}, {m.cores} cores, {m.threads} threads, load {m.load:.1f}; "
+                f"{m.processor}, cores {m.cores}, threads {m.threads}, load {m.load:.1f}; "
                 f"torch {m.torch}, deepspeed {m.deepspeed}; {m.date}",
                 "",
                 *lines,
@@ -114,6 +114,7 @@ class Report:
                 "Same weights and batch: the first losses differ by "
                 f"{apart:.1g} (relative), the gradient norms by {self._norms_apart():.1g}.",
                 self._memory_line(),
+                "Ratio of the times: median over the pairs of equal steps.",
             ]
         )
 

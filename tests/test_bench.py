@@ -170,7 +170,7 @@ def test_the_command_prints_records_and_agrees_after_updates_too(tmp_path: Path,
         == 0
     )
     printed = capfd.readouterr().out
-    assert "2 slots x 6 images, elastic size 32x3, fp32; 2 steps of each" in printed
+    assert "slots 2, images per slot 6, elastic size 32x3, fp32; 2 steps of each" in printed
     assert "ours, ZeRO stage 0" in printed and "three passes / ours" in printed
     found = json.loads(record.read_text())
     for mine, other in (
@@ -221,7 +221,7 @@ def test_the_table_has_the_medians_and_the_ratio_of_equal_steps() -> None:
     assert report.speed_ratio() == 1.5  # of 3, 1, 1.5
     lines = report.table().splitlines()
     assert "one after the other" in lines[1] and "elastic size as drawn" in lines[1]
-    assert lines[2].startswith("abacus, 2 cores, 1 threads, load 0.5;")
+    assert lines[2].startswith("abacus, cores 2, threads 1, load 0.5;")
     rows = {line[:20].strip(): line[20:].split() for line in lines[4:8]}
     assert rows["ours, ZeRO stage 0"] == "2000.0 1000.0 4000.0 1000.0 6 1.00 2.000000".split()
     assert rows["three passes"] == "3000.0 2000.0 6000.0 1500.0 4 1.00 2.000000".split()
