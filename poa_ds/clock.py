@@ -54,11 +54,13 @@ class Clock:
     def warning(self, row: dict[str, float], workers: int) -> str:
         """What to say when the steps begin to wait for data; empty as long as nothing changes.
 
-        The first row is not judged: the workers were starting.
+        The first row is not judged: the workers were starting. Waiting is over when it is below
+        half the share at which it began: a run at the limit says it once.
         """
         share = row["speed/data_wait_ms"] / row["speed/step_ms"]
         begins = self.slow is False and share > DATA_WAIT_SHARE
-        self.slow = self.slow is not None and share > DATA_WAIT_SHARE
+        limit = DATA_WAIT_SHARE / 2 if self.slow else DATA_WAIT_SHARE
+        self.slow = self.slow is not None and share > limit
         return (
             f"warning: {share:.0%} of a step is waiting for data: data.workers {workers} are too "
             "few for this machine (`poa-ds bench data` says how many are needed)"

@@ -202,5 +202,6 @@ def test_waiting_for_data_is_said_when_it_begins() -> None:
 
     assert said(0.9) == ""  # the workers were starting
     assert said(0.06).startswith("warning: 6% of a step is waiting for data: data.workers 3")
-    assert said(0.5) == "" and said(0.04) == ""
+    assert said(0.5) == "" and said(0.04) == "" and said(0.2) == ""  # it goes on
+    assert said(0.02) == "" and said(0.04) == ""
     assert said(0.2).startswith("warning: 20%")
