@@ -14,6 +14,7 @@ from pathlib import Path
 
 from poa_ds.errors import UsageError, UserError
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXAMPLE = """example (one process; on a CPU put DS_ACCELERATOR=cpu before it):
   python -m poa_ds.train --config ds_configs/photos.yaml output_dir=runs/photos
   deepspeed --num_gpus 8 --module poa_ds.train --config ds_configs/vit_s16_in1k.yaml \\
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("\ninterrupted; the same command continues", file=sys.stderr, flush=True)
-        return 130
+        return INTERRUPTED
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -82,4 +83,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == INTERRUPTED:  # at once: threads and loader processes must not hold the exit up
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

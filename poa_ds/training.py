@@ -1,11 +1,12 @@
 """A training run: what is built at its start, and the loop."""
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
@@ -35,6 +36,7 @@ class Training:
 
     def __init__(self, config: Config, ds_file: dict, *, source: str, dry_run: bool) -> None:
         self.config, self.dry_run = config, dry_run
+        self.interrupts = _interrupts()
         self.folder = open_training(config.data)
         self.data_hash = order_name(self.folder, config.data.block_shards)
         images = config.batch.slots * config.batch.images_per_slot
@@ -70,6 +72,8 @@ class Training:
         batches = self._slots()
         with self._bar(last) as bar:
             while state.step < last:
+                if self.interrupts:
+                    raise KeyboardInterrupt
                 slots = clock.waiting_for(batches)
                 values = self.schedules.at(state.step)
                 result = self.stepper.step(slots, values)
@@ -259,6 +263,21 @@ class Training:
             self.tracker.close("FINISHED" if error is None else "FAILED")
         if error is None and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _interrupts() -> list[int]:
+    """Fills at Ctrl-C, which raises KeyboardInterrupt as ever.
+
+    Raised inside a destructor it would be lost: the loop looks here before each step.
+    """
+    received: list[int] = []
+
+    def receive(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, receive)
+    return received
 
 
 def _append(path: Path, bad: list[tuple[str, str, str]]) -> None:
