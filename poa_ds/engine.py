@@ -85,6 +85,10 @@ class Engine:
         clips = {"backbone": recipe.clip_backbone}  # heads of both kinds have the other limit
         modules = {group["module"] for group in self.shards.zero.param_groups}
         self.limits = {module: clips.get(module, recipe.clip_heads) for module in modules}
+        if self.shards.stage in (1, 2):
+            # it would take the norm of all gradients again, which _clip has taken per module
+            unused = torch.zeros((), device=self.device)
+            self.shards.zero.scaled_global_norm = lambda norm_type=2: unused
         self._fp16 = bool(ds_config.get("fp16", {}).get("enabled"))
 
     @property
@@ -131,11 +135,13 @@ class Engine:
         names = sorted(self.limits)
         sums = torch.zeros(len(names) + 1, device=self.device)
         sums[-1] = 1.0 - torch.as_tensor(finite, dtype=torch.float32, device=self.device)
+        gradients: dict[str, list[Tensor]] = {name: [] for name in names}
         for i in range(len(self.shards.flats())):
-            gradients = self.shards.gradients(i)
-            if gradients:
-                norm = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).norm()
-                sums[names.index(self.shards.group(i)["module"])] += norm.square()
+            gradients[self.shards.group(i)["module"]] += self.shards.gradients(i)
+        for place, name in enumerate(names):
+            if gradients[name]:
+                norms = torch._foreach_norm(gradients[name])
+                sums[place] = torch.stack([n.float() for n in norms]).norm().square()
         sums = dist.all_sum(sums)
         norms = sums[:-1].sqrt() / self.shards.loss_scale()
         for group in self.shards.zero.param_groups:

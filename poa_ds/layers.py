@@ -98,8 +98,8 @@ class ElasticLinear(nn.Linear):
         weight, bias = self.weight[:out, :width], self.bias[:out]
         if width == self.in_features:
             return F.linear(x, weight, bias)
-        # the scale rides in the product: one pass over x saved
-        return torch.addmm(bias, x, weight.t(), alpha=self.in_features / width)
+        # rows outnumber weights: cheaper than scaling x here, or its gradient in the backward
+        return F.linear(x, weight * (self.in_features / width), bias)
 
 
 class ElasticLayerNorm(nn.LayerNorm):
@@ -183,13 +183,15 @@ class Block(nn.Module):
 
     def _one(self, x: Tensor, packing: Packing, kept: tuple[Kept, Kept] | None) -> Tensor:
         def attention(y: Tensor, pack: Packing) -> Tensor:
-            return self.ls1(self.attn(self.norm1(y), pack))
+            return self.attn(self.norm1(y), pack)
 
         def mlp(y: Tensor, _: Packing) -> Tensor:
-            return self.ls2(self.mlp(self.norm2(y)))
+            return self.mlp(self.norm2(y))
 
         attention_kept, mlp_kept = kept or (None, None)
-        return residual(residual(x, attention, packing, attention_kept), mlp, packing, mlp_kept)
+        first, second = self.ls1.gamma[: x.shape[-1]], self.ls2.gamma[: x.shape[-1]]
+        x = residual(x, attention, packing, attention_kept, first)
+        return residual(x, mlp, packing, mlp_kept, second)
 
 
 def residual(
@@ -197,11 +199,15 @@ def residual(
     branch: Callable[[Tensor, Packing], Tensor],
     packing: Packing,
     kept: Kept | None,
+    gamma: Tensor | None = None,
 ) -> Tensor:
-    """x + branch(x), where stochastic depth lets only the kept sequences take the branch."""
+    """x + gamma * branch(x); stochastic depth lets only the kept sequences take the branch."""
     if kept is None:
-        return x + branch(x, packing)
+        out = branch(x, packing)
+        # product and sum in one pass over the rows
+        return x + out if gamma is None else torch.addcmul(x, out, gamma)
     out = branch(x[kept.rows], kept.packing)
+    out = out if gamma is None else out * gamma
     return x.index_add(0, kept.rows, out * kept.factor.to(out.dtype))
 
 

@@ -141,27 +141,34 @@ class EmaAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         assert closure is None
+        if self.skip:
+            return
         for group in self.param_groups:
-            for flat in group["params"]:
-                if flat.grad is not None and not self.skip:
-                    self._update(flat, group)
+            flats = [flat for flat in group["params"] if flat.grad is not None]
+            if flats:
+                self._update(flats, group)
 
-    def _update(self, flat: Tensor, group: dict) -> None:
-        state = self.state[flat]
+    def _update(self, flats: Sequence[Tensor], group: dict) -> None:
+        """One fused call for each factor of the group, over all its flats (stage 0 has many)."""
+        states = [self.state[flat] for flat in flats]
         if group["clip_coefficient"] is not None:
-            flat.grad.mul_(group["clip_coefficient"].to(flat.grad.dtype))
-        tensors = (flat.detach(), flat.grad, state["exp_avg"], state["exp_avg_sq"])
-        rows = [t.view(-1) for t in tensors]
-        by_factor: dict[float, list[Stretch]] = {}
-        for s in self._stretches.get(id(flat), (Stretch(0, flat.numel(), 1.0),)):
-            factor = s.factor * self.part_factors.get(s.part, 1.0)
-            by_factor.setdefault(factor, []).append(s)
-        for factor, stretches in by_factor.items():
-            views = [[row.narrow(0, s.offset, s.count) for s in stretches] for row in rows]
+            gradients = [flat.grad for flat in flats]
+            torch._foreach_mul_(gradients, group["clip_coefficient"].to(gradients[0].dtype))
+        by_factor: dict[float, list[tuple[Tensor, ...]]] = {}
+        for flat, state in zip(flats, states, strict=True):
+            tensors = (flat.detach(), flat.grad, state["exp_avg"], state["exp_avg_sq"])
+            for s in self._stretches.get(id(flat), (Stretch(0, flat.numel(), 1.0),)):
+                factor = s.factor * self.part_factors.get(s.part, 1.0)
+                views = tensors
+                if s.count < flat.numel():
+                    views = tuple(t.view(-1).narrow(0, s.offset, s.count) for t in tensors)
+                by_factor.setdefault(factor, []).append((*views, state["step"].clone()))
+        for factor, members in by_factor.items():
+            *views, steps = (list(column) for column in zip(*members, strict=True))
             adamw(
                 *views,
                 [],
-                [state["step"].clone() for _ in stretches],
+                steps,
                 fused=True,
                 amsgrad=False,
                 beta1=group["betas"][0],
@@ -171,5 +178,6 @@ class EmaAdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 maximize=False,
             )
-        state["step"] += 1
-        state["ema"].lerp_(flat.detach(), 1.0 - self.ema_momentum)
+        torch._foreach_add_([state["step"] for state in states], 1)
+        averages, weights = [state["ema"] for state in states], [flat.detach() for flat in flats]
+        torch._foreach_lerp_(averages, weights, 1.0 - self.ema_momentum)

@@ -45,9 +45,9 @@ class Shards:
                 )
         if self.stage == 0:
             named = {id(p): n for n, p in engine.module.named_parameters()}
-            self._plain = [
-                (named[id(p)], p) for g in self.optimizer.param_groups for p in g["params"]
-            ]
+            groups = self.optimizer.param_groups
+            self._plain = [(named[id(p)], p) for g in groups for p in g["params"]]
+            self._plain_groups = [g for g in groups for _ in g["params"]]
         self.pieces = [piece for piece in self._pieces() if piece.count > 0]
 
     @property
@@ -65,10 +65,7 @@ class Shards:
     def group(self, flat: int) -> dict:
         """The parameter group that a flat belongs to."""
         if self.stage == 0:
-            parameter = self._plain[flat][1]
-            return next(
-                g for g in self.optimizer.param_groups if any(p is parameter for p in g["params"])
-            )
+            return self._plain_groups[flat]
         index = self.zero.sub_group_to_group_id[flat] if self.stage == 3 else flat
         return self.zero.param_groups[index]
 
