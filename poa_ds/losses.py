@@ -13,6 +13,8 @@ from torch import Tensor
 
 from poa_ds import dist
 
+ROUNDING = 1e-6  # a distance of float32 unit vectors that may be none at all
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -123,12 +125,19 @@ def imitate(elastic: Scores, intact: Scores, temperature: float = 0.1) -> Tensor
 def koleo(x: Tensor) -> Tensor:
     """Spread of features: mean -log distance to the nearest neighbour. x (B, C), in float32.
 
-    Source: Sablayrolles et al. 2019, as in DINOv2. 0 for fewer than two rows.
+    Source: Sablayrolles et al. 2019, as in DINOv2. 0 for fewer than two rows. Rows that are equal
+    but for rounding, and rows of zeros, count in the value and get no gradient: theirs would be
+    the tiny epsilons' (1e7 to 1e14, beyond what fp16 holds), in a direction that means nothing.
     """
     if len(x) < 2:
         return x.sum() * 0
-    x = F.normalize(x if x.dtype == torch.float64 else x.float(), eps=1e-8, dim=-1)
+    x = x if x.dtype == torch.float64 else x.float()
+    with torch.no_grad():
+        empty = x.norm(dim=-1, keepdim=True) <= 1e-8
+    x = F.normalize(torch.where(empty, x.detach(), x), eps=1e-8, dim=-1)
     with torch.no_grad():
         dots = x @ x.T
         nearest = dots.fill_diagonal_(-1).argmax(1)
-    return -torch.log(F.pairwise_distance(x, x[nearest], 2, 1e-8) + 1e-8).mean()
+    distance = F.pairwise_distance(x, x[nearest], 2, 1e-8)
+    distance = torch.where(distance < ROUNDING, distance.detach(), distance)
+    return -torch.log(distance + 1e-8).mean()

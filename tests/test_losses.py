@@ -123,6 +123,49 @@ def test_koleo_of_one_row_is_zero() -> None:
     assert x.grad.abs().max() == 0
 
 
+SAME = torch.randn(1, 48, generator=torch.Generator().manual_seed(0))
+DEGENERATE = {
+    "one row": SAME,
+    "two equal rows": SAME.repeat(2, 1),
+    "all rows equal": SAME.repeat(50, 1),
+    "two rows of zeros": torch.zeros(2, 48),
+    "all zeros": torch.zeros(5, 48),
+    "zeros and equal rows among others": torch.cat(
+        [torch.zeros(2, 48), SAME, SAME, torch.eye(3, 48)]
+    ),
+    "no rows": torch.zeros(0, 48),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_koleo_of_degenerate_rows_is_finite_in_every_precision(
+    case: str, dtype: torch.dtype
+) -> None:
+    x = DEGENERATE[case].to(dtype, copy=True).requires_grad_()
+    loss = losses.koleo(x)
+    loss.backward()
+    assert loss.isfinite() and x.grad.isfinite().all()
+    assert x.grad.abs().max() < 10 if len(x) else True
+
+
+def test_koleo_moves_only_the_rows_that_have_a_direction() -> None:
+    """Against the slow loop over the rows that are neither empty nor doubled."""
+    torch.manual_seed(0)
+    rows = torch.cat([torch.randn(4, 6), torch.zeros(1, 6)]).double()
+    rows = torch.cat([rows, rows[:1]]).requires_grad_()
+    losses.koleo(rows).backward()
+    got, rows.grad = rows.grad.clone(), None
+    unit = [row / row.norm().clamp_min(1e-8) for row in rows.unbind()]
+    total = 0.0
+    for i in (1, 2, 3):
+        nearest = max((j for j in range(6) if j != i), key=lambda j: unit[i] @ unit[j])
+        total = total - (unit[i] - unit[nearest]).norm().log() / 6
+    total.backward()
+    assert (got - rows.grad)[[0, 1, 2, 3, 5]].abs().max() < 1e-6
+    assert got[4].abs().max() == 0
+
+
 def test_imitation_sends_no_gradient_to_the_intact_student() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(2, 3, 5, requires_grad=True), torch.randn(2, 3, 5, requires_grad=True)
