@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from poa_ds import checkpoint, dist, engine, step
+from poa_ds import checkpoint, dist, engine, environment, step
 from poa_ds import config as recipes
 from poa_ds.checkpoint import RunState
 from poa_ds.clock import Clock
@@ -48,6 +48,7 @@ class Training:
         device = engine.pick_device()
         recipes.check_precision(config, device)
         engine.start_processes(device)
+        environment.say_differences()
         ds_config = recipes.deepspeed_json(config, ds_file, dist.world_size(), source=source)
         self.numbers = recipes.derived(config, len(self.folder))
         self.schedules = recipes.schedules(config, len(self.folder))

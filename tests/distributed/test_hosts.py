@@ -1,0 +1,103 @@
+"""Training over two hosts: what one host computes, whichever launcher, and one that is cut off."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.hosts import Host, missing, two_hosts
+from tests.distributed.launch import ROOT
+from tests.made_shards import make_shards
+from tests.test_train import TINY, environment, losses
+
+pytestmark = pytest.mark.slow
+PROGRAMS = Path(sys.executable).parent
+STEPS = 24
+# what the ranks need and the launcher does not carry
+ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("hosts")
+    make_shards(root / "shards", 60)
+    return root
+
+
+@pytest.fixture(scope="module")
+def hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
+    if reason := missing():
+        (pytest.fail if os.environ.get("POA_HOSTS") == "required" else pytest.skip)(reason)
+    settings = "".join(f"{name}={value}\n" for name, value in ENVIRONMENT.items())
+    (folder / ".deepspeed_env").write_text(settings)
+    with two_hosts(folder) as hosts:
+        yield hosts
+
+
+def words(folder: Path, out: str) -> list[str]:
+    recipe = ["--config", "ds_configs/photos.yaml", "--deepspeed_config", "ds_configs/zero2.json"]
+    recipe += [*TINY, f"schedule.steps_per_epoch={STEPS}", "evaluation.queries="]
+    return [*recipe, f"data.train={folder}/shards", f"output_dir={folder}/{out}"]
+
+
+def at_home(folder: Path, **changed: str) -> dict[str, str]:
+    """The environment of a user whose home is `folder`, where .deepspeed_env is."""
+    kept = {k: v for k, v in environment().items() if k not in ENVIRONMENT}
+    return kept | {"HOME": str(folder)} | changed
+
+
+@pytest.fixture(scope="module")
+def one_host(folder: Path) -> dict[int, dict[str, float]]:
+    """The losses of two processes on one host."""
+    start = [str(PROGRAMS / "torchrun"), "--standalone", "--nproc_per_node", "2"]
+    command = [*start, "-m", "poa_ds.train", *words(folder, "one")]
+    subprocess.run(command, env=environment(), cwd=ROOT, check=True, timeout=300)
+    found = losses(folder / "one")
+    assert sorted(found) == list(range(1, STEPS + 1))
+    return found
+
+
+def over_ssh(folder: Path, out: str) -> list[str]:
+    start = [str(PROGRAMS / "deepspeed"), "--hostfile", f"{folder}/HOSTS"]
+    start += ["--master_addr", "node1", "--module", "poa_ds.train"]
+    return [*start, *words(folder, out)]
+
+
+def test_two_hosts_over_ssh_compute_what_one_host_does(
+    folder: Path, hosts: tuple[Host, Host], one_host: dict[int, dict[str, float]]
+) -> None:
+    done = subprocess.run(
+        hosts[0].command(*over_ssh(folder, "ssh")),
+        env=at_home(folder),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"node1: done: {STEPS} steps" in done.stdout
+    assert "the environment is not the same" not in done.stderr
+    assert losses(folder / "ssh") == one_host
+
+
+def test_without_ssh_each_host_starts_its_own_part(
+    folder: Path, hosts: tuple[Host, Host], one_host: dict[int, dict[str, float]]
+) -> None:
+    """With a variable that is set on one host only, which is said."""
+    ranks = []
+    for number, host in enumerate(hosts):
+        command = over_ssh(folder, "apart")
+        command[1:1] = ["--no_ssh", "--node_rank", str(number)]
+        own = at_home(folder, **ENVIRONMENT, **({"NCCL_DEBUG": "WARN"} if number else {}))
+        ranks.append(
+            subprocess.Popen(
+                host.command(*command), env=own, cwd=ROOT, stderr=subprocess.PIPE, text=True
+            )
+        )
+    said = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "NCCL_DEBUG: not set on rank 0, WARN on rank 1" in said[0]
+    assert losses(folder / "apart") == one_host
