@@ -54,7 +54,7 @@ def one_host(folder: Path) -> dict[int, dict[str, float]]:
     """The losses of two processes on one host."""
     start = [str(PROGRAMS / "torchrun"), "--standalone", "--nproc_per_node", "2"]
     command = [*start, "-m", "poa_ds.train", *words(folder, "one")]
-    subprocess.run(command, env=environment(), cwd=ROOT, check=True, timeout=300)
+    subprocess.run(command, env=environment(), cwd=ROOT, check=True, timeout=600)
     found = losses(folder / "one")
     assert sorted(found) == list(range(1, STEPS + 1))
     return found
@@ -75,7 +75,7 @@ def test_two_hosts_over_ssh_compute_what_one_host_does(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"node1: done: {STEPS} steps" in done.stdout
@@ -97,7 +97,7 @@ def test_without_ssh_each_host_starts_its_own_part(
                 host.command(*command), env=own, cwd=ROOT, stderr=subprocess.PIPE, text=True
             )
         )
-    said = [rank.communicate(timeout=300)[1] for rank in ranks]
+    said = [rank.communicate(timeout=600)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
     assert "NCCL_DEBUG: not set on rank 0, WARN on rank 1" in said[0]
     assert losses(folder / "apart") == one_host
