@@ -1,22 +1,24 @@
-"""poa-ds bench step: a training step of ours beside a plain three-pass one, on this machine.
+"""poa-ds bench step: a training step of ours beside other ways to compute it, on this machine.
 
-A step is everything between the finished crops and the moved teacher. The plain one computes the
-same loss from the same weights; where it does not, no figure is printed.
+A step is everything between the finished crops and the moved teacher. The others compute the same
+loss from the same weights; where one does not, no figure is printed.
 """
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
 from poa_ds import bench_report, dist, engine
 from poa_ds import config as recipes
 from poa_ds.bench_report import Report, Result
-from poa_ds.contenders import Contender, Job, Sample
+from poa_ds.contenders import Contender, Job, Kind, Sample
 from poa_ds.errors import UsageError, UserError
 
 # of the losses and gradient norms: fp32 differs by the order of sums; bf16 has 8 bits, and
@@ -49,6 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", default="draw", help="elastic size: WIDTHxDEPTH, a name, or draw (%(default)s)"
     )
+    parser.add_argument(
+        "--against",
+        default="three passes",
+        metavar="NAMES",
+        help="which ways beside ours: three passes (the published one), plain (without kernels), "
+        "compiled (torch.compile), or several, or all (%(default)s)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="all numbers, step by step")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. batch.slots=1")
 
@@ -57,10 +66,10 @@ def run(args: argparse.Namespace) -> int:
     """Measure, compare, print; UserError when the two do not compute the same."""
     if args.json and not args.json.parent.is_dir():
         raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
-    job = prepare(args)
-    ours, plain, in_turns = _measure(job, args.warmup, args.steps)
+    job, kinds = prepare(args), ("ours", *_others(args.against))
+    results, in_turns = _measure(job, kinds, args.warmup, args.steps)
     command = " ".join([f"--config {args.config}", *args.overrides])
-    report = Report(command, job, bench_report.machine(job.device), ours, plain, in_turns)
+    report = Report(command, job, bench_report.machine(job.device), results, in_turns)
     print(report.table(), flush=True)
     if args.json:
         try:
@@ -68,6 +77,15 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             raise UserError(f"--json {args.json}: {error.strerror}") from error
     return 0
+
+
+def _others(names: str) -> tuple[Kind, ...]:
+    allowed = [kind for kind in get_args(Kind) if kind != "ours"]
+    chosen = allowed if names == "all" else [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in allowed:
+            raise UsageError(f"--against {name!r}: allowed are {', '.join(allowed)}, all")
+    return tuple(dict.fromkeys(chosen))
 
 
 def _count(text: str) -> int:
@@ -99,27 +117,29 @@ def prepare(args: argparse.Namespace) -> Job:
     return Job(config, recipes.deepspeed_json(config, ds_file, 1, source=source), size, device)
 
 
-def compare(ours: Sample, plain: Sample, precision: str) -> None:
+def compare(ours: Sample, other: Sample, precision: str, kind: Kind = "three passes") -> None:
     """UserError unless loss and gradient norms of the first step agree."""
-    found = {"loss": (ours.loss, plain.loss)}
+    found = {"loss": (ours.loss, other.loss)}
     for name, norm in ours.norms.items():
-        found[f"gradient norm of the {name}"] = (norm, plain.norms[name])
+        found[f"gradient norm of the {name}"] = (norm, other.norms[name])
     for what, (a, b) in found.items():
         apart = abs(a - b) / max(abs(b), 1e-30)
         if not apart <= TOLERANCE[precision]:  # NaN is no agreement
             raise UserError(
-                f"the two steps differ: {what} {a:.8g} (ours) and {b:.8g} (three passes), "
+                f"the two steps differ: {what} {a:.8g} (ours) and {b:.8g} ({kind}), "
                 f"relative {apart:.2g}, allowed {TOLERANCE[precision]:.2g} in {precision}: "
                 "no figures"
             )
 
 
-def _measure(job: Job, warmup: int, steps: int) -> tuple[Result, Result, bool]:
-    """(ours, plain, whether in turns): one after the other where memory is short for both."""
-    silent = not sys.stderr.isatty()
+def _measure(
+    job: Job, kinds: Sequence[Kind], warmup: int, steps: int
+) -> tuple[dict[Kind, Result], bool]:
+    """(results, whether in turns): one after the other where memory is short for all."""
+    silent, total = not sys.stderr.isatty(), warmup + steps
     if silent:
-        print(f"measuring 2 x {warmup + steps} steps", file=sys.stderr, flush=True)
-    bar = tqdm(total=2 * (warmup + steps), unit="step", disable=silent, leave=False)
+        print(f"measuring {len(kinds)} x {total} steps", file=sys.stderr, flush=True)
+    bar = tqdm(total=len(kinds) * total, unit="step", disable=silent, leave=False)
 
     def take(contender: Contender, numbers: Iterable[int]) -> list[Sample]:
         bar.set_description(contender.kind)
@@ -129,30 +149,44 @@ def _measure(job: Job, warmup: int, steps: int) -> tuple[Result, Result, bool]:
             bar.update()
         return samples
 
-    before, measured = range(warmup), range(warmup, warmup + steps)
-    with bar, Contender("ours", job) as ours:
-        begun = take(ours, before)
-        if ours.memory().room:
-            with Contender("three passes", job) as plain:
-                other = take(plain, before)
-                compare(begun[0], other[0], job.config.precision)
-                return *_in_turns(take, (ours, begun), (plain, other), measured), True
-        whole = Result(begun, take(ours, measured), ours.memory())
-    with Contender("three passes", job) as plain:
-        other = take(plain, before)
-        compare(begun[0], other[0], job.config.precision)
-        return whole, Result(other, take(plain, measured), plain.memory()), False
+    before, measured = range(warmup), range(warmup, total)
+    begun: dict[Kind, list[Sample]] = {}
+
+    def begin(contender: Contender) -> None:
+        begun[contender.kind] = take(contender, before)
+        first = begun[kinds[0]][0]
+        compare(first, begun[contender.kind][0], job.config.precision, contender.kind)
+
+    results: dict[Kind, Result] = {}
+    with bar, ExitStack() as running:
+        first = running.enter_context(Contender(kinds[0], job))
+        begin(first)
+        if first.memory().fits(len(kinds) - 1):
+            contenders = [first]
+            for kind in kinds[1:]:
+                contenders.append(running.enter_context(Contender(kind, job)))
+                begin(contenders[-1])
+            return _in_turns(take, contenders, begun, measured), True
+        results[first.kind] = Result(begun[first.kind], take(first, measured), first.memory())
+        running.pop_all().close()
+        for kind in kinds[1:]:
+            with Contender(kind, job) as contender:
+                begin(contender)
+                samples = take(contender, measured)
+                results[kind] = Result(begun[kind], samples, contender.memory())
+    return results, False
 
 
 def _in_turns(
     take: Take,
-    ours: tuple[Contender, list[Sample]],
-    plain: tuple[Contender, list[Sample]],
+    contenders: Sequence[Contender],
+    begun: dict[Kind, list[Sample]],
     numbers: Iterable[int],
-) -> list[Result]:
+) -> dict[Kind, Result]:
     """Each with its warm-up. Who goes first alternates, so that no one has the warmer caches."""
-    taken: dict[str, list[Sample]] = {contender.kind: [] for contender, _ in (ours, plain)}
+    taken: dict[Kind, list[Sample]] = {contender.kind: [] for contender in contenders}
     for number in numbers:
-        for contender, _ in (ours, plain) if number % 2 else (plain, ours):
+        at = number % len(contenders)
+        for contender in (*contenders[at:], *contenders[:at]):
             taken[contender.kind] += take(contender, [number])
-    return [Result(begun, taken[c.kind], c.memory()) for c, begun in (ours, plain)]
+    return {c.kind: Result(begun[c.kind], taken[c.kind], c.memory()) for c in contenders}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from poa_ds.contenders import Job, Memory, Sample
+from poa_ds.contenders import Job, Kind, Memory, Sample
 
 GIB = 2**30
 COLUMNS = ("", "median ms", "min", "max", "CPU ms", "images/s", "peak GiB", "first loss")
@@ -72,25 +72,25 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole measurement. in_turns: the two alternated step by step."""
+    """A whole measurement, ours first. in_turns: they alternated step by step."""
 
     arguments: str
     job: Job
     machine: Machine
-    ours: Result
-    plain: Result
+    results: dict[Kind, Result]
     in_turns: bool
 
     def table(self) -> str:
         """What the command prints."""
         m, batch = self.machine, self.job.config.batch
         stage = self.job.ds_config.get("zero_optimization", {}).get("stage", 0)
-        first, second = self.ours, self.plain
+        ours, *others = self.results
+        first = self.results[ours]
         rows = [
             COLUMNS,
-            self._row(f"ours, ZeRO stage {stage}", first),
-            self._row("three passes", second),
-            self._ratios(),
+            self._row(f"{ours}, ZeRO stage {stage}", first),
+            *(self._row(kind, self.results[kind]) for kind in others),
+            *(self._ratios(kind) for kind in others),
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -98,7 +98,8 @@ class Report:
             + "".join(cell.rjust(w + 2) for cell, w in zip(row[1:], widths[1:], strict=True))
             for row in rows
         ]
-        apart = abs(first.warmup[0].loss - second.warmup[0].loss) / abs(second.warmup[0].loss)
+        losses = [result.warmup[0].loss for result in self.results.values()]
+        apart = (max(losses) - min(losses)) / abs(min(losses))
         order = "in turns" if self.in_turns else "one after the other (memory)"
         return "\n".join(
             [
@@ -125,18 +126,21 @@ class Report:
             "size": str(self.job.size or "draw"),
             "device": self.job.device,
             "in_turns": self.in_turns,
-            "speed_ratio": self.speed_ratio(),
             "machine": dataclasses.asdict(self.machine),
-            "ours": dataclasses.asdict(self.ours),
-            "three_passes": dataclasses.asdict(self.plain),
+            "results": {kind: dataclasses.asdict(r) for kind, r in self.results.items()},
+            "speed_ratios": {kind: self.speed_ratio(kind) for kind in list(self.results)[1:]},
             "deepspeed_config": self.job.ds_config,
             "config": dataclasses.asdict(self.job.config),
         }
 
-    def speed_ratio(self) -> float:
-        """Time of three passes / time of ours, the median over the pairs of equal steps."""
-        pairs = zip(self.plain.milliseconds, self.ours.milliseconds, strict=True)
-        return statistics.median(plain / ours for plain, ours in pairs)
+    @property
+    def _ours(self) -> Result:
+        return next(iter(self.results.values()))
+
+    def speed_ratio(self, kind: Kind) -> float:
+        """Time of the other / time of ours, the median over the pairs of equal steps."""
+        pairs = zip(self.results[kind].milliseconds, self._ours.milliseconds, strict=True)
+        return statistics.median(other / ours for other, ours in pairs)
 
     def _row(self, name: str, result: Result) -> tuple[str, ...]:
         times, batch = result.milliseconds, self.job.config.batch
@@ -152,20 +156,22 @@ class Report:
             f"{result.warmup[0].loss:.6f}",
         )
 
-    def _ratios(self) -> tuple[str, ...]:
-        cpu = self.plain.cpu_milliseconds / self.ours.cpu_milliseconds
-        memory = self.plain.memory.peak / self.ours.memory.peak
-        speed = f"{self.speed_ratio():.2f}"
-        return ("three passes / ours", speed, "", "", f"{cpu:.2f}", "", f"{memory:.2f}", "")
+    def _ratios(self, kind: Kind) -> tuple[str, ...]:
+        other, ours = self.results[kind], self._ours
+        cpu = other.cpu_milliseconds / ours.cpu_milliseconds
+        memory = other.memory.peak / ours.memory.peak
+        speed = f"{self.speed_ratio(kind):.2f}"
+        return (f"{kind} / ours", speed, "", "", f"{cpu:.2f}", "", f"{memory:.2f}", "")
 
     def _norms_apart(self) -> float:
-        ours, plain = self.ours.warmup[0].norms, self.plain.warmup[0].norms
-        return max(abs(ours[name] - plain[name]) / plain[name] for name in ours)
+        norms = [result.warmup[0].norms for result in self.results.values()]
+        columns = ([found[name] for found in norms] for name in norms[0])
+        return max((max(column) - min(column)) / min(column) for column in columns)
 
     def _memory_line(self) -> str:
         if self.job.device == "cuda":
             return "Peak memory: what the tensors of one process took on the device at most."
         return (
             "Peak memory: resident in one process, of which "
-            f"{self.ours.memory.start / GIB:.2f} GiB are the libraries."
+            f"{self._ours.memory.start / GIB:.2f} GiB are the libraries."
         )

@@ -11,8 +11,11 @@ from poa_ds.data.batch import Batch
 from poa_ds.elastic import ElasticBackbone
 from poa_ds.heads import HeadBank, score
 from poa_ds.layers import Kept
-from poa_ds.losses import Scores, Targets
+from poa_ds.losses import RowTerms, Scores, Targets
 from poa_ds.space import Subnet
+from poa_kernels.dispatch import choose
+from poa_kernels.prototype_ce import OPERATOR, Target, prototype_ce
+from poa_kernels.prototype_ce_chunks import is_large, rows_at_a_time
 
 
 class Branch(nn.Module):
@@ -63,10 +66,21 @@ class Projections:
     cls_prototypes: tuple[Tensor, ...]
     patch_prototypes: tuple[Tensor, ...]
 
-    def scores(self) -> list[Tensor]:
-        """Class scores of all heads, then patch scores of all heads: (rows, K) each."""
-        rows, prototypes = self.cls + self.patches, self.cls_prototypes + self.patch_prototypes
-        return [score(z, w) for z, w in zip(rows, prototypes, strict=True)]
+    @property
+    def prototypes(self) -> tuple[Tensor, ...]:
+        """Of the class tokens under all heads, then of the patches under all heads."""
+        return self.cls_prototypes + self.patch_prototypes
+
+    def scores(self, part: slice = slice(None)) -> Iterator[Tensor]:
+        """Scores of a part of the rows under all `prototypes`: (rows, K) each, made when asked."""
+        rows = self.cls + self.patches
+        return (score(z[part], w) for z, w in zip(rows, self.prototypes, strict=True))
+
+    def parts(self) -> Iterator[slice]:
+        """The rows, cut so that the scores of one part are small."""
+        size = rows_at_a_time(max(map(len, self.prototypes)))
+        longest = max(map(len, self.cls + self.patches))
+        return (slice(first, first + size) for first in range(0, max(longest, 1), size))
 
 
 @dataclass(frozen=True)
@@ -107,10 +121,10 @@ def balance(
 ) -> list[Assignments]:
     """Sinkhorn-Knopp over the slots of all ranks, per head and kind of token."""
 
-    def passes() -> Iterator[list[Tensor]]:
-        return (slot.scores() for slot in slots)
+    def passes() -> Iterator[Iterator[Tensor]]:
+        return (slot.scores(part) for slot in slots for part in slot.parts())
 
-    prototypes = [len(w) for w in slots[0].cls_prototypes + slots[0].patch_prototypes]
+    prototypes = [len(w) for w in slots[0].prototypes]
     biases = losses.sinkhorn_biases(passes, prototypes, temperature, iterations)
     return _assignments(slots, temperature, biases)
 
@@ -127,8 +141,7 @@ def center(
     """
     heads = len(slots[0].cls_prototypes)
     names = [f"{kind}.{head}" for kind in ("cls", "patches") for head in range(heads)]
-    prototypes = slots[0].cls_prototypes + slots[0].patch_prototypes
-    for name, w in zip(names, prototypes, strict=True):
+    for name, w in zip(names, slots[0].prototypes, strict=True):
         centers.setdefault(name, torch.zeros(len(w), device=w.device))
     biases = [losses.centering_bias(centers[name], temperature) for name in names]
     sums, counts = [torch.zeros_like(centers[n]) for n in names], torch.zeros(len(names))
@@ -197,11 +210,14 @@ def poa_terms(
     patch_rows = [stream[0][:, 1:].flatten(0, 1)[_masked(batch, ibot)] for stream in streams]
     projections = student.project(cls_rows, patch_rows, ibot=ibot)
 
-    per_head = []
+    weights, per_head = batch.mask_weights if ibot else batch.mask_weights[:0], []
     for head in range(len(projections.cls)):
+        if _by_rows(projections, head):
+            rows = _row_terms(projections, assignments, head, batch.size, student_temperature)
+            per_head.append(rows.stacked(batch.size, weights))
+            continue
         intact, elastic = _student_scores(projections, head, batch)
         targets = assignments.targets(head)
-        weights = batch.mask_weights if ibot else batch.mask_weights[:0]
         terms = [
             *losses.match(intact, targets, weights, student_temperature),
             *losses.match(elastic, targets, weights, student_temperature),
@@ -228,6 +244,40 @@ def _student_scores(p: Projections, head: int, batch: Batch) -> list[Scores]:
         Scores(c[:views].unflatten(0, (2, -1)), c[views:].unflatten(0, (-1, batch.size)), m)
         for c, m in both
     ]
+
+
+def _by_rows(p: Projections, head: int) -> bool:
+    """Whether the cross-entropies are made without all scores in memory."""
+    pairs = ((p.cls, p.cls_prototypes), (p.patches, p.patch_prototypes))
+    large = any(is_large(rows[head], prototypes[head]) for rows, prototypes in pairs)
+    return large or choose(OPERATOR, p.cls[head]) == "triton"
+
+
+def _row_terms(
+    p: Projections, a: Assignments, head: int, size: int, temperature: float
+) -> RowTerms:
+    """All cross-entropies under one head; neither logits nor probabilities outlive a kernel."""
+    t, (z, w) = a.projections, (p.cls[head], p.cls_prototypes[head])
+    views, device = len(z) // 2, z.device
+    row = torch.arange(views, device=device, dtype=torch.int32)
+    image = row % size
+    # a global row meets the other crop, a local row both
+    other = torch.where(row < size, image + size, image)
+    second = torch.where(row < 2 * size, -1, image + size)
+    teacher = torch.stack((other, second), 1).to(torch.int32).repeat(2, 1)
+    intact = torch.cat((torch.full_like(row, -1), row))[:, None]
+    targets = (
+        Target(t.cls[head], t.cls_prototypes[head], a.temperature, a.cls_biases[head], teacher),
+        Target(z[:views].detach(), w.detach(), temperature, None, intact),
+    )
+    cls = prototype_ce(z, w, targets, temperature).unflatten(0, (2, views))
+
+    z, w, masked = p.patches[head], p.patch_prototypes[head], len(t.patches[head])
+    same = torch.arange(masked, device=device, dtype=torch.int32).repeat(2)[:, None]
+    bias = a.patch_biases[head]
+    target = Target(t.patches[head], t.patch_prototypes[head], a.temperature, bias, same)
+    patches = prototype_ce(z, w, (target,), temperature)
+    return RowTerms(cls, patches.view(2, masked))
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The two training steps that `bench step` measures, each in a process of its own.
+"""The training steps that `bench step` measures, each in a process of its own.
 
 A process of its own gives each its own peak memory, and lets a network be measured of which two
 do not fit into memory. The processes wait for each other, so that steps can alternate.
@@ -28,10 +28,13 @@ from poa_ds.errors import UserError
 from poa_ds.schedules import StepValues
 from poa_ds.space import ElasticSpace, Subnet
 from poa_ds.threepass_step import ThreePasses
+from poa_kernels import dispatch
 
-Kind = Literal["ours", "three passes"]
+# ours: as the recipe says; plain: ours without kernels; compiled: those plain functions through
+# torch.compile; three passes: the published way
+Kind = Literal["ours", "three passes", "plain", "compiled"]
 Step = Callable[[Sequence[Batch], StepValues], tuple[Tensor, dict]]
-SPARE = 1.1  # memory that must be free for the second process / the peak of the first
+SPARE = 1.1  # memory that must be free for another process / the peak of the first
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. start: before the networks were built. room: a second such process fits beside."""
+    """Bytes. start: before the networks were built. free: for other processes beside this one."""
 
     start: int
     peak: int
-    room: bool
+    free: int
+
+    def fits(self, others: int) -> bool:
+        """Whether so many more such processes fit beside."""
+        return self.free > SPARE * others * self.peak
 
 
 def build(kind: Kind, job: Job) -> Step:
@@ -129,6 +136,10 @@ def build(kind: Kind, job: Job) -> Step:
     poa = step.student_and_teacher(job.config)
     if kind == "three passes":
         return ThreePasses(job.config, job.space, poa.student.state_dict(), job.device).step
+    if kind == "ours":
+        dispatch.select(job.config.kernels, job.device, compiled=job.config.compile)
+    else:
+        dispatch.select("reference", job.device, compiled=kind == "compiled")
     stepper = step.Stepper(job.config, engine.Engine(poa, job.config.optimizer, job.ds_config))
     stepper.space = job.space
 
@@ -210,11 +221,10 @@ def _wait(device: str) -> None:
 def _memory(device: str, start: int) -> Memory:
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
-        room = free > SPARE * torch.cuda.max_memory_reserved()
-        return Memory(start, torch.cuda.max_memory_allocated(), room)
+        return Memory(start, torch.cuda.max_memory_allocated(), free)
     peak, now = _host_bytes("VmHWM"), _host_bytes("VmRSS")
     free = _host_bytes("MemAvailable", Path("/proc/meminfo")) - (peak - now)
-    return Memory(start, peak, free > SPARE * peak)
+    return Memory(start, peak, free)
 
 
 def _host_bytes(name: str, file: Path = Path("/proc/self/status")) -> int:

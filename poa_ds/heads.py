@@ -32,7 +32,7 @@ class PrototypeHead(nn.Module):
 
         One call takes everything that goes through the head in a step (lockstep under ZeRO-3).
         """
-        z = torch.cat([self.first(x, out=self.first.out_features) for x in streams])
+        z = torch.cat(self.first(*streams, outs=[self.first.out_features] * len(streams)))
         for layer in self.rest:
             z = layer(F.gelu(z))
         eps = 1e-6 if z.dtype == torch.float16 else 1e-12

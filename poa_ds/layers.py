@@ -6,12 +6,17 @@ A stream is a matrix of packed rows (sequences one after the other); a block car
 streams at once, so that every rank enters every block once per step (DESIGN.md 3.2).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from poa_kernels.add_ln import Rows, add_norm_rows, add_rows, norm_rows
+from poa_kernels.attention import attention
+from poa_kernels.gelu import gelu
+from poa_kernels.two_stream_linear import two_stream_linear
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,10 @@ class Packing:
 class Kept:
     """The sequences that one residual branch runs on; the others pass unchanged.
 
-    rows (r,): their row numbers in the stream. factor (r, 1): all / kept sequences of the segment.
+    rows: of these sequences in the stream, factor: all / kept sequences of the segment.
     """
 
-    rows: Tensor
-    factor: Tensor
+    rows: Rows
     packing: Packing
 
 
@@ -70,36 +74,40 @@ def keep_sequences(packing: Packing, rate: float, generator: torch.Generator) ->
             factor = 1 / (1 - rate)
         chosen_rows = first + chosen[:, None] * tokens + torch.arange(tokens)
         rows.append(chosen_rows.flatten())
-        factors.append(torch.full((chosen_rows.numel(), 1), factor))
+        factors.append(torch.full((chosen_rows.numel(),), factor))
         segments.append((len(chosen), tokens))
         first += n * tokens
-    packed = Packing(tuple(segments))
-    return Kept(torch.cat(rows), torch.cat(factors), packed)
+    kept = Rows.of(torch.cat(rows), first, torch.cat(factors))
+    return Kept(kept, Packing(tuple(segments)))
 
 
 def on_device(choices: Sequence[Kept], device: torch.device | str) -> list[Kept]:
     """The choices with their tensors on the device, which travel there together."""
-    sizes = [len(kept.rows) for kept in choices]
-    rows = torch.cat([kept.rows for kept in choices]).to(device).split(sizes)
-    factors = torch.cat([kept.factor for kept in choices]).to(device).split(sizes)
+    if torch.device(device).type == "cpu":
+        return list(choices)
+
+    def sent(tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.cat(tensors).to(device).split([len(t) for t in tensors])
+
+    rows = sent([kept.rows.rows for kept in choices])
+    inverses = sent([kept.rows.inverse for kept in choices])
+    factors = sent([kept.rows.factor for kept in choices])
     packings = (kept.packing for kept in choices)
-    return [Kept(*parts) for parts in zip(rows, factors, packings, strict=True)]
+    return [
+        Kept(Rows(*parts), packing)
+        for *parts, packing in zip(rows, inverses, factors, packings, strict=True)
+    ]
 
 
 class ElasticLinear(nn.Linear):
-    """Linear layer of which the leading rows and columns are used.
+    """Linear layer of which the leading rows and columns are used, by all streams in one call.
 
     x (R, in), out -> (R, out), in <= in_features, out <= out_features; the input is scaled by
     in_features / in, the bias is not.
     """
 
-    def forward(self, x: Tensor, out: int) -> Tensor:
-        width = x.shape[-1]
-        weight, bias = self.weight[:out, :width], self.bias[:out]
-        if width == self.in_features:
-            return F.linear(x, weight, bias)
-        # rows outnumber weights: cheaper than scaling x here, or its gradient in the backward
-        return F.linear(x, weight * (self.in_features / width), bias)
+    def forward(self, *streams: Tensor, outs: Sequence[int]) -> tuple[Tensor, ...]:
+        return two_stream_linear(streams, self.weight, self.bias, outs)
 
 
 class ElasticLayerNorm(nn.LayerNorm):
@@ -111,14 +119,11 @@ class ElasticLayerNorm(nn.LayerNorm):
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel."""
+    """A learned factor per channel; the residual sum applies it."""
 
     def __init__(self, dim: int, init: float) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), init))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma[: x.shape[-1]]
 
 
 class Attention(nn.Module):
@@ -134,16 +139,14 @@ class Attention(nn.Module):
         self.qkv = ElasticLinear(dim, 3 * dim)
         self.proj = ElasticLinear(dim, dim)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        width = x.shape[-1]
-        mixed = [self._attend(part) for part in packing.split(self.qkv(x, out=3 * width))]
-        return self.proj(torch.cat(mixed), out=width)
-
-    def _attend(self, qkv: Tensor) -> Tensor:
-        """(n, tokens, 3 width) -> (n * tokens, width)."""
-        heads = qkv.unflatten(-1, (-1, 3, self.head_dim))  # (n, tokens, heads, 3, D)
-        q, k, v = heads.permute(3, 0, 2, 1, 4)  # (n, heads, tokens, D) each
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1)
+    def forward(self, *streams: Tensor, packings: Sequence[Packing]) -> tuple[Tensor, ...]:
+        widths = [x.shape[-1] for x in streams]
+        packed = self.qkv(*streams, outs=[3 * width for width in widths])
+        mixed = [
+            attention(qkv, packing.segments, self.head_dim)
+            for qkv, packing in zip(packed, packings, strict=True)
+        ]
+        return self.proj(*mixed, outs=widths)
 
 
 class Mlp(nn.Module):
@@ -155,9 +158,12 @@ class Mlp(nn.Module):
         self.fc1 = ElasticLinear(dim, ratio * dim)
         self.fc2 = ElasticLinear(ratio * dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        width = x.shape[-1]
-        return self.fc2(F.gelu(self.fc1(x, out=self.ratio * width)), out=width)
+    def forward(self, *streams: Tensor) -> tuple[Tensor, ...]:
+        widths = [x.shape[-1] for x in streams]
+        hidden = [self.ratio * width for width in widths]
+        # the gradient of fc1's bias comes out of GELU's backward pass
+        before = two_stream_linear(streams, self.fc1.weight, self.fc1.bias.detach(), hidden)
+        return self.fc2(*[gelu(h, self.fc1.bias) for h in before], outs=widths)
 
 
 class Block(nn.Module):
@@ -176,39 +182,28 @@ class Block(nn.Module):
         self.ls1, self.ls2 = LayerScale(dim, layer_scale), LayerScale(dim, layer_scale)
 
     def forward(self, *streams: Tensor, plan: BlockPlan) -> tuple[Tensor, ...]:
-        return tuple(
-            self._one(x, plan.packing, kept) if chosen else x * 1
-            for x, chosen, kept in zip(streams, plan.chosen, plan.kept, strict=True)
+        members = [i for i, chosen in enumerate(plan.chosen) if chosen]
+        kept = [plan.kept[i] or (None, None) for i in members]
+        first, second = ([k and k.rows for k in branch] for branch in zip(*kept, strict=True))
+        packings = [k.packing if k else plan.packing for k, _ in kept]
+        one, two, ls1, ls2 = self.norm1, self.norm2, self.ls1.gamma, self.ls2.gamma
+
+        pairs = [
+            norm_rows(streams[i], one.weight, one.bias, eps=one.eps, taken=taken)
+            for i, taken in zip(members, first, strict=True)
+        ]
+        attended = self.attn(*[y for _, y in pairs], packings=packings)
+        pairs = [
+            add_norm_rows(x, y, ls1, two.weight, two.bias, eps=two.eps, added=a, taken=t)
+            for (x, _), y, a, t in zip(pairs, attended, first, second, strict=True)
+        ]
+        mixed = self.mlp(*[y for _, y in pairs])
+        done = iter(
+            add_rows(x, y, ls2, added=a) for (x, _), y, a in zip(pairs, mixed, second, strict=True)
         )
-
-    def _one(self, x: Tensor, packing: Packing, kept: tuple[Kept, Kept] | None) -> Tensor:
-        def attention(y: Tensor, pack: Packing) -> Tensor:
-            return self.attn(self.norm1(y), pack)
-
-        def mlp(y: Tensor, _: Packing) -> Tensor:
-            return self.mlp(self.norm2(y))
-
-        attention_kept, mlp_kept = kept or (None, None)
-        first, second = self.ls1.gamma[: x.shape[-1]], self.ls2.gamma[: x.shape[-1]]
-        x = residual(x, attention, packing, attention_kept, first)
-        return residual(x, mlp, packing, mlp_kept, second)
-
-
-def residual(
-    x: Tensor,
-    branch: Callable[[Tensor, Packing], Tensor],
-    packing: Packing,
-    kept: Kept | None,
-    gamma: Tensor | None = None,
-) -> Tensor:
-    """x + gamma * branch(x); stochastic depth lets only the kept sequences take the branch."""
-    if kept is None:
-        out = branch(x, packing)
-        # product and sum in one pass over the rows
-        return x + out if gamma is None else torch.addcmul(x, out, gamma)
-    out = branch(x[kept.rows], kept.packing)
-    out = out if gamma is None else out * gamma
-    return x.index_add(0, kept.rows, out * kept.factor.to(out.dtype))
+        return tuple(
+            next(done) if chosen else x * 1 for x, chosen in zip(streams, plan.chosen, strict=True)
+        )
 
 
 def initialise(modules: Sequence[nn.Module], scheme: str) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poa_ds import dist
+from poa_kernels.sinkhorn import column_mass, row_lse
 
 ROUNDING = 1e-6  # a distance of float32 unit vectors that may be none at all
 
@@ -46,7 +47,7 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
 
 
 def sinkhorn_biases(
-    passes: Callable[[], Iterable[Sequence[Tensor]]],
+    passes: Callable[[], Iterable[Iterable[Tensor]]],
     prototypes: Sequence[int],
     temperature: float,
     iterations: int = 3,
@@ -67,9 +68,14 @@ def sinkhorn_biases(
         columns = torch.zeros_like(bias)
         for part in passes():
             shifts = bias.split(list(prototypes))
-            rows = [s.float() / temperature + b for s, b in zip(part, shifts, strict=True)]
-            masses = [x.exp() if iteration == 0 else x.softmax(-1) for x in rows]
-            columns += torch.cat([mass.sum(0) for mass in masses])
+            columns += torch.cat(
+                [
+                    column_mass(
+                        s, temperature, b, row_lse(s, temperature, b) if iteration else None
+                    )
+                    for s, b in zip(part, shifts, strict=True)
+                ]
+            )
         bias = bias - dist.all_sum(columns).clamp_min(torch.finfo(torch.float32).tiny).log()
     return list(bias.split(list(prototypes)))
 
@@ -120,6 +126,32 @@ def imitate(elastic: Scores, intact: Scores, temperature: float = 0.1) -> Tensor
 
     both = one(elastic.global_cls, intact.global_cls)
     return both + one(elastic.local_cls, intact.local_cls) if len(elastic.local_cls) else both
+
+
+@dataclass(frozen=True)
+class RowTerms:
+    """Cross-entropies of the rows of both students under one head, from one pass.
+
+    cls (2, V, 2): student, view and image (2B global, then LB local rows), towards teacher and
+    towards intact student. patches (2, M): towards the teacher.
+    """
+
+    cls: Tensor
+    patches: Tensor
+
+    def stacked(self, size: int, patch_weights: Tensor) -> Tensor:
+        """(5,): dino and ibot of the intact, of the elastic student, imitation; eq. 6-10.
+
+        size: B. Each local row met both of the teacher's crops.
+        """
+        views = self.cls.shape[1] // size
+        dino = self.cls[:, :, 0].sum(1) / (size * (2 + 2 * (views - 2)))
+        ibot = (self.patches * patch_weights).sum(1) / (2 * size)
+        towards = self.cls[1, :, 1]
+        imitation = towards[: 2 * size].mean()
+        if views > 2:
+            imitation = imitation + towards[2 * size :].mean()
+        return torch.stack((dino[0], ibot[0], dino[1], ibot[1], imitation))
 
 
 def koleo(x: Tensor) -> Tensor:

@@ -232,7 +232,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run. max_bad_steps: so many non-finite steps in a row stop it; log_every: steps."""
+    """A whole run. max_bad_steps: so many non-finite steps in a row stop it; log_every: steps.
+
+    kernels: what the operators run; compile: torch.compile for the plain functions among them.
+    """
 
     output_dir: str = ""
     seed: CountOrNone = 0
@@ -241,6 +244,8 @@ class Config:
     log_every: Count = 10
     tracking: Literal["mlflow", "none"] = "mlflow"
     draws: Policy = "balanced"
+    kernels: Literal["auto", "reference", "triton"] = "auto"
+    compile: bool = False
     mlflow: Mlflow = field(default_factory=Mlflow)
     backbone: Backbone = field(default_factory=Backbone)
     heads: Heads = field(default_factory=Heads)

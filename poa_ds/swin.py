@@ -118,19 +118,23 @@ class WindowAttention(nn.Module):
         # starts at zero and is decayed, as published
         self.position_bias = nn.Parameter(torch.zeros((2 * window - 1) ** 2, dim // head_dim))
 
-    def forward(self, x: Tensor, maps: Maps) -> Tensor:
-        width, places = x.shape[-1], self.window**2
-        positions = relative_positions(self.window, x.device)
-        bias = self.position_bias[:, : width // self.head_dim][positions]
-        bias = bias.view(places, places, -1).permute(2, 0, 1)  # (heads, places, places)
-        qkv = maps.split(self.qkv(x, out=3 * width))
-        mixed = [
-            self._attend(part, bias, windows(r, c, self.window, self.shift, x.device))
-            for part, (_, r, c) in zip(qkv, maps.segments, strict=True)
-        ]
-        return self.proj(torch.cat(mixed), out=width)
+    def forward(self, *streams: Tensor, maps: Maps) -> tuple[Tensor, ...]:
+        widths = [x.shape[-1] for x in streams]
+        packed = self.qkv(*streams, outs=[3 * width for width in widths])
+        return self.proj(*[self._attend(qkv, maps) for qkv in packed], outs=widths)
 
-    def _attend(self, qkv: Tensor, bias: Tensor, layout: Windows) -> Tensor:
+    def _attend(self, qkv: Tensor, maps: Maps) -> Tensor:
+        """(R, 3 width) -> (R, width)."""
+        heads, places = qkv.shape[-1] // (3 * self.head_dim), self.window**2
+        bias = self.position_bias[:, :heads][relative_positions(self.window, qkv.device)]
+        bias = bias.view(places, places, -1).permute(2, 0, 1)  # (heads, places, places)
+        mixed = [
+            self._in_windows(part, bias, windows(r, c, self.window, self.shift, qkv.device))
+            for part, (_, r, c) in zip(maps.split(qkv), maps.segments, strict=True)
+        ]
+        return torch.cat(mixed)
+
+    def _in_windows(self, qkv: Tensor, bias: Tensor, layout: Windows) -> Tensor:
         """(n, tokens, 3 width) -> (n * tokens, width)."""
         if layout.padded:
             padding = self.qkv.bias[: qkv.shape[-1]].expand(len(qkv), 1, -1)
@@ -153,33 +157,39 @@ class WindowAttention(nn.Module):
 class Merge(nn.Module):
     """2 x 2 tokens -> one of twice the channels: norm over all four, linear without bias.
 
-    The columns of the weight, and the norm's channels, are four blocks, one per position: (0,0),
-    (0,1), (1,0), (1,1). The leading ones of each block are used.
+    The norm's channels and the columns of the weight are stored channel by channel, within one
+    by position (0,0), (0,1), (1,0), (1,1), so that a narrow stream uses a prefix of them.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim, EPS)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = ElasticLayerNorm(4 * dim, EPS)
+        self.reduction = ElasticLinear(4 * dim, 2 * dim, bias=False)
 
-    def forward(self, x: Tensor, maps: Maps) -> Tensor:
-        width, whole = x.shape[-1], self.reduction.in_features // 4
-
-        def cut(tensor: Tensor) -> Tensor:
-            return tensor.unflatten(-1, (4, whole))[..., :width].flatten(-2)
-
-        parts = zip(maps.split(x), maps.segments, strict=True)
-        y = torch.cat([_corners(part, r, c) for part, (_, r, c) in parts])
-        y = F.layer_norm(y, (4 * width,), cut(self.norm.weight), cut(self.norm.bias), EPS)
-        y = y * (whole / width) if width < whole else y
-        return F.linear(y, cut(self.reduction.weight[: 2 * width]))
+    def forward(self, *streams: Tensor, maps: Maps) -> tuple[Tensor, ...]:
+        quads = [self.norm(_corners(x, maps)) for x in streams]
+        return self.reduction(*quads, outs=[2 * x.shape[-1] for x in streams])
 
 
-def _corners(x: Tensor, rows: int, columns: int) -> Tensor:
-    """(n, rows * columns, C) -> (n * ceil(rows / 2) * ceil(columns / 2), 4 C)."""
-    grid = F.pad(x.unflatten(1, (rows, columns)), (0, 0, 0, columns % 2, 0, rows % 2))
-    quads = grid.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (n, R, 2, C, 2, channels)
-    return quads.transpose(2, 3).flatten(3).flatten(0, 2)
+def _corners(x: Tensor, maps: Maps) -> Tensor:
+    """(R, C) -> (rows of the halved maps, 4 C)."""
+    merged = []
+    for part, (_, rows, columns) in zip(maps.split(x), maps.segments, strict=True):
+        grid = part.unflatten(1, (rows, columns))
+        grid = F.pad(grid, (0, 0, 0, columns % 2, 0, rows % 2))
+        quads = grid.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (n, R, 2, C, 2, channels)
+        merged.append(quads.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(0, 2))
+    return torch.cat(merged)
+
+
+def channel_major(corners: Tensor) -> Tensor:
+    """Columns (position, channel) -> (channel, position) of a merge's weight or norm (..., 4 C)."""
+    return corners.unflatten(-1, (4, -1)).transpose(-1, -2).flatten(-2).contiguous()
+
+
+def position_major(corners: Tensor) -> Tensor:
+    """The inverse of `channel_major`."""
+    return corners.unflatten(-1, (-1, 4)).transpose(-1, -2).flatten(-2).contiguous()
 
 
 class SwinBlock(nn.Module):
@@ -200,19 +210,24 @@ class SwinBlock(nn.Module):
     def forward(self, *streams: Tensor, plan: SwinPlan) -> tuple[Tensor, ...]:
         maps = plan.maps
         if self.merge is not None:
-            streams = tuple(self.merge(x, maps) for x in streams)
+            streams = self.merge(*streams, maps=maps)
             maps = maps.halved()
+        members = [i for i, chosen in enumerate(plan.chosen) if chosen]
+        xs, kept = [streams[i] for i in members], [plan.kept[i] for i in members]
+
+        def added(branches: Sequence[Tensor], index: int) -> list[Tensor]:
+            factors = [None if k is None else maps.per_row(k[index]) for k in kept]
+            return [_added(*x) for x in zip(xs, branches, factors, strict=True)]
+
+        xs = added(self.attn(*map(self.norm1, xs), maps=maps), 0)
+        xs = iter(added(self.mlp(*map(self.norm2, xs)), 1))
         return tuple(
-            self._one(x, maps, kept) if chosen else x * 1
-            for x, chosen, kept in zip(streams, plan.chosen, plan.kept, strict=True)
+            next(xs) if chosen else x * 1 for x, chosen in zip(streams, plan.chosen, strict=True)
         )
 
-    def _one(self, x: Tensor, maps: Maps, kept: tuple[Tensor, Tensor] | None) -> Tensor:
-        def dropped(branch: Tensor, index: int) -> Tensor:
-            return branch if kept is None else branch * maps.per_row(kept[index]).to(branch.dtype)
 
-        x = x + dropped(self.attn(self.norm1(x), maps), 0)
-        return x + dropped(self.mlp(self.norm2(x)), 1)
+def _added(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
+    return x + branch if factor is None else torch.addcmul(x, branch, factor.to(branch.dtype))
 
 
 class Patches(nn.Module):

@@ -14,7 +14,7 @@ from poa_ds.plain import swin as plain
 from poa_ds.recipe import Config
 from poa_ds.shapes import SwinShape, shape
 from poa_ds.space import Subnet
-from poa_ds.swin import ElasticSwin
+from poa_ds.swin import ElasticSwin, channel_major, position_major
 
 _PARTS = (
     (r"^mask_token$", "embed.mask_token"),
@@ -52,7 +52,9 @@ def from_published(
             name = f"blocks.{firsts[int(found[1]) + 1]}.merge.{found[2]}"
         for pattern, replacement in _PARTS:
             name = re.sub(pattern, replacement, name)
-        ours[name] = head_major(tensor, head_dim) if ".attn.qkv." in name else tensor
+        if ".attn.qkv." in name:
+            tensor = head_major(tensor, head_dim)
+        ours[name] = channel_major(tensor) if ".merge." in name else tensor
     return ours
 
 
@@ -62,10 +64,6 @@ def _cut(name: str, tensor: Tensor, *, whole: int, width: int) -> Tensor:
     def size(full: int) -> int:
         return full * width // whole
 
-    if name.startswith("merge."):  # four blocks of columns, of each the leading ones
-        blocks = tensor.unflatten(-1, (4, -1))
-        tensor = blocks[..., : size(blocks.shape[-1])].flatten(-2)
-        return tensor if tensor.ndim == 1 else tensor[: size(len(tensor))] * (whole / width)
     if name.endswith("position_bias"):
         return tensor[:, : size(tensor.shape[1])]
     if tensor.ndim == 2:
@@ -117,6 +115,8 @@ class SwinForm:
                 exact = _cut(rest, exact, whole=whole, width=width)
                 if ".qkv." in rest:
                     exact = third_major(exact, model.shape.head_dim)
+                if rest.startswith("merge."):
+                    exact = position_major(exact)
                 rest = rest.removeprefix("merge.").removeprefix("mlp.")
                 rest = rest.replace("position_bias", "relative_position_bias_table")
                 kept[f"layers.{layer}.{rest}"] = exact

@@ -27,6 +27,7 @@ from poa_ds.errors import UserError
 from poa_ds.schedules import StepValues
 from poa_ds.step import Stepper, StepResult
 from poa_ds.tracking import Tracker
+from poa_kernels import dispatch
 
 DRY_STEPS = 2
 
@@ -47,6 +48,7 @@ class Training:
             )
         device = engine.pick_device()
         recipes.check_precision(config, device)
+        self.operators = _select_kernels(config, device)
         engine.start_processes(device)
         environment.say_differences()
         ds_config = recipes.deepspeed_json(config, ds_file, dist.world_size(), source=source)
@@ -122,7 +124,8 @@ class Training:
         print(
             f"parameters     {count(space.smallest) / 1e6:,.2f} M ({space.smallest}) to "
             f"{count(space.intact) / 1e6:,.2f} M ({space.intact})\n"
-            f"processes      {dist.world_size()} on {self.engine.device.type}, ZeRO stage {stage}",
+            f"processes      {dist.world_size()} on {self.engine.device.type}, ZeRO stage {stage}\n"
+            f"kernels        {self.operators}",
             flush=True,
         )
 
@@ -264,6 +267,14 @@ class Training:
             self.tracker.close("FINISHED" if error is None else "FAILED")
         if error is None and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _select_kernels(config: Config, device: str) -> str:
+    """Sets what the operators of this process run; a sentence about it."""
+    try:
+        return dispatch.select(config.kernels, device, compiled=config.compile)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _interrupts() -> list[int]:

@@ -173,18 +173,30 @@ def test_the_command_prints_records_and_agrees_after_updates_too(tmp_path: Path,
     assert "slots 2, images per slot 6, elastic size 32x3, fp32; 2 steps of each" in printed
     assert "ours, ZeRO stage 0" in printed and "three passes / ours" in printed
     found = json.loads(record.read_text())
+    first, second = found["results"]["ours"], found["results"]["three passes"]
     for mine, other in (
-        *zip(found["ours"]["warmup"], found["three_passes"]["warmup"], strict=True),
-        *zip(found["ours"]["steps"], found["three_passes"]["steps"], strict=True),
+        *zip(first["warmup"], second["warmup"], strict=True),
+        *zip(first["steps"], second["steps"], strict=True),
     ):
         # the first step's weights are equal; then Adam enlarges rounding where gradients are ~ 0
         assert abs(mine["loss"] / other["loss"] - 1) < 1e-5
         for module in ("backbone", "heads", "ibot_heads"):
             assert abs(mine["norms"][module] / other["norms"][module] - 1) < 1e-4
-    losses = [sample["loss"] for sample in found["ours"]["steps"]]
+    losses = [sample["loss"] for sample in found["results"]["ours"]["steps"]]
     assert losses[0] != losses[1]
-    for name in ("ours", "three_passes"):
-        assert found[name]["memory"]["peak"] > found[name]["memory"]["start"] > 0
+    for result in found["results"].values():
+        assert result["memory"]["peak"] > result["memory"]["start"] > 0
+
+
+@pytest.mark.slow  # the compiler takes a minute
+def test_every_way_computes_the_same_step(tmp_path: Path, capfd) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(TINY))
+    words = ["--config", str(recipe), "--steps", "1", "--warmup", "1", "--against", "all"]
+    assert main(["bench", "step", *words, "backbone.drop_path=0.3"]) == 0
+    printed = capfd.readouterr().out
+    for kind in ("three passes", "plain", "compiled"):
+        assert f"{kind} / ours" in printed
 
 
 def test_the_end_of_a_process_is_said_with_its_status() -> None:
@@ -211,14 +223,16 @@ def test_what_differs_is_refused() -> None:
 
 
 def test_the_table_has_the_medians_and_the_ratio_of_equal_steps() -> None:
-    memory = Memory(start=2**29, peak=2**30, room=True)
+    memory = Memory(start=2**29, peak=2**30, free=2**31)
+    assert memory.fits(1) and not memory.fits(2)
     times = [(1.0, 3.0), (2.0, 2.0), (4.0, 6.0)]  # ours, plain; their medians: 2 and 3
     results = [
         Result([sample(2.0)], [sample(seconds=pair[i]) for pair in times], memory) for i in (0, 1)
     ]
     here = Machine("abacus", 2, 1, "2.15", "0.19", 0.5, "2026-11-21")
-    report = Report("--config x.yaml", job(), here, *results, in_turns=False)
-    assert report.speed_ratio() == 1.5  # of 3, 1, 1.5
+    named = dict(zip(("ours", "three passes"), results, strict=True))
+    report = Report("--config x.yaml", job(), here, named, in_turns=False)
+    assert report.speed_ratio("three passes") == 1.5  # of 3, 1, 1.5
     lines = report.table().splitlines()
     assert "one after the other" in lines[1] and "elastic size as drawn" in lines[1]
     assert lines[2].startswith("abacus, cores 2, threads 1, load 0.5;")
@@ -241,6 +255,7 @@ def arguments(*words: str) -> argparse.Namespace:
         (["objective.centering=softmax"], "objective.centering softmax"),
         (["--size", "33x2"], "size '33x2' is not in the space"),
         (["--json", "no-such-folder/x.json"], "no-such-folder"),
+        (["--against", "plain,eager"], "--against 'eager': allowed are three passes, plain"),
         (["--deepspeed_config", "no-such.json"], "no-such.json"),
     ],
 )

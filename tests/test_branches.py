@@ -163,7 +163,7 @@ def test_two_slots_share_one_sinkhorn() -> None:
         slot.patch_prototypes,
     )
     first, second = branches.balance([slot, reversed_rows], 0.05)
-    both = torch.cat([slot.scores()[0], reversed_rows.scores()[0]])
+    both = torch.cat([next(slot.scores()), next(reversed_rows.scores())])
     whole = losses.sinkhorn(both, 0.05)
     got = torch.cat([a.targets(0).global_cls.flatten(0, 1) for a in (first, second)])
     assert (got - whole).abs().max() < 1e-6

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from poa_ds.interop import from_poa_backbone, third_major
-from poa_ds.layers import Packing, keep_sequences, residual
+from poa_ds.layers import Packing, keep_sequences
 from poa_ds.space import ElasticSpace, Subnet
 from poa_ds.vit import ElasticViT
+from poa_kernels.add_ln import Rows, add_rows
 from tests.conftest import shared
 
 SPACE = ElasticSpace(tuple(range(64, 193, 32)), (3, 4, 5, 6), 3.0)
@@ -118,8 +119,9 @@ def test_stochastic_depth_follows_the_published_numbers() -> None:
             assert kept.packing.segments == ((len(rows), tokens),)
             # the published choice in the place of ours
             where = (rows[:, None] * tokens + torch.arange(tokens)).flatten()
-            kept = type(kept)(where, kept.factor, kept.packing)
-            got = residual(x.flatten(0, 1), lambda t, _: 2 * t + 1, Packing(((n, tokens),)), kept)
+            added = Rows.of(where, n * tokens, kept.rows.factor)
+            rows, ones = x.flatten(0, 1), x.new_ones(x.shape[-1])
+            got = add_rows(rows, 2 * rows[where] + 1, ones, added=added)
             assert torch.allclose(got.view_as(x), torch.from_numpy(z[f"{run}/y"]), atol=1e-12)
 
 
@@ -127,9 +129,11 @@ def test_stochastic_depth_keeps_its_share_of_each_segment() -> None:
     packing = Packing(((10, 5), (40, 2)))
     kept = keep_sequences(packing, 0.2, torch.Generator().manual_seed(1))
     assert kept.packing.segments == ((8, 5), (32, 2))
-    assert (kept.rows < 50).sum() == 40 and len(kept.rows.unique()) == 40 + 64
+    rows = kept.rows.rows
+    assert (rows < 50).sum() == 40 and len(rows.unique()) == 40 + 64
     sparse = keep_sequences(Packing(((10_000, 1),)), 0.1, torch.Generator().manual_seed(1))
-    assert 0.88 < len(sparse.rows) / 10_000 < 0.92 and sparse.factor[0] == pytest.approx(1 / 0.9)
+    share = len(sparse.rows.rows) / 10_000
+    assert 0.88 < share < 0.92 and sparse.rows.factor[0] == pytest.approx(1 / 0.9)
 
 
 def test_parameter_count_is_that_of_timm() -> None:

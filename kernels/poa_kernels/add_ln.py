@@ -80,10 +80,13 @@ def _plain_add(
     x: Tensor, branch: Tensor, gamma: Tensor, rows: Tensor | None, factor: Tensor | None
 ) -> Tensor:
     """Reference."""
-    scaled = branch * gamma[: x.shape[1]]
+    gamma = gamma[: x.shape[1]]
+    if rows is None:
+        return torch.addcmul(x, branch, gamma)  # one pass over the rows
+    scaled = branch * gamma
     if factor is not None:
         scaled = scaled * factor[:, None].to(x.dtype)
-    return x + scaled if rows is None else x.index_add(0, rows, scaled)
+    return x.index_add(0, rows, scaled)
 
 
 def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: Tensor | None) -> Tensor:

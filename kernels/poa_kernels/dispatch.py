@@ -147,10 +147,10 @@ def describe(device: torch.device) -> str:
 def _kernels(device: torch.device) -> str:
     reason = unable(device)
     if _mode == "reference":
-        return "kernels: reference (plain PyTorch everywhere)"
+        return "reference: plain PyTorch"
     if _mode == "triton":
-        return f"kernels: triton for every operator, tiles of {chip(device)}"
+        return f"triton: for every operator, with the tiles of {chip(device)}"
     if reason:
-        return f"kernels: auto runs plain PyTorch ({reason})"
+        return f"auto: plain PyTorch ({reason})"
     ours = [name for name, line in table()[chip(device)].items() if line["use"] in OURS]
-    return f"kernels: auto on {chip(device)} runs Triton for {', '.join(ours) or 'nothing'}"
+    return f"auto: Triton on {chip(device)} for {', '.join(ours) or 'nothing, not measured there'}"

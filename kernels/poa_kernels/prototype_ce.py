@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from poa_kernels import dispatch, sinkhorn
 from poa_kernels.language import Case, blocks, dot, jit, power_of_two, precision, tl
+from poa_kernels.prototype_ce_chunks import in_chunks, is_large
 
 OPERATOR = "prototype_ce"
 PROGRAMS = 264  # two for each multiprocessor of a Hopper chip
@@ -56,7 +57,8 @@ def prototype_ce(
         assert len(target.index) == len(rows) and len(target.prototypes) == len(prototypes)
         assert target.index.dtype == torch.int32 and target.rows.dtype == rows.dtype
     if rows.shape[1] > WIDEST or dispatch.choose(OPERATOR, rows) == "reference":
-        return reference(rows, prototypes, targets, temperature)
+        plain = in_chunks if is_large(rows, prototypes) else reference
+        return plain(rows, prototypes, targets, temperature)
     tensors = [t for target in targets for t in (target.rows, target.prototypes, target.bias)]
     missing = max(16, power_of_two(rows.shape[1])) - rows.shape[1]
     if missing:  # zeros change no product

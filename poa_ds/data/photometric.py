@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poa_kernels import dispatch
+from poa_kernels.photometric import OPERATOR, Changes, photometric
+
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 as torchvision rounds it
 SOLARIZE_FROM = 128 / 255
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -105,6 +108,10 @@ def _factor(strength: float, uniform: float) -> float:
 def apply(crops: Tensor, params: Photometric, spec: PhotometricSpec) -> Tensor:
     """(n, 3, S, S) float32, normalised, from uint8 crops; nothing waits for the device."""
     assert crops.dtype == torch.uint8 and len(crops) == len(params)
+    if dispatch.choose(OPERATOR, torch.empty(0, device=crops.device)) == "triton":
+        kinds = (params.factors, params.order.int(), params.grey, params.sigma, params.solarize)
+        changes = Changes(*[tensor.to(crops.device, non_blocking=True) for tensor in kinds])
+        return photometric(crops, changes, taps=spec.blur_kernel, mean=spec.mean, std=spec.std)
     x = crops.float().div_(255)
     selected = _Selection(params, x.device)
     for step in range(4):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from poa_kernels import add_ln, dispatch
-from poa_kernels.add_ln import Rows
 from torch import Tensor
 
+from poa_kernels import add_ln, dispatch
+from poa_kernels.add_ln import Rows
 from tests.kernels.truth import DEVICE, DTYPES, check, randn, strided, transposed
 
 # rows, channels of the stream, of the parameters, rows that the branches take

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from poa_kernels import aot, bench
 from poa_kernels.bench import Ceilings, Figure
 from poa_kernels.comparisons import Comparison

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from poa_kernels import attention
 from torch import Tensor
 
+from poa_kernels import attention
 from tests.kernels.truth import DTYPES, check, randn, strided, transposed
 
 # segments, heads, head size

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from poa_kernels import dispatch
 from poa_kernels.aot import OPERATORS
 
@@ -108,12 +109,12 @@ assert x.grad.isfinite().all() and sinkhorn.row_lse(x.detach(), 0.1).shape == (6
 dispatch.select("triton", "cpu")
 """
     done = alone(code)
-    assert "auto runs plain PyTorch (triton is not installed)" in done.stdout, done.stderr
+    assert "auto: plain PyTorch (triton is not installed)" in done.stdout, done.stderr
     assert re.search("ValueError: kernels: triton is impossible here.*not installed", done.stderr)
 
 
 def test_without_a_gpu_triton_cannot_be_asked_for() -> None:
     code = "from poa_kernels import dispatch; print(dispatch.select('auto', 'cpu'));"
     done = alone(code + "dispatch.select('triton', 'cpu')")
-    assert "auto runs plain PyTorch (the device is cpu)" in done.stdout, done.stderr
+    assert "auto: plain PyTorch (the device is cpu)" in done.stdout, done.stderr
     assert "allowed: auto, reference" in done.stderr

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from poa_kernels import dispatch, two_stream_linear
-from poa_kernels.gelu import gelu
 from torch import Tensor
 
+from poa_kernels import dispatch, two_stream_linear
+from poa_kernels.gelu import gelu
 from tests.kernels.truth import DTYPES, check, randn, strided, transposed
 
 SHAPES = [(37, 48), (1, 1), (130, 7), (0, 16), (5, 100)]

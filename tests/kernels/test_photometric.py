@@ -4,11 +4,11 @@ import random
 
 import pytest
 import torch
-from poa_kernels import dispatch
-from poa_kernels.photometric import Changes, photometric
 from torch import Tensor
 
 from poa_ds.data import photometric as batched
+from poa_kernels import dispatch
+from poa_kernels.photometric import Changes, photometric
 from tests.kernels.truth import DEVICE
 
 SPEC = batched.PhotometricSpec()

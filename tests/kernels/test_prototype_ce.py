@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from poa_kernels import dispatch, prototype_ce, prototype_ce_in_place
-from poa_kernels.prototype_ce import Target
 from torch import Tensor
 
+from poa_kernels import dispatch, prototype_ce, prototype_ce_chunks, prototype_ce_in_place
+from poa_kernels.prototype_ce import Target
 from tests.kernels.truth import DEVICE, DTYPES, check, randn, strided, transposed
 
 TEMPERATURE, TEACHER = 0.1, 0.05
@@ -111,6 +111,28 @@ def test_the_in_place_variant(
     assert torch.allclose(seen[0].double(), expected, rtol=5e-3 if n else 1, atol=5e-3)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_in_chunks_of_plain_pytorch(
+    shape: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, k, d, *_ = SHAPES[shape]
+    monkeypatch.setattr(prototype_ce_chunks, "LARGE", 16 * k)  # three chunks of the widest
+
+    def chunks(x: Tensor, p: Tensor) -> Tensor:
+        with dispatch.using("reference"):
+            return prototype_ce.prototype_ce(x, p, targets_of(shape, x, dtype), TEMPERATURE)
+
+    def truth(x: Tensor, p: Tensor) -> Tensor:
+        return written_out(x, p, targets_of(shape, x, dtype))
+
+    def naive(x: Tensor, p: Tensor) -> Tensor:
+        return prototype_ce.reference(x, p, targets_of(shape, x, dtype), TEMPERATURE)
+
+    leaves = [unit(n, d, seed=0), unit(k, d, seed=1)]
+    check(chunks, truth, leaves, dtype, naive=naive, **ILL)
+
+
 @pytest.mark.parametrize("lay_out", [strided, transposed])
 def test_inputs_need_not_be_contiguous(lay_out) -> None:
     def kernel(x: Tensor, p: Tensor) -> Tensor:
@@ -148,7 +170,11 @@ def test_tiny_gradients_lose_nothing_in_fp16() -> None:
         assert (first - second).norm() < 0.05 * first.norm()
 
 
-def test_the_reference_serves_other_widths_and_float64() -> None:
+@pytest.mark.parametrize("chunk", [prototype_ce_chunks.LARGE, 4000])
+def test_the_reference_serves_other_widths_and_float64(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prototype_ce_chunks, "LARGE", chunk)
     for shape in ("one link", "two targets"):
         n, k, d, *_ = SHAPES[shape]
         x, p = unit(n, d, seed=0), unit(k, d, seed=1)

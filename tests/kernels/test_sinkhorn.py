@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from poa_kernels import dispatch, sinkhorn
 from torch import Tensor
 
+from poa_kernels import dispatch, sinkhorn
 from tests.kernels.truth import DEVICE, DTYPES, randn, strided, transposed
 
 SHAPES = [(19, 101), (1, 1), (3, 200), (69, 32)]

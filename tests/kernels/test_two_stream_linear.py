@@ -4,9 +4,9 @@ import gc
 
 import pytest
 import torch
-from poa_kernels import dispatch, two_stream_descriptors, two_stream_linear
 from torch import Tensor
 
+from poa_kernels import dispatch, two_stream_descriptors, two_stream_linear
 from tests.kernels.truth import DEVICE, DTYPES, check, randn, strided, transposed
 
 # rows of the streams, weight, (in, out) of the elastic stream

@@ -1,0 +1,73 @@
+"""The whole step of three branches with kernels against the plain one: terms and all gradients."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from poa_ds import branches
+from poa_ds.branches import Branch
+from poa_ds.data.batch import Batch
+from poa_ds.heads import HeadBank
+from poa_ds.space import ElasticSpace, Subnet
+from poa_ds.vit import ElasticViT
+from poa_kernels import dispatch, prototype_ce_chunks
+from tests.kernels.truth import DEVICE
+
+SPACE = ElasticSpace((16, 32), (1, 2))
+
+
+def branch(seed: int) -> Branch:
+    torch.manual_seed(seed)
+    backbone = ElasticViT(SPACE, image_size=32, patch_size=8, head_dim=16, layer_scale=0.3)
+    return Branch(backbone, HeadBank(32, (20, 30), hidden=24, bottleneck=16)).to(DEVICE)
+
+
+def batch(size: int = 2, crops: int = 2) -> Batch:
+    torch.manual_seed(5)
+    masks = torch.rand(2 * size, 16) < 0.3
+    views = torch.randn(2 * size, 3, 32, 32), torch.randn(crops * size, 3, 16, 16)
+    return Batch.of(*views, masks).to(DEVICE)
+
+
+def step(mode: dispatch.Mode, elastic: Subnet, crops: int, *, ibot: bool) -> dict[str, Tensor]:
+    """Terms and gradients by name."""
+    student, teacher, b = branch(0), branch(1), batch(crops=crops)
+    with dispatch.using(mode):
+        shown = branches.teach(teacher, b, SPACE.intact, ibot=ibot)
+        assignments = branches.balance([shown], 0.06)[0]
+        views = [c for c in (b.global_crops, b.local_crops) if len(c)]
+        backbone, subnets = student.backbone, (SPACE.intact, elastic)
+        generator = torch.Generator().manual_seed(2)
+        kept = backbone.draw_kept(backbone.packing(views), subnets, 0.4, generator, DEVICE)
+        terms = branches.poa_terms(student, b, assignments, subnets, ibot=ibot, kept=kept)
+        terms.total(intact_weight=0.8).backward()
+    found = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
+    return terms.detached() | found
+
+
+@pytest.mark.parametrize(
+    ("elastic", "crops", "ibot"),
+    [
+        (Subnet(16, 1), 1, True),
+        pytest.param(Subnet(32, 1), 2, False, marks=pytest.mark.slow),
+        pytest.param(Subnet(16, 2), 0, True, marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_compute_the_same_step(elastic: Subnet, crops: int, ibot: bool) -> None:
+    plain = step("reference", elastic, crops, ibot=ibot)
+    ours = step("triton", elastic, crops, ibot=ibot)
+    assert ours.keys() == plain.keys()
+    for name, expected in plain.items():
+        # float32, two orders of summation
+        error = (ours[name] - expected).norm() / expected.norm().clamp_min(1e-6)
+        assert error < 2e-5, f"{name}: {error:.1e}"
+
+
+def test_large_heads_compute_the_same_step_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = step("auto", Subnet(16, 1), 2, ibot=True)
+    monkeypatch.setattr(prototype_ce_chunks, "LARGE", 100)  # 3 rows of the larger head
+    parts = step("auto", Subnet(16, 1), 2, ibot=True)
+    assert parts.keys() == whole.keys()
+    for name, expected in whole.items():
+        error = (parts[name] - expected).norm() / expected.norm().clamp_min(1e-6)
+        assert error < 2e-5, f"{name}: {error:.1e}"
