@@ -26,26 +26,75 @@ def attention(qkv: Tensor, segments: Sequence[tuple[int, int]], head_dim: int) -
     """
     assert qkv.shape[1] % (3 * head_dim) == 0
     assert sum(n * tokens for n, tokens in segments) == len(qkv)
+    if not any(_is_short(qkv, tokens, head_dim) for _, tokens in segments):
+        return reference(qkv, segments, head_dim)
     parts = qkv.split([n * tokens for n, tokens in segments])
     outputs = [
-        _one_length(part, tokens, head_dim)
-        for part, (_, tokens) in zip(parts, segments, strict=True)
+        _ShortAttention.apply(part, segment[1], head_dim)
+        if _is_short(qkv, segment[1], head_dim)
+        else reference(part, [segment], head_dim)
+        for part, segment in zip(parts, segments, strict=True)
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _one_length(qkv: Tensor, tokens: int, head_dim: int) -> Tensor:
+def _is_short(qkv: Tensor, tokens: int, head_dim: int) -> bool:
     fits = tokens <= LONGEST and head_dim in (16, 32, 64, 128)
-    if fits and dispatch.choose(OPERATOR, qkv) == "triton":
-        return _ShortAttention.apply(qkv, tokens, head_dim)
-    return reference(qkv, tokens, head_dim)
+    return fits and dispatch.choose(OPERATOR, qkv) == "triton"
 
 
-def reference(qkv: Tensor, tokens: int, head_dim: int) -> Tensor:
-    """Sequences of one length: (n tokens, 3 C) -> (n tokens, C), by PyTorch's SDPA."""
-    heads = qkv.unflatten(0, (len(qkv) // tokens, tokens)).unflatten(-1, (-1, 3, head_dim))
-    q, k, v = heads.permute(3, 0, 2, 1, 4)  # (n, heads, tokens, D) each
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1)
+def reference(qkv: Tensor, segments: Sequence[tuple[int, int]], head_dim: int) -> Tensor:
+    """The same by PyTorch's SDPA, one call per length."""
+    parts = _Unpacked.apply(qkv, tuple(segments), head_dim)
+    mixed = (F.scaled_dot_product_attention(*parts[i : i + 3]) for i in range(0, len(parts), 3))
+    return _Joined.apply(*mixed)
+
+
+class _Unpacked(torch.autograd.Function):
+    """q, k, v (n, heads, tokens, D) of every segment: views. Their gradients are copied once."""
+
+    @staticmethod
+    def forward(ctx, qkv, segments, head_dim):
+        ctx.segments, ctx.head_dim = segments, head_dim
+        return tuple(view for part in _heads(qkv, segments, 3, head_dim) for view in part)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients):
+        rows = sum(n * tokens for n, tokens in ctx.segments)
+        of_qkv = gradients[0].new_empty(rows, 3 * gradients[0].shape[1] * ctx.head_dim)
+        views = (v for part in _heads(of_qkv, ctx.segments, 3, ctx.head_dim) for v in part)
+        for view, gradient in zip(views, gradients, strict=True):
+            view.copy_(gradient)
+        return of_qkv, None, None
+
+
+class _Joined(torch.autograd.Function):
+    """(R, C) from each segment's (n, heads, tokens, D), copied once."""
+
+    @staticmethod
+    def forward(ctx, *mixed):
+        segments = [(len(m), m.shape[2]) for m in mixed]
+        ctx.segments, (heads, ctx.head_dim) = segments, (mixed[0].shape[1], mixed[0].shape[3])
+        out = mixed[0].new_empty(sum(n * t for n, t in segments), heads * ctx.head_dim)
+        for (view,), m in zip(_heads(out, segments, 1, ctx.head_dim), mixed, strict=True):
+            view.copy_(m)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return tuple(view for (view,) in _heads(gradient, ctx.segments, 1, ctx.head_dim))
+
+
+def _heads(
+    rows: Tensor, segments: Sequence[tuple[int, int]], parts: int, head_dim: int
+) -> Iterator[Tensor]:
+    """Views (parts, n, heads, tokens, D) of rows (R, heads x parts x D), one per segment."""
+    heads = rows.shape[1] // (parts * head_dim)
+    pieces = rows.split([n * tokens for n, tokens in segments])
+    for piece, (n, tokens) in zip(pieces, segments, strict=True):
+        yield piece.view(n, tokens, heads, parts, head_dim).permute(3, 0, 2, 1, 4)
 
 
 class _ShortAttention(torch.autograd.Function):

@@ -83,14 +83,21 @@ def choose(operator: str, x: Tensor, *, shape: str = "", otherwise: str = "refer
     shape: a class of shapes that may have a line of its own in the table ("operator/shape").
     otherwise: what runs in "auto" where the table asks for a kernel that x cannot have.
     """
-    if _mode == "reference":
+    return _choose(_mode, operator, x.dtype, x.device, shape, otherwise)
+
+
+@cache  # asked several times per layer and step
+def _choose(
+    mode: Mode, operator: str, dtype: torch.dtype, device: torch.device, shape: str, otherwise: str
+) -> str:
+    if mode == "reference":
         return "reference"
-    able = x.dtype in DTYPES and not unable(x.device)
-    if _mode == "triton":
-        assert able, f"{operator}: no kernel for {x.dtype} on {x.device}"
+    able = dtype in DTYPES and not unable(device)
+    if mode == "triton":
+        assert able, f"{operator}: no kernel for {dtype} on {device}"
         return "triton"
-    found = entry(chip(x.device), operator, shape)["use"]
-    if found not in OURS or (able and measured(x.device)):
+    found = entry(chip(device), operator, shape)["use"]
+    if found not in OURS or (able and measured(device)):
         return found
     return otherwise
 

@@ -42,7 +42,8 @@ class _Tap(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         sums = gradient.sum(0)
-        return gradient, F.pad(sums, (0, ctx.width - len(sums)))
+        missing = ctx.width - len(sums)
+        return gradient, F.pad(sums, (0, missing)) if missing else sums
 
 
 class _Gelu(torch.autograd.Function):

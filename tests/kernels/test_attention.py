@@ -46,6 +46,23 @@ def test_values_and_gradient(shape: str, dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("lay_out", [lambda x: x, strided, transposed])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_reference_copies_nothing_wrong(shape: str, lay_out) -> None:
+    segments, heads, head_dim = SHAPES[shape]
+    leaves = [
+        randn(sum(n * t for n, t in segments), 3 * heads * head_dim, seed=0).requires_grad_()
+        for _ in range(2)
+    ]
+    ours = attention.reference(lay_out(leaves[0]), segments, head_dim)
+    truth = definition(segments, head_dim)(leaves[1])
+    weights = randn(*truth.shape, seed=1)
+    for out in (ours, truth):
+        (out * weights).sum().backward()
+    assert torch.allclose(ours, truth, atol=1e-12)
+    assert torch.allclose(leaves[0].grad, leaves[1].grad, atol=1e-12)
+
+
 @pytest.mark.parametrize("lay_out", [strided, transposed])
 def test_qkv_need_not_be_contiguous(lay_out) -> None:
     segments, heads, head_dim = SHAPES["short and long"]

@@ -54,6 +54,7 @@ def test_a_shape_class_may_have_a_line_of_its_own(monkeypatch: pytest.MonkeyPatc
 def test_a_chip_that_nobody_measured_runs_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "table", lambda: {"interpreter": {"op": {"use": "triton"}}})
     monkeypatch.setattr(dispatch, "chip", lambda device: "interpreter")
+    monkeypatch.setattr(dispatch, "_choose", dispatch._choose.__wrapped__)  # nothing remembered
     for known, expected in ((True, "triton"), (False, "library")):
         monkeypatch.setattr(dispatch, "measured", lambda device, known=known: known)
         with dispatch.using("auto"):
