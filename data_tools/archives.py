@@ -6,9 +6,9 @@ ILSVRC2012_img_train.tar holds one tar per synset, ILSVRC2012_img_val.tar the im
 import re
 from pathlib import Path, PurePosixPath
 
-from data_tools.progress import progress
 from data_tools.sources import Rejected, Sample, TarSlice
 from poa_ds.data.tarwalk import tar_entries
+from poa_ds.progress import progress
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 

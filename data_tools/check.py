@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.parallel import ordered
-from data_tools.progress import progress
 from data_tools.shard import add_workers
 from poa_ds.data.index import INDEX, SampleError, ShardFolder
-from poa_ds.data.manifest import MANIFEST, Manifest, ShardFile
+from poa_ds.data.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
 from poa_ds.data.pixels import Undecodable, pixels
 from poa_ds.data.tarwalk import scan_tar
-from poa_ds.errors import UserError
+from poa_ds.errors import UsageError, UserError
+from poa_ds.progress import progress
 
 SHOWN = 20  # problems; more of them say nothing new
 ShardPart = tuple[Path, ShardFile, np.ndarray]  # folder, shard, its rows of the index
@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when all is well; otherwise every problem on a line of its own and 1."""
+    if not args.folder.is_dir():
+        raise UsageError(f"{args.folder}: no such folder")
     status = 0
     for folder in splits(args.folder):
         found = []
@@ -51,11 +53,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def splits(folder: Path) -> list[Path]:
-    """The folder itself, or the shard folders in it, unfinished ones too."""
+    """The folder itself, or the shard folders in it, unfinished ones too.
+
+    A command that writes several makes all of them first: an empty one is unfinished.
+    """
     if (folder / MANIFEST).exists():
         return [folder]
-    names = (f"*/{MANIFEST}", "*/shard-*")
-    return sorted({path.parent for name in names for path in folder.glob(name)}) or [folder]
+    names = (f"*/{MANIFEST}", f"*/{JOURNAL}", "*/shard-*")
+    found = {path.parent for name in names for path in folder.glob(name)}
+    if found:
+        found |= {path for path in folder.iterdir() if path.is_dir() and not any(path.iterdir())}
+    return sorted(found) or [folder]
 
 
 def problems(path: Path, *, decode: bool, workers: int = 1) -> Iterator[str]:

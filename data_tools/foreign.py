@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.parallel import ordered
-from data_tools.progress import progress
 from data_tools.shard import REJECTED, add_workers, version
 from data_tools.tars import write_whole
 from poa_ds.data.index import INDEX
 from poa_ds.data.manifest import MANIFEST, Manifest, ShardFile
 from poa_ds.data.tarwalk import scan_tar
 from poa_ds.errors import UsageError, UserError
+from poa_ds.progress import progress
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 

@@ -17,11 +17,11 @@ from typing import Self, TextIO
 import numpy as np
 
 from data_tools.parallel import ordered
-from data_tools.progress import progress
 from data_tools.sources import Rejected
 from poa_ds.data.manifest import JOURNAL, ShardFile
 from poa_ds.data.tarwalk import index_tar
 from poa_ds.errors import UserError
+from poa_ds.progress import progress
 
 
 class Journal:

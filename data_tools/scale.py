@@ -20,12 +20,12 @@ import numpy as np
 
 from data_tools.foreign import index_folder
 from data_tools.parallel import processors
-from data_tools.progress import progress
 from data_tools.tars import Limits, Packed, Writer
 from poa_ds.data.index import INDEX, ShardFolder
 from poa_ds.data.manifest import MANIFEST
 from poa_ds.data.pixels import png
 from poa_ds.errors import UsageError
+from poa_ds.progress import progress
 
 READS = 2000  # of each worker, at random
 MIB = 1 << 20

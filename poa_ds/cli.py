@@ -155,7 +155,8 @@ def _run(name: str, arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
-    return getattr(module, command.run)(parser.parse_args(arguments))
+    # overrides may stand before and behind options
+    return getattr(module, command.run)(parser.parse_intermixed_args(arguments))
 
 
 def _overview(commands: dict[str, Command]) -> str:

@@ -14,6 +14,7 @@ from poa_ds.data.places import open_folder
 from poa_ds.derived import Derived
 from poa_ds.engine import Engine
 from poa_ds.metrics_file import Floors
+from poa_ds.progress import progress
 from poa_ds.tracking import Tracker
 
 BACKBONE = "backbone."
@@ -100,7 +101,7 @@ class Curves:
         return pixels, measured if step == 0 else {}
 
     def _bar(self) -> Callable | None:
-        return evaluate.bar if dist.is_main() and sys.stderr.isatty() else None
+        return progress if dist.is_main() and sys.stderr.isatty() else None
 
     def _tell(self, step: int, row: results.Evaluation, measured: dict, seconds: float) -> None:
         k = self.config.evaluation.report_k

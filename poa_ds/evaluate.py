@@ -7,8 +7,7 @@ token, cosine, weights softmax(similarity / 0.07) over the largest k. All ranks 
 import argparse
 import dataclasses
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from poa_ds import config as recipes
 from poa_ds import dist, results
@@ -28,6 +26,7 @@ from poa_ds.data.index import ShardFolder
 from poa_ds.data.places import open_folder
 from poa_ds.elastic import ElasticBackbone
 from poa_ds.errors import UsageError
+from poa_ds.progress import progress
 from poa_ds.recipe import Evaluation
 from poa_ds.snapshot import find_teacher, load_teacher
 from poa_ds.space import Subnet
@@ -191,7 +190,7 @@ def main_knn(args: argparse.Namespace) -> int:
         options, settings = config.evaluation, of_recipe(config, device)
         bank = open_folder(options.bank or config.data.train, config.data)
         queries = open_folder(options.queries, config.data)
-        settings |= {"device": device, "progress": bar if dist.is_main() else None}
+        settings |= {"device": device, "progress": progress if dist.is_main() else None}
         found = knn(model.to(device), subnets, bank, queries, options, **settings)
         pixels, untrained = None, None
         if args.floors:
@@ -245,11 +244,3 @@ def _overridden(config: Config, args: argparse.Namespace) -> Config:
             raise UsageError(f"--{name.replace('_', '-')} {given[name]} is too small")
     recipes.check(config)
     return config
-
-
-def bar(items: Iterable, *, total: int, label: str, unit: str) -> Iterator:
-    """The items, with a progress bar on a terminal and one line elsewhere."""
-    terminal = sys.stderr.isatty()
-    if not terminal:
-        print(f"{label}: {total:,} {unit}", file=sys.stderr, flush=True)
-    yield from tqdm(items, total=total, desc=label, unit=unit, leave=False, disable=not terminal)

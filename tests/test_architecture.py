@@ -16,7 +16,7 @@ SOURCES = {"poa_ds": ROOT, "data_tools": ROOT, "poa_kernels": ROOT / "kernels"}
 LEVELS = (
     "poa_kernels.*",
     "poa_ds.errors poa_ds.plain.*",
-    "poa_ds.typed_yaml poa_ds.space poa_ds.dist poa_ds.schedules poa_ds.background",
+    "poa_ds.typed_yaml poa_ds.space poa_ds.dist poa_ds.schedules poa_ds.background poa_ds.progress",
     "poa_ds.recipe poa_ds.data.manifest poa_ds.data.pixels poa_ds.data.tarwalk poa_ds.data.index"
     " poa_ds.data.fetch poa_ds.data.remote"
     " poa_ds.data.order poa_ds.metrics_file poa_ds.results poa_ds.shapes",
@@ -152,7 +152,7 @@ def test_there_are_no_import_cycles():
 
 
 def test_the_tools_that_write_shards_stay_apart_from_training():
-    allowed = {f"poa_ds.{name}" for name in ("errors", "data.index", "data.manifest")}
+    allowed = {f"poa_ds.{name}" for name in ("errors", "progress", "data.index", "data.manifest")}
     allowed |= {"poa_ds.data.pixels", "poa_ds.data.tarwalk"}
     for name in modules():
         others = {other for other in imports(name) if own(other)}

@@ -14,7 +14,7 @@ from data_tools.sources import Sample
 from poa_ds.data.index import ShardFolder
 from poa_ds.data.manifest import Manifest
 from poa_ds.data.pixels import png
-from poa_ds.errors import UserError
+from poa_ds.errors import UsageError, UserError
 from tests.made_shards import image, make_shards, options, run
 
 
@@ -51,6 +51,19 @@ def test_an_unfinished_split_is_not_passed_over(
 ) -> None:
     (folder.parent / "val").mkdir()
     (folder.parent / "val" / "shard-000000.tar.partial").touch()
+    assert run(check, folder.parent) == 1
+    assert "val has no dataset.json: writing it was cut short" in capsys.readouterr().out
+
+
+def test_a_split_that_was_never_begun_is_missed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C between train and val: train is finished, val is an empty folder."""
+    (folder.parent / "val").mkdir()
+    assert run(check, folder.parent) == 1
+    printed = capsys.readouterr().out
+    assert "train: 30 images" in printed and "val is empty: the `poa-ds shard` command" in printed
+    (folder.parent / "val" / "unfinished.jsonl").touch()
     assert run(check, folder.parent) == 1
     assert "val has no dataset.json: writing it was cut short" in capsys.readouterr().out
 
@@ -135,8 +148,9 @@ def test_only_the_first_of_many_problems_are_shown(
 
 
 def test_what_is_no_shard_folder_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(check, tmp_path / "nowhere") == 1
-    assert "no such folder" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="nowhere: no such folder"):
+        run(check, tmp_path / "nowhere")
+    (tmp_path / "notes.txt").touch()
     assert run(check, tmp_path) == 1
     assert "it is not a folder of shards" in capsys.readouterr().out
 

@@ -113,6 +113,15 @@ def test_an_error_of_the_program_itself_is_not_hidden(fake: ModuleType):
         main(["fake"])
 
 
+@pytest.mark.parametrize("name", ["bench step", "bench data"])
+def test_overrides_stand_before_and_behind_options(name: str, monkeypatch):
+    module, seen = importlib.import_module(COMMANDS[name].module), []
+    monkeypatch.setattr(module, "run", lambda args: seen.append(args.overrides) or 0)
+    given = ["a=b", "--config", "x.yaml", "c=d", "--json", "y", "e=f"]
+    assert main([*name.split(), *given]) == 0
+    assert seen == [["a=b", "c=d", "e=f"]]
+
+
 @pytest.mark.parametrize("name", ["check", "sizes", "eval knn", "extract"])
 def test_a_missing_folder_is_named(name: str, capsys):
     words = ["--size", "small", "--out", "nowhere-else"] if name == "extract" else []

@@ -74,4 +74,6 @@ def _why_no_manifest(folder: Path) -> str:
         return (
             f"{folder} has no {MANIFEST}: writing it was cut short; the same command continues it"
         )
+    if not any(folder.iterdir()):
+        return f"{folder} is empty: the `poa-ds shard` command that made it was cut short"
     return f"{folder} has no {MANIFEST}: it is not a folder of shards (`poa-ds shard --help`)"

@@ -29,7 +29,7 @@ def progress(
                 speed = done / (now - started)
                 left = (total - first - done) / speed
                 print(
-                    f"{label}: {first + done} of {total} {unit}, {speed:.0f} per second, "
+                    f"{label}: {first + done} of {total} {unit}, {speed:.3g} per second, "
                     f"{left:.0f} s left",
                     file=sys.stderr,
                 )
