@@ -201,6 +201,10 @@ class Data:
     on_error: Literal["raise", "replace"] = "replace"
     max_bad_fraction: Share = 1e-4
 
+    @property
+    def cache_bytes(self) -> int:
+        return int(self.cache_gb * 1e9)
+
 
 @dataclass(frozen=True)
 class Evaluation:

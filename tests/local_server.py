@@ -11,12 +11,16 @@ from pathlib import Path
 class Server:
     """fault(path, n) of the n-th request of a path (from 0): what goes wrong, or None.
 
+    requests: GET; asked: HEAD, to which no_head is the answer when it is not 0.
+
     Faults: "500", "404", "cut" (half of the body), "wrong" (other bytes), "long" (one byte more).
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.requests: Counter[str] = Counter()
+        self.asked: Counter[str] = Counter()
+        self.no_head = 0
         self.fault = lambda path, number: None
         self.address = ""
 
@@ -27,9 +31,18 @@ def serving(folder: Path) -> Iterator[Server]:
     state = Server(folder)
 
     class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            if state.no_head:
+                self.send_error(state.no_head)
+            else:
+                self.answer(state.asked)
+
         def do_GET(self) -> None:
-            fault = state.fault(self.path, state.requests[self.path])
-            state.requests[self.path] += 1
+            self.answer(state.requests)
+
+        def answer(self, counter: Counter[str]) -> None:
+            fault = state.fault(self.path, counter[self.path])
+            counter[self.path] += 1
             path = state.folder / self.path.lstrip("/")
             if fault in ("500", "404") or not path.is_file():
                 self.send_error(int(fault or 404))
@@ -42,7 +55,8 @@ def serving(folder: Path) -> Iterator[Server]:
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+            if self.command != "HEAD":
+                self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -62,7 +62,7 @@ def test_a_split_that_was_never_begun_is_missed(
     (folder.parent / "val").mkdir()
     assert run(check, folder.parent) == 1
     printed = capsys.readouterr().out
-    assert "train: 30 images" in printed and "val is empty: the `poa-ds shard` command" in printed
+    assert "train: 30 images" in printed and "val is empty: it is not a folder of shards" in printed
     (folder.parent / "val" / "unfinished.jsonl").touch()
     assert run(check, folder.parent) == 1
     assert "val has no dataset.json: writing it was cut short" in capsys.readouterr().out

@@ -75,5 +75,8 @@ def _why_no_manifest(folder: Path) -> str:
             f"{folder} has no {MANIFEST}: writing it was cut short; the same command continues it"
         )
     if not any(folder.iterdir()):
-        return f"{folder} is empty: the `poa-ds shard` command that made it was cut short"
+        return (
+            f"{folder} is empty: it is not a folder of shards; "
+            "where `poa-ds shard` was cut short, the same command continues it"
+        )
     return f"{folder} has no {MANIFEST}: it is not a folder of shards (`poa-ds shard --help`)"

@@ -91,6 +91,12 @@ class MixtureOrder:
         inside = lap * self.shares[folder] + int(before[place])
         return self.starts[folder] + self.orders[folder].row(inside)
 
+    def next_in(self, folder: int, position: int) -> int:
+        """The folder's own position that is the first to be read from `position` on."""
+        lap, place = divmod(position, LAP)
+        folders, _ = self._lap(lap)
+        return lap * self.shares[folder] + int(np.count_nonzero(folders[:place] == folder))
+
     def _lap(self, lap: int) -> tuple[np.ndarray, np.ndarray]:
         """(LAP,) the folder of each place, and how often it was there before in this lap."""
         if lap not in self._laps:

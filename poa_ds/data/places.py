@@ -1,32 +1,47 @@
 """From what a recipe says about its data to folders and the order in which they are read."""
 
+import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 
+from poa_ds import dist
 from poa_ds.data.index import ShardFolder
 from poa_ds.data.mixture import Mixture, MixtureOrder
 from poa_ds.data.order import BlockOrder, Order
 from poa_ds.data.remote import Prefetcher, RemoteFolder, is_remote
 from poa_ds.data.stream import Stream
+from poa_ds.errors import UsageError
 from poa_ds.recipe import Data
 
 Folder = ShardFolder | Mixture
 
 
 def open_folder(place: str, data: Data) -> ShardFolder:
-    """The shard folder at a path or an address."""
-    return RemoteFolder.at(place, Path(data.cache)) if is_remote(place) else ShardFolder.open(place)
+    """The shard folder at a path or an address; every missing or cut shard is an error.
+
+    At an address each rank of a job asks for its part of the shards.
+    """
+    if not is_remote(place):
+        return ShardFolder.open(place)
+    folder = RemoteFolder.at(place, Path(data.cache))
+    ranks = dist.complete_environment(os.environ)
+    folder.confirm(int(ranks["RANK"]), int(ranks["WORLD_SIZE"]))
+    return folder
 
 
 def open_training(data: Data) -> Folder | Stream:
     """What the recipe trains on: one folder, a mixture, or a stream."""
     if data.mode == "stream":
         return Stream(data.train, data.images)
-    if not data.mix:
-        return open_folder(data.train, data)
-    folders = [open_folder(place, data) for place in data.mix]
-    return Mixture(folders, list(data.mix.values()))
+    if data.mix:
+        folders = [open_folder(place, data) for place in data.mix]
+        folder = Mixture(folders, list(data.mix.values()))
+    else:
+        folder = open_folder(data.train, data)
+    prefetchers(folder, order_of(folder, 0, data.block_shards), data.cache_bytes)  # mistakes show
+    return folder
 
 
 def order_of(folder: Folder, seed: int, block_shards: int) -> Order | MixtureOrder:
@@ -49,7 +64,27 @@ def order_name(folder: Folder | Stream, block_shards: int) -> str:
 def prefetchers(
     folder: Folder, order: Order | MixtureOrder, allowed_bytes: int
 ) -> list[Prefetcher]:
-    """One for a folder that is fetched in blocks; a mixture's shards are fetched when read."""
-    if isinstance(folder, RemoteFolder) and isinstance(order, BlockOrder):
-        return [Prefetcher(folder, order, allowed_bytes)]
-    return []
+    """One for every folder that is fetched in blocks; they share the bytes of the cache.
+
+    UsageError where these are too few: shards would be fetched again and again.
+    """
+    if isinstance(order, MixtureOrder):
+        parts = list(zip(folder.folders, order.orders, strict=True))
+        own = [functools.partial(order.next_in, number) for number in range(len(parts))]
+    else:
+        parts, own = [(folder, order)], [int]
+    fetched = [
+        (part, its, place, Prefetcher.needed_bytes(part, its))
+        for (part, its), place in zip(parts, own, strict=True)
+        if isinstance(part, RemoteFolder) and isinstance(its, BlockOrder)
+    ]
+    needed = sum(bytes_ for *_, bytes_ in fetched)
+    if fetched and 0 < allowed_bytes < needed:
+        raise UsageError(
+            f"data.cache_gb {allowed_bytes / 1e9:g} is too small: three blocks of data.block_shards"
+            f" {fetched[0][1].block} have {needed / 1e9:.3g} GB"
+        )
+    return [
+        Prefetcher(part, its, allowed_bytes * bytes_ // needed, place)
+        for part, its, place, bytes_ in fetched
+    ]

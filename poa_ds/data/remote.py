@@ -7,15 +7,19 @@ place where the run reads, copies are removed when there are more bytes than all
 import hashlib
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-from poa_ds.data.fetch import FetchError, Wanted, fetch
-from poa_ds.data.index import INDEX, SampleError, ShardFolder, load_index
+from poa_ds.data.fetch import FetchError, Wanted, confirm, fetch
+from poa_ds.data.index import INDEX, LISTED, SampleError, ShardFolder, load_index
 from poa_ds.data.manifest import MANIFEST, Manifest
 from poa_ds.data.order import BlockOrder
 from poa_ds.errors import UserError
+
+ASKING = 16  # shards at a time whose presence is confirmed
+STREAMS = 2  # shards at a time that one process fetches ahead
 
 
 def is_remote(place: str) -> bool:
@@ -64,14 +68,47 @@ class RemoteFolder(ShardFolder):
                 path.unlink(missing_ok=True)
             return super().read(sample)  # another process may have mended it meanwhile
 
-    def obtain(self, number: int) -> bool:
-        """Makes sure that a shard is here; whether it had to be fetched."""
-        shard = self.manifest.shards[number]
-        path = self.path / shard.file
+    def confirm(self, part: int = 0, parts: int = 1) -> None:
+        """FetchError unless the shards can be had that are not here, in their sizes.
+
+        Asked are shard `part` and every `parts`-th after it: processes share the work.
+        """
+
+        def problem(number: int) -> str:
+            try:
+                confirm(self._wanted(number), wait_seconds=self.wait_seconds)
+            except FetchError as error:
+                return str(error)
+            return ""
+
+        shards = self.manifest.shards
+        absent = [
+            number
+            for number in range(part, len(shards), parts)
+            if not (self.path / shards[number].file).exists()
+        ]
+        found: list[str] = []
+        with ThreadPoolExecutor(ASKING) as pool:
+            for first in range(0, len(absent), ASKING):
+                found += filter(None, pool.map(problem, absent[first : first + ASKING]))
+                if len(found) > LISTED:
+                    raise FetchError("\n".join([*found[:LISTED], "... and more"]))
+        if found:
+            raise FetchError("\n".join(found))
+
+    def obtain(self, number: int, *, join: bool = True) -> bool:
+        """Makes sure that a shard is here; whether it had to be fetched.
+
+        join False: one that another process fetches now is left to it.
+        """
+        path = self.path / self.manifest.shards[number].file
         if path.exists():
             return False
-        wanted = Wanted(f"{self.address}/{shard.file}", shard.bytes, shard.sha256)
-        return fetch(wanted, path, wait_seconds=self.wait_seconds)
+        return fetch(self._wanted(number), path, wait_seconds=self.wait_seconds, join=join)
+
+    def _wanted(self, number: int) -> Wanted:
+        shard = self.manifest.shards[number]
+        return Wanted(f"{self.address}/{shard.file}", shard.bytes, shard.sha256)
 
     def remove(self, numbers: Sequence[int], allowed_bytes: int) -> None:
         """Removes copies of these shards, in this order, while there are more bytes than allowed.
@@ -102,33 +139,49 @@ class RemoteFolder(ShardFolder):
 
 
 class Prefetcher:
-    """A thread that fetches the shards of the current and the next block before they are read."""
+    """Fetches the shards of the current and the next block of a folder before they are read.
 
-    def __init__(self, folder: RemoteFolder, order: BlockOrder, allowed_bytes: int) -> None:
-        self.folder, self.order, self.allowed_bytes = folder, order, allowed_bytes
+    own: from a position of the run to the folder's next one, where it is read with others.
+    """
+
+    def __init__(
+        self,
+        folder: RemoteFolder,
+        order: BlockOrder,
+        allowed_bytes: int,
+        own: Callable[[int], int] = int,
+    ) -> None:
+        self.folder, self.order, self.allowed_bytes, self.own = folder, order, allowed_bytes, own
         self._place: tuple[int, int] | None = None
         self._plan: list[int] = []
         self._behind: list[int] = []
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
+
+    @staticmethod
+    def needed_bytes(folder: RemoteFolder, order: BlockOrder) -> int:
+        """Of three blocks at most: one that other processes still read, this and the next one."""
+        sizes = sorted((shard.bytes for shard in folder.manifest.shards), reverse=True)
+        return sum(sizes[: 3 * order.block])
 
     def at(self, position: int) -> None:
         """The run reads at this position now."""
-        place = self.order.place(position)
+        place = self.order.place(self.own(position))
         if place == self._place:
             return
         self._place = place
         epoch, block = place
         plan = [n for k in (0, 1) for n in self.order.block_shards(epoch, block + k)]
+        before = self.order.block_shards(epoch, block - 1) if epoch or block else []
         size, whole = self.order.block, self.order.shards(epoch).tolist()
         # read already, oldest first; then those that are needed last
         behind = whole[: block * size] + whole[: (block + 1) * size - 1 : -1]
         with self._changed:
-            self._plan, self._behind = plan, [n for n in behind if n not in set(plan)]
-            self._changed.notify()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
+            self._plan, self._behind = plan, [n for n in behind if n not in {*plan, *before}]
+            self._changed.notify_all()
+        while len(self._threads) < STREAMS:
+            self._threads.append(threading.Thread(target=self._run, daemon=True))
+            self._threads[-1].start()
 
     def _run(self) -> None:
         while True:
@@ -137,8 +190,8 @@ class Prefetcher:
                     self._changed.wait()
                 number, behind = self._plan.pop(0), self._behind
             try:
-                self.folder.obtain(number)
-            except FetchError:
+                self.folder.obtain(number, join=False)
+            except UserError:
                 continue  # the reader that needs it tries again, and says what is wrong
             if self.allowed_bytes:
                 self.folder.remove(behind, self.allowed_bytes)

@@ -60,7 +60,7 @@ def batch_spec(config: Config) -> BatchSpec:
         on_error=config.data.on_error,
         max_bad_fraction=config.data.max_bad_fraction,
         block_shards=config.data.block_shards,
-        cache_bytes=int(config.data.cache_gb * 1e9),
+        cache_bytes=config.data.cache_bytes,
     )
 
 
