@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
+import torch
 from tqdm import tqdm
 
 from poa_ds import bench_report, dist, engine
@@ -20,6 +21,7 @@ from poa_ds import config as recipes
 from poa_ds.bench_report import Report, Result
 from poa_ds.contenders import Contender, Job, Kind, Sample
 from poa_ds.errors import UsageError, UserError
+from poa_kernels import dispatch
 
 # of the losses and gradient norms: fp32 differs by the order of sums; bf16 has 8 bits, and
 # autocast rounds in other places than bf16 weights do
@@ -56,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="three passes",
         metavar="NAMES",
         help="which ways beside ours: three passes (the published one), plain (without kernels), "
-        "compiled (torch.compile), or several, or all (%(default)s)",
+        "compiled (torch.compile), triton (every kernel), several, or all (%(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="all numbers, step by step")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. batch.slots=1")
@@ -66,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, compare, print; UserError when the two do not compute the same."""
     if args.json and not args.json.parent.is_dir():
         raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
-    job, kinds = prepare(args), ("ours", *_others(args.against))
+    job = prepare(args)
+    kinds = ("ours", *_others(args.against, job.device))
     results, in_turns = _measure(job, kinds, args.warmup, args.steps)
     command = " ".join([f"--config {args.config}", *args.overrides])
     report = Report(command, job, bench_report.machine(job.device), results, in_turns)
@@ -79,8 +82,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _others(names: str) -> tuple[Kind, ...]:
-    allowed = [kind for kind in get_args(Kind) if kind != "ours"]
+def _others(names: str, device: str) -> tuple[Kind, ...]:
+    impossible = {"ours"} | ({"triton"} if dispatch.unable(torch.device(device)) else set())
+    allowed = [kind for kind in get_args(Kind) if kind not in impossible]
     chosen = allowed if names == "all" else [name.strip() for name in names.split(",")]
     for name in chosen:
         if name not in allowed:

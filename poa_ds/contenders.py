@@ -30,9 +30,9 @@ from poa_ds.space import ElasticSpace, Subnet
 from poa_ds.threepass_step import ThreePasses
 from poa_kernels import dispatch
 
-# ours: as the recipe says; plain: ours without kernels; compiled: those plain functions through
-# torch.compile; three passes: the published way
-Kind = Literal["ours", "three passes", "plain", "compiled"]
+# ours: as the recipe says; three passes: the published way; plain: ours without kernels; compiled:
+# those plain functions through torch.compile; triton: every kernel, whatever the table says
+Kind = Literal["ours", "three passes", "plain", "compiled", "triton"]
 Step = Callable[[Sequence[Batch], StepValues], tuple[Tensor, dict]]
 SPARE = 1.1  # memory that must be free for another process / the peak of the first
 
@@ -139,7 +139,8 @@ def build(kind: Kind, job: Job) -> Step:
     if kind == "ours":
         dispatch.select(job.config.kernels, job.device, compiled=job.config.compile)
     else:
-        dispatch.select("reference", job.device, compiled=kind == "compiled")
+        mode = "triton" if kind == "triton" else "reference"
+        dispatch.select(mode, job.device, compiled=kind == "compiled")
     stepper = step.Stepper(job.config, engine.Engine(poa, job.config.optimizer, job.ds_config))
     stepper.space = job.space
 

@@ -1,7 +1,8 @@
-"""python -m poa_kernels.bench: each operator beside PyTorch's and the published way.
+"""python -m poa_kernels.bench: each operator beside PyTorch's and the published way, then the step.
 
 Runs the kernel tests first and refuses where one fails. Prints ms, ratio to the first contender,
-TFLOP/s and TB/s with their share of what a copy and a product reach here, GiB, error.
+TFLOP/s and TB/s with their share of what a copy and a product reach here, GiB, error. The whole
+training step is measured by `poa-ds bench step`, at the shapes of the ViT-L recipe.
 --smoke: tiny sizes in the interpreter on the CPU; checks the code and the errors, not the times.
 """
 
@@ -13,11 +14,14 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-TESTS = Path(__file__).parents[2] / "tests" / "kernels"
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests" / "kernels"
+SMOKE_STEP = ["--steps", "1", "--warmup", "1", "batch.slots=1", "batch.images_per_slot=2"]
 HEAD = ("ms", "ratio", "TFLOP/s", "% product", "TB/s", "% copy", "GiB", "error")
 
 
@@ -48,7 +52,7 @@ class Ceilings:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m poa_kernels.bench", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="tiny, in the interpreter")
-    parser.add_argument("--only", default="", help="comparisons whose name contains this")
+    parser.add_argument("--only", default="", help="comparisons whose name contains this; no step")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--write-table", action="store_true", help="let the result decide `auto`")
     options = parser.parse_args(arguments)
@@ -67,11 +71,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     machine = "CPU, interpreter" if options.smoke else torch.cuda.get_device_name()
     figures = _all(options, Ceilings(math.nan, math.nan) if options.smoke else _ceilings())
+    step = None if options.only else _step(smoke=options.smoke)
     if options.json:
         record = {"machine": machine, "torch": torch.__version__, "host": platform.platform()}
         record |= {"smoke": options.smoke, "figures": [_record(f) for f in figures]}
+        record |= {"step": step}
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0 if figures else 1
+
+
+def _step(*, smoke: bool) -> dict:
+    """The record of `poa-ds bench step` over all ways to compute it."""
+    recipe, words = ("vit_l16_in1k", ["batch.slots=1"]) if not smoke else ("photos", SMOKE_STEP)
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "step.json"
+        command = [sys.executable, "-m", "poa_ds.cli", "bench", "step", "--against", "all"]
+        command += ["--config", str(ROOT / f"ds_configs/{recipe}.yaml"), "--json", str(record)]
+        # without the interpreter, in which a whole step takes a minute
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        subprocess.run([*command, *words], check=True, env=environment)
+        return json.loads(record.read_text())
 
 
 def _record(figure: Figure) -> dict[str, str | float | None]:
@@ -82,7 +101,7 @@ def _record(figure: Figure) -> dict[str, str | float | None]:
 
 def _tests_pass() -> bool:
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", str(TESTS)]
-    return subprocess.run(command, cwd=TESTS.parents[1]).returncode == 0
+    return subprocess.run(command, cwd=ROOT).returncode == 0
 
 
 def _all(options: argparse.Namespace, ceilings: Ceilings) -> list[Figure]:

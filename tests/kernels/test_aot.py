@@ -66,6 +66,7 @@ def test_the_benchmark_runs_through_and_every_error_is_small(tmp_path: Path) -> 
     done = program("poa_kernels.bench", "--smoke", "--json", str(report))
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(report.read_text())
+    assert list(found["step"]["results"]) == ["ours", "three passes", "plain", "compiled"]
     assert found["smoke"] and all(f["milliseconds"] is None for f in found["figures"])
     assert {f["contender"] for f in found["figures"]} >= {"published", "library", "triton"}
 
