@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from poa_ds.layers import ElasticLinear, initialise
 
@@ -36,9 +37,31 @@ class PrototypeHead(nn.Module):
         for layer in self.rest:
             z = layer(F.gelu(z))
         eps = 1e-6 if z.dtype == torch.float16 else 1e-12
-        v = self.weight_v if self.weight_v.dtype == torch.float64 else self.weight_v.float()
-        prototypes = self.weight_g.to(v.dtype) * (v / v.norm(dim=1, keepdim=True))
-        return F.normalize(z, dim=-1, eps=eps), prototypes.to(z.dtype)
+        return F.normalize(z, dim=-1, eps=eps), _WeightNorm.apply(self.weight_v, self.weight_g)
+
+
+class _WeightNorm(torch.autograd.Function):
+    """weight_g * v / |v| by rows, in float32 or better. Keeps the parameters, no wide copy."""
+
+    @staticmethod
+    def forward(ctx, weight_v, weight_g):
+        ctx.save_for_backward(weight_v, weight_g)
+        v = _wide(weight_v)
+        return (v * (_wide(weight_g) / v.norm(dim=1, keepdim=True))).to(weight_v.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        weight_v, weight_g = ctx.saved_tensors
+        v, gradient = _wide(weight_v), _wide(gradient)
+        norm = v.norm(dim=1, keepdim=True)
+        of_g = (gradient * v).sum(1, keepdim=True) / norm
+        of_v = (gradient - v * (of_g / norm)) * (_wide(weight_g) / norm)
+        return of_v.to(weight_v.dtype), of_g.to(weight_g.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class HeadBank(nn.ModuleList):
@@ -71,5 +94,4 @@ class HeadBank(nn.ModuleList):
 
 def score(bottleneck: Tensor, prototypes: Tensor) -> Tensor:
     """(R, D), (K, D) -> (R, K) in float32 or better."""
-    scores = F.linear(bottleneck, prototypes)
-    return scores if scores.dtype == torch.float64 else scores.float()
+    return _wide(F.linear(bottleneck, prototypes))

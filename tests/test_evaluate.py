@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from poa_ds import cli, evaluate, results
+from poa_ds import backbones, cli, evaluate, results
 from poa_ds import config as recipes
 from poa_ds.comparison import Comparison
 from poa_ds.data.views import center_view
@@ -34,6 +34,20 @@ def tiny(*overrides: str) -> recipes.Config:
 def published() -> dict[str, torch.Tensor]:
     with np.load(shared("golden/09_mask_knn/knn.npz")) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+@pytest.mark.parametrize("recipe", ["photos", "photos_swin", "photos_resnet"])
+def test_autocast_gives_nearly_the_same_features(recipe: str) -> None:
+    config = recipes.load(RECIPE.with_name(f"{recipe}.yaml"), [])
+    model, images = backbones.backbone(config), torch.randn(4, 3, 32, 32)
+    space = recipes.space(config)
+    for subnet in (space.smallest, space.intact):
+        exact = evaluate.features(model, images, subnet)
+        # fp16: some virtual machines announce bf16 products that they do not have
+        with evaluate._autocast(CPU, "fp16"):
+            low = evaluate.features(model, images, subnet)
+        apart = (low.float() - exact).norm() / exact.norm()
+        assert 1e-6 < apart < 1e-2, (subnet, apart)
 
 
 def test_probabilities_and_accuracy_are_the_published_ones() -> None:

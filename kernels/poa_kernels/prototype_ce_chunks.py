@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LARGE = 1 << 24  # rows x prototypes: 64 MiB of float32, the size of a chunk
+LARGE = 1 << 23  # rows x prototypes: 32 MiB of float32, the size of a chunk
 
 
 def is_large(rows: Tensor, prototypes: Tensor) -> bool:

@@ -24,9 +24,13 @@ def two_stream_linear(
 ) -> tuple[Tensor, ...]:
     """One (R_s, out_s) per stream (R_s, in_s), one or two; weight (out_features, in_features).
 
-    Widths are arguments of the kernels: a new size compiles nothing.
+    Widths are arguments of the kernels: a new size compiles nothing. In autocast as F.linear.
     """
     assert 1 <= len(streams) == len(outs) <= 2
+    if torch.is_autocast_enabled(weight.device.type):
+        low = torch.get_autocast_dtype(weight.device.type)
+        streams, weight = [x.to(low) for x in streams], weight.to(low)
+        bias = None if bias is None else bias.to(low)
     for x, out in zip(streams, outs, strict=True):
         assert x.dim() == 2 and x.shape[1] <= weight.shape[1] and out <= weight.shape[0]
         assert x.dtype == weight.dtype and x.device == weight.device
