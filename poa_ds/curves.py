@@ -2,8 +2,10 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+import torch
 
 from poa_ds import config as recipes
 from poa_ds import dist, evaluate, results, snapshot
@@ -21,12 +23,23 @@ BACKBONE = "backbone."
 
 
 class Curves:
-    """Evaluations during training, on all ranks. queries empty: only the teacher is kept."""
+    """Evaluations during training, on all ranks. queries empty: only the teacher is kept.
+
+    between_batches: called between the batches of an evaluation, equally often on all ranks; it
+    may raise.
+    """
 
     def __init__(
-        self, config: Config, engine: Engine, tracker: Tracker, *, first_step: int
+        self,
+        config: Config,
+        engine: Engine,
+        tracker: Tracker,
+        *,
+        first_step: int,
+        between_batches: Callable[[], None],
     ) -> None:
         self.config, self.engine, self.tracker = config, engine, tracker
+        self.between_batches = between_batches
         self.output = Path(config.output_dir)
         self.subnets = recipes.space(config).select(config.evaluation.sizes)
         self.path = self.output / results.NAME
@@ -43,6 +56,16 @@ class Curves:
         """Whether this step ends with an evaluation; the last one always does."""
         every = numbers.evaluation_steps
         return step == numbers.steps or bool(every and step % every == 0)
+
+    def owes(self, step: int, numbers: Derived) -> bool:
+        """Whether the evaluation after this step is missing: a run may have been stopped in it."""
+        if not (self.due(step, numbers) if step else self.config.evaluation.at_start):
+            return False
+        if self.config.evaluation.queries:
+            there = any(row.step == step for row in self.rows)
+        else:
+            there = snapshot.place(self.output, step).exists()
+        return not dist.broadcast_object(there)  # the same answer everywhere
 
     def evaluate(self, step: int) -> None:
         """Keep the teacher of this step, and measure the sizes that the recipe names."""
@@ -64,7 +87,7 @@ class Curves:
             self.queries,
             self.config.evaluation,
             device=device,
-            progress=self._bar(),
+            progress=self._batches,
             **settings,
         )
         pixels, random = self._floors(measured, step)
@@ -96,12 +119,20 @@ class Curves:
             self.config.evaluation,
             device=self.engine.device,
             workers=self.config.data.workers,
-            progress=self._bar(),
+            progress=self._batches,
         )
         return pixels, measured if step == 0 else {}
 
-    def _bar(self) -> Callable | None:
-        return progress if dist.is_main() and sys.stderr.isatty() else None
+    def _batches(self, items: Iterable, *, total: int, label: str, unit: str) -> Iterator:
+        """The batches of this rank; ranks that have fewer wait here for the others."""
+        most = int(dist.all_max(torch.tensor(total, device=self.engine.device)))
+        if dist.is_main() and sys.stderr.isatty():
+            items = progress(items, total=total, label=label, unit=unit)
+        for item in items:
+            yield item
+            self.between_batches()
+        for _ in range(most - total):
+            self.between_batches()
 
     def _tell(self, step: int, row: results.Evaluation, measured: dict, seconds: float) -> None:
         k = self.config.evaluation.report_k

@@ -1,6 +1,8 @@
 """Rank, world size and reductions; without a process group each is the identity of one process."""
 
 import os
+import threading
+import time
 from collections.abc import Mapping
 
 import torch
@@ -70,6 +72,31 @@ def broadcast_object(value: object) -> object:
 def barrier() -> None:
     if world_size() > 1:
         torch.distributed.barrier()
+
+
+def roll_call(answer: str, seconds: float) -> dict[int, str] | None:
+    """What each rank has answered after some seconds; None where rank 0's store is silent.
+
+    For a run that hangs: a connection of its own to the store of the rendezvous, no collective.
+    """
+    if world_size() == 1:
+        return {0: answer}
+    found: list[dict[int, str]] = []
+
+    def ask() -> None:
+        place = "poa_ds/roll_call/{}".format
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = torch.distributed.TCPStore(address, port, is_master=False)
+        store.set(place(rank()), answer)
+        time.sleep(seconds)
+        there = [r for r in range(world_size()) if store.check([place(r)])]
+        found.append({r: store.get(place(r)).decode() for r in there})
+
+    # a thread: no time-out of the store ends the wait for a server whose process is stopped
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(2 * seconds)
+    return found[0] if found else None
 
 
 def complete_environment(environment: Mapping[str, str]) -> dict[str, str]:

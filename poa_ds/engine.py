@@ -31,12 +31,13 @@ class StepReport:
     """What a step did. gradient_norms: per module, before clipping.
 
     finite: all loss terms and gradients of all ranks. applied: the weights moved (an fp16
-    overflow skips a step although the losses are finite).
+    overflow skips a step although the losses are finite). stop: a rank asks for it.
     """
 
     gradient_norms: dict[str, float]
     finite: bool
     applied: bool
+    stop: bool
 
 
 def start_processes(device: str) -> None:
@@ -114,9 +115,14 @@ class Engine:
         if not self.deepspeed.is_gradient_accumulation_boundary():
             self.deepspeed.step()  # only counts the slot
 
-    def step(self, values: StepValues, *, finite: Tensor | bool = True) -> StepReport:
-        """Move student and teacher, unless a loss (`finite`, of this rank) or gradient is not."""
-        norms, all_finite = self._clip(finite)
+    def step(
+        self, values: StepValues, *, finite: Tensor | bool = True, stop: bool = False
+    ) -> StepReport:
+        """Move student and teacher, unless a loss (`finite`, of this rank) or gradient is not.
+
+        stop: whether this rank asks all to stop; it costs no collective of its own.
+        """
+        norms, all_finite, any_stop = self._clip(finite, stop)
         self.optimizer.skip = not all_finite
         self.optimizer.ema_momentum = values.momentum
         self.optimizer.part_factors = {"last_layer": values.last_layer_factor}
@@ -127,14 +133,18 @@ class Engine:
         applied = all_finite and self.deepspeed.was_step_applied()
         if applied:
             self.teacher.push()
-        return StepReport(norms, all_finite, applied)
+        return StepReport(norms, all_finite, applied, any_stop)
 
     @torch.no_grad()
-    def _clip(self, finite: Tensor | bool) -> tuple[dict[str, float], bool]:
-        """Norm per module over all ranks; the factors travel to the optimizer in the groups."""
+    def _clip(self, finite: Tensor | bool, stop: bool) -> tuple[dict[str, float], bool, bool]:
+        """(norm per module over all ranks, all are finite, a rank asks to stop).
+
+        The factors travel to the optimizer in the groups.
+        """
         names = sorted(self.limits)
-        sums = torch.zeros(len(names) + 1, device=self.device)
-        sums[-1] = 1.0 - torch.as_tensor(finite, dtype=torch.float32, device=self.device)
+        sums = torch.zeros(len(names) + 2, device=self.device)
+        sums[-2] = 1.0 - torch.as_tensor(finite, dtype=torch.float32, device=self.device)
+        sums[-1] = float(stop)
         gradients: dict[str, list[Tensor]] = {name: [] for name in names}
         for i in range(len(self.shards.flats())):
             gradients[self.shards.group(i)["module"]] += self.shards.gradients(i)
@@ -143,14 +153,14 @@ class Engine:
                 norms = torch._foreach_norm(gradients[name])
                 sums[place] = torch.stack([n.float() for n in norms]).norm().square()
         sums = dist.all_sum(sums)
-        norms = sums[:-1].sqrt() / self.shards.loss_scale()
+        norms = sums[:-2].sqrt() / self.shards.loss_scale()
         for group in self.shards.zero.param_groups:
             limit, norm = self.limits[group["module"]], norms[names.index(group["module"])]
             group["clip_coefficient"] = (limit / (norm + 1e-6)).clamp(max=1.0) if limit else None
-        *measured, bad = [*norms.tolist(), sums[-1].item()]
+        *measured, bad, stops = [*norms.tolist(), *sums[-2:].tolist()]
         # a scaled fp16 gradient may overflow: DeepSpeed lowers the scale and skips the step
         all_finite = bad == 0 and (self._fp16 or all(map(math.isfinite, measured)))
-        return dict(zip(names, measured, strict=True)), all_finite
+        return dict(zip(names, measured, strict=True)), all_finite, stops > 0
 
     def counters(self) -> dict[str, float]:
         """DeepSpeed's own counters, for the checkpoint."""

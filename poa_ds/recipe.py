@@ -239,6 +239,8 @@ class Config:
     """A whole run. max_bad_steps: so many non-finite steps in a row stop it; log_every: steps.
 
     kernels: what the operators run; compile: torch.compile for the plain functions among them.
+    step_timeout_seconds: a rank that makes no progress for so long ends the run; 0: never. Set-up,
+    the first step, an evaluation's start and a checkpoint get 600 at least.
     """
 
     output_dir: str = ""
@@ -246,6 +248,7 @@ class Config:
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     max_bad_steps: Count = 10
     log_every: Count = 10
+    step_timeout_seconds: NotNegative = 600.0
     tracking: Literal["mlflow", "none"] = "mlflow"
     draws: Policy = "balanced"
     kernels: Literal["auto", "reference", "triton"] = "auto"

@@ -28,9 +28,14 @@ WEIGHTS, RECIPE, LATEST = "teacher.safetensors", "config.json", "latest"
 BACKBONE = "backbone."
 
 
+def place(run: Path, step: int) -> Path:
+    """The folder of the teacher of that step."""
+    return run / "teacher" / f"step{step:08d}"
+
+
 def publish(run: Path, tensors: Mapping[str, Tensor], config: Config, step: int) -> Path:
     """The folder RUN/teacher/step<step>, written whole; `latest` names it afterwards."""
-    folder = run / "teacher" / f"step{step:08d}"
+    folder = place(run, step)
     write_teacher(folder, tensors, config, step)
     beside = folder.parent / f".{LATEST}.partial"
     beside.write_text(folder.name + "\n")

@@ -1,7 +1,7 @@
 """One optimizer step, from the batches of this rank's slots to a moved student and teacher."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from poa_ds import config as recipes
 from poa_ds.branches import Assignments, Branch, LossTerms, Poa
 from poa_ds.config import Config
 from poa_ds.data.batch import Batch
-from poa_ds.data.order import DROP_PATH, keyed
+from poa_ds.data.order import DROP_PATH, keyed, slot_positions
 from poa_ds.data.spec import photometric_spec
 from poa_ds.engine import Engine
 from poa_ds.heads import HeadBank
@@ -47,7 +47,7 @@ def student_and_teacher(config: Config) -> Poa:
 class StepResult:
     """terms: unweighted, averaged over the slots of this rank, and `total`, as optimised.
 
-    sizes: the elastic size of each slot of this rank.
+    sizes: the elastic size of each slot of this rank. stop: a rank asks for it.
     """
 
     terms: dict[str, Tensor]
@@ -55,6 +55,7 @@ class StepResult:
     gradient_norms: dict[str, float]
     finite: bool
     applied: bool
+    stop: bool
 
     def global_terms(self) -> dict[str, float]:
         """The terms averaged over all slots of all ranks. A collective."""
@@ -72,8 +73,17 @@ class Stepper:
         self.photometric = photometric_spec(config)
         self.centers: dict[str, Tensor] = {}
 
-    def step(self, batches: Sequence[Batch], values: StepValues) -> StepResult:
-        """One optimizer step on the batches of this rank's slots."""
+    def step(
+        self,
+        batches: Sequence[Batch],
+        values: StepValues,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> StepResult:
+        """One optimizer step on the batches of this rank's slots.
+
+        stop: whether this rank asks all to stop, looked up as late as possible.
+        """
         engine, ibot = self.engine, values.ibot_active and self.config.objective.ibot > 0
         batches = [b.to(engine.device).augmented(self.photometric) for b in batches]
         projections = [
@@ -84,20 +94,32 @@ class Stepper:
         ]
         centers = dict(self.centers)
         assignments = self._assign(projections, values.teacher_temperature, centers)
-        sizes = [self._draw(b) for b in batches]
+        sizes = [self.draw(b.step, b.slot) for b in batches]
         losses = [
             self._learn(b, a, size, ibot=ibot)
             for b, a, size in zip(batches, assignments, sizes, strict=True)
         ]
         stacked = {name: torch.stack([slot[name] for slot in losses]) for name in losses[0]}
         finite = torch.stack([t.isfinite().all() for t in stacked.values()]).all()
-        report = engine.step(values, finite=finite)
+        report = engine.step(values, finite=finite, stop=stop())
         if report.applied:
             self.centers = centers
         if not report.finite:
             self._name_the_culprit(batches, sizes, stacked)
         terms = {name: slots.mean() for name, slots in stacked.items()}
-        return StepResult(terms, sizes, report.gradient_norms, report.finite, report.applied)
+        return StepResult(
+            terms, sizes, report.gradient_norms, report.finite, report.applied, report.stop
+        )
+
+    def details(self, step: int) -> str:
+        """What this rank trains in that step, for messages of faults."""
+        batch = self.config.batch
+        own = batch.slots // dist.world_size()
+        slots = range(dist.rank() * own, (dist.rank() + 1) * own)
+        sizes = ", ".join(str(self.draw(step, slot)) for slot in slots)
+        first = slot_positions(step, slots.start, batch.images_per_slot, batch.slots).start
+        last = first + own * batch.images_per_slot - 1
+        return f"sub-networks {sizes}, images {first:,} to {last:,} of the run"
 
     def _assign(
         self,
@@ -111,11 +133,12 @@ class Stepper:
         iterations = objective.sinkhorn_iterations
         return branches.balance(projections, temperature, iterations=iterations)
 
-    def _draw(self, batch: Batch) -> Subnet:
+    def draw(self, step: int, slot: int) -> Subnet:
+        """The elastic size that a slot trains in a step."""
         config = self.config
         return self.space.draw(
-            batch.step,
-            batch.slot,
+            step,
+            slot,
             seed=config.seed,
             slots=config.batch.slots,
             policy=config.draws,

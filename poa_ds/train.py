@@ -12,10 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from poa_ds import ended, faults
 from poa_ds.errors import UsageError, UserError
+from poa_ds.stopping import Requests
+from poa_ds.watchdog import Watchdog
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-EXAMPLE = """example (one process; on a CPU put DS_ACCELERATOR=cpu before it):
+EXAMPLE = f"""{ended.TABLE}
+
+example (one process; on a CPU put DS_ACCELERATOR=cpu before it):
   python -m poa_ds.train --config ds_configs/photos.yaml output_dir=runs/photos
   deepspeed --num_gpus 8 --module poa_ds.train --config ds_configs/vit_s16_in1k.yaml \\
       --deepspeed_config ds_configs/zero2.json output_dir=runs/s16 data.train=shards/train"""
@@ -56,12 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         rank = os.environ.get("RANK", "0")
         if rank == "0" or not isinstance(error, UsageError):  # wrong use is the same everywhere
             who = "poa_ds.train" if rank == "0" else f"poa_ds.train: rank {rank}"
-            print(f"{who}: error: {error}", file=sys.stderr, flush=True)
+            notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+            faults.say(f"{who}: error: {error}{notes}")
         return error.exit_status
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("\ninterrupted; the same command continues", file=sys.stderr, flush=True)
-        return INTERRUPTED
+        return ended.INTERRUPTED
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -74,18 +79,22 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     recipes.check_places(config)
 
-    from poa_ds.training import Training  # torch and DeepSpeed: seconds to import
-
+    watchdog = Watchdog(Requests(), config.step_timeout_seconds)
     source = str(args.deepspeed_config or "without --deepspeed_config")
-    with Training(config, ds_file, source=source, dry_run=args.dry_run) as training:
-        training.run()
-    return 0
+    settings = {"source": source, "dry_run": args.dry_run, "watchdog": watchdog}
+    try:
+        from poa_ds.training import Training  # torch and DeepSpeed: seconds to import
+
+        with Training(config, ds_file, **settings) as training:
+            return training.run()
+    except UserError:
+        raise
+    except Exception as error:
+        return faults.told(error, watchdog.where())
 
 
 if __name__ == "__main__":
     status = main()
-    if status == INTERRUPTED:  # at once: threads and loader processes must not hold the exit up
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    if status:
+        faults.leave(status)
     sys.exit(status)

@@ -1,19 +1,18 @@
 """A training run: what is built at its start, and the loop."""
 
 import json
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from poa_ds import checkpoint, dist, engine, environment, step
+from poa_ds import checkpoint, dist, ended, engine, environment, step
 from poa_ds import config as recipes
 from poa_ds.checkpoint import RunState
 from poa_ds.clock import Clock
@@ -26,18 +25,23 @@ from poa_ds.engine import Engine
 from poa_ds.errors import UserError
 from poa_ds.schedules import StepValues
 from poa_ds.step import Stepper, StepResult
+from poa_ds.stopping import Stopped
 from poa_ds.tracking import Tracker
+from poa_ds.watchdog import Watchdog
 from poa_kernels import dispatch
 
 DRY_STEPS = 2
+CLOSING_SECONDS = 10.0  # for MLflow at the end of a run that did not come to its own
 
 
 class Training:
     """One process's part of a run; a context that closes tracking and the process group."""
 
-    def __init__(self, config: Config, ds_file: dict, *, source: str, dry_run: bool) -> None:
+    def __init__(
+        self, config: Config, ds_file: dict, *, source: str, dry_run: bool, watchdog: Watchdog
+    ) -> None:
         self.config, self.dry_run = config, dry_run
-        self.interrupts = _interrupts()
+        self.watchdog, self.requests = watchdog, watchdog.requests
         self.folder = open_training(config.data)
         self.data_hash = order_name(self.folder, config.data.block_shards)
         images = config.batch.slots * config.batch.images_per_slot
@@ -62,43 +66,93 @@ class Training:
         self.resumed = not dry_run and self._resume()
         if dist.is_main() and not dry_run:
             self._keep_recipe(ds_config)
+            ended.forget(self.output)
         self.tracker = self._start_tracker()
         self.curves = None if dry_run else self._curves()
 
-    def run(self) -> None:
-        """All steps that are left."""
+    def run(self) -> int:
+        """All steps that are left; the exit status, STOPPED where all ranks agreed to stop."""
         state, numbers = self.state, self.numbers
         last = DRY_STEPS if self.dry_run else numbers.steps
         clock = Clock(self.config.batch.slots * self.config.batch.images_per_slot)
-        if self.curves and not self.resumed and self.config.evaluation.at_start:
-            self.curves.evaluate(0)
         batches = self._slots()
+        stopped = self._evaluate(self.curves is not None and self.curves.owes(state.step, numbers))
         with self._bar(last) as bar:
-            while state.step < last:
-                if self.interrupts:
+            while state.step < last and not stopped:
+                if self.requests.interrupted:
                     raise KeyboardInterrupt
-                slots = clock.waiting_for(batches)
-                values = self.schedules.at(state.step)
-                result = self.stepper.step(slots, values)
-                clock.step_done()
+                result, values, slots = self._step(batches, clock)
                 self._note_bad(result, slots)
                 state.step += 1
                 state.samples_seen += numbers.images_per_step
                 bar.update()
                 if state.step % self.config.log_every == 0 or state.step == last:
                     self._log(result, values, clock, bar)
-                if self.curves and self.curves.due(state.step, numbers):
-                    self.curves.evaluate(state.step)
-                    clock.restart()
+                due = self.curves is not None and self.curves.due(state.step, numbers)
+                stopped = result.stop or self._evaluate(due, clock)
                 if not self.dry_run and (
-                    state.step % numbers.checkpoint_steps == 0 or state.step == last
+                    stopped or state.step % numbers.checkpoint_steps == 0 or state.step == last
                 ):
                     self._save()
                     clock.restart()
-        if self.dry_run:
+                    stopped = stopped or (state.step < last and self._any_wants_to_stop())
+        if self.dry_run and not stopped:
             clock.report(numbers.steps)
-        elif dist.is_main():
-            print(f"done: {state.step:,} steps; results in {self.output}", flush=True)
+        return self._finish(stopped)
+
+    def _step(
+        self, batches: Iterator[list[Batch]], clock: Clock
+    ) -> tuple[StepResult, StepValues, list[Batch]]:
+        """One step, with what it took."""
+        number, slow = self.state.step, not clock.seconds
+        about = {"slow": slow, "details": lambda: self.stepper.details(number)}
+        self.watchdog.beat(f"step {number + 1:,}: waiting for images", **about)
+        slots = clock.waiting_for(batches)
+        self.watchdog.beat(f"step {number + 1:,}: training", **about)
+        values = self.schedules.at(number)
+        result = self.stepper.step(slots, values, stop=lambda: bool(self.requests.wanted))
+        clock.step_done()
+        return result, values, slots
+
+    def _evaluate(self, due: bool, clock: Clock | None = None) -> bool:
+        """Evaluate where it is due; whether all ranks have agreed to stop meanwhile."""
+        if not due:
+            return False
+        assert self.curves
+        self.watchdog.beat(f"evaluation after step {self.state.step:,}", slow=True)
+        try:
+            self.curves.evaluate(self.state.step)
+        except Stopped:
+            return True
+        if clock:
+            clock.restart()
+        return self.state.step < self.numbers.steps and self._any_wants_to_stop()
+
+    def _any_wants_to_stop(self) -> bool:
+        return dist.any_rank(bool(self.requests.wanted), self.engine.device)
+
+    def _between_batches(self) -> None:
+        """All ranks call it equally often in an evaluation; Stopped as soon as one asks for it."""
+        self.watchdog.beat(f"evaluation after step {self.state.step:,}", slow=True)
+        if self._any_wants_to_stop():
+            raise Stopped
+
+    def _finish(self, stopped: bool) -> int:
+        """Say how the run ended, to people and to `poa-ds launch`; the exit status."""
+        number = ended.STOPPED if stopped else ended.DONE
+        if stopped:
+            self.watchdog.rest()  # the launcher signals this rank as soon as another has left
+        reasons = dist.all_gather_objects(self.requests.wanted) if stopped else []
+        if dist.is_main() and not self.dry_run:
+            step, reason = self.state.step, next(filter(None, reasons), "")
+            ended.write(self.output, ended.Ended(number, step, reason))
+            if stopped:
+                print(f"stopped by {reason}, saved at step {step:,}; the same command continues")
+            else:
+                print(f"done: {step:,} steps; results in {self.output}", flush=True)
+        if stopped and self.tracker:
+            self.tracker.close("KILLED", CLOSING_SECONDS)
+        return number
 
     def _slots(self) -> Iterator[list[Batch]]:
         """The batches of this rank's slots, step by step, augmented on the device later."""
@@ -181,7 +235,13 @@ class Training:
 
     def _curves(self) -> Curves:
         assert self.tracker
-        return Curves(self.config, self.engine, self.tracker, first_step=self.state.step)
+        return Curves(
+            self.config,
+            self.engine,
+            self.tracker,
+            first_step=self.state.step,
+            between_batches=self._between_batches,
+        )
 
     def _note_bad(self, result: StepResult, slots: list[Batch]) -> None:
         """Count non-finite steps; stop with a dump after max_bad_steps in a row."""
@@ -241,6 +301,7 @@ class Training:
 
     def _save(self) -> None:
         assert self.tracker
+        self.watchdog.beat(f"checkpoint after step {self.state.step:,}", slow=True)
         self.state.tracking = self.tracker.ids
         extra: dict[str, Tensor] = self.stepper.centers
         checkpoint.save(
@@ -263,8 +324,16 @@ class Training:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.tracker:
-            self.tracker.close("FINISHED" if error is None else "FAILED")
+        if error is None:
+            self.watchdog.beat("closing", slow=True)
+        else:
+            self.watchdog.rest()
+        if isinstance(error, UserError):
+            error.add_note(f"in {self.watchdog.where()}")
+        if self.tracker and error is None:
+            self.tracker.close()
+        elif self.tracker:
+            self.tracker.close("FAILED", CLOSING_SECONDS)
         if error is None and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -275,21 +344,6 @@ def _select_kernels(config: Config, device: str) -> str:
         return dispatch.select(config.kernels, device, compiled=config.compile)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def _interrupts() -> list[int]:
-    """Fills at Ctrl-C, which raises KeyboardInterrupt as ever.
-
-    Raised inside a destructor it would be lost: the loop looks here before each step.
-    """
-    received: list[int] = []
-
-    def receive(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, receive)
-    return received
 
 
 def _append(path: Path, bad: list[tuple[str, str, str]]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from poa_ds import ended
 from poa_ds.clock import Clock
 from tests.distributed.launch import ROOT
 from tests.made_shards import make_shards
@@ -127,6 +128,27 @@ def test_a_killed_run_continues_bit_for_bit(
     assert losses(tmp_path) == losses(whole[0])
     a, b = ((p / "knn.jsonl").read_text() for p in (tmp_path, whole[0]))
     assert a == b
+
+
+def test_a_stopped_run_saves_and_continues_bit_for_bit(
+    whole: tuple[Path, str], shards: Path, tmp_path: Path
+) -> None:
+    """SIGUSR1 after a step without a checkpoint; no step is done twice."""
+    words = command(shards, tmp_path)
+    with subprocess.Popen(
+        words, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step 4:"):
+                process.send_signal(signal.SIGUSR1)
+                break
+        assert "stopped by SIGUSR1, saved at step" in process.stdout.read()
+    assert process.returncode == ended.STOPPED
+    record = ended.read(tmp_path)
+    assert sorted(losses(tmp_path)) == [*range(record.step + 1)]
+    assert f"continues at step {record.step}" in run(words)
+    assert ended.read(tmp_path) == ended.Ended(ended.DONE, 12)
+    assert losses(tmp_path) == losses(whole[0])
 
 
 def test_an_interrupt_ends_with_130_and_one_line(shards: Path, tmp_path: Path) -> None:

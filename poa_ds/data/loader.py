@@ -28,6 +28,7 @@ from poa_ds.data.stream import Stream, stream_batches
 from poa_ds.data.views import center_view, decode
 from poa_ds.errors import UserError
 from poa_ds.recipe import Config
+from poa_ds.stopping import leave_signals_to_the_parent
 
 SUBSTITUTES = 10  # tries for one damaged image before the folder counts as unreadable
 
@@ -220,6 +221,7 @@ def _end_quietly(_: int) -> None:
 
     An interrupt reaches both; the thread that hands tensors over would print its lost connection.
     """
+    leave_signals_to_the_parent()
     report = sys.excepthook
 
     def hook(kind: type, error: BaseException, trace: TracebackType | None) -> None:

@@ -1,0 +1,60 @@
+"""How a training program ends: its exit statuses, and the record that a run leaves in its folder.
+
+Launchers do not hand statuses on reliably (deepspeed ends with 1 after a signal, with 0 when its
+second process is killed): `poa-ds launch` believes the record. There is none after a fault.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+NAME = "ended.json"
+
+DONE, FAILED, WRONG_USE = 0, 1, 2
+CRASHED = 70  # this rank failed (EX_SOFTWARE)
+STOPPED = 75  # asked to stop, and saved (EX_TEMPFAIL)
+LOST = 76  # another rank ended; its message says why (EX_PROTOCOL)
+HUNG = 124  # as timeout(1) reports it
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+TABLE = f"""exit status:
+  0    done
+  1    a mistake that the message names, such as damaged data or a full disk
+  2    wrong use: the command or the recipe
+  {CRASHED}   this rank failed; its message names the step and the sub-networks
+  {STOPPED}   SIGTERM, SIGUSR1 or the end of the launcher: saved, the same command continues
+  {LOST}   another rank ended, and says why
+  {HUNG}  no progress within step_timeout_seconds
+  {INTERRUPTED}  Ctrl-C, nothing saved; 128 + n: a second signal n, nothing saved"""
+
+
+def of_signal(number: int) -> int:
+    """The status of a process that a signal ended, as shells report it."""
+    return 128 + number
+
+
+@dataclass(frozen=True)
+class Ended:
+    """status: DONE or STOPPED. reason: what asked for the stop."""
+
+    status: int
+    step: int
+    reason: str = ""
+
+
+def write(folder: Path, record: Ended) -> None:
+    """Leave the record in a run's folder."""
+    partial = folder / f".{NAME}"
+    partial.write_text(json.dumps(asdict(record)) + "\n")
+    os.replace(partial, folder / NAME)
+
+
+def read(folder: Path) -> Ended | None:
+    """The record of a run that came to its end or was stopped; None while it runs."""
+    path = folder / NAME
+    return Ended(**json.loads(path.read_text())) if path.exists() else None
+
+
+def forget(folder: Path) -> None:
+    """Remove the record: the run begins again."""
+    (folder / NAME).unlink(missing_ok=True)
