@@ -1,8 +1,10 @@
 """Training over two hosts: what one host computes, whichever launcher, and one that is cut off."""
 
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,11 @@ from tests.test_train import TINY, environment, losses
 pytestmark = pytest.mark.slow
 PROGRAMS = Path(sys.executable).parent
 STEPS = 24
+TIMEOUT_SECONDS = 20  # of a step; longer than any step on a loaded machine
+ROLL_CALL_SECONDS = 5
+SILENCE_SECONDS = 15  # after which ssh gives a host up
+# without it the launcher waits for ever for a host that is cut off
+KEEP_ALIVE = {"PDSH_SSH_ARGS_APPEND": "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"}
 # what the ranks need and the launcher does not carry
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
 
@@ -101,3 +108,41 @@ def test_without_ssh_each_host_starts_its_own_part(
     assert [rank.returncode for rank in ranks] == [0, 0], said
     assert "NCCL_DEBUG: not set on rank 0, WARN on rank 1" in said[0]
     assert losses(folder / "apart") == one_host
+
+
+def test_a_host_that_is_cut_off_ends_the_run_which_goes_on_later(
+    folder: Path, hosts: tuple[Host, Host], one_host: dict[int, dict[str, float]]
+) -> None:
+    command = hosts[0].command(*over_ssh(folder, "cut"), f"step_timeout_seconds={TIMEOUT_SECONDS}")
+    settings = {"env": at_home(folder, **KEEP_ALIVE), "cwd": ROOT, "text": True}
+    settings |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, **settings) as run:
+        for line in run.stdout:
+            if "step 7:" in line:  # the next checkpoint is at 12
+                break
+        hosts[1].cut_off()
+        began = time.monotonic()
+        said = run.communicate(timeout=600)[0]
+        took = time.monotonic() - began
+    hosts[1].bring_back()
+    assert run.returncode != 0
+    assert re.search(r"node1: .*rank 0 on node1 gives up: no progress for \d+ s", said), said
+    assert "no answer from rank 1: stopped processes, or a host that is cut off" in said
+    # and some seconds for processes to end
+    assert took < TIMEOUT_SECONDS + ROLL_CALL_SECONDS + SILENCE_SECONDS + 20
+    for host in hosts:
+        assert not trains(host)
+    done = subprocess.run(command, timeout=600, **settings)
+    assert done.returncode == 0 and "continues at step 6 " in done.stdout, done.stdout
+    assert losses(folder / "cut") == one_host
+
+
+def trains(host: Host) -> bool:
+    """Whether a rank is left on this host, once the one that was cut off has had its time."""
+    look = host.command("bash", "-c", "cat /proc/[0-9]*/cmdline")
+    deadline = time.monotonic() + TIMEOUT_SECONDS + ROLL_CALL_SECONDS
+    while b"poa_ds.train" in subprocess.run(look, capture_output=True).stdout:
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.5)
+    return False
