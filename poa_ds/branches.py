@@ -209,39 +209,53 @@ def poa_terms(
     cls_rows = [torch.cat([tokens[:, 0] for tokens in stream]) for stream in streams]
     patch_rows = [stream[0][:, 1:].flatten(0, 1)[_masked(batch, ibot)] for stream in streams]
     projections = student.project(cls_rows, patch_rows, ibot=ibot)
-
-    weights, per_head = batch.mask_weights if ibot else batch.mask_weights[:0], []
-    for head in range(len(projections.cls)):
-        if _by_rows(projections, head):
-            rows = _row_terms(projections, assignments, head, batch.size, student_temperature)
-            per_head.append(rows.stacked(batch.size, weights))
-            continue
-        intact, elastic = _student_scores(projections, head, batch)
-        targets = assignments.targets(head)
-        terms = [
-            *losses.match(intact, targets, weights, student_temperature),
-            *losses.match(elastic, targets, weights, student_temperature),
-            losses.imitate(elastic, intact, student_temperature),
-        ]
-        per_head.append(torch.stack(terms))
-    means = torch.stack(per_head).mean(0)
+    weights = batch.mask_weights if ibot else batch.mask_weights[:0]
+    means = cross_entropies(projections, assignments, batch.size, weights, student_temperature)
     global_cls = [rows[: 2 * batch.size] for rows in cls_rows]
     koleo = sum(losses.koleo(crop) for rows in global_cls for crop in rows.chunk(2)) / 2
     return LossTerms(*means, koleo)
+
+
+def cross_entropies(
+    projections: Projections,
+    assignments: Assignments,
+    size: int,
+    patch_weights: Tensor,
+    temperature: float = 0.1,
+) -> Tensor:
+    """(5,): dino and ibot of the intact, of the elastic student, imitation; means over the heads.
+
+    size: B. patch_weights (M,): 1 / masked patches of that crop.
+    """
+    per_head = []
+    for head in range(len(projections.cls)):
+        if _by_rows(projections, head):
+            rows = _row_terms(projections, assignments, head, size, temperature)
+            per_head.append(rows.stacked(size, patch_weights))
+            continue
+        intact, elastic = _student_scores(projections, head, size)
+        targets = assignments.targets(head)
+        terms = [
+            *losses.match(intact, targets, patch_weights, temperature),
+            *losses.match(elastic, targets, patch_weights, temperature),
+            losses.imitate(elastic, intact, temperature),
+        ]
+        per_head.append(torch.stack(terms))
+    return torch.stack(per_head).mean(0)
 
 
 def _masked(batch: Batch, ibot: bool) -> Tensor:
     return batch.mask_indices if ibot else batch.mask_indices[:0]
 
 
-def _student_scores(p: Projections, head: int, batch: Batch) -> list[Scores]:
+def _student_scores(p: Projections, head: int, size: int) -> list[Scores]:
     """The scores of the intact and of the elastic student under one head."""
     cls = score(p.cls[head], p.cls_prototypes[head])
     patches = score(p.patches[head], p.patch_prototypes[head])
     both = zip(cls.chunk(2), _halves(patches), strict=True)
-    views = 2 * batch.size
+    views = 2 * size
     return [
-        Scores(c[:views].unflatten(0, (2, -1)), c[views:].unflatten(0, (-1, batch.size)), m)
+        Scores(c[:views].unflatten(0, (2, -1)), c[views:].unflatten(0, (-1, size)), m)
         for c, m in both
     ]
 

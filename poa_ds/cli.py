@@ -95,6 +95,11 @@ COMMANDS = {
         "time and memory of a training step beside a plain three-pass implementation",
         "poa-ds bench step --config ds_configs/photos.yaml",
     ),
+    "bench heads": Command(
+        "poa_ds.bench_heads",
+        "memory and time of heads and losses, with whole score matrices and without",
+        "poa-ds bench heads --config ds_configs/vit_l16_in1k.yaml",
+    ),
     "bench index": Command(
         "data_tools.scale",
         "a million tiny samples: index build, start-up, memory per worker",

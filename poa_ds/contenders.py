@@ -195,7 +195,7 @@ def _serve(connection: Connection, kind: Kind, job: Job) -> None:
     """The contender's process: answers until it is ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     engine.start_processes(job.device)  # both load the same libraries: their memory compares
-    start = _host_bytes("VmRSS") if job.device == "cpu" else 0
+    start = host_bytes("VmRSS") if job.device == "cpu" else 0
     do, values = build(kind, job), job.values()
     while True:
         question = connection.recv()
@@ -223,12 +223,12 @@ def _memory(device: str, start: int) -> Memory:
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
         return Memory(start, torch.cuda.max_memory_allocated(), free)
-    peak, now = _host_bytes("VmHWM"), _host_bytes("VmRSS")
-    free = _host_bytes("MemAvailable", Path("/proc/meminfo")) - (peak - now)
+    peak, now = host_bytes("VmHWM"), host_bytes("VmRSS")
+    free = host_bytes("MemAvailable", Path("/proc/meminfo")) - (peak - now)
     return Memory(start, peak, free)
 
 
-def _host_bytes(name: str, file: Path = Path("/proc/self/status")) -> int:
+def host_bytes(name: str, file: Path = Path("/proc/self/status")) -> int:
     """A line of /proc. Not ru_maxrss: a new process inherits its parent's."""
     lines = (line.split() for line in file.read_text().splitlines())
     return next(int(words[1]) * 1024 for words in lines if words[:1] == [f"{name}:"])

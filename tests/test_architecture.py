@@ -32,7 +32,7 @@ LEVELS = (
     "poa_ds.clock poa_ds.environment poa_ds.step poa_ds.curves poa_ds.training poa_ds.train"
     " poa_ds.demo data_tools.*",
     "poa_ds.threepass poa_ds.threepass_step poa_ds.contenders poa_ds.bench_report poa_ds.bench"
-    " poa_ds.bench_data",
+    " poa_ds.bench_data poa_ds.bench_heads",
     "poa_ds.cli",
 )
 

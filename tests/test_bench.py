@@ -18,6 +18,7 @@ from torch import Tensor
 
 from poa_ds import bench, branches, step
 from poa_ds import config as recipes
+from poa_ds.bench_heads import PARTS, WHOLE
 from poa_ds.bench_report import Machine, Report, Result
 from poa_ds.cli import main
 from poa_ds.contenders import Contender, Job, Memory, OneSize, Sample
@@ -197,6 +198,17 @@ def test_every_way_computes_the_same_step(tmp_path: Path, capfd) -> None:
     printed = capfd.readouterr().out
     for kind in ("three passes", "plain", "compiled"):
         assert f"{kind} / ours" in printed
+
+
+def test_heads_and_losses_alone_agree_and_are_measured(tmp_path: Path, capfd) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(TINY))
+    # 30 images: 300 class rows against 100,000 prototypes are large
+    words = ["heads.prototypes=[40, 100000]", "heads.bottleneck=8", "batch.images_per_slot=30"]
+    assert main(["bench", "heads", "--config", str(recipe), *words]) == 0
+    rows = {line[:24].strip(): line.split() for line in capfd.readouterr().out.splitlines()}
+    whole, parts = (float(rows[f"{way}"][-1]) for way in (WHOLE, PARTS))
+    assert 0 < parts < 0.6 * whole
 
 
 def test_the_end_of_a_process_is_said_with_its_status() -> None:
