@@ -132,16 +132,29 @@ def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
     }
 
 
+# of their backbones, the first pattern that a name fits
+_KINDS = (
+    (r"blocks\.\d", "they are a ViT"),
+    (r"stages\.\d\.blocks\.", "they are a Swin"),
+    (r"layer\d\.layers\.", "they are a ResNet"),
+)
+
+
 def _described(state: Mapping[str, Tensor]) -> str:
     """What the tensors seem to be."""
     plain = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
+    kinds = [kind for pattern, kind in _KINDS if any(re.match(pattern, name) for name in plain)]
+    if not kinds:
+        return f"they are no network of POA (names such as {', '.join(list(plain)[:3])})"
     blocks = {m[1] for name in plain if (m := re.match(r"blocks\.((?:\d+\.)+)", name))}
     patch = plain.get("patch_embed.proj.weight")
-    if patch is None or not blocks:
-        return f"they are no ViT (names such as {', '.join(list(plain)[:3])})"
+    size = (
+        f" {len(patch)}x{len(blocks)}, patch {patch.shape[-1]}"
+        if blocks and patch is not None
+        else ""
+    )
     prototypes = [len(t) for name, t in state.items() if name.endswith(".weight_g")]
-    heads = f", heads {prototypes}" if prototypes else ", no heads"
-    return f"they are {len(patch)}x{len(blocks)}, patch {patch.shape[-1]}{heads}"
+    return f"{kinds[0]}{size}, {f'heads {prototypes}' if prototypes else 'no heads'}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,9 @@ from poa_ds.interop import from_poa_backbone, head_major, third_major, to_timm
 from poa_ds.snapshot import load_teacher
 from poa_ds.space import Subnet
 from tests.conftest import shared
+from tests.made_shards import make_shards
+from tests.test_backbones import arrays as step_arrays
+from tests.test_swin import load as load_arrays
 from tests.test_vit import load as load_vit
 from tests.test_vit import published_model
 
@@ -110,6 +113,66 @@ def test_an_imported_teacher_can_be_extracted(tmp_path: Path) -> None:
     assert cli.main(["extract", str(tmp_path / "out"), *words]) == 0
 
 
+OTHERS = {
+    "swin": {
+        "width": {"min": 8, "max": 16, "step": 8},
+        "stages": [[1, 1], [1, 1], [2, 3], [1, 1]],
+        "head_dim": 8,
+        "names": {"tiny": "8x2", "base": "16x3"},
+    },
+    "resnet": {
+        "width": {"min": 8, "max": 16, "step": 4},
+        "stages": [[1, 1], [1, 2], [1, 2], [1, 1]],
+        "norm_groups": 4,
+        "names": {"R50": "12x1-1-2-1", "R152": "16x1-2-2-1"},
+    },
+}
+
+
+@pytest.mark.parametrize(("kind", "size"), [("swin", "tiny"), ("resnet", "R50")])
+def test_a_published_swin_or_resnet_does_all_that_a_vit_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, size: str
+) -> None:
+    """The teacher of golden/05_step: its extracted sizes, in torch alone, compute the same."""
+    backbone = OTHERS[kind] | {"name": kind, "patch_size": 4, "small_bias": 2.0}
+    heads = {"prototypes": [16, 24, 32, 48], "hidden": 64, "bottleneck": 16}
+    config = recipe(tmp_path, backbone=backbone, heads=heads)
+    published = {
+        f"module.{name}": tensor for name, tensor in step_arrays(f"{kind}_teacher").items()
+    }
+    assert run(tmp_path, {"teacher": published, "iteration": 7}, config) == 0
+    model, found, step = load_teacher(tmp_path / "out")
+    assert step == 0 and found.backbone.name == kind and model.space.parse(size)
+    out = str(tmp_path / "out")
+    assert cli.main(["sizes", out]) == 0 and f" {size} " in capsys.readouterr().out
+    words = ["--size", size, "--format", "state-dict", "--out", str(tmp_path / "model"), "--check"]
+    assert cli.main(["extract", out, *words]) == 0
+    assert "largest difference" in capsys.readouterr().out
+    make_shards(tmp_path / "bank", 24)
+    make_shards(tmp_path / "queries", 9, seed=1)
+    places = ["--bank", str(tmp_path / "bank"), "--queries", str(tmp_path / "queries")]
+    assert cli.main(["eval", "knn", out, "--sizes", size, *places, "--workers", "0"]) == 0
+    del published["module.backbone.mask_token"]
+    assert run(tmp_path / "out", {"teacher": published}, config) == 1
+    told = {"swin": "they are a Swin, heads", "resnet": "they are a ResNet, heads"}[kind]
+    errors = capsys.readouterr().err
+    assert told in errors and "missing: backbone.embed.mask_token" in errors
+
+
+def test_an_imported_swin_has_the_published_features(tmp_path: Path) -> None:
+    backbone = OTHERS["swin"] | {"name": "swin", "patch_size": 4, "names": {"base": "24x6"}}
+    backbone |= {"width": {"min": 8, "max": 24, "step": 8}}
+    backbone |= {"stages": [[2, 2], [2, 2], [2, 6], [2, 2]]}
+    state = {f"backbone.{n}": t for n, t in load_arrays("02_swin/state_dict.npz").items()}
+    assert run(tmp_path, {"teacher": state}, recipe(tmp_path, backbone=backbone)) == 0
+    model, _, _ = load_teacher(tmp_path / "out")
+    images, wanted = load_arrays("02_swin/inputs.npz"), load_arrays("02_swin/outputs_f64.npz")
+    for side in (64, 48):  # 48: maps of odd sides
+        with torch.no_grad():
+            got = model(images[f"img{side}"].float(), Subnet(8, 2))[:, 0]
+        assert (got - wanted[f"w8_d2/{side}/x_norm_clstoken"]).abs().max() < 1e-4
+
+
 def changed(name: str, tensor: torch.Tensor | None) -> dict[str, torch.Tensor]:
     state = published_state()
     if tensor is None:
@@ -149,7 +212,7 @@ def test_a_recipe_of_another_network_is_an_error(
     state = {"teacher": published_state()}
     heads = RECIPE["heads"] | {"prototypes": [16, 24]}
     assert run(tmp_path, state, recipe(tmp_path, heads=heads)) == 1
-    assert "192x6, patch 16, heads [16, 24, 40, 64]" in capsys.readouterr().err
+    assert "they are a ViT 192x6, patch 16, heads [16, 24, 40, 64]" in capsys.readouterr().err
     backbone = RECIPE["backbone"] | {"head_dim": 40, "width": {"min": 80, "max": 200, "step": 40}}
     backbone["names"] = {}
     assert run(tmp_path, state, recipe(tmp_path, backbone=backbone)) == 1
@@ -174,7 +237,7 @@ def test_files_that_are_no_checkpoints_are_refused_without_running_them(
     assert "holds no `teacher` with named tensors" in capsys.readouterr().err
     swin = {"teacher": {"backbone.stages.0.blocks.0.norm1.norm.bias": torch.zeros(8)}}
     assert run(tmp_path, swin, recipe(tmp_path)) == 1
-    assert "they are no ViT" in capsys.readouterr().err
+    assert "they are a Swin, no heads" in capsys.readouterr().err
     (tmp_path / "bad.pth").write_bytes(b"PK nothing")
     words = ["--config", str(recipe(tmp_path))]
     for name in ("bad.pth", "absent.pth"):
