@@ -42,6 +42,7 @@ setup(
     ],
     extras_require={
         "demo": ["scikit-image>=0.22", "scikit-learn>=1.4"],
+        "decode": ["simplejpeg>=1.7"],  # for data.decoder
         "test": [
             "hypothesis>=6.100",
             "onnx>=1.17",
@@ -49,6 +50,7 @@ setup(
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.11",
+            "simplejpeg>=1.7",
         ],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
     },

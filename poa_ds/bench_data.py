@@ -21,6 +21,7 @@ from poa_ds import config as recipes
 from poa_ds import engine
 from poa_ds.bench_report import Machine, machine
 from poa_ds.data.batch import Sample, collate
+from poa_ds.data.decoders import decoder, installed
 from poa_ds.data.index import ShardFolder
 from poa_ds.data.loader import slot_batches
 from poa_ds.data.order import VIEWS, Order, keyed
@@ -28,7 +29,7 @@ from poa_ds.data.photometric import GLOBAL_1, GLOBAL_2, LOCAL, draw
 from poa_ds.data.published import published
 from poa_ds.data.spec import BatchSpec, batch_spec
 from poa_ds.data.stream import stream_images
-from poa_ds.data.views import Views, decode, views
+from poa_ds.data.views import Views, views
 from poa_ds.errors import UsageError, UserError
 
 PUBLISHED_SHARE = 8  # the published pipeline is slow: it is measured on so many times fewer images
@@ -45,6 +46,7 @@ class Figures:
     published: float
     stream: float
     rates: dict[int, float]
+    decoders: dict[str, float]  # decoding and all crops, by every decoder that is installed
 
     @property
     def worker(self) -> float:
@@ -120,7 +122,7 @@ def measure(
         _say(f"{workers} workers")
         rates[workers] = _rate(folder, spec, images, workers)
     kilobytes = sum(map(len, contents)) / len(contents) / 1000
-    return Figures(images, kilobytes, parts, slow, stream, rates)
+    return Figures(images, kilobytes, parts, slow, stream, rates, _decoders(spec, contents))
 
 
 def _say(what: str) -> None:
@@ -136,6 +138,7 @@ def _parts(
 ) -> dict[str, float]:
     """Milliseconds of one image, part by part, in this process."""
     _say("parts")
+    decode = decoder(spec.decoder, spec.crops)
     reads = Order(len(folder), spec.seed).rows(0, max(len(rows), READS)).tolist()
     parts = {"read": _each(folder.read, reads), "decode": _each(decode, contents)}
     images = [decode(content) for content in contents[:64]]
@@ -159,6 +162,20 @@ def _parts(
         torch.cuda.synchronize()
     parts["photometric"] = 1000 * (clock() - begun) / small.size
     return parts
+
+
+def _decoders(spec: BatchSpec, contents: Sequence[bytes]) -> dict[str, float]:
+    """Milliseconds of decoding an image and cropping it, by every decoder, in turns."""
+    _say("decoders")
+    known = {name: decoder(name, spec.crops) for name in installed()}
+    spent = dict.fromkeys(known, 0.0)
+    for place, content in enumerate([contents[0], *contents]):
+        for name, decode in known.items():
+            begun = time.process_time()
+            views(decode(content), spec.crops, keyed(VIEWS, spec.seed, place))
+            if place:  # the first loads what is needed
+                spent[name] += time.process_time() - begun
+    return {name: 1000 * seconds / len(contents) for name, seconds in spent.items()}
 
 
 def _samples(spec: BatchSpec, cropped: Sequence[Views]) -> list[Sample]:
@@ -218,6 +235,10 @@ def table(folder: Path, figures: Figures, place: Machine, rate: float) -> str:
         )
     ]
     lines = [f"| {' | '.join(row)} |" for row in rows]
+    decoders = [
+        f"| {name} | {1000 * value:,.0f} | {1000 / value:,.0f} |"
+        for name, value in figures.decoders.items()
+    ]
     workers = [f"| {n} | {found:,.0f} |" for n, found in figures.rates.items()]
     return "\n".join(
         [
@@ -228,6 +249,10 @@ def table(folder: Path, figures: Figures, place: Machine, rate: float) -> str:
             "| part, one process | processor µs per image | images/s of one core |",
             "|---|---:|---:|",
             *lines,
+            "",
+            "| data.decoder: decode and crop | processor µs per image | images/s of one core |",
+            "|---|---:|---:|",
+            *decoders,
             "",
             "| workers | images/s |",
             "|---:|---:|",

@@ -187,7 +187,8 @@ class Data:
     cache: where shards of addresses are kept, cache_gb at most (0: all of them). block_shards: so
     many shards are mixed at a time (0: all images of the data set). workers: loader processes of
     each rank. on_error: an undecodable image stops the run, or another one takes its place, up to
-    a share of max_bad_fraction.
+    a share of max_bad_fraction. decoder: simplejpeg (a package of its own) decodes the same pixels,
+    simplejpeg_scaled large images at a fraction of their size: other pixels, less work.
     """
 
     train: str = ""
@@ -198,6 +199,7 @@ class Data:
     cache_gb: NotNegative = 0.0
     block_shards: CountOrNone = 0
     workers: CountOrNone = 8
+    decoder: Literal["torchvision", "simplejpeg", "simplejpeg_scaled"] = "torchvision"
     on_error: Literal["raise", "replace"] = "replace"
     max_bad_fraction: Share = 1e-4
 

@@ -8,6 +8,7 @@ import torch
 
 from poa_ds import bench_data
 from poa_ds.bench_data import Figures
+from poa_ds.data.decoders import installed
 from poa_ds.data.photometric import PhotometricSpec
 from poa_ds.data.pixels import png
 from poa_ds.data.published import published
@@ -30,6 +31,8 @@ def test_every_part_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert list(found["parts"]) == ["read", "decode", "crop", "collate", "photometric"]
     assert all(value > 0 for value in found["parts"].values())
     assert found["rates"].keys() == {"1"} and found["rates"]["1"] > 0
+    assert list(found["decoders"]) == list(installed())
+    assert all(value > 0 for value in found["decoders"].values())
     assert found["stream"] > 0 and found["published"] > found["parts"]["decode"]
     for words in ("4,000 images/s need", "webdataset's streaming reader", "published pipeline"):
         assert words in out
@@ -37,7 +40,7 @@ def test_every_part_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_the_workers_that_a_rate_needs_are_rounded_up() -> None:
     parts = {"read": 0.1, "decode": 1.0, "crop": 2.0, "collate": 0.9, "photometric": 50.0}
-    figures = Figures(1, 1.0, parts, 30.0, 0.1, {})
+    figures = Figures(1, 1.0, parts, 30.0, 0.1, {}, {})
     assert [figures.workers_for(rate) for rate in (1, 250, 251, 4000)] == [1, 1, 2, 16]
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from poa_ds.data.assemble import bounded, prepared
 from poa_ds.data.batch import Bad, Batch, Sample, collate
+from poa_ds.data.decoders import Decode, decoder
 from poa_ds.data.index import SampleError
 from poa_ds.data.masks import batch_masks
 from poa_ds.data.order import MASKS, SUBSTITUTE, VIEWS, keyed, slot_positions
@@ -101,6 +102,7 @@ class _Slots(Dataset[Batch | UserError]):
 
     def __init__(self, spec: BatchSpec, folder: Folder) -> None:
         self.spec, self.folder = spec, folder
+        self.decode = decoder(spec.decoder, spec.crops)
 
     def __getitem__(self, request: _Request) -> Batch | UserError:
         spec = self.spec
@@ -125,18 +127,24 @@ class _Slots(Dataset[Batch | UserError]):
     def _sample(self, position: int, row: int, bad: list[Bad]) -> Sample:
         spec = self.spec
         rng = keyed(SUBSTITUTE, spec.seed, position)
-        image, row = _usable(self.folder, row, rng, spec.on_error, bad)
+        image, row = _usable(self.folder, row, rng, spec.on_error, bad, decode=self.decode)
         rng = keyed(VIEWS, spec.seed, position)
         return prepared(spec, image, rng, position=position, label=self.folder.label(row))
 
 
 def _usable(
-    folder: Folder, row: int, rng: random.Random, on_error: OnError, bad: list[Bad]
+    folder: Folder,
+    row: int,
+    rng: random.Random,
+    on_error: OnError,
+    bad: list[Bad],
+    *,
+    decode: Decode = decode,
 ) -> tuple[Tensor, int]:
     """(image, its sample number): of `row`, or of a substitute where that is damaged."""
     for _ in range(SUBSTITUTES):
         try:
-            return _decoded(folder, row), row
+            return _decoded(folder, row, decode), row
         except SampleError as error:
             if on_error == "raise":
                 raise
@@ -145,7 +153,7 @@ def _usable(
     raise last
 
 
-def _decoded(folder: Folder, row: int) -> Tensor:
+def _decoded(folder: Folder, row: int, decode: Decode) -> Tensor:
     content = folder.read(row)
     try:
         return decode(content)

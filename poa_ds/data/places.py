@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 
 from poa_ds import dist
+from poa_ds.data.decoders import decoder
 from poa_ds.data.index import ShardFolder
 from poa_ds.data.mixture import Mixture, MixtureOrder
 from poa_ds.data.order import BlockOrder, Order
 from poa_ds.data.remote import Prefetcher, RemoteFolder, is_remote
 from poa_ds.data.stream import Stream
+from poa_ds.data.views import CropSpec
 from poa_ds.errors import UsageError
 from poa_ds.recipe import Data
 
@@ -33,6 +35,7 @@ def open_folder(place: str, data: Data) -> ShardFolder:
 
 def open_training(data: Data) -> Folder | Stream:
     """What the recipe trains on: one folder, a mixture, or a stream."""
+    decoder(data.decoder, CropSpec())  # mistakes show
     if data.mode == "stream":
         return Stream(data.train, data.images)
     if data.mix:

@@ -34,6 +34,7 @@ class BatchSpec:
     max_bad_fraction: float = 1e-4
     block_shards: int = 0  # mixed at a time; 0: all images
     cache_bytes: int = 0  # of fetched shards; 0: any number
+    decoder: str = "torchvision"  # one of decoders.NAMES
 
 
 def batch_spec(config: Config) -> BatchSpec:
@@ -61,6 +62,7 @@ def batch_spec(config: Config) -> BatchSpec:
         max_bad_fraction=config.data.max_bad_fraction,
         block_shards=config.data.block_shards,
         cache_bytes=config.data.cache_bytes,
+        decoder=config.data.decoder,
     )
 
 

@@ -19,13 +19,13 @@ from webdataset.shardlists import expand_urls
 
 from poa_ds.data.assemble import bounded, prepared
 from poa_ds.data.batch import Bad, Batch, Sample, collate
+from poa_ds.data.decoders import decoder
 from poa_ds.data.index import SampleError
 from poa_ds.data.masks import batch_masks
 from poa_ds.data.order import MASKS, STREAM, keyed
 from poa_ds.data.pixels import Undecodable
 from poa_ds.data.spec import BatchSpec
 from poa_ds.data.tarwalk import IMAGES, split_name, tar_members
-from poa_ds.data.views import decode
 from poa_ds.errors import UsageError, UserError
 
 BUFFER = 1000  # encoded images of a worker that are mixed
@@ -84,6 +84,7 @@ class _StreamSlots(IterableDataset):
     ) -> None:
         self.spec, self.stream, self.first_step = spec, stream, first_step
         self.rank, self.world = rank, world
+        self.decode = decoder(spec.decoder, spec.crops)
 
     def __iter__(self) -> Iterator[Batch | UserError]:
         info = get_worker_info()
@@ -117,7 +118,7 @@ class _StreamSlots(IterableDataset):
         bad: list[Bad] = []
         for source, key, content, label in images:
             try:
-                image = decode(content)
+                image = self.decode(content)
             except Undecodable as error:
                 if spec.on_error == "raise":
                     raise SampleError(source, key, str(error)) from error
