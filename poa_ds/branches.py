@@ -1,7 +1,7 @@
 """One step of the three branches: teacher targets of all slots first, then the terms per slot."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -59,12 +59,16 @@ class Branch(nn.Module):
 
 @dataclass(frozen=True)
 class Projections:
-    """Per head: unit bottleneck rows of class (R, D) and masked patch (M, D) tokens, prototypes."""
+    """Per head: unit bottleneck rows of class (R, D) and masked patch (M, D) tokens, prototypes.
+
+    tokens (R, C): the teacher's class tokens themselves.
+    """
 
     cls: tuple[Tensor, ...]
     patches: tuple[Tensor, ...]
     cls_prototypes: tuple[Tensor, ...]
     patch_prototypes: tuple[Tensor, ...]
+    tokens: Tensor | None = None
 
     @property
     def prototypes(self) -> tuple[Tensor, ...]:
@@ -99,12 +103,18 @@ class Assignments:
     def targets(self, head: int) -> Targets:
         """The probabilities of one head: (2, B, K) and (M, K)."""
         p, t = self.projections, self.temperature
-        cls = score(p.cls[head], p.cls_prototypes[head])
         patches = score(p.patches[head], p.patch_prototypes[head])
         return Targets(
-            losses.targets(cls, t, self.cls_biases[head]).unflatten(0, (2, -1)),
+            self.cls_targets(head).unflatten(0, (2, -1)),
             losses.targets(patches, t, self.patch_biases[head]),
         )
+
+    @torch.no_grad()
+    def cls_targets(self, head: int) -> Tensor:
+        """The probabilities (2B, K) of one head for the class tokens alone."""
+        p = self.projections
+        cls = score(p.cls[head], p.cls_prototypes[head])
+        return losses.targets(cls, self.temperature, self.cls_biases[head])
 
 
 @torch.no_grad()
@@ -112,7 +122,8 @@ def teach(teacher: Branch, batch: Batch, intact: Subnet, *, ibot: bool) -> Proje
     """The teacher's head outputs for one slot: global crops without masks, the intact network."""
     tokens = teacher.backbone(batch.global_crops, intact)
     patches = tokens[:, 1:].flatten(0, 1)[_masked(batch, ibot)]
-    return teacher.project([tokens[:, 0]], [patches], ibot=ibot)
+    cls = tokens[:, 0].clone()  # a view would keep all tokens
+    return replace(teacher.project([cls], [patches], ibot=ibot), tokens=cls)
 
 
 @torch.no_grad()

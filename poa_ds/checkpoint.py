@@ -40,6 +40,7 @@ class RunState:
     step: int = 0
     samples_seen: int = 0
     bad_steps: int = 0  # non-finite steps in a row
+    skipped: int = 0  # steps that moved nothing, since the start
     data_hash: str = ""
     tracking: dict = field(default_factory=dict)
 

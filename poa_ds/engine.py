@@ -96,6 +96,11 @@ class Engine:
     def device(self) -> torch.device:
         return self.deepspeed.device
 
+    @property
+    def loss_scale(self) -> float | None:
+        """The factor on fp16 gradients; None in other precisions."""
+        return float(self.shards.loss_scale()) if self._fp16 else None
+
     def _set_stretches(self, poa: Poa, recipe: Optimizer) -> None:
         depth = poa.student.backbone.decay_depth
         by_flat: dict[int, list[Stretch]] = {}

@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isfinite
 
 import torch
 from torch import Tensor
 
-from poa_ds import backbones, branches, dist
+from poa_ds import backbones, branches, dist, health
 from poa_ds import config as recipes
 from poa_ds.branches import Assignments, Branch, LossTerms, Poa
 from poa_ds.config import Config
@@ -47,7 +48,8 @@ def student_and_teacher(config: Config) -> Poa:
 class StepResult:
     """terms: unweighted, averaged over the slots of this rank, and `total`, as optimised.
 
-    sizes: the elastic size of each slot of this rank. stop: a rank asks for it.
+    sizes: the elastic size of each slot of this rank. stop: a rank asks for it. health: figures of
+    the teacher on the first of the slots, where they were asked for.
     """
 
     terms: dict[str, Tensor]
@@ -56,11 +58,13 @@ class StepResult:
     finite: bool
     applied: bool
     stop: bool
+    health: dict[str, Tensor] = field(default_factory=dict)
 
-    def global_terms(self) -> dict[str, float]:
-        """The terms averaged over all slots of all ranks. A collective."""
-        names = list(self.terms)
-        means = dist.all_sum(torch.stack([self.terms[n].float() for n in names]))
+    def means(self) -> dict[str, float]:
+        """Terms averaged over all slots of all ranks, health over the ranks. A collective."""
+        values = self.terms | self.health
+        names = list(values)
+        means = dist.all_sum(torch.stack([values[n].float() for n in names]))
         return dict(zip(names, (means / dist.world_size()).tolist(), strict=True))
 
 
@@ -79,10 +83,12 @@ class Stepper:
         values: StepValues,
         *,
         stop: Callable[[], bool] = lambda: False,
+        examine: bool = False,
     ) -> StepResult:
         """One optimizer step on the batches of this rank's slots.
 
-        stop: whether this rank asks all to stop, looked up as late as possible.
+        stop: whether this rank asks all to stop, looked up as late as possible. examine: with
+        figures of the teacher's health.
         """
         engine, ibot = self.engine, values.ibot_active and self.config.objective.ibot > 0
         batches = [b.to(engine.device).augmented(self.photometric) for b in batches]
@@ -94,6 +100,7 @@ class Stepper:
         ]
         centers = dict(self.centers)
         assignments = self._assign(projections, values.teacher_temperature, centers)
+        found = _examine(assignments[0]) if examine else {}
         sizes = [self.draw(b.step, b.slot) for b in batches]
         losses = [
             self._learn(b, a, size, ibot=ibot)
@@ -105,11 +112,10 @@ class Stepper:
         if report.applied:
             self.centers = centers
         if not report.finite:
-            self._name_the_culprit(batches, sizes, stacked)
+            self._name_the_culprit(batches, sizes, stacked, report.gradient_norms)
         terms = {name: slots.mean() for name, slots in stacked.items()}
-        return StepResult(
-            terms, sizes, report.gradient_norms, report.finite, report.applied, report.stop
-        )
+        norms = report.gradient_norms
+        return StepResult(terms, sizes, norms, report.finite, report.applied, report.stop, found)
 
     def details(self, step: int) -> str:
         """What this rank trains in that step, for messages of faults."""
@@ -188,14 +194,31 @@ class Stepper:
         return {"total": total.detach(), **terms[0].detached()}
 
     def _name_the_culprit(
-        self, batches: Sequence[Batch], sizes: Sequence[Subnet], terms: dict[str, Tensor]
+        self,
+        batches: Sequence[Batch],
+        sizes: Sequence[Subnet],
+        terms: dict[str, Tensor],
+        norms: dict[str, float],
     ) -> None:
+        """Say which slots of this rank had losses that are not finite, or which gradients."""
+        said = []
         for i, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
-            bad = {n: v[i].item() for n, v in terms.items() if not v[i].isfinite()}
-            what = ", ".join(f"{n} is {v}" for n, v in bad.items()) or "the losses are finite"
+            bad = [f"{n} is {v[i].item()}" for n, v in terms.items() if not v[i].isfinite()]
+            said += [f"slot {batch.slot}, size {size}: {', '.join(bad)}"] if bad else []
+        bad = [f"the gradient of the {n} is {x}" for n, x in norms.items() if not isfinite(x)]
+        if dist.is_main() and bad and not said:  # they are the same on all ranks
+            said = [f"sizes {', '.join(map(str, sizes))}: {', '.join(bad)}"]
+        for what in said:
             print(
-                f"rank {dist.rank()}: step {batch.step} skipped, not all numbers are finite: "
-                f"slot {batch.slot}, size {size}: {what}",
+                f"rank {dist.rank()}: step {batches[0].step} skipped, not all numbers are finite: "
+                f"{what}",
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def _examine(slot: Assignments) -> dict[str, Tensor]:
+    heads = range(len(slot.cls_biases))
+    tokens = slot.projections.tokens
+    assert tokens is not None
+    return health.figures(tokens, map(slot.cls_targets, heads))

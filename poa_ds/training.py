@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from poa_ds import checkpoint, dist, ended, engine, environment, step
+from poa_ds import checkpoint, dist, ended, engine, environment, metrics_file, step
 from poa_ds import config as recipes
 from poa_ds.checkpoint import RunState
 from poa_ds.clock import Clock
@@ -23,6 +23,8 @@ from poa_ds.data.loader import train_batches
 from poa_ds.data.places import open_training, order_name
 from poa_ds.engine import Engine
 from poa_ds.errors import UserError
+from poa_ds.journal import Journal
+from poa_ds.metrics_file import read_rows
 from poa_ds.schedules import StepValues
 from poa_ds.step import Stepper, StepResult
 from poa_ds.stopping import Stopped
@@ -75,19 +77,20 @@ class Training:
         state, numbers = self.state, self.numbers
         last = DRY_STEPS if self.dry_run else numbers.steps
         clock = Clock(self.config.batch.slots * self.config.batch.images_per_slot)
-        batches = self._slots()
+        batches, journal = self._slots(), self._journal()
         stopped = self._evaluate(self.curves is not None and self.curves.owes(state.step, numbers))
         with self._bar(last) as bar:
             while state.step < last and not stopped:
                 if self.requests.interrupted:
                     raise KeyboardInterrupt
-                result, values, slots = self._step(batches, clock)
+                logs = (state.step + 1) % self.config.log_every == 0 or state.step + 1 == last
+                result, values, slots = self._step(batches, clock, examine=logs)
                 self._note_bad(result, slots)
                 state.step += 1
                 state.samples_seen += numbers.images_per_step
                 bar.update()
-                if state.step % self.config.log_every == 0 or state.step == last:
-                    self._log(result, values, clock, bar)
+                if logs:
+                    journal.write(state, result, values, clock, bar)
                 due = self.curves is not None and self.curves.due(state.step, numbers)
                 stopped = result.stop or self._evaluate(due, clock)
                 if not self.dry_run and (
@@ -101,7 +104,7 @@ class Training:
         return self._finish(stopped)
 
     def _step(
-        self, batches: Iterator[list[Batch]], clock: Clock
+        self, batches: Iterator[list[Batch]], clock: Clock, *, examine: bool
     ) -> tuple[StepResult, StepValues, list[Batch]]:
         """One step, with what it took."""
         number, slow = self.state.step, not clock.seconds
@@ -110,7 +113,9 @@ class Training:
         slots = clock.waiting_for(batches)
         self.watchdog.beat(f"step {number + 1:,}: training", **about)
         values = self.schedules.at(number)
-        result = self.stepper.step(slots, values, stop=lambda: bool(self.requests.wanted))
+        result = self.stepper.step(
+            slots, values, stop=lambda: bool(self.requests.wanted), examine=examine
+        )
         clock.step_done()
         return result, values, slots
 
@@ -243,8 +248,20 @@ class Training:
             between_batches=self._between_batches,
         )
 
+    def _journal(self) -> Journal:
+        """A journal that knows the rows before this run's first step."""
+        known = self.resumed and dist.is_main()
+        return Journal(
+            self.config,
+            self.engine,
+            self.tracker,
+            warmup_steps=self.numbers.warmup_steps,
+            earlier=read_rows(self.output / metrics_file.NAME) if known else (),
+        )
+
     def _note_bad(self, result: StepResult, slots: list[Batch]) -> None:
         """Count non-finite steps; stop with a dump after max_bad_steps in a row."""
+        self.state.skipped += not result.applied
         bad = [sample for batch in slots for sample in batch.bad]
         if bad and not self.dry_run:
             _append(self.output / "bad_samples.jsonl", bad)
@@ -268,36 +285,6 @@ class Training:
             f"{self.state.bad_steps} steps in a row had numbers that are not finite "
             f"(max_bad_steps); what they were: {path}"
         )
-
-    def _log(self, result: StepResult, values: StepValues, clock: Clock, bar: Any) -> None:
-        terms = result.global_terms()
-        costs = sum(map(self.stepper.space.cost, result.sizes))
-        cost = dist.all_sum(torch.tensor(costs, device=self.engine.device)).item()
-        row = {
-            **{f"loss/{name}": value for name, value in terms.items()},
-            **{f"gradient_norm/{name}": value for name, value in result.gradient_norms.items()},
-            "schedule/lr": values.lr,
-            "schedule/weight_decay": values.weight_decay,
-            "schedule/momentum": values.momentum,
-            "schedule/teacher_temperature": values.teacher_temperature,
-            "size/width": result.sizes[0].width,
-            "size/depth": sum(result.sizes[0].stages),
-            "size/mean_cost": cost / self.config.batch.slots,
-            "skipped": float(not result.applied),
-            **clock.take(),
-        }
-        warning = clock.warning(row, self.config.data.workers)
-        if warning and dist.is_main():
-            print(warning, file=sys.stderr, flush=True)
-        bar.set_postfix_str(f"loss {terms['total']:.3f}, {row['speed/images_per_second']:.0f} im/s")
-        if self.tracker:
-            self.tracker.log(self.state.step, row)
-        if dist.is_main() and bar.disable:
-            print(
-                f"step {self.state.step:,}: loss {terms['total']:.4f}, "
-                f"{row['speed/images_per_second']:.0f} images/s",
-                flush=True,
-            )
 
     def _save(self) -> None:
         assert self.tracker

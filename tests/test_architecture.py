@@ -21,16 +21,16 @@ LEVELS = (
     "poa_ds.recipe poa_ds.data.manifest poa_ds.data.pixels poa_ds.data.tarwalk poa_ds.data.index"
     " poa_ds.data.fetch poa_ds.data.remote"
     " poa_ds.data.order poa_ds.metrics_file poa_ds.results poa_ds.shapes",
-    "poa_ds.layers poa_ds.losses poa_ds.optim poa_ds.knn poa_ds.data.*",
+    "poa_ds.layers poa_ds.losses poa_ds.health poa_ds.optim poa_ds.knn poa_ds.data.*",
     "poa_ds.elastic poa_ds.vit poa_ds.vit_names poa_ds.swin poa_ds.swin_names poa_ds.resnet"
     " poa_ds.resnet_names poa_ds.heads",
     "poa_ds.branches poa_ds.derived poa_ds.checks poa_ds.ds_json poa_ds.config poa_ds.backbones"
     " poa_ds.forms poa_ds.onnx_file",
     "poa_ds.shards poa_ds.teacher poa_ds.engine poa_ds.checkpoint poa_ds.snapshot poa_ds.plots"
-    " poa_ds.mlflow_store poa_ds.tracking poa_ds.interop poa_ds.comparison poa_ds.evaluate"
-    " poa_ds.export poa_ds.extract poa_ds.sizes",
-    "poa_ds.clock poa_ds.environment poa_ds.step poa_ds.curves poa_ds.training poa_ds.train"
-    " poa_ds.demo data_tools.*",
+    " poa_ds.known_points poa_ds.run_ids poa_ds.mlflow_store poa_ds.tracking poa_ds.mlflow_sync"
+    " poa_ds.interop poa_ds.comparison poa_ds.evaluate poa_ds.export poa_ds.extract poa_ds.sizes",
+    "poa_ds.clock poa_ds.environment poa_ds.step poa_ds.journal poa_ds.curves poa_ds.training"
+    " poa_ds.train poa_ds.demo data_tools.*",
     "poa_ds.threepass poa_ds.threepass_step poa_ds.contenders poa_ds.bench_report poa_ds.bench"
     " poa_ds.bench_data poa_ds.bench_heads",
     "poa_ds.cli",

@@ -96,7 +96,7 @@ class Run:
             batches = [_poisoned(b) if b.slot == 1 else b for b in batches]
         result = self.stepper.step(batches, self.schedules.at(at))
         return {
-            "terms": result.global_terms(),
+            "terms": result.means(),
             "norms": result.gradient_norms,
             "finite": result.finite,
             "applied": result.applied,
