@@ -31,6 +31,7 @@ setup(
         "mlflow>=3.0",
         "numpy>=1.26",
         "pillow>=10.0",
+        "psutil>=5.9",
         "pyyaml>=6.0",
         "safetensors>=0.4.3",
         "timm>=1.0.9",

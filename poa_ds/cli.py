@@ -20,12 +20,16 @@ READER_GONE = 141  # 128 + SIGPIPE
 
 @dataclass(frozen=True)
 class Command:
-    """module.add_arguments(parser) declares the arguments, module.<run>(args) does the work."""
+    """module.add_arguments(parser) declares the arguments, module.<run>(args) does the work.
+
+    hands_on: what stands behind `--` is another program's, `args.words`.
+    """
 
     module: str
     summary: str
     example: str
     run: str = "run"
+    hands_on: bool = False
 
 
 COMMANDS = {
@@ -89,6 +93,12 @@ COMMANDS = {
         "poa_ds.interop",
         "a checkpoint of the published POA code -> a run that the other commands read",
         "poa-ds import-poa teacher_checkpoint.pth runs/imported",
+    ),
+    "launch": Command(
+        "poa_ds.launch",
+        "train through the launcher: signals handed on, faults continued from",
+        "poa-ds launch --max-restarts 3 -- --config ds_configs/photos.yaml output_dir=runs/photos",
+        hands_on=True,
     ),
     "bench step": Command(
         "poa_ds.bench",
@@ -160,8 +170,17 @@ def _run(name: str, arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    words: list[str] = []
+    if command.hands_on and "--" in arguments:
+        cut = arguments.index("--")
+        arguments, words = arguments[:cut], arguments[cut + 1 :]
     # overrides may stand before and behind options
-    return getattr(module, command.run)(parser.parse_intermixed_args(arguments))
+    args = parser.parse_intermixed_args(arguments)
+    if command.hands_on:
+        if not words:
+            parser.error("nothing stands behind `--`")
+        args.words = words
+    return getattr(module, command.run)(args)
 
 
 def _overview(commands: dict[str, Command]) -> str:

@@ -7,14 +7,12 @@ import argparse
 import os
 import shlex
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from poa_ds.errors import UsageError, UserError
+from poa_ds.processes import LOOK_SECONDS, Group, beside_python, free_port
 
 RECIPE = Path("ds_configs/photos.yaml")
 EXTRACTED = "base"  # a name of that recipe
@@ -63,7 +61,7 @@ def _report(out: Path, model: Path) -> None:
     gains = {size: value - floors.random[size] for size, value in last.items()}
     least, most = (pick(gains, key=gains.__getitem__) for pick in (min, max))
     store = f"sqlite:///{out.resolve() / 'mlflow.db'}"
-    mlflow = shlex.join([str(_beside_python("mlflow")), "ui", "--backend-store-uri", store])
+    mlflow = shlex.join([str(beside_python("mlflow")), "ui", "--backend-store-uri", store])
     print(
         f"""
 {len(last)} sizes from one run. Their k-NN top-1: {min(last.values()):.1f} to \
@@ -89,7 +87,7 @@ def _train(out: Path, shards: Path, seed: int) -> None:
     environment = {"OMP_NUM_THREADS": "1"} | ({} if gpus else {"DS_ACCELERATOR": "cpu"})
     ranks = max(n for n in range(1, slots + 1) if slots % n == 0 and n <= (gpus or 2))
     _call(
-        *("deepspeed", "-q", "--num_gpus", ranks, "--master_port", _free_port()),
+        *("deepspeed", "-q", "--num_gpus", ranks, "--master_port", free_port()),
         *("--module", "poa_ds.train", "--config", RECIPE),
         *("--deepspeed_config", "ds_configs/zero2.json", f"output_dir={out}", f"seed={seed}"),
         *(f"data.train={shards / 'train'}", f"evaluation.queries={shards / 'val'}"),
@@ -97,59 +95,23 @@ def _train(out: Path, shards: Path, seed: int) -> None:
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def _call(program: str, *words: object, environment: Mapping[str, str] | None = None) -> None:
     """Run one command to its end, with its output; UserError unless it succeeds.
 
     It gets a process group of its own, so that an interrupt reaches every rank exactly once.
     """
-    command = [str(_beside_python(program)), *map(str, words)]
+    command = [str(beside_python(program)), *map(str, words)]
     settings = [f"{name}={value}" for name, value in (environment or {}).items()]
-    child = subprocess.Popen(
-        command,
-        env=os.environ | (environment or {}),
-        stdin=subprocess.DEVNULL,
-        process_group=0,
-    )
+    print(f"\n$ {' '.join([*settings, shlex.join(command)])}", flush=True)
+    group = Group(command, os.environ | (environment or {}))
     try:
-        print(f"\n$ {' '.join([*settings, shlex.join(command)])}", flush=True)
-        status = child.wait()
+        while (status := group.status()) is None:
+            time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt:
-        _end(child)
+        group.signal(signal.SIGTERM)  # at SIGINT the launcher would print a traceback
+        group.wait(GRACE_SECONDS)
         raise
+    finally:
+        group.signal(signal.SIGKILL)
     if status:
         raise UserError(f"the demo stops: {program} ended with status {status}, see above")
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the command's processes; kill what is left after a while, or when asked again."""
-    deadline = time.monotonic() + GRACE_SECONDS
-    try:
-        _signal(child, signal.SIGTERM)  # at SIGINT the launcher would print a traceback
-        while _signal(child, 0) and time.monotonic() < deadline:
-            time.sleep(0.1)
-    finally:
-        _signal(child, signal.SIGKILL)
-
-
-def _signal(child: subprocess.Popen[bytes], number: int) -> bool:
-    """Signal the whole process group of the child; False when none of it is left."""
-    child.poll()  # takes its exit status, or it would stay in the group
-    try:
-        os.killpg(child.pid, number)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _beside_python(program: str) -> Path:
-    """The program of this environment, relative to here where that is shorter to type."""
-    path = Path(sys.executable).parent / program
-    if not path.is_file():
-        raise UserError(f"{path} is missing: install poa_ds into this environment (make setup)")
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -23,6 +23,7 @@ def name() -> str:
 
 def told(error: Exception, place: str) -> int:
     """The exit status after an error that nobody expected, once it was said. place: where."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises for a dead loader, again
     if not _is_lost(error):
         text = "".join(traceback.format_exception(error))
         cause = f"{type(error).__name__}: {error}"

@@ -7,6 +7,7 @@ watchdog's thread reads that pipe: a rank that waits for others for ever still o
 """
 
 import math
+import multiprocessing
 import os
 import signal
 import threading
@@ -91,7 +92,9 @@ def leave_signals_to_the_parent() -> None:
 
 
 def _end_for_the_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    parent = multiprocessing.parent_process()
+    assert parent
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
         pass
     os._exit(0)
 

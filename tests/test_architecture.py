@@ -15,7 +15,7 @@ SOURCES = {"poa_ds": ROOT, "data_tools": ROOT, "poa_kernels": ROOT / "kernels"}
 # cycles. `*` stands for the rest of a package.
 LEVELS = (
     "poa_kernels.*",
-    "poa_ds.errors poa_ds.ended poa_ds.faults poa_ds.stopping poa_ds.plain.*",
+    "poa_ds.errors poa_ds.ended poa_ds.faults poa_ds.stopping poa_ds.processes poa_ds.plain.*",
     "poa_ds.typed_yaml poa_ds.space poa_ds.dist poa_ds.schedules poa_ds.background poa_ds.progress"
     " poa_ds.watchdog",
     "poa_ds.recipe poa_ds.data.manifest poa_ds.data.pixels poa_ds.data.tarwalk poa_ds.data.index"
@@ -45,7 +45,7 @@ IMPORTERS = {
 }
 WITHOUT_TORCH = (
     *("poa_ds.cli", "poa_ds.config", "poa_ds.data.index", "poa_ds.data.order", "poa_ds.demo"),
-    *("poa_ds.data.remote", "poa_ds.stopping", "poa_ds.train", "poa_ds.watchdog"),
+    *("poa_ds.data.remote", "poa_ds.launch", "poa_ds.stopping", "poa_ds.train", "poa_ds.watchdog"),
     *("poa_ds.errors", "poa_ds.schedules", "poa_ds.space", "data_tools"),
 )
 TEXT = (".py", ".md", ".yaml", ".json", ".toml", ".txt", ".cfg", "Makefile", "run")

@@ -1,0 +1,209 @@
+"""poa-ds launch: a training through its launcher, supervised: signals handed on, faults restarted.
+
+deepspeed leaves its ranks running when it is ended, gives them 30 seconds at most, and does not
+hand their statuses on; here the run's own record counts, and nothing outlives this process.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from poa_ds import ended, train
+from poa_ds.errors import UsageError
+from poa_ds.processes import Group, beside_python, free_port
+from poa_ds.stopping import SUPERVISED
+
+LOOK_SECONDS = 0.2
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
+# what a stopping rank may take: the rest of its step, a checkpoint, MLflow
+GRACE_SECONDS = 180.0
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# not mended by another try
+FINAL = (ended.DONE, ended.FAILED, ended.WRONG_USE, ended.STOPPED, ended.INTERRUPTED)
+CAUSES = {
+    ended.CRASHED: "a rank failed",
+    ended.LOST: "a rank was lost",
+    ended.HUNG: "no progress within step_timeout_seconds",
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is started, time and again. records: whether the run leaves a record (no dry run)."""
+
+    words: list[str]
+    processes: int
+    hostfile: Path | None
+    options: list[str]
+    output: Path
+    records: bool
+
+    def command(self) -> list[str]:
+        """With a free port of its own: a killed run's may still be taken for a while."""
+        if not self.hostfile and self.processes == 1:
+            return [sys.executable, "-u", "-m", "poa_ds.train", *self.words]
+        place = ["--num_gpus", str(self.processes), "--master_port", str(free_port())]
+        if self.hostfile:
+            place = ["--hostfile", str(self.hostfile)]
+        launcher = [str(beside_python("deepspeed")), "-q", *place, *self.options]
+        return [*launcher, "--module", "poa_ds.train", *self.words]
+
+
+class Asked:
+    """The signals that this process has received, in their order."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        for number in SIGNALS:
+            signal.signal(number, lambda received, _: self.numbers.append(received))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds launch`."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--nproc", type=int, help="processes on this machine (one per GPU; without GPUs 1)"
+    )
+    where.add_argument("--hostfile", type=Path, help="lines `name slots=N`: ranks on all of them")
+    parser.add_argument(
+        "--options", default="", help='more for deepspeed, such as "--master_addr node1"'
+    )
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        help="after a fault, continue from the newest checkpoint up to so many times (%(default)s)",
+    )
+    parser.usage = "poa-ds launch [options] -- ARGUMENTS OF poa_ds.train"
+    parser.epilog = f"{parser.epilog}\n\n{ended.TABLE}"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start, hand signals on, restart; the exit status of the last attempt."""
+    start, asked = _start(args), Asked()
+    pause_seconds, last, left = FIRST_PAUSE_SECONDS, "nothing at all", args.max_restarts
+    while True:
+        status = _attempt(start, asked)
+        newest = _newest(start.output)
+        if asked.numbers or status in FINAL or not args.max_restarts:
+            return status
+        what = f"ended with status {status} ({_cause(status)})"
+        if not left or newest == last:
+            why = "no restart is left" if not left else f"again with {newest or 'no checkpoint'}"
+            _say(f"{what}; not restarted: {why}")
+            return status
+        number = args.max_restarts - left + 1
+        _say(
+            f"{what}; restart {number} of {args.max_restarts} in {pause_seconds:.0f} s, from "
+            f"{newest or 'the start'}"
+        )
+        if _pause(pause_seconds, asked):
+            return _asked_status(asked, ended.Ended(ended.STOPPED, 0))
+        last, left = newest, left - 1
+        pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+
+
+def _start(args: argparse.Namespace) -> Start:
+    """What the arguments ask for; wrong use is found before anything starts."""
+    from poa_ds import config
+
+    words = train.parser().parse_intermixed_args(args.words)
+    recipe = config.load(words.config, words.overrides)
+    if args.nproc is not None and args.nproc < 1:
+        raise UsageError(f"--nproc {args.nproc}: at least one process")
+    if args.hostfile and not args.hostfile.is_file():
+        raise UsageError(f"--hostfile {args.hostfile}: no such file")
+    return Start(
+        words=args.words,
+        processes=args.nproc or (0 if args.hostfile else _gpus() or 1),
+        hostfile=args.hostfile,
+        options=shlex.split(args.options),
+        output=Path(recipe.output_dir),
+        records=not (words.dry_run or words.print_config),
+    )
+
+
+def _gpus() -> int:
+    import torch  # seconds; `poa-ds launch --help` does without
+
+    return torch.cuda.device_count()
+
+
+def _attempt(start: Start, asked: Asked) -> int:
+    """Run it once, to the end of the last of its processes; how it ended."""
+    if start.records:
+        ended.forget(start.output)
+    device = {} if _gpus() else {"DS_ACCELERATOR": "cpu"}
+    group = Group(start.command(), device | os.environ | {SUPERVISED: "1"})
+    try:
+        handed_on = 0
+        while group.status() is None and len(asked.numbers) < 2:
+            if len(asked.numbers) > handed_on:
+                handed_on += 1
+                _hand_on(group, start)
+            time.sleep(LOOK_SECONDS)
+        # also when the launcher died first: its ranks have noticed, and save
+        group.wait(GRACE_SECONDS, unless=lambda: len(asked.numbers) > 1)
+    finally:
+        group.signal(signal.SIGKILL)
+    record = ended.read(start.output) if start.records else None
+    if asked.numbers:
+        return _asked_status(asked, record)
+    if record:
+        return record.status
+    # 0 without a record: deepspeed ends so when its second process was killed
+    return ended.CRASHED if start.records and group.status() == 0 else group.status()
+
+
+def _hand_on(group: Group, start: Start) -> None:
+    """Ask the ranks to stop.
+
+    SIGUSR1 ends the launcher's own processes at once and is a request to ranks: they have as long
+    as they need, whereas at SIGTERM the launcher kills what is there after 30 seconds. To other
+    hosts deepspeed hands on what it gets itself, SIGTERM.
+    """
+    if start.hostfile:
+        group.signal_first(signal.SIGTERM)
+    else:
+        group.signal(signal.SIGUSR1)
+
+
+def _asked_status(asked: Asked, record: ended.Ended | None) -> int:
+    """Of a run that was asked to end."""
+    if record and record.status == ended.DONE:
+        return ended.DONE
+    first = asked.numbers[0]
+    if first == signal.SIGINT:
+        return ended.INTERRUPTED
+    return record.status if record else ended.of_signal(asked.numbers[-1])
+
+
+def _pause(seconds: float, asked: Asked) -> bool:
+    """Wait; whether a signal has come meanwhile."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not asked.numbers:
+        time.sleep(LOOK_SECONDS)
+    return bool(asked.numbers)
+
+
+def _newest(output: Path) -> str:
+    """The name of the newest checkpoint, empty without one."""
+    path = output / "checkpoints" / "latest"
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _cause(status: int) -> str:
+    if status > 128:
+        names: Iterable[signal.Signals] = signal.Signals
+        return next((s.name for s in names if s == status - 128), "unknown")
+    return CAUSES.get(status, "unknown")
+
+
+def _say(text: str) -> None:
+    print(f"poa-ds launch: {text}", file=sys.stderr, flush=True)
