@@ -19,6 +19,7 @@ from types import FrameType
 REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
 # a launcher hands on a signal that its ranks got as well: that is not the user's second one
 SAME_SECONDS = 2.0
+PARENT_SECONDS = 1.0  # between two looks of a loader process at its rank
 SUPERVISED = "POA_DS_SUPERVISED"  # set by `poa-ds launch` in what it starts on its own host
 
 
@@ -82,20 +83,23 @@ def _noted(number: int, _: FrameType | None) -> None:
 def leave_signals_to_the_parent() -> None:
     """For loader processes, which launchers signal too: the rank still needs their batches.
 
-    Only the parent's own SIGTERM ends them.
+    Only the parent's own SIGTERM ends them, or its end: a process of a fork server, which is how
+    PyTorch starts them, has another parent for the system and would stay.
     """
     signal.set_wakeup_fd(-1)  # a forked process would write into its parent's pipe
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_for_the_parent, daemon=True).start()
+        threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 
-def _end_for_the_parent() -> None:
+def _end_with_the_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
+    while parent.is_alive():
+        received = signal.sigtimedwait({signal.SIGTERM}, PARENT_SECONDS)
+        if received and received.si_pid == parent.pid:
+            break
     os._exit(0)
 
 

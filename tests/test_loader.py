@@ -1,7 +1,11 @@
 """The same batches on any number of ranks and workers; damage stops the run or is replaced."""
 
 import itertools
+import os
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +29,7 @@ from poa_ds.errors import UserError
 from poa_ds.recipe import Config
 from tests.made_shards import image, make_shards
 
+ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 SPEC = BatchSpec(
     seed=3,
@@ -284,3 +289,45 @@ def test_a_recipe_gives_the_same_batches_as_its_specification(folder: ShardFolde
 
 def test_published_blur_is_inverted() -> None:
     assert batch_spec(make_recipe("published")).photometric.blur == (0.0, 0.9, 0.5)
+
+
+HOLDER = """
+import multiprocessing, sys, time
+from pathlib import Path
+from poa_ds.data.index import ShardFolder
+from poa_ds.data.loader import slot_batches
+from tests.test_loader import SPEC
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[2])
+    batches = slot_batches(SPEC, ShardFolder.open(Path(sys.argv[1])), workers=2)
+    next(batches)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])  # the latter from Python 3.14 on
+def test_loader_processes_end_with_a_rank_that_is_killed(
+    method: str, folder: ShardFolder, tmp_path: Path
+) -> None:
+    script = tmp_path / "holder.py"
+    script.write_text(HOLDER)
+    paths = [str(ROOT), str(ROOT / "kernels")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    words = [sys.executable, str(script), str(folder.path), method]
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as holder:
+        workers = [int(word) for word in holder.stdout.readline().split()]
+        assert len(workers) == 2 and all(map(_runs, workers))
+        holder.kill()
+    deadline = time.monotonic() + 60
+    while any(map(_runs, workers)):
+        assert time.monotonic() < deadline, "loader processes stay"
+        time.sleep(0.2)
+
+
+def _runs(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
