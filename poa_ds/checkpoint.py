@@ -4,31 +4,29 @@
     step00000300/shard-00003.safetensors  rank 3's pieces `<parameter>|fp32`, `|exp_avg`,
                                           `|exp_avg_sq`, `|ema` (flat, fp32)
     step00000300/extra.safetensors        small tensors that are not parameters (centres)
-    latest                                the newest folder's name, written last
 
-A folder gets its name when it is complete. Every rank writes, and reads in place, only what it
-owns; no tensor travels between ranks.
+Every rank writes, and reads in place, only what it owns; no tensor travels between ranks.
+saver.py writes what `snapshot` takes.
 """
 
-import json
-import os
-import shutil
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
+from poa_ds import checkpoint_files as files
 from poa_ds import dist
 from poa_ds.engine import Engine
 from poa_ds.errors import UserError
 from poa_ds.optim import STATE
+from poa_ds.shards import Piece
 
-FORMAT = 1
 KEYS = ("fp32", *STATE)
 EXTRA = "extra.safetensors"
 
@@ -50,86 +48,49 @@ class RunState:
         return cls(**{k: v for k, v in record.items() if k in known})
 
 
-def save(
-    engine: Engine,
-    root: Path,
-    state: RunState,
-    *,
-    extra: Mapping[str, Tensor],
-    recipe: str,
-    keep_last: int,
-) -> Path:
-    """Write step<step>/ and point `latest` at it; older folders beyond `keep_last` go.
+@dataclass(frozen=True)
+class Snapshot:
+    """This rank's part of a checkpoint. pieces: parameter -> (first element, count).
 
-    A collective. recipe: the resolved YAML, stored in the manifest.
+    about: what the manifest says besides the files; the same on all ranks.
     """
-    final = root / f"step{state.step:08d}"
-    partial = root / f".{final.name}.partial"
-    if dist.is_main():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    path = partial / f"shard-{dist.rank():05d}.safetensors"
-    pieces = {
-        f"{name}|{key}": t.contiguous()
-        for key in KEYS
-        for name, t in engine.shards.state(key).items()
+
+    step: int
+    arrays: Mapping[str, np.ndarray]
+    pieces: Mapping[str, tuple[int, int]]
+    extra: Mapping[str, np.ndarray]
+    about: Mapping[str, Any]
+
+
+def snapshot(
+    engine: Engine, state: RunState, *, extra: Mapping[str, Tensor], recipe: str, copied: bool
+) -> Snapshot:
+    """What a checkpoint of this moment consists of, in the memory of the CPU.
+
+    recipe: the resolved YAML. copied: the training may go on before it is written; else the
+    tensors of a CPU are shared with it.
+    """
+    tensors = {f"{name}|{key}": t for key in KEYS for name, t in engine.shards.state(key).items()}
+    about = {
+        "state": asdict(state),
+        "adam_steps": _adam_steps(engine),
+        "counters": engine.counters(),
+        "shapes": {n: list(_shape(p)) for n, (p, _) in engine.teacher.pairs.items()},
+        "ranks": dist.world_size(),
+        "stage": engine.shards.stage,
+        "recipe": recipe,
     }
-    save_file(pieces, path)
-    mine = _described(path) | {"pieces": {p.name: [p.first, p.count] for p in engine.shards.pieces}}
-    shards = dist.all_gather_objects(mine)
-    if dist.is_main():
-        save_file({k: v.contiguous().cpu() for k, v in extra.items()}, partial / EXTRA)
-        manifest = {
-            "format": FORMAT,
-            "state": asdict(state),
-            "adam_steps": _adam_steps(engine),
-            "counters": engine.counters(),
-            "shapes": {n: list(_shape(p)) for n, (p, _) in engine.teacher.pairs.items()},
-            "shards": shards,
-            "extra": _described(partial / EXTRA),
-            "recipe": recipe,
-        }
-        _write_durably(partial / "manifest.json", json.dumps(manifest))
-        if final.exists():  # the same step again, after going back: the new one is as good
-            shutil.rmtree(final)
-        os.rename(partial, final)
-        _write_durably(root / ".latest", final.name)
-        os.replace(root / ".latest", root / "latest")
-        _sync_folder(root)
-        _prune(root, keep_last)
-    dist.barrier()
-    return final
+    return Snapshot(
+        step=state.step,
+        arrays={name: _array(t, copied) for name, t in tensors.items()},
+        pieces={p.name: (p.first, p.count) for p in engine.shards.pieces},
+        extra={name: _array(t, copied) for name, t in extra.items()},
+        about=about,
+    )
 
 
-def _described(path: Path) -> dict:
-    """Name, size and checksum of a written file, once it is on the disk."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return {"file": path.name, "bytes": path.stat().st_size, "crc32": _crc32(path)}
-
-
-def _crc32(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _array(tensor: Tensor, copied: bool) -> np.ndarray:
+    return tensor.detach().to("cpu", copy=copied).contiguous().numpy()
 
 
 def _shape(parameter: torch.nn.Parameter) -> torch.Size:
@@ -149,49 +110,22 @@ def _group_key(group: Mapping) -> str:
     return f"{group['module']}/{'decayed' if group['decays'] else 'plain'}"
 
 
-def folders(root: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(p.parent for p in root.glob("step*/manifest.json"))
+def find_together(root: Path) -> tuple[Path | None, list[str]]:
+    """files.find by all ranks, which share the reading. A collective.
 
-
-def _prune(root: Path, keep_last: int) -> None:
-    for old in folders(root)[:-keep_last]:
-        shutil.rmtree(old)
-
-
-def find(root: Path) -> tuple[Path | None, list[str]]:
-    """(the newest checkpoint whose files are all there and whole, why newer ones are not used)."""
-    refused = []
-    for folder in reversed(folders(root)):
-        problem = _problem(folder)
-        if problem is None:
+    A checkpoint that one rank cannot read is not whole.
+    """
+    pointer = files.pointer_problem(root)
+    listed = (files.folders(root), [pointer] if pointer else [])
+    folders, refused = dist.broadcast_object(listed)
+    for folder in reversed(folders):
+        mine = files.problem(folder, share=(dist.rank(), dist.world_size()))
+        wrong = [(rank, p) for rank, p in enumerate(dist.all_gather_objects(mine)) if p]
+        if not wrong:
             return folder, refused
-        refused.append(f"{folder}: {problem}")
+        rank, cause = wrong[0]
+        refused.append(f"{folder}: {cause}" + (f" (seen by rank {rank})" if rank else ""))
     return None, refused
-
-
-def _problem(folder: Path) -> str | None:
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        files = [*manifest["shards"], manifest["extra"]]
-    except (OSError, ValueError, KeyError) as error:
-        return f"manifest.json cannot be read ({error})"
-    if manifest.get("format") != FORMAT:
-        return f"format {manifest.get('format')} is not {FORMAT}"
-    for record in files:
-        path = folder / record["file"]
-        if not path.exists():
-            return f"{record['file']} is missing"
-        if path.stat().st_size != record["bytes"]:
-            return f"{record['file']} has {path.stat().st_size} bytes, not {record['bytes']}"
-        if _crc32(path) != record["crc32"]:
-            return f"{record['file']} does not have its checksum"
-    return None
-
-
-def recipe(folder: Path) -> str:
-    """The resolved recipe, as YAML, of the run that wrote the checkpoint."""
-    return json.loads((folder / "manifest.json").read_text())["recipe"]
 
 
 def load(engine: Engine, folder: Path) -> tuple[RunState, dict[str, Tensor]]:
@@ -199,7 +133,7 @@ def load(engine: Engine, folder: Path) -> tuple[RunState, dict[str, Tensor]]:
 
     Returns the run's state and the extra tensors. UserError: another architecture.
     """
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = files.read_manifest(folder)
     _check_architecture(engine, manifest["shapes"], folder)
     _read_pieces(engine, folder, manifest["shards"])
     steps, state = manifest["adam_steps"], engine.shards.optimizer.state
@@ -207,7 +141,10 @@ def load(engine: Engine, folder: Path) -> tuple[RunState, dict[str, Tensor]]:
         state[flat]["step"].fill_(steps[_group_key(engine.shards.group(i))])
     engine.set_counters(manifest["counters"])
     engine.weights_were_loaded()
-    extra = load_file(folder / EXTRA)
+    try:
+        extra = load_file(folder / EXTRA)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / EXTRA} cannot be read: {error}") from error
     return RunState.of(manifest["state"]), {k: v.to(engine.device) for k, v in extra.items()}
 
 
@@ -242,14 +179,28 @@ def _read_pieces(engine: Engine, folder: Path, shards: list[dict]) -> None:
                 overlaps[name] = (first, last, begin)
         if not overlaps:
             continue
-        # memory-mapped: only what is copied is read
-        with safe_open(folder / shard["file"], framework="pt") as file:
-            for name, (first, last, begin) in overlaps.items():
-                for key in KEYS:
-                    source = file.get_slice(f"{name}|{key}")[first - begin : last - begin]
-                    start = first - mine[name].first
-                    wanted[key][name][start : start + last - first].copy_(source)
-                filled[name] += last - first
+        _read_overlaps(folder / shard["file"], overlaps, mine, wanted)
+        for name, (first, last, _) in overlaps.items():
+            filled[name] += last - first
     missing = [name for name, p in mine.items() if filled[name] != p.count]
     if missing:
         raise UserError(f"{folder} lacks elements of {missing[0]} and {len(missing) - 1} more")
+
+
+def _read_overlaps(
+    path: Path,
+    overlaps: Mapping[str, tuple[int, int, int]],
+    mine: Mapping[str, Piece],
+    wanted: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    """Copy elements `first` to `last` of parameters; `begin` is the first one that the file has."""
+    try:
+        # memory-mapped: only what is copied is read
+        with safe_open(path, framework="pt") as file:
+            for name, (first, last, begin) in overlaps.items():
+                start = first - mine[name].first
+                for key in KEYS:
+                    source = file.get_slice(f"{name}|{key}")[first - begin : last - begin]
+                    wanted[key][name][start : start + last - first].copy_(source)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error

@@ -4,6 +4,7 @@ The range of a single value is part of its type (recipe.py).
 """
 
 from collections.abc import Iterator
+from math import isclose
 
 from poa_ds.derived import space
 from poa_ds.errors import UsageError
@@ -18,6 +19,7 @@ def check(config: Config) -> None:
     """UsageError with every contradiction of the recipe, one per line."""
     problems = [*_space(config)] or [*_names(config)] or [*_evaluation(config)]
     problems += [*_crops(config), *_schedule(config), *_mlflow(config), *_data(config)]
+    problems += _checkpoint(config)
     if problems:
         raise UsageError("\n".join(problems))
 
@@ -124,6 +126,16 @@ def _schedule(config: Config) -> Iterator[str]:
         yield (
             f"schedule.warmup_epochs {schedule.warmup_epochs:g} exceeds"
             f" schedule.epochs {schedule.epochs:g}"
+        )
+
+
+def _checkpoint(config: Config) -> Iterator[str]:
+    every, keep = config.checkpoint.every_epochs, config.checkpoint.keep_every_epochs
+    times = round(keep / every)
+    if keep and not (times and isclose(keep, times * every)):
+        yield (
+            f"checkpoint.keep_every_epochs {keep:g} is not a multiple of"
+            f" checkpoint.every_epochs {every:g}: {max(1, times) * every:g} would be"
         )
 
 

@@ -20,7 +20,7 @@ READER_GONE = 141  # 128 + SIGPIPE
 
 @dataclass(frozen=True)
 class Command:
-    """module.add_arguments(parser) declares the arguments, module.<run>(args) does the work.
+    """module.<arguments>(parser) declares the arguments, module.<run>(args) does the work.
 
     hands_on: what stands behind `--` is another program's, `args.words`.
     """
@@ -30,6 +30,7 @@ class Command:
     example: str
     run: str = "run"
     hands_on: bool = False
+    arguments: str = "add_arguments"
 
 
 COMMANDS = {
@@ -88,6 +89,20 @@ COMMANDS = {
         "poa_ds.extract",
         "one size as a model of its own",
         "poa-ds extract runs/photos --size 64x3 --out models/64x3 --format timm --check",
+    ),
+    "checkpoint inspect": Command(
+        "poa_ds.checkpoint_tool",
+        "the checkpoints of a run: step, ranks, size, whole or what is wrong",
+        "poa-ds checkpoint inspect runs/photos --diff runs/other",
+        run="inspect",
+        arguments="add_inspect_arguments",
+    ),
+    "checkpoint convert": Command(
+        "poa_ds.checkpoint_tool",
+        "a checkpoint in another number of files, or its teacher alone",
+        "poa-ds checkpoint convert runs/photos runs/taken_out --teacher",
+        run="convert",
+        arguments="add_convert_arguments",
     ),
     "import-poa": Command(
         "poa_ds.interop",
@@ -169,7 +184,7 @@ def _run(name: str, arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    module.add_arguments(parser)
+    getattr(module, command.arguments)(parser)
     words: list[str] = []
     if command.hands_on and "--" in arguments:
         cut = arguments.index("--")
@@ -184,7 +199,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _overview(commands: dict[str, Command]) -> str:
-    lines = [f"  {name:<16}{command.summary}" for name, command in commands.items()]
+    lines = [f"  {name:<20}{command.summary}" for name, command in commands.items()]
     example = next(iter(commands.values())).example
     return "\n".join(
         [

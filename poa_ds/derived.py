@@ -27,6 +27,7 @@ class Derived:
     temperature_steps: int
     evaluation_steps: int  # between two evaluations; 0 = only at the start and at the end
     checkpoint_steps: int
+    keep_steps: int  # between two checkpoints that stay for good; 0 = none
     evaluation_share: float  # estimated forward work of all evaluations / work of the training
 
 
@@ -48,7 +49,8 @@ def derived(config: Config, images: int) -> Derived:
 
     growth = per_step / REFERENCE_IMAGES
     factors = {"sqrt": sqrt(growth), "linear": growth, "none": 1.0}
-    evaluation = config.evaluation.every_epochs
+    evaluation, checkpoint = config.evaluation.every_epochs, config.checkpoint
+    checkpoint_steps = max(1, steps(checkpoint.every_epochs))
     return Derived(
         images=images,
         images_per_step=per_step,
@@ -60,7 +62,9 @@ def derived(config: Config, images: int) -> Derived:
         freeze_steps=steps(schedule.freeze_last_layer_epochs),
         temperature_steps=steps(schedule.teacher_temperature_epochs),
         evaluation_steps=max(1, steps(evaluation)) if evaluation else 0,
-        checkpoint_steps=max(1, steps(config.checkpoint.every_epochs)),
+        checkpoint_steps=checkpoint_steps,
+        # a multiple, whatever the rounding of the two
+        keep_steps=checkpoint_steps * round(checkpoint.keep_every_epochs / checkpoint.every_epochs),
         evaluation_share=_evaluation_share(config, images, per_epoch * per_step),
     )
 
@@ -156,9 +160,15 @@ def _schedule_rows(config: Config, images: int) -> list[tuple[str, str]]:
             f" iBOT at step {numbers.ibot_start_step:,}",
         ),
         ("precision", config.precision),
-        ("checkpoint", f"every {numbers.checkpoint_steps:,} steps"),
+        ("checkpoint", _describe_checkpoints(config, numbers)),
         ("evaluation", _describe_evaluation(config, numbers)),
     ]
+
+
+def _describe_checkpoints(config: Config, numbers: Derived) -> str:
+    kept = f", for good every {numbers.keep_steps:,}" if numbers.keep_steps else ""
+    last = config.checkpoint.keep_last
+    return f"every {numbers.checkpoint_steps:,} steps, the last {last:,} are kept{kept}"
 
 
 def _describe_evaluation(config: Config, numbers: Derived) -> str:

@@ -6,7 +6,7 @@ numbers are finite, AdamW with the teacher, push.
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +24,10 @@ from poa_ds.shards import Shards
 from poa_ds.teacher import Teacher
 
 T = TypeVar("T")
+
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+# the scale follows from all four: it grows after enough steps without an overflow
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 @dataclass(frozen=True)
@@ -167,20 +171,19 @@ class Engine:
         all_finite = bad == 0 and (self._fp16 or all(map(math.isfinite, measured)))
         return dict(zip(names, measured, strict=True)), all_finite, stops > 0
 
-    def counters(self) -> dict[str, float]:
-        """DeepSpeed's own counters, for the checkpoint."""
-        scaler = getattr(self.shards.zero, "loss_scaler", None) if self._fp16 else None
-        scale = {"loss_scale": float(scaler.cur_scale)} if scaler is not None else {}
-        names = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
-        return {name: getattr(self.deepspeed, name) for name in names} | scale
+    def counters(self) -> dict[str, dict[str, float]]:
+        """DeepSpeed's own counters and, with fp16, the loss scale, for the checkpoint."""
+        scale = read_numbers(self.shards.zero.loss_scaler, SCALER) if self._fp16 else {}
+        return {"engine": read_numbers(self.deepspeed, COUNTERS), "loss_scaler": scale}
 
-    def set_counters(self, counters: Mapping[str, float]) -> None:
-        for name, value in counters.items():
-            if name == "loss_scale":
-                if self._fp16:
-                    self.shards.zero.loss_scaler.cur_scale = value
-            else:
-                setattr(self.deepspeed, name, value)
+    def set_counters(self, counters: Mapping[str, Mapping[str, float]]) -> None:
+        """Take them over from a checkpoint of any number of ranks and any precision."""
+        set_numbers(self.deepspeed, counters["engine"])
+        # counts a rank's slots: on another number of ranks a step would begin in the middle
+        slots = self.deepspeed.gradient_accumulation_steps()
+        self.deepspeed.micro_steps = self.deepspeed.global_steps * slots
+        if self._fp16:
+            set_numbers(self.shards.zero.loss_scaler, counters["loss_scaler"])
 
     def weights_were_loaded(self) -> None:
         """After the fp32 masters were written in place: bring them into the working weights."""
@@ -195,6 +198,16 @@ class Engine:
         elif self.shards.stage:
             zero.update_lp_params()
         self.teacher.push()
+
+
+def read_numbers(owner: object, names: Sequence[str]) -> dict[str, float]:
+    """The attributes of those names that `owner` has."""
+    return {name: getattr(owner, name) for name in names if hasattr(owner, name)}
+
+
+def set_numbers(owner: object, numbers: Mapping[str, float]) -> None:
+    for name, value in numbers.items():
+        setattr(owner, name, value)
 
 
 def pick_device() -> str:

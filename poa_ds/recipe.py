@@ -232,8 +232,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """keep_every_epochs: those at multiples of it stay beside the last ones; 0: none.
+
+    background: written while training goes on, from a copy in the CPU's memory (16 bytes per
+    parameter, shared out among the ranks).
+    """
+
     every_epochs: Positive = 1.0
     keep_last: Count = 3
+    keep_every_epochs: NotNegative = 0.0
+    background: bool = True
 
 
 @dataclass(frozen=True)

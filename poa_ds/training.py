@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from poa_ds import checkpoint, dist, ended, engine, environment, metrics_file, step
 from poa_ds import config as recipes
 from poa_ds.checkpoint import RunState
+from poa_ds.checkpoint_files import read_manifest
 from poa_ds.clock import Clock
 from poa_ds.config import Config
 from poa_ds.curves import Curves
@@ -25,6 +25,7 @@ from poa_ds.engine import Engine
 from poa_ds.errors import UserError
 from poa_ds.journal import Journal
 from poa_ds.metrics_file import read_rows
+from poa_ds.saver import Saver
 from poa_ds.schedules import StepValues
 from poa_ds.step import Stepper, StepResult
 from poa_ds.stopping import Stopped
@@ -69,6 +70,7 @@ class Training:
         if dist.is_main() and not dry_run:
             self._keep_recipe(ds_config)
             ended.forget(self.output)
+        self.saver = None if dry_run else self._saver()
         self.tracker = self._start_tracker()
         self.curves = None if dry_run else self._curves()
 
@@ -93,12 +95,15 @@ class Training:
                     journal.write(state, result, values, clock, bar)
                 due = self.curves is not None and self.curves.due(state.step, numbers)
                 stopped = result.stop or self._evaluate(due, clock)
-                if not self.dry_run and (
-                    stopped or state.step % numbers.checkpoint_steps == 0 or state.step == last
-                ):
-                    self._save()
-                    clock.restart()
-                    stopped = stopped or (state.step < last and self._any_wants_to_stop())
+                if self.saver:
+                    self.saver.poll()
+                    if stopped or state.step % numbers.checkpoint_steps == 0 or state.step == last:
+                        self._save()
+                        clock.restart()
+                        stopped = stopped or (state.step < last and self._any_wants_to_stop())
+        if self.saver:
+            self.watchdog.beat("waiting until the checkpoint is on the disk", slow=True)
+            self.saver.finish()
         if self.dry_run and not stopped:
             clock.report(numbers.steps)
         return self._finish(stopped)
@@ -202,12 +207,14 @@ class Training:
     def _resume(self) -> bool:
         """Continue from the newest whole checkpoint of output_dir; False when there is none."""
         root = self.output / "checkpoints"
-        found, refused = dist.broadcast_object(checkpoint.find(root) if dist.is_main() else None)
+        found, refused = checkpoint.find_together(root)
         for line in refused if dist.is_main() else ():
             print(f"not used: {line}", file=sys.stderr, flush=True)
         if found is None:
             if refused:
                 raise UserError(f"{root}: no checkpoint is whole; move the folder away to restart")
+            if dist.is_main() and (self.output / "metrics.jsonl").exists():
+                print(f"there is no checkpoint in {root} yet: begins at step 0 again", flush=True)
             return False
         self.state, self.stepper.centers = checkpoint.load(self.engine, found)
         if self.state.data_hash != self.data_hash:
@@ -217,11 +224,22 @@ class Training:
             )
         if dist.is_main():
             print(f"continues at step {self.state.step:,} from {found}", flush=True)
-            for change in recipes.changes(checkpoint.recipe(found), self.config):
+            for change in recipes.changes(read_manifest(found)["recipe"], self.config):
                 print(f"  the recipe has changed: {change}", flush=True)
             if self.config.data.mode == "stream":
                 print("data.mode stream: with other images than without the interruption")
         return True
+
+    def _saver(self) -> Saver:
+        settings = self.config.checkpoint
+        return Saver(
+            self.output / "checkpoints",
+            keep_last=settings.keep_last,
+            keep_every_steps=self.numbers.keep_steps,
+            background=settings.background,
+            device=self.engine.device,
+            saved_step=self.state.step if self.resumed else -1,
+        )
 
     def _start_tracker(self) -> Tracker | None:
         if self.dry_run:
@@ -287,18 +305,17 @@ class Training:
         )
 
     def _save(self) -> None:
-        assert self.tracker
+        assert self.tracker and self.saver
         self.watchdog.beat(f"checkpoint after step {self.state.step:,}", slow=True)
         self.state.tracking = self.tracker.ids
-        extra: dict[str, Tensor] = self.stepper.centers
-        checkpoint.save(
+        taken = checkpoint.snapshot(
             self.engine,
-            self.output / "checkpoints",
             self.state,
-            extra=extra,
+            extra=self.stepper.centers,
             recipe=recipes.to_yaml(self.config),
-            keep_last=self.config.checkpoint.keep_last,
+            copied=self.saver.background,
         )
+        self.saver.begin(taken)
 
     def _bar(self, last: int) -> tqdm:
         hidden = not (dist.is_main() and sys.stderr.isatty())

@@ -17,7 +17,7 @@ LEVELS = (
     "poa_kernels.*",
     "poa_ds.errors poa_ds.ended poa_ds.faults poa_ds.stopping poa_ds.processes poa_ds.plain.*",
     "poa_ds.typed_yaml poa_ds.space poa_ds.dist poa_ds.schedules poa_ds.background poa_ds.progress"
-    " poa_ds.watchdog",
+    " poa_ds.watchdog poa_ds.versions poa_ds.tensor_file poa_ds.checkpoint_files",
     "poa_ds.recipe poa_ds.data.manifest poa_ds.data.pixels poa_ds.data.tarwalk poa_ds.data.index"
     " poa_ds.data.fetch poa_ds.data.remote"
     " poa_ds.data.order poa_ds.metrics_file poa_ds.results poa_ds.shapes",
@@ -27,6 +27,7 @@ LEVELS = (
     "poa_ds.branches poa_ds.derived poa_ds.checks poa_ds.ds_json poa_ds.config poa_ds.backbones"
     " poa_ds.forms poa_ds.onnx_file",
     "poa_ds.shards poa_ds.teacher poa_ds.engine poa_ds.checkpoint poa_ds.snapshot poa_ds.plots"
+    " poa_ds.saver poa_ds.checkpoint_tool poa_ds.checkpoint_pieces"
     " poa_ds.known_points poa_ds.run_ids poa_ds.mlflow_store poa_ds.tracking poa_ds.mlflow_sync"
     " poa_ds.interop poa_ds.comparison poa_ds.evaluate poa_ds.export poa_ds.extract poa_ds.sizes",
     "poa_ds.clock poa_ds.environment poa_ds.step poa_ds.journal poa_ds.curves poa_ds.training"
@@ -46,6 +47,7 @@ IMPORTERS = {
 WITHOUT_TORCH = (
     *("poa_ds.cli", "poa_ds.config", "poa_ds.data.index", "poa_ds.data.order", "poa_ds.demo"),
     *("poa_ds.data.remote", "poa_ds.launch", "poa_ds.stopping", "poa_ds.train", "poa_ds.watchdog"),
+    "poa_ds.checkpoint_tool",
     *("poa_ds.errors", "poa_ds.schedules", "poa_ds.space", "data_tools"),
 )
 TEXT = (".py", ".md", ".yaml", ".json", ".toml", ".txt", ".cfg", "Makefile", "run")

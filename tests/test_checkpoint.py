@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from poa_ds import checkpoint
+from poa_ds import checkpoint_files
 from poa_ds.checkpoint import RunState
 from tests.distributed.launch import launch
 
@@ -28,7 +28,7 @@ def root(made: Path, tmp_path: Path) -> Path:
 
 
 def test_the_newest_whole_checkpoint_is_found(root: Path) -> None:
-    found, refused = checkpoint.find(root)
+    found, refused = checkpoint_files.find(root)
     assert found == root / "step00000002" and refused == []
     assert (root / "latest").read_text() == "step00000002"
     assert not list(root.glob(".*"))
@@ -52,7 +52,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(root: Path, damage: str) 
         shard.unlink()
     else:
         (newest / "manifest.json").write_text('{"format": 1')
-    found, refused = checkpoint.find(root)
+    found, refused = checkpoint_files.find(root)
     assert found == root / "step00000001"
     assert len(refused) == 1 and str(newest) in refused[0]
     named = "manifest.json" if damage == "manifest" else shard.name
@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(root: Path, damage: str) 
 def test_a_half_written_folder_does_not_count(root: Path) -> None:
     (root / ".step00000003.partial").mkdir()
     (root / "step00000004").mkdir()
-    assert checkpoint.find(root)[0] == root / "step00000002"
+    assert checkpoint_files.find(root)[0] == root / "step00000002"
 
 
 def test_the_manifest_tells_everything_that_is_not_a_tensor(root: Path) -> None:
@@ -85,4 +85,4 @@ def test_another_architecture_is_named(root: Path, tmp_path: Path) -> None:
 
 
 def test_only_the_last_ones_are_kept(made: Path) -> None:
-    assert [p.name for p in checkpoint.folders(made)] == ["step00000001", "step00000002"]
+    assert [p.name for p in checkpoint_files.folders(made)] == ["step00000001", "step00000002"]

@@ -5,6 +5,7 @@ python -m tests.distributed.worker OUT '{"stages": [2], "steps": [0, 4], ...}'
 
 import json
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from poa_ds.checkpoint import RunState
 from poa_ds.config import Config
 from poa_ds.data.batch import Batch
 from poa_ds.engine import Engine
+from poa_ds.saver import Saver
 from poa_ds.shapes import shape
 from poa_ds.step import Stepper
 
@@ -104,6 +106,36 @@ class Run:
             "teacher": self.fingerprint(),
         }
 
+    def save(self, root: Path, at: int) -> None:
+        """A checkpoint after `at` steps, and beside it what its tensors were."""
+        saver = Saver(root, keep_last=2, keep_every_steps=0, background=True)
+        state, recipe = RunState(step=at, samples_seen=1), recipes.to_yaml(self.config)
+        centers = self.stepper.centers
+        taken = checkpoint.snapshot(self.engine, state, extra=centers, recipe=recipe, copied=True)
+        saver.begin(taken)
+        saver.finish()
+        digests = self.digests()
+        if dist.is_main():
+            (root / "digests.json").write_text(json.dumps(digests))
+
+    def load(self, root: Path) -> RunState:
+        """Continue from the newest checkpoint; every tensor must be what it was, to the bit."""
+        folder, _ = checkpoint.find_together(root)
+        state, self.stepper.centers = checkpoint.load(self.engine, folder)
+        assert self.digests() == json.loads((root / "digests.json").read_text())
+        return state
+
+    def digests(self) -> dict[str, int]:
+        """Checksums of the whole masters, moments and teacher, wherever their pieces are."""
+        found = {}
+        for key in checkpoint.KEYS:
+            mine = self.engine.shards.state(key)
+            own = [(p.name, p.first, mine[p.name].numpy()) for p in self.engine.shards.pieces]
+            pieces = [piece for rank in dist.all_gather_objects(own) for piece in rank]
+            for name, _, values in sorted(pieces, key=lambda piece: piece[:2]):
+                found[f"{name}|{key}"] = zlib.crc32(values, found.get(f"{name}|{key}", 0))
+        return found
+
     def fingerprint(self) -> list[float]:
         """A few numbers that any change of the teacher's fp32 weights moves."""
         rows = []
@@ -160,26 +192,18 @@ def main() -> None:
             run = Run(stage, config)
             result[str(stage)] = teacher_is_exact(run, *wanted["teacher"])
             continue
-        for source in wanted.get("load", [None]):
+        sources = wanted.get("load", [None])  # of all stages, or a list for each
+        for source in sources[str(stage)] if isinstance(sources, dict) else sources:
             run = Run(stage, config)
             if source:
-                folder, _ = checkpoint.find(Path(source))
-                state, run.stepper.centers = checkpoint.load(run.engine, folder)
+                state = run.load(Path(source))
                 assert state.step == wanted["steps"][0], state
             records = run.steps(*wanted["steps"], poison=wanted.get("poison"))
             result[
                 f"{stage}" + (f"<{Path(source).parent.name}/{Path(source).name}" if source else "")
             ] = records
             if wanted.get("save"):
-                state = RunState(step=wanted["steps"][1], samples_seen=1)
-                checkpoint.save(
-                    run.engine,
-                    out / f"stage{stage}",
-                    state,
-                    extra=run.stepper.centers,
-                    recipe="",
-                    keep_last=2,
-                )
+                run.save(out / f"stage{stage}", wanted["steps"][1])
                 result[f"{stage}+"] = run.steps(wanted["steps"][1], wanted["save"])
     if dist.is_main():
         (out / "result.json").write_text(json.dumps(result))
