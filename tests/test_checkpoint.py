@@ -2,13 +2,19 @@
 ranks and stages is tested under tests/distributed."""
 
 import json
+import random
+import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from poa_ds import checkpoint_files
+from poa_ds import checkpoint, checkpoint_files, checkpoint_pieces
 from poa_ds.checkpoint import RunState
 from tests.distributed.launch import launch
+from tests.test_no_pickle import disguise, payloads
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +28,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(made: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
-    import shutil
-
     return Path(shutil.copytree(made, tmp_path / "checkpoints"))
 
 
@@ -79,9 +83,63 @@ def test_the_manifest_tells_everything_that_is_not_a_tensor(root: Path) -> None:
         assert pieces[name] == [0, size]
 
 
-def test_another_architecture_is_named(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match=r"another architecture.*weight_g.*96.*80"):
-        launch("tests.distributed.two_checkpoints", 1, tmp_path / "other", load=str(root))
+def test_loading_names_another_architecture_and_runs_no_pickle(root: Path, tmp_path: Path) -> None:
+    disguised, trap = [], payloads(tmp_path / "sprung")
+    for kind in ("pickle", "torch"):
+        for name in ("shard-00000.safetensors", checkpoint.EXTRA):
+            disguised.append(shutil.copytree(root, tmp_path / f"{kind} {name}"))
+            disguise(disguised[-1] / "step00000002", trap[kind], name)
+    given = {"load": str(root), "garbage": [str(place) for place in disguised]}
+    said = launch("tests.distributed.two_checkpoints", 1, tmp_path / "other", **given)
+    assert re.search(r"another architecture.*weight_g.*96.*80", said[0])
+    for place, refusal in zip(disguised, said[1:], strict=True):
+        assert place.name.split()[1] in refusal and "cannot be read" in refusal
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_the_fp16_loss_scale_goes_on_as_if_nothing_had_happened(made: Path) -> None:
+    for found in json.loads((made.parent / "result.json").read_text()):
+        assert len(set(found["whole"])) > 4 and len(found["continued"]) == 60
+        assert all(scales == found["whole"] for scales in found["continued"])
+
+
+def test_the_teacher_taken_out_of_a_checkpoint_is_the_engines(made: Path) -> None:
+    folder = made / "step00000002"
+    found = checkpoint_pieces.teacher(folder, checkpoint_files.read_manifest(folder))
+    wanted = load_file(made.parent / "teacher.safetensors")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("pointer", [b"step00000009", b"\xff\x00", b"../elsewhere"])
+def test_a_pointer_to_nothing_is_said_and_the_newest_is_used(root: Path, pointer: bytes) -> None:
+    (root / "latest").write_bytes(pointer)
+    found, refused = checkpoint_files.find(root)
+    assert found == root / "step00000002"
+    assert len(refused) == 1 and "latest" in refused[0] and "is not there" in refused[0]
+
+
+def test_what_is_damaged_wholly_is_never_taken_for_a_fresh_start(root: Path) -> None:
+    for folder in checkpoint_files.folders(root):
+        shutil.rmtree(folder)
+    found, refused = checkpoint_files.find(root)
+    assert found is None and len(refused) == 1  # `latest` names one
+    (root / "latest").unlink()
+    assert checkpoint_files.find(root) == (None, [])
+    (root / "step00000001").mkdir()
+    assert "manifest.json" in checkpoint_files.find(root)[1][0]
+
+
+def test_any_flipped_bit_of_a_manifest_is_noticed(root: Path) -> None:
+    path = root / "step00000002" / "manifest.json"
+    content = path.read_bytes()
+    rng = random.Random(0)
+    for place in [0, len(content) - 1, *rng.sample(range(len(content)), 60)]:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        problem = checkpoint_files.problem(path.parent, checksums=False)
+        assert problem and "manifest.json" in problem, (place, content[place], flipped[place])
 
 
 def test_only_the_last_ones_are_kept(made: Path) -> None:

@@ -56,13 +56,14 @@ def sprung(tmp_path: Path) -> Path:
     return path
 
 
-def disguise(folder: Path, content: bytes) -> None:
-    """Put it in the place of the tensors, with a manifest that fits."""
-    path = folder / "shard-00000.safetensors"
+def disguise(folder: Path, content: bytes, name: str = "shard-00000.safetensors") -> None:
+    """Put it in the place of tensors, with a manifest that fits."""
+    path = folder / name
     path.write_bytes(content)
     manifest = checkpoint_files.read_manifest(folder)
     described = {"bytes": len(content), "crc32": checkpoint_files._crc32(path)}
-    manifest["shards"][0] |= described
+    record = manifest["extra"] if name == manifest["extra"]["file"] else manifest["shards"][0]
+    record |= described
     checkpoint_files.write_manifest(folder, manifest)
     assert checkpoint_files.problem(folder) is None
 

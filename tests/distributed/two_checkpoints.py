@@ -1,7 +1,8 @@
 """Writes checkpoints after each of three steps into OUT/checkpoints and keeps the last two; or
-loads one into another architecture, which must fail."""
+says why some cannot be loaded: into another architecture, and such as hold no tensors."""
 
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -10,17 +11,59 @@ from safetensors.torch import save_file
 from poa_ds import checkpoint, checkpoint_files, engine
 from poa_ds import config as recipes
 from poa_ds.checkpoint import RunState
+from poa_ds.errors import UserError
 from poa_ds.saver import Saver
 from tests.distributed.worker import Run, recipe
+
+
+def refusal(run: Run, root: Path) -> str:
+    """What loading the newest checkpoint, which passes for whole, says; "" where it succeeds."""
+    folder, _ = checkpoint_files.find(root)
+    assert folder
+    try:
+        checkpoint.load(run.engine, folder)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def scales(*, consecutive: bool) -> dict[str, list]:
+    """fp16's loss scale over steps with overflows, and the same saved and continued after each.
+
+    An engine in fp16 needs a GPU; its scaler does not.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    def fresh() -> DynamicLossScaler:
+        settings = {"init_scale": 2.0**16, "scale_window": 3, "min_scale": 1.0, "delayed_shift": 2}
+        return DynamicLossScaler(**settings, consecutive_hysteresis=consecutive)
+
+    def follow(scaler: DynamicLossScaler, overflows: list[bool]) -> list[float]:
+        found = []
+        for overflow in overflows:
+            scaler.update_scale(overflow)
+            found.append(scaler.cur_scale)
+        return found
+
+    rng = random.Random(0)
+    overflows = [rng.random() < 0.2 for _ in range(60)]
+    continued = []
+    for cut in range(len(overflows)):
+        before, after = fresh(), fresh()
+        start = follow(before, overflows[:cut])
+        saved = json.dumps(engine.read_numbers(before, engine.SCALER))
+        engine.set_numbers(after, json.loads(saved))
+        continued.append(start + follow(after, overflows[cut:]))
+    return {"whole": follow(fresh(), overflows), "continued": continued}
 
 
 def main() -> None:
     out, wanted = Path(sys.argv[1]), json.loads(sys.argv[2])
     engine.start_processes("cpu")
     if "load" in wanted:
-        run = Run(0, recipe(heads__prototypes=[48, 80]))
-        folder, _ = checkpoint_files.find(Path(wanted["load"]))
-        checkpoint.load(run.engine, folder)
+        said = [refusal(Run(0, recipe(heads__prototypes=[48, 80])), Path(wanted["load"]))]
+        said += [refusal(Run(0, recipe()), Path(root)) for root in wanted["garbage"]]
+        (out / "result.json").write_text(json.dumps(said))
         return
     run = Run(0, recipe())
     saver = Saver(out / "checkpoints", keep_last=2, keep_every_steps=0, background=True)
@@ -32,7 +75,8 @@ def main() -> None:
         saver.begin(checkpoint.snapshot(run.engine, state, extra={}, recipe=text, copied=True))
     saver.finish()
     save_file(run.engine.teacher.consolidated(), out / "teacher.safetensors")
-    (out / "result.json").write_text("{}")
+    result = [scales(consecutive=flag) for flag in (False, True)]
+    (out / "result.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
