@@ -55,9 +55,8 @@ def assert_it_has_learned(out: Path) -> None:
     assert min(over_pixels.values()) >= 25, over_pixels
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_every_size_ends_clearly_above_both_floors(seed: int, tmp_path: Path):
-    text = finish(start(tmp_path / "run", seed=seed))
+def test_every_size_ends_clearly_above_both_floors(tmp_path: Path):
+    text = finish(start(tmp_path / "run", seed=1))  # seed 0 below; each is four minutes
     assert_it_has_learned(tmp_path / "run")
     for name in ("curves.png", "heat_map.png"):
         with Image.open(tmp_path / "run" / name) as picture:
