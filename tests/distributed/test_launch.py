@@ -103,7 +103,7 @@ def test_mistakes_are_not_tried_again(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGUSR1, ended.STOPPED), (signal.SIGTERM, ended.STOPPED), (signal.SIGINT, 130)],
+    [(signal.SIGUSR1, ended.STOPPED), (signal.SIGINT, ended.INTERRUPTED)],
 )
 def test_a_signal_stops_all_ranks_saved_and_leaves_nothing(
     number: int, status: int, shards: Path, tmp_path: Path
@@ -168,6 +168,21 @@ def test_ranks_whose_deepspeed_is_gone_save_and_end(
         record = ended.read(tmp_path)
         assert record.reason == "the end of its launcher"
         assert record.step == saved_step(tmp_path) == max(losses(tmp_path))
+
+
+@pytest.mark.slow
+def test_deepspeeds_second_process_signals_the_ranks_one_after_the_other(
+    shards: Path, tmp_path: Path
+) -> None:
+    """It waits up to 30 seconds for the first rank, which cannot stop without the second."""
+    with deepspeed(shards, tmp_path, "evaluation.queries=") as job:
+        job.until("step 2:")
+        trainers(tmp_path)[0].parent().terminate()
+        asked = time.monotonic()
+        assert job.statuses() == [1]
+        assert time.monotonic() - asked < 30
+        assert_nothing_is_left(tmp_path)
+        assert ended.read(tmp_path) == ended.Ended(ended.STOPPED, saved_step(tmp_path), "SIGTERM")
 
 
 @pytest.mark.slow
