@@ -25,8 +25,9 @@ BACKBONE = "backbone."
 class Curves:
     """Evaluations during training, on all ranks. queries empty: only the teacher is kept.
 
-    between_batches: called between the batches of an evaluation, equally often on all ranks; it
-    may raise.
+    first_step: the step that a resumed run goes on with; None for a new run, to which nothing
+    belongs that another one left in its folder. between_batches: called between the batches of an
+    evaluation, equally often on all ranks; it may raise.
     """
 
     def __init__(
@@ -35,16 +36,16 @@ class Curves:
         engine: Engine,
         tracker: Tracker,
         *,
-        first_step: int,
+        first_step: int | None,
         between_batches: Callable[[], None],
     ) -> None:
         self.config, self.engine, self.tracker = config, engine, tracker
-        self.between_batches = between_batches
+        self.between_batches, self.resumed = between_batches, first_step is not None
         self.output = Path(config.output_dir)
         self.subnets = recipes.space(config).select(config.evaluation.sizes)
         self.path = self.output / results.NAME
         if dist.is_main():
-            results.keep_through(self.path, first_step)
+            results.keep_through(self.path, -1 if first_step is None else first_step)
         dist.barrier()
         self.rows = results.read(self.path)
         if config.evaluation.queries:
@@ -64,7 +65,7 @@ class Curves:
         if self.config.evaluation.queries:
             there = any(row.step == step for row in self.rows)
         else:
-            there = snapshot.place(self.output, step).exists()
+            there = self.resumed and snapshot.place(self.output, step).exists()
         return not dist.broadcast_object(there)  # the same answer everywhere
 
     def evaluate(self, step: int) -> None:
@@ -100,10 +101,10 @@ class Curves:
             raw_pixels=pixels,
             random_weights=random,
         )
-        self.rows.append(row)
-        if dist.is_main():
-            results.append(self.path, row)
         self._tell(step, row, measured, time.perf_counter() - start)
+        self.rows.append(row)
+        if dist.is_main():  # last: what is in this file is not measured again
+            results.append(self.path, row)
 
     def _floors(self, measured: dict, step: int) -> tuple[dict, dict]:
         """(raw pixels, random weights): the sizes at step 0 are the second."""

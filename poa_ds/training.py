@@ -262,7 +262,7 @@ class Training:
             self.config,
             self.engine,
             self.tracker,
-            first_step=self.state.step,
+            first_step=self.state.step if self.resumed else None,
             between_batches=self._between_batches,
         )
 
