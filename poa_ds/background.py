@@ -16,8 +16,9 @@ MOST_JOBS = 10_000  # beyond it new jobs are dropped: a dead server must not fil
 class Background(Generic[S]):
     """A thread that opens something (a store) and does jobs on it, one after the other.
 
-    A failing job is tried again after growing pauses, and the first failure is said on standard
-    error; where `is_final(error)` holds, the job is given up, and opening is as well.
+    A failing job is tried again after growing pauses; where `is_final(error)` holds, the job is
+    given up, and opening is as well. Of failures in a row the first of each kind is said on
+    standard error, and that they are over.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Background(Generic[S]):
         self._jobs: queue.SimpleQueue[Callable[[S], None] | None] = queue.SimpleQueue()
         self._opened: S | None = None
         self._closing = threading.Event()
-        self._failing = False
+        self._failing: set[bool] = set()  # the kinds that were said: final or not
         self._submitted = self._done = 0
         # a daemon: a call that hangs must not keep the process alive
         self._thread = threading.Thread(target=self._work_off, name=name, daemon=True)
@@ -87,14 +88,14 @@ class Background(Generic[S]):
             else:
                 self._done += 1
                 if self._failing:
-                    self._failing = False
+                    self._failing = set()
                     print(f"{self._name} works again", file=sys.stderr, flush=True)
                 return True
 
     def _say(self, error: Exception, final: bool) -> None:
-        if self._failing and not final:
+        if final in self._failing:
             return
-        self._failing = not final
+        self._failing |= {final}
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         again = "given up" if final else "tried again from time to time"
         text = f"{self._name} failed ({again}; {self._advice}): {cause}"

@@ -104,6 +104,11 @@ COMMANDS = {
         run="convert",
         arguments="add_convert_arguments",
     ),
+    "mlflow-sync": Command(
+        "poa_ds.mlflow_sync",
+        "bring into MLflow what a run's folder has and the store lacks; nothing comes twice",
+        "poa-ds mlflow-sync runs/photos --uri http://localhost:5000",
+    ),
     "import-poa": Command(
         "poa_ds.interop",
         "a checkpoint of the published POA code -> a run that the other commands read",

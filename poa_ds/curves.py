@@ -143,7 +143,8 @@ class Curves:
             s: row.random_weights[str(s)][k] for s in measured if str(s) in row.random_weights
         }
         floors = Floors(pixels=row.raw_pixels[k], random=random)
-        self.tracker.log_knn(step, measured, floors, row.protocol)
+        table = results.table(row)
+        self.tracker.log_knn(step, measured, floors, row.protocol, table=table)
         self.tracker.log(step, {"speed/evaluation_seconds": seconds})
         if dist.is_main():
             top1 = {size: values[k] for size, values in measured.items()}

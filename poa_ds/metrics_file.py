@@ -8,7 +8,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,37 +36,70 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def rows_after(path: Path, offset: int = 0) -> Iterator[tuple[int, Row]]:
+    """(offset behind it, row) of each whole line from that byte on."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):  # being written, or cut short by a kill
+                return
+            offset += len(line)
+            yield offset, json.loads(line)
+
+
 class MetricsFile:
     """An open metrics.jsonl. `last` has the last step of every metric: points never come twice."""
 
     def __init__(self, path: Path, *, keep_through: int | None) -> None:
         """Keeps the rows up to step `keep_through` of what is there; None starts afresh."""
         found = keep_through is not None and path.exists()
-        self.rows = [r for r in read_rows(path) if r["step"] <= keep_through] if found else []
-        self.last = {name: row["step"] for row in self.rows for name in values_of(row)}
-        self._rewrite(path)
-        self._file = open(path, "a", encoding="utf-8")
-
-    def _rewrite(self, path: Path) -> None:
-        beside = path.with_name(path.name + ".partial")
-        with open(beside, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.rows)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        rows = [r for r in read_rows(path) if r["step"] <= keep_through] if found else []
+        self.last = {name: row["step"] for row in rows for name in values_of(row)}
+        self._unwritten: deque[bytes] = deque()
+        _rewrite(path, rows)
+        self._file = open(path, "ab", buffering=0)
+        self._size = path.stat().st_size
 
     def append(self, step: int, values: Mapping[str, float]) -> Row:
-        """The row that was written: the metrics that had no point at this step or a later one."""
+        """The row that was written: the metrics that had no point at this step or a later one.
+
+        OSError: the disk is full, say. The row is kept then, and written by the next call that can.
+        """
         fresh = {name: x for name, x in values.items() if step > self.last.get(name, -1)}
         row = {"step": step, "time": round(time.time(), 3), **fresh}
         if fresh:
             self.last.update(dict.fromkeys(fresh, step))
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
-            self._file.flush()
+            self._unwritten.append(json.dumps(row, allow_nan=False).encode() + b"\n")
+            self._write()
         return row
 
+    def _write(self) -> None:
+        while self._unwritten:
+            line, written = self._unwritten[0], 0
+            try:
+                while written < len(line):  # a disk that fills up takes a part
+                    written += self._file.write(line[written:])
+            except OSError:
+                self._file.truncate(self._size)
+                raise
+            self._size += len(line)
+            self._unwritten.popleft()
+
     def close(self) -> None:
-        self._file.close()
+        """OSError: rows that could not be written are lost now."""
+        try:
+            self._write()
+        finally:
+            self._file.close()
+
+
+def _rewrite(path: Path, rows: Iterable[Row]) -> None:
+    beside = path.with_name(path.name + ".partial")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
 
 
 def values_of(row: Row) -> dict[str, float]:

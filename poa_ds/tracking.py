@@ -1,36 +1,27 @@
 """The metrics of a run into metrics.jsonl and MLflow; nothing in here stops or delays training.
 
 metrics.jsonl is written first, in the calling thread. A second thread alone touches MLflow: it
-imports it, makes the store (seconds), works off a queue. Whatever goes wrong there is said and
-tried again; the file has everything.
+imports it, makes the store (seconds), reads the rows back from the file. Whatever goes wrong there
+is said and tried again; the file has everything.
 """
 
 import json
 import math
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from poa_ds import metrics_file
+from poa_ds import metrics_file, run_ids
 from poa_ds.background import Background
 from poa_ds.config import Config
 from poa_ds.errors import UserError
-from poa_ds.metrics_file import Floors, MetricsFile, Row, knn_values, values_of
-from poa_ds.mlflow_store import IDS, IMPORTING, MlflowStore, Status, open_store
+from poa_ds.metrics_file import Floors, MetricsFile, Row, knn_values, read_rows, values_of
+from poa_ds.mlflow_store import ENVIRONMENT, IMPORTING, MlflowStore, Status, open_store
 from poa_ds.space import Subnet
 
-# few retries, short time-outs: MLflow's own would hold on to a dead server for minutes per call
-ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 FINAL_ERRORS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
 
@@ -43,7 +34,7 @@ class Tracker:
         self._metrics, self._background, self._report_k = metrics, background, report_k
         self._ids: dict[str, Any] = {}
         self._nonfinite: Counter[str] = Counter()
-        self._broken = False
+        self._folder, self._broken = Path(), False
 
     @classmethod
     def start(
@@ -70,23 +61,32 @@ class Tracker:
             output_dir.mkdir(parents=True, exist_ok=True)
             path = output_dir / metrics_file.NAME
             metrics = MetricsFile(path, keep_through=first_step if resumed else None)
+            ids = {} if config.tracking == "none" else run_ids.known(output_dir, resumed_ids)
+            if ids:
+                run_ids.keep(output_dir, ids)
         except OSError as error:
             raise UserError(f"output_dir {output_dir} cannot be written: {error}") from error
         tracker = cls(metrics, None, config.evaluation.report_k)
-        tracker._nonfinite.update(_nonfinite_counts(metrics.rows))
-        if config.tracking == "none":
-            return tracker
+        tracker._folder, tracker._ids = output_dir, ids
+        tracker._nonfinite.update(_nonfinite_counts(read_rows(path)))
+        if ids:
+            known = {subnet: (parameters or {}).get(subnet) for subnet in sizes}
+            tracker._track(config, known, resumed=resumed)
+        return tracker
+
+    def _track(self, config: Config, sizes: Mapping[Subnet, int | None], *, resumed: bool) -> None:
+        """Start the thread that talks to MLflow."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        tracker._ids = _known_ids(resumed_ids, output_dir)
-        known = {subnet: (parameters or {}).get(subnet) for subnet in sizes}
-        tracker._background = Background(
+        folder, mode = self._folder.resolve(), "resume" if resumed else "new"
+        self._background = Background(
             "MLflow",
-            lambda: open_store(config, output_dir.resolve(), tracker._ids, known, metrics.rows),
+            lambda: open_store(config, folder, self._ids, sizes, mode=mode),
             is_final=_is_final,
-            advice=f"training goes on, every metric is in {path}",
+            advice=f"training goes on, every metric is in {self._folder / metrics_file.NAME}",
         )
-        return tracker
+        self._background.submit(MlflowStore.catch_up)
+        self._background.submit(_keep_files)
 
     @property
     def ids(self) -> dict[str, Any]:
@@ -103,17 +103,21 @@ class Tracker:
         top1: Mapping[Subnet, Mapping[int, float]],
         floors: Floors | None,
         protocol: Mapping[str, Any],
+        *,
+        table: str = "",
     ) -> None:
         """k-NN top-1 in percent by size and k, with a heat map for the k that the recipe reports.
 
-        protocol: how it was measured (bank, k, temperature, ...), kept with the run.
+        protocol: how it was measured (bank, k, temperature, ...), kept with the run, and so is the
+        table, where there is one.
         """
         values = knn_values(top1, floors or Floors(), report_k=self._report_k)
         if self._record(step, values) and self._background:
             reported = {size: by_k[self._report_k] for size, by_k in top1.items()}
-            title = f"k-NN top-1 (k = {self._report_k}), step {step:,}"
             self._background.submit(lambda store: store.protocol(protocol))
-            self._background.submit(lambda store: _draw(store, step, reported, title))
+            self._background.submit(lambda store: draw(store, step, reported, self._report_k))
+            if table:
+                self._background.submit(lambda store: store.table(step, table))
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Keep a file or a folder with the run in MLflow."""
@@ -127,13 +131,18 @@ class Tracker:
     def close(self, status: Status = "FINISHED", timeout_seconds: float = 30.0) -> None:
         """End the MLflow runs with this status, waiting at most that long."""
         if self._metrics:
-            self._metrics.close()
+            try:
+                self._metrics.close()
+            except OSError as error:
+                _say(f"{metrics_file.NAME} lacks its last rows: {error}")
         if self._background:
             self._background.submit(lambda store: store.close(status))
             undone = self._background.close(timeout_seconds)
             if undone:
-                text = f"MLflow has not taken the last {undone} entries; metrics.jsonl has them all"
-                print(text, file=sys.stderr, flush=True)
+                _say(
+                    f"MLflow has not taken the last {undone} entries; the run's folder has them "
+                    f"all, and this brings them there: poa-ds mlflow-sync {self._folder}"
+                )
             self._background = None
         self._metrics = None
 
@@ -145,15 +154,17 @@ class Tracker:
         try:
             row = self._metrics.append(step, finite)
         except OSError as error:  # a full disk must not end a run that can still save
-            row = {"step": step, "time": time.time(), **finite}
             if not self._broken:
-                print(
-                    f"{metrics_file.NAME} cannot be written: {error}", file=sys.stderr, flush=True
-                )
+                advice = "its rows wait in memory until it can"
+                _say(f"{metrics_file.NAME} cannot be written, {advice}: {error}")
             self._broken = True
+            return True
+        if self._broken:
+            _say(f"{metrics_file.NAME} is written again, and complete")
+            self._broken = False
         fresh = bool(values_of(row))
         if fresh and self._background:
-            self._background.submit(lambda store: store.row(row))
+            self._background.submit(MlflowStore.catch_up)
         return fresh
 
     def _finite(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -170,20 +181,25 @@ def _nonfinite_counts(rows: Iterable[Row]) -> dict[str, int]:
     return {name: int(count) for name, count in found if name.startswith("nonfinite/")}
 
 
-def _known_ids(resumed_ids: Mapping[str, Any] | None, output_dir: Path) -> dict[str, Any]:
-    """The ids to go on with: the checkpoint's, or else those beside it; none for a new run."""
-    path = output_dir / IDS
-    if resumed_ids is None or resumed_ids or not path.exists():
-        return dict(resumed_ids or {})
-    return json.loads(path.read_text())
-
-
 def _is_final(error: Exception) -> bool:
     return isinstance(error, ImportError) or getattr(error, "error_code", None) in FINAL_ERRORS
 
 
-def _draw(store: MlflowStore, step: int, top1: Mapping[Subnet, float], title: str) -> None:
+def _keep_files(store: MlflowStore) -> None:
+    for path in store.missing_files():
+        store.artifact(path)
+
+
+def draw(store: MlflowStore, step: int, top1: Mapping[Subnet, float], k: int) -> bool:
+    """Whether the heat map of an evaluation was missing, and is there now."""
+    if store.has_picture(step):
+        return False
     with IMPORTING:
         from poa_ds import plots
-    figure = plots.heat_map(top1, title=title)
+    figure = plots.heat_map(top1, title=f"k-NN top-1 (k = {k}), step {step:,}")
     store.picture(step, figure, plots.pixels(figure))
+    return True
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
