@@ -23,6 +23,7 @@ LOOK_SECONDS = 0.2
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
 # what a stopping rank may take: the rest of its step, a checkpoint, MLflow
 GRACE_SECONDS = 180.0
+REMOTE_SECONDS = 60.0  # on other hosts deepspeed gives each of two ranks 30
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # not mended by another try
 FINAL = (ended.DONE, ended.FAILED, ended.WRONG_USE, ended.STOPPED, ended.INTERRUPTED)
@@ -150,6 +151,8 @@ def _attempt(start: Start, asked: Asked) -> int:
             time.sleep(LOOK_SECONDS)
         # also when the launcher died first: its ranks have noticed, and save
         group.wait(GRACE_SECONDS, unless=lambda: len(asked.numbers) > 1)
+        if start.hostfile and len(asked.numbers) == 1:
+            _await_record(start.output, asked)
     finally:
         group.signal(signal.SIGKILL)
     record = ended.read(start.output) if start.records else None
@@ -172,6 +175,13 @@ def _hand_on(group: Group, start: Start) -> None:
         group.signal_first(signal.SIGTERM)
     else:
         group.signal(signal.SIGUSR1)
+
+
+def _await_record(output: Path, asked: Asked) -> None:
+    """Give ranks of other hosts, which are not in the group, the time that their launcher gives."""
+    end = time.monotonic() + REMOTE_SECONDS
+    while time.monotonic() < end and ended.read(output) is None and len(asked.numbers) < 2:
+        time.sleep(LOOK_SECONDS)
 
 
 def _asked_status(asked: Asked, record: ended.Ended | None) -> int:

@@ -10,11 +10,13 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any, TextIO
 
 REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
 # a launcher hands on a signal that its ranks got as well: that is not the user's second one
@@ -45,6 +47,11 @@ class Requests:
         for number in REQUESTS:
             signal.signal(number, _noted)
         signal.signal(signal.SIGINT, self._interrupt)
+        if self._launchers:
+            sys.stdout, sys.stderr = map(self._outlasting, (sys.stdout, sys.stderr))
+
+    def _outlasting(self, stream: TextIO) -> "_Outlasting":
+        return _Outlasting(stream, lambda: self._want("the end of its launcher"))
 
     def look(self) -> int:
         """Note what has arrived since; the number of a signal that came a second time, or 0."""
@@ -74,6 +81,36 @@ class Requests:
         """Raised inside a destructor it would be lost: the loop looks at `interrupted` as well."""
         self.interrupted = True
         raise KeyboardInterrupt
+
+
+class _Outlasting:
+    """A stream whose reader may go: a launcher on another host that ends closes the connection.
+
+    The rank that learns it by a broken pipe must still save.
+    """
+
+    def __init__(self, stream: TextIO, lost: Callable[[], None]) -> None:
+        self._stream, self._lost = stream, lost
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._let_go()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        self._lost()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _noted(number: int, _: FrameType | None) -> None:
