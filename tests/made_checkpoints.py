@@ -3,6 +3,7 @@
 import math
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +66,22 @@ def of_recipe(root: Path, at: int, *overrides: str) -> tuple[Path, Snapshot]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    with disk(tmp_path / "disk", "256k") as place:
+        yield place
+
+
+@contextmanager
+def disk(place: Path, size: str) -> Iterator[Path]:
+    """A file system of that size at a new folder; the test is skipped where none can be mounted."""
+    place.mkdir(parents=True)
+    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
     try:
         done = subprocess.run(words, capture_output=True, text=True)
     except FileNotFoundError:
         pytest.skip("there is no `mount` to make a small disk with")
     if done.returncode:
         pytest.skip(f"a small disk needs root: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)

@@ -183,6 +183,7 @@ def test_every_way_to_write_a_float_is_a_number(number: str, tmp_path: Path) -> 
         ({"masks": {"ratio": [0.5, 0.1]}}, ["masks.ratio"]),
         ({"augmentation": {"blur_kernel": 4}}, ["augmentation.blur_kernel 4", "odd"]),
         ({"schedule": {"epochs": 5}}, ["warmup_epochs 10", "epochs 5"]),
+        ({"checkpoint": {"keep_every_epochs": 2.5}}, ["keep_every_epochs 2.5", "2 would be"]),
         ({"evaluation": {"sizes": ["tiny"]}}, ["evaluation.sizes", "tiny", "384"]),
         ({"evaluation": {"report_k": 5}}, ["evaluation.report_k 5", "[10, 20, 100, 200]"]),
         ({"evaluation": {"resize": 200}}, ["evaluation.resize 200", "crop 224"]),
@@ -261,6 +262,16 @@ def test_lengths_in_epochs_become_steps_and_tiny_sets_still_train() -> None:
     assert recipes.derived(config, 3).steps_per_epoch == 1
     root = replace(config, schedule=replace(config.schedule, lr_scaling="sqrt"))
     assert recipes.derived(root, 165).lr == pytest.approx(0.004 * sqrt(16 / 1024))
+
+
+def test_milestones_fall_on_checkpoints_whatever_is_rounded() -> None:
+    tree = {"schedule": {"steps_per_epoch": 5}, "checkpoint": {"every_epochs": 0.5}}
+    numbers = recipes.derived(recipes.from_dict(tree), 0)
+    assert (numbers.checkpoint_steps, numbers.keep_steps) == (2, 0)  # 2.5 is rounded
+    tree["checkpoint"]["keep_every_epochs"] = 1.5
+    config = recipes.from_dict(tree)
+    assert recipes.derived(config, 0).keep_steps == 6
+    assert "every 2 steps, the last 3 are kept, for good every 6" in recipes.describe(config, 0)
 
 
 def test_the_share_of_the_evaluation_counts_forwards() -> None:

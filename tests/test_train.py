@@ -15,6 +15,7 @@ import yaml
 from poa_ds import ended
 from poa_ds.clock import Clock
 from tests.distributed.launch import ROOT
+from tests.made_checkpoints import disk
 from tests.made_shards import make_shards
 
 TINY = [
@@ -103,12 +104,16 @@ def test_a_finished_run_says_so_and_changes_nothing(whole: tuple[Path, str], sha
     assert (out / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("kill_after", [pytest.param(4, marks=pytest.mark.slow), 8])
+# 3 steps lie between two checkpoints, and the second one waits for the first
+@pytest.mark.parametrize(
+    ("kill_after", "background"),
+    [pytest.param(4, "false", marks=pytest.mark.slow), (8, "true")],
+)
 def test_a_killed_run_continues_bit_for_bit(
-    whole: tuple[Path, str], shards: Path, tmp_path: Path, kill_after: int
+    whole: tuple[Path, str], shards: Path, tmp_path: Path, kill_after: int, background: str
 ) -> None:
     """SIGKILL after a step between two checkpoints; the same command goes on."""
-    words = command(shards, tmp_path)
+    words = command(shards, tmp_path, f"checkpoint.background={background}")
     process = subprocess.Popen(
         words,
         env=environment(),
@@ -227,3 +232,31 @@ def test_waiting_for_data_is_said_when_it_begins() -> None:
     assert said(0.5) == "" and said(0.04) == "" and said(0.2) == ""  # it goes on
     assert said(0.02) == "" and said(0.04) == ""
     assert said(0.2).startswith("warning: 20%")
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_a_run_after_two_checkpoints_and_it_continues(
+    whole: tuple[Path, str], shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = command(shards, out, "checkpoint.background=false")
+    with disk(out / "checkpoints", "16m") as place:
+        process = subprocess.Popen(
+            words,
+            env=environment(),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for line in process.stdout:
+            if line.startswith("step 4:"):
+                subprocess.run(["dd", "if=/dev/zero", f"of={place}/full"], capture_output=True)
+                break
+        said = process.communicate(timeout=240)[0]
+        assert process.returncode == 1
+        assert "could not be saved: rank 0: shard-00000.safetensors: No space left on" in said
+        assert "Training goes on" in said and "That is 2 in a row, so the run stops" in said
+        (place / "full").unlink()
+        assert "continues at step 3 from" in run(words)
+    assert losses(out) == losses(whole[0])

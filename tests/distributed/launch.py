@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 900  # a busy machine takes many times as long
 
 
 def free_port() -> int:
@@ -50,7 +51,7 @@ def launch(module: str, world: int, out: Path, **arguments: object) -> dict:
     try:
         failed = None
         for rank, process in enumerate(ranks):
-            if process.wait(timeout=240):
+            if process.wait(timeout=PATIENCE_SECONDS):
                 failed = failed if failed is not None else rank
         if failed is not None:
             tails = "\n".join(f"rank {r}: {_tail(log)}" for r, log in enumerate(logs))

@@ -114,7 +114,9 @@ def test_without_ssh_each_host_starts_its_own_part(
 def test_a_host_that_is_cut_off_ends_the_run_which_goes_on_later(
     folder: Path, hosts: tuple[Host, Host], one_host: dict[int, dict[str, float]]
 ) -> None:
-    command = hosts[0].command(*over_ssh(folder, "cut"), f"step_timeout_seconds={TIMEOUT_SECONDS}")
+    # a checkpoint is complete before the step after it
+    words = ("checkpoint.background=false", f"step_timeout_seconds={TIMEOUT_SECONDS}")
+    command = hosts[0].command(*over_ssh(folder, "cut"), *words)
     settings = {"env": at_home(folder, **KEEP_ALIVE), "cwd": ROOT, "text": True}
     settings |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, **settings) as run:
