@@ -135,6 +135,11 @@ COMMANDS = {
         "a million tiny samples: index build, start-up, memory per worker",
         "poa-ds bench index --samples 1000000",
     ),
+    "plan": Command(
+        "poa_ds.plan",
+        "memory, time and waiting of a run on GPUs that are not here",
+        "poa-ds plan --config ds_configs/vit_l16_in1k.yaml --nodes 4 --gpus 8 --gpu a100-80g",
+    ),
     "bench data": Command(
         "poa_ds.bench_data",
         "images/s of the loader, part by part, and the workers that a rate needs",

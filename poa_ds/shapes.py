@@ -127,7 +127,7 @@ class VitShape:
         return ()
 
 
-def _sides(image_size: int, patch: int) -> list[int]:
+def map_sides(image_size: int, patch: int) -> list[int]:
     """Side of the map in each of four stages: halved, rounded up."""
     first = -(-image_size // patch)
     return [-(-first // 2**i) for i in range(4)]
@@ -166,7 +166,7 @@ class SwinShape:
         return 8 * subnet.width
 
     def grid(self, image_size: int) -> int:
-        return 2 * _sides(image_size, self.patch_size)[-1]
+        return 2 * map_sides(image_size, self.patch_size)[-1]
 
     def multiple(self) -> tuple[int, str]:
         return 8 * self.patch_size, f"8 x backbone.patch_size {self.patch_size} (four stages)"
@@ -192,7 +192,7 @@ class SwinShape:
         return total + 2 * self.features(subnet)
 
     def flops(self, subnet: Subnet, image_size: int) -> float:
-        sides = _sides(image_size, self.patch_size)
+        sides = map_sides(image_size, self.patch_size)
         total = sides[0] ** 2 * self.widest * 3 * self.patch_size**2
         for stage, (depth, side) in enumerate(zip(self.depths(subnet), sides, strict=True)):
             c, padded = subnet.width * 2**stage, -(-side // self.window) * self.window
@@ -246,7 +246,7 @@ class ResNetShape:
         return 16 * self.widest
 
     def grid(self, image_size: int) -> int:
-        return 2 * _sides(image_size, self.patch_size)[-1]
+        return 2 * map_sides(image_size, self.patch_size)[-1]
 
     def multiple(self) -> tuple[int, str]:
         return 32, "32, the stride of resnet"
@@ -266,7 +266,7 @@ class ResNetShape:
         return total
 
     def flops(self, subnet: Subnet, image_size: int) -> float:
-        sides, before = _sides(image_size, self.patch_size), self.stem
+        sides, before = map_sides(image_size, self.patch_size), self.stem
         total = (-(-image_size // 2)) ** 2 * 3 * 49 * self.stem
         for stage, depth in enumerate(subnet.depth):
             inner, outer = subnet.width * 2**stage, 2 * self.widest * 2**stage

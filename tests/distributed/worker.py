@@ -67,7 +67,7 @@ def made_batch(config: Config, at: int, slot: int) -> Batch:
     g = torch.Generator().manual_seed(1000 * at + slot)
     return Batch.of(
         torch.randn(2 * IMAGES, 3, 32, 32, generator=g),
-        torch.randn(3 * IMAGES, 3, 16, 16, generator=g),
+        torch.randn(config.crops.local_count * IMAGES, 3, 16, 16, generator=g),
         torch.rand(2 * IMAGES, shape(config).grid(32) ** 2, generator=g) < 0.3,
         step=at,
         slot=slot,
@@ -77,8 +77,8 @@ def made_batch(config: Config, at: int, slot: int) -> Batch:
 class Run:
     """One engine of one ZeRO stage, and the steps it takes."""
 
-    def __init__(self, stage: int, config: Config) -> None:
-        file = {"zero_optimization": {"stage": stage}}
+    def __init__(self, stage: int, config: Config, zero: dict | None = None) -> None:
+        file = {"zero_optimization": {"stage": stage} | (zero or {})}
         if config.precision == "bf16" and stage == 1:
             file["data_types"] = {"grad_accum_dtype": "bf16"}
         ds_config = recipes.deepspeed_json(config, file, dist.world_size())
