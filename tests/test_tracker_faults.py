@@ -1,8 +1,11 @@
-"""Servers and disks that fail under a tracker, which does not notice."""
+"""Real MLflow servers and disks that fail under a real training run, which does not notice."""
 
 import contextlib
+import json
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +20,11 @@ from poa_ds.config import Config
 from poa_ds.metrics_file import read_rows
 from poa_ds.recipe import Mlflow
 from poa_ds.tracking import Tracker
-from tests.mlflow_runs import PATIENCE_SECONDS, recorded, steps
+from tests.made_shards import make_shards
+from tests.mlflow_runs import PATIENCE_SECONDS, Recorded, Server, recorded, steps
+from tests.test_train import ROOT, command, environment
+
+STEPS = 120
 
 
 def start(folder: Path, uri: str) -> Tracker:
@@ -116,3 +123,115 @@ def test_a_store_on_a_disk_that_fills_up_gets_the_points_when_there_is_room(
     assert lines[1] == "MLflow works again"
     run = recorded(f"sqlite:///{small_disk}/mlflow.db", "poa")["test"]
     assert steps(run, "metric 2") == list(range(1, 200)) and run.status == "FINISHED"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    make_shards(root / "train", 60)
+    make_shards(root / "val", 21)
+    return root
+
+
+def train(
+    shards: Path, out: Path, uri: str, watch: Callable[[int], None] = lambda step: None
+) -> str:
+    """What a real run of STEPS steps printed; watch(step) is called as steps are done."""
+    words = command(shards, out, f"schedule.steps_per_epoch={STEPS}", "tracking=mlflow")
+    words += [f"mlflow.uri={uri}", "mlflow.run_name=run", "data.workers=0"]
+    with subprocess.Popen(
+        words,
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("step "):
+                watch(int(line.split()[1].rstrip(":")))
+    printed = "".join(lines)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def same_everywhere(run: Recorded) -> dict[str, list[tuple[int, float]]]:
+    """The points that are equal in every run of the recipe."""
+    kinds = ("loss/", "gradient_norm/", "schedule/", "size/", "health/", "knn", "skipped")
+    return {
+        name: [(step, value) for step, value, _ in points]
+        for name, points in run.points.items()
+        if name.startswith(kinds)
+    }
+
+
+def compare(runs: dict[str, Recorded], whole: dict[str, Recorded]) -> None:
+    """The same runs with the same points, as far as they do not depend on the clock."""
+    assert runs.keys() == whole.keys()
+    for name, run in runs.items():
+        assert same_everywhere(run) == same_everywhere(whole[name]), name
+        assert (run.parent, run.status) == (whole[name].parent, whole[name].status)
+        assert run.files == whole[name].files, name
+        assert run.points.keys() == whole[name].points.keys()
+
+
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recorded]:
+    """What MLflow has of an undisturbed run."""
+    out = tmp_path_factory.mktemp("whole")
+    printed = train(shards, out, "")
+    assert "MLflow" not in printed, printed
+    runs = recorded(f"sqlite:///{out}/mlflow.db", "photos")
+    assert len(runs) == 1 + 4 and steps(runs["run"], "loss/total") == list(range(1, STEPS + 1))
+    return runs
+
+
+def sync(out: Path) -> str:
+    words = [sys.executable, "-m", "poa_ds.cli", "mlflow-sync", str(out)]
+    done = subprocess.run(words, env=environment(), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def known_run(out: Path) -> bool:
+    ids = out / "mlflow.json"
+    return ids.exists() and "run" in json.loads(ids.read_text())
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_the_middle_is_filled_later(
+    shards: Path, whole: dict[str, Recorded], tmp_path: Path
+) -> None:
+    """It is stopped (SIGSTOP) and killed while it records, and is back after the run."""
+    out = tmp_path / "out"
+    with Server(tmp_path / "server") as server:
+        server.start()
+        recording: list[int] = []
+
+        def watch(step: int) -> None:
+            if known_run(out):
+                recording.append(step)
+                if len(recording) == 10:
+                    server.signal(signal.SIGSTOP)
+                if len(recording) == 20:
+                    server.kill()
+
+        printed = train(shards, out, server.uri, watch)
+        assert len(recording) > 20, "the server was too slow for this run"
+        assert printed.count("MLflow failed") == 1, printed
+        assert f"poa-ds mlflow-sync {out}" in printed and "Traceback" not in printed
+        rows = [row for row in read_rows(out / "metrics.jsonl") if "loss/total" in row]
+        assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+        server.start()
+        ids = json.loads((out / "mlflow.json").read_text())
+        assert "loss/total" not in recorded(server.uri, "photos")["run"].points or len(
+            steps(recorded(server.uri, "photos")["run"], "loss/total")
+        ) < len(rows)
+        assert "added 0 points" not in sync(out)
+        runs = recorded(server.uri, "photos")
+        compare(runs, whole)
+        assert json.loads((out / "mlflow.json").read_text())["run"] == ids["run"]
+        assert "added 0 points, 0 pictures, 0 tables and 0 files" in sync(out)
+        assert recorded(server.uri, "photos") == runs
