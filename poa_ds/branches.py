@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poa_ds import dist, losses
@@ -78,7 +79,7 @@ class Projections:
     def scores(self, part: slice = slice(None)) -> Iterator[Tensor]:
         """Scores of a part of the rows under all `prototypes`: (rows, K) each, made when asked."""
         rows = self.cls + self.patches
-        return (score(z[part], w) for z, w in zip(rows, self.prototypes, strict=True))
+        return (F.linear(z[part], w) for z, w in zip(rows, self.prototypes, strict=True))
 
     def parts(self) -> Iterator[slice]:
         """The rows, cut so that the scores of one part are small."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poa_ds import dist
-from poa_kernels.sinkhorn import column_mass, row_lse
+from poa_kernels.sinkhorn import column_mass, softmax_mass
 
 ROUNDING = 1e-6  # a distance of float32 unit vectors that may be none at all
 
@@ -68,14 +68,9 @@ def sinkhorn_biases(
         columns = torch.zeros_like(bias)
         for part in passes():
             shifts = bias.split(list(prototypes))
-            columns += torch.cat(
-                [
-                    column_mass(
-                        s, temperature, b, row_lse(s, temperature, b) if iteration else None
-                    )
-                    for s, b in zip(part, shifts, strict=True)
-                ]
-            )
+            mass = softmax_mass if iteration else column_mass
+            pairs = zip(part, shifts, strict=True)
+            columns += torch.cat([mass(s, temperature, b) for s, b in pairs])
         bias = bias - dist.all_sum(columns).clamp_min(torch.finfo(torch.float32).tiny).log()
     return list(bias.split(list(prototypes)))
 

@@ -83,15 +83,15 @@ GENERAL = {
         "counted from the operators: product, cast, log-softmax, cross-entropy, both ways",
     ),
     "chunked_class_bytes": Constant(
-        458.0,
+        183.0,
         "bytes per student score",
         "counted likewise where scores are made part by part: three targets, twice (no cache)",
     ),
     "chunked_patch_bytes": Constant(
-        218.0, "bytes per student score", "counted likewise: one target, twice (no cache)"
+        95.0, "bytes per student score", "counted likewise: one target, twice (no cache)"
     ),
     "teacher_score_bytes": Constant(
-        45.0,
+        21.0,
         "bytes per teacher score and pass",
         "counted from the operators of Sinkhorn's passes over recomputed scores, their mean",
     ),

@@ -16,7 +16,7 @@ from poa_kernels.prototype_ce_chunks import LARGE
 
 FLOAT = 4  # bytes of statistics, scores and losses in every precision
 ROW_NUMBER = 8  # int64
-CHUNKS = 6  # matrices of the size of a chunk that its losses need at once
+CHUNKS = 5  # matrices of the size of a chunk that its losses need at once
 SKIPPING = {"vit"}  # backbones whose stochastic depth saves work, not only results
 Named = dict[str, float]
 
@@ -152,14 +152,12 @@ def _vit_stream(slot: Slot, c: int, rows: float) -> Named:
     """One block of a ViT for one stream of width c on `rows` rows."""
     recipe, b = slot.config.backbone, slot.width
     hidden = recipe.mlp_ratio * c
-    # with stochastic depth, index_add keeps the scaled result as well
-    results = 4 if recipe.drop_path > 0 else 2
     return {
         "inputs of the norms": rows * (2 * c * b + 4 * FLOAT),
         "inputs of qkv and fc1": rows * 2 * c * b,
         "attention: q, k, v, result twice": rows * (5 * c * b + c // recipe.head_dim * FLOAT),
         "MLP: before and after GELU": rows * 2 * hidden * b,
-        "results of both branches": rows * results * c * b,
+        "results of both branches": rows * 2 * c * b,
     }
 
 

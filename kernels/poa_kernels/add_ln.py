@@ -86,7 +86,22 @@ def _plain_add(
     scaled = branch * gamma
     if factor is not None:
         scaled = scaled * factor[:, None].to(x.dtype)
-    return x.index_add(0, rows, scaled)
+    return _Scattered.apply(x, rows, scaled)
+
+
+class _Scattered(torch.autograd.Function):
+    """x.index_add(0, rows, added). PyTorch's own keeps `added` for backward, only for its shape."""
+
+    @staticmethod
+    def forward(ctx, x, rows, added):
+        ctx.save_for_backward(rows)
+        return x.index_add(0, rows, added)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (rows,) = ctx.saved_tensors
+        return gradient, None, gradient[rows]
 
 
 def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LARGE = 1 << 23  # rows x prototypes: 32 MiB of float32, the size of a chunk
+LARGE = 1 << 24  # rows x prototypes: 64 MiB of float32, the size of a chunk
 
 
 def is_large(rows: Tensor, prototypes: Tensor) -> bool:
@@ -35,61 +35,63 @@ class _InChunks(torch.autograd.Function):
     def forward(ctx, rows, prototypes, targets, temperature):
         ctx.save_for_backward(rows, prototypes)
         ctx.targets, ctx.temperature = targets, temperature
-        losses = []
-        for part, wanted in _chunks(rows, prototypes, targets):
-            log_q = F.log_softmax(_logits(part, prototypes, temperature), dim=-1)
-            losses.append(torch.stack([-(log_q * p).sum(-1) for p in wanted], dim=1))
-        return torch.cat(losses) if losses else rows.new_empty(0, len(targets)).float()
+        losses = rows.new_empty(len(rows), len(targets), dtype=_wide(rows))
+        for part in _chunks(rows, prototypes):
+            logits = _logits(rows[part], prototypes, temperature)
+            log_q = F.log_softmax(logits, dim=-1, dtype=losses.dtype)
+            for j, target in enumerate(targets):
+                links = target.index[part].unbind(1)
+                dots = [_dots(_distribution(target, i), log_q) * (i >= 0) for i in links]
+                losses[part, j] = -sum(dots)
+        return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         rows, prototypes = ctx.saved_tensors
-        of_rows, of_prototypes = [], torch.zeros_like(prototypes, dtype=gradient.dtype)
-        weights = gradient.split(rows_at_a_time(len(prototypes)))
-        chunks = _chunks(rows, prototypes, ctx.targets)
-        for (part, wanted), weight in zip(chunks, weights, strict=False):
-            q = F.softmax(_logits(part, prototypes, ctx.temperature), dim=-1)
-            of_logits = _of_logits(q, wanted, weight / ctx.temperature).to(rows.dtype)
-            of_rows.append(of_logits @ prototypes)
-            of_prototypes += of_logits.t() @ part
-        of_rows = torch.cat(of_rows) if of_rows else torch.zeros_like(rows)
+        of_rows, of_prototypes = torch.empty_like(rows), torch.zeros_like(prototypes).to(gradient)
+        for part in _chunks(rows, prototypes):
+            weights = gradient[part] / ctx.temperature
+            links = [
+                (target, link, weights[:, j] * (link >= 0))
+                for j, target in enumerate(ctx.targets)
+                for link in target.index[part].unbind(1)
+            ]
+            logits = _logits(rows[part], prototypes, ctx.temperature)
+            # sum over links of weight (q - p), in the memory of q
+            of_logits = F.softmax(logits, dim=-1, dtype=gradient.dtype)
+            of_logits *= sum(weight for _, _, weight in links)[:, None]
+            for target, link, weight in links:
+                of_logits.addcmul_(_distribution(target, link), weight[:, None], value=-1)
+            of_logits = of_logits.to(rows.dtype)
+            of_rows[part] = of_logits @ prototypes
+            of_prototypes += of_logits.t() @ rows[part]
         return of_rows, of_prototypes.to(prototypes.dtype), None, None
 
 
-def _of_logits(q: Tensor, wanted: Iterator[Tensor], weight: Tensor) -> Tensor:
-    """sum over targets j of weight_j (mass_j q - p_j), one target in memory at a time."""
-    total, masses = torch.zeros_like(q), 0
-    for j, p in enumerate(wanted):
-        masses = masses + weight[:, j, None] * p.sum(-1, keepdim=True)
-        total -= p * weight[:, j, None]
-    return torch.addcmul(total, q, masses)
+def _chunks(rows: Tensor, prototypes: Tensor) -> Iterator[slice]:
+    size = rows_at_a_time(len(prototypes))
+    return (slice(first, first + size) for first in range(0, len(rows), size))
 
 
 def _logits(rows: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
-    return _wide(rows @ prototypes.t()) / temperature
+    """(n, K) in the rows' precision; the temperature costs no pass over them."""
+    return (rows / temperature) @ prototypes.t()
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+def _distribution(target, link: Tensor) -> Tensor:
+    """(n, K): the distribution that each row is linked with; any for -1."""
+    rows = target.rows[link.clamp_min(0).long()]
+    scores = _logits(rows, target.prototypes, target.temperature)
+    if target.bias is not None:
+        scores = target.bias + scores  # wide, as the bias is
+    return F.softmax(scores, dim=-1, dtype=_wide(scores))
 
 
-def _chunks(
-    rows: Tensor, prototypes: Tensor, targets: Sequence
-) -> Iterator[tuple[Tensor, Iterator[Tensor]]]:
-    """(some rows, the distribution of each under every target)."""
-    size = rows_at_a_time(len(prototypes))
-    for first in range(0, len(rows), size):
-        part = slice(first, min(first + size, len(rows)))
-        yield rows[part], (_distributions(target, target.index[part]) for target in targets)
+def _dots(p: Tensor, log_q: Tensor) -> Tensor:
+    """(n,): products of rows, without a matrix between."""
+    return torch.bmm(p.unsqueeze(1), log_q.unsqueeze(2)).flatten()
 
 
-def _distributions(target, index: Tensor) -> Tensor:
-    """(n, K): of each row the sum of the distributions it is linked with (n, J); -1: none."""
-    total = 0
-    for link in index.unbind(1):
-        rows = target.rows[link.clamp_min(0).long()]
-        scores = _logits(rows, target.prototypes, target.temperature)
-        p = F.softmax(scores if target.bias is None else scores.add_(target.bias), dim=-1)
-        total = p.masked_fill_((link < 0)[:, None], 0).add_(total)
-    return total
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

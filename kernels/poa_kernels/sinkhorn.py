@@ -77,9 +77,17 @@ def _check(scores: Tensor, bias: Tensor | None) -> None:
     assert bias is None or bias.shape == scores.shape[1:], "one bias per prototype"
 
 
+def softmax_mass(scores: Tensor, temperature: float, bias: Tensor) -> Tensor:
+    """(K,): column sums of softmax(scores / temperature + bias): both half steps."""
+    if dispatch.choose(ROWS, scores) == dispatch.choose(COLUMNS, scores) == "reference":
+        return _exponents(scores, temperature, bias).softmax(-1).sum(0)
+    return column_mass(scores, temperature, bias, row_lse(scores, temperature, bias))
+
+
 def _exponents(scores: Tensor, temperature: float, bias: Tensor | None) -> Tensor:
-    x = (scores if scores.dtype == torch.float64 else scores.float()) / temperature
-    return x if bias is None else x + bias
+    if bias is not None:  # one pass, wide as the bias is
+        return torch.add(bias, scores, alpha=1 / temperature)
+    return (scores if scores.dtype == torch.float64 else scores.float()) / temperature
 
 
 def _unit_columns(x: Tensor) -> Tensor:
