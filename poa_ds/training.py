@@ -157,7 +157,8 @@ class Training:
             step, reason = self.state.step, next(filter(None, reasons), "")
             ended.write(self.output, ended.Ended(number, step, reason))
             if stopped:
-                print(f"stopped by {reason}, saved at step {step:,}; the same command continues")
+                saved = f"saved at step {step:,}" if step else "before the first step"
+                print(f"stopped by {reason}, {saved}; the same command continues")
             else:
                 print(f"done: {step:,} steps; results in {self.output}", flush=True)
         if stopped and self.tracker:
