@@ -26,7 +26,7 @@ test: $(READY)
 	@$(PYTEST) -n 2 --dist loadfile
 
 test-slow: $(READY)
-	@$(PYTEST) -m slow
+	@$(PYTEST) -m slow -n 2 --dist loadfile
 
 test-all: test test-slow lint
 
