@@ -8,7 +8,7 @@ from tests.distributed.launch import launch
 from tests.distributed.test_backbones_ranks import BACKBONES
 
 
-@pytest.mark.parametrize("backbone", ["vit", "swin"])
+@pytest.mark.parametrize("backbone", ["vit", pytest.param("swin", marks=pytest.mark.slow)])
 def test_gathered_weights_are_freed_between_forward_and_backward(
     backbone: str, tmp_path: Path
 ) -> None:
