@@ -21,7 +21,8 @@ PUBLISHED_STEM, PUBLISHED_GROUPS = 64, 32  # all that timm's ResNet with group n
 def from_published(state: Mapping[str, Tensor], stages: Sequence[int]) -> dict[str, Tensor]:
     """The published ResNet's state dict (with or without `backbone.`) under our names.
 
-    stages: blocks of each. Keys of other parts (heads) are left out.
+    stages: blocks of each. Keys of other parts (heads) are left out; blocks that the stages do not
+    have keep their names.
     """
     firsts = [0, *accumulate(stages)]
     prefixed = any(name.startswith("backbone.") for name in state)
@@ -30,7 +31,10 @@ def from_published(state: Mapping[str, Tensor], stages: Sequence[int]) -> dict[s
         if prefixed and not name.startswith("backbone."):
             continue
         name = name.removeprefix("backbone.")
-        if found := re.match(r"layer(\d)\.layers\.(\d+)\.(.+)", name):
+        found = re.match(r"layer(\d)\.layers\.(\d+)\.(.+)", name)
+        if found and int(found[2]) >= stages[int(found[1]) - 1]:  # that number is another stage's
+            ours[name] = tensor
+        elif found:
             place = firsts[int(found[1]) - 1] + int(found[2])
             ours[f"blocks.{place}.{found[3].replace('.conv.', '.')}"] = tensor
         else:
@@ -48,6 +52,7 @@ class ResNetForm:
 
     module = plain
     first_conv, classifier, pool = "conv1", "fc", "avg"
+    features = "the last map (B, C, rows, columns)"
     fixed_size = False
     note = "the feature is the mean of the last map"
 

@@ -35,7 +35,8 @@ def from_published(
 ) -> dict[str, Tensor]:
     """The published Swin's state dict (with or without `backbone.`) under our names and layout.
 
-    stages: blocks of each. Keys of other parts (heads) are left out.
+    stages: blocks of each. Keys of other parts (heads) are left out; blocks that the stages do not
+    have keep their names.
     """
     firsts = [0, *accumulate(stages)]
     prefixed = any(name.startswith("backbone.") for name in state)
@@ -47,6 +48,9 @@ def from_published(
         if _UNUSED.search(name):
             continue
         if found := re.match(r"stages\.(\d)\.blocks\.(\d+)\.(.+)", name):
+            if int(found[2]) >= stages[int(found[1])]:  # its number is another stage's block
+                ours[name] = tensor
+                continue
             name = f"blocks.{firsts[int(found[1])] + int(found[2])}.{found[3]}"
         elif found := re.match(r"stages\.(\d)\.downsample\.(.+)", name):
             name = f"blocks.{firsts[int(found[1]) + 1]}.merge.{found[2]}"
@@ -86,6 +90,7 @@ class SwinForm:
 
     module = plain
     first_conv, classifier, pool = "patch_embed.proj", "head.fc", "avg"
+    features = "the last map (B, rows, columns, C)"
     fixed_size = True
     note = "with timm, only there; the feature is the mean token of the last map"
 

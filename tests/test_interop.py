@@ -159,6 +159,25 @@ def test_a_published_swin_or_resnet_does_all_that_a_vit_does(
     assert told in errors and "missing: backbone.embed.mask_token" in errors
 
 
+@pytest.mark.parametrize(
+    ("kind", "beyond"),
+    [("swin", "stages.2.blocks.2."), ("resnet", "layer3.layers.1.")],
+)
+def test_blocks_beyond_the_recipe_are_not_taken_for_those_of_the_next_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, beyond: str
+) -> None:
+    """Counted through the stages, they have the numbers of blocks that do fit."""
+    backbone = OTHERS[kind] | {"name": kind, "patch_size": 4, "names": {}}
+    backbone["stages"] = [*backbone["stages"]]
+    least, most = backbone["stages"][2]
+    backbone["stages"][2] = [least, most - 1]
+    published = {"teacher": step_arrays(f"{kind}_teacher")}
+    heads = {"prototypes": [16, 24, 32, 48], "hidden": 64, "bottleneck": 16}
+    assert run(tmp_path, published, recipe(tmp_path, backbone=backbone, heads=heads)) == 1
+    assert f"unexpected: backbone.{beyond}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_imported_swin_has_the_published_features(tmp_path: Path) -> None:
     backbone = OTHERS["swin"] | {"name": "swin", "patch_size": 4, "names": {"base": "24x6"}}
     backbone |= {"width": {"min": 8, "max": 24, "step": 8}}
