@@ -147,7 +147,7 @@ class WindowAttention(nn.Module):
         q, k, v = heads.permute(4, 0, 1, 3, 2, 5).flatten(2, 3)
         mask = bias.to(q.dtype).expand(count, -1, -1, -1)
         if layout.apart is not None:
-            mask = mask + APART * layout.apart.unsqueeze(1)
+            mask = mask + APART * layout.apart.unsqueeze(1).to(q.dtype)
         mask = mask.flatten(0, 1).expand(len(q), -1, -1, -1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out = out.unflatten(1, (count, -1)).transpose(2, 3)  # (n, windows, places, heads, D)

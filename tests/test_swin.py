@@ -134,6 +134,23 @@ def test_windows_are_laid_out_once_per_size_of_map_and_serve_training_afterwards
     assert swin.windows.cache_info().misses == made == 5  # sides 16, 8, 4 and 2; one shifted
 
 
+def test_masks_have_the_precision_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused attention of GPUs takes no mask of another type."""
+    seen, attention = set(), swin.F.scaled_dot_product_attention
+
+    def recorded(q: torch.Tensor, *others: torch.Tensor, attn_mask: torch.Tensor) -> torch.Tensor:
+        seen.add((q.dtype, attn_mask.dtype))
+        return attention(q, *others, attn_mask=attn_mask)
+
+    model, images = small_model(), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        wanted = model(images, Subnet(24, 3))
+        monkeypatch.setattr(swin.F, "scaled_dot_product_attention", recorded)
+        found = model.half()(images, Subnet(24, 3))
+    assert seen == {(torch.float16, torch.float16)}
+    assert (found - wanted).norm() / wanted.norm() < 1e-2
+
+
 def test_stochastic_depth_drops_images_more_often_in_later_blocks() -> None:
     model, subnets = small_model(), (Subnet(32, 4), Subnet(16, 2))
     crops = [torch.randn(400, 3, 8, 8).double(), torch.randn(800, 3, 4, 4).double()]
