@@ -1,7 +1,7 @@
 """An extracted size as a folder that others open, and the proof that it computes the same."""
 
-import importlib.util
 import json
+import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from poa_ds import onnx_file
@@ -73,12 +73,12 @@ class Export:
         name, arguments = found.arguments(self.config, subnet, state)
         weights = folder / WEIGHTS[self.style]
         if self.style == "onnx":
-            network = build(found.module, name, arguments, state)
+            network = build(found.module, arguments, state)
             onnx_file.write(network, found.feature, weights, self.config.crops.global_size)
         else:
             if self.style == "timm":
                 name, arguments, state = found.timm(self.config, subnet, state)
-            elif found.module:
+            else:
                 (folder / MODULE).write_text(Path(found.module.__file__).read_text())
             save_file(dict(state), weights, metadata={"format": "pt"})
         about = self._about(subnet, name, arguments)
@@ -124,7 +124,7 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    ours = {RECIPE, MODULE, *WEIGHTS.values()}
+    ours = {RECIPE, MODULE, "__pycache__", *WEIGHTS.values()}  # who imports MODULE leaves one
     if names and (not names <= ours or MARK not in _json(folder / RECIPE)):
         raise UserError(f"{folder} exists and is not an export of poa-ds: name another --out")
 
@@ -138,15 +138,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def build(
-    module: ModuleType | None, name: str, arguments: Mapping[str, Any], state: Mapping[str, Tensor]
+    module: ModuleType, arguments: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> nn.Module:
-    """A plain network in eval mode; module None: timm's."""
-    if module is None:
-        import timm  # seconds; needed here only
-
-        network = timm.create_model(name, num_classes=0, **arguments)
-    else:
-        network = module.Network(**arguments)
+    """A plain network in eval mode."""
+    network = module.Network(**arguments)
     network.load_state_dict(dict(state), strict=True)
     return network.eval()
 
@@ -154,19 +149,13 @@ def build(
 def reload(folder: Path) -> nn.Module:
     """The exported model, built from the folder alone."""
     if (folder / WEIGHTS["timm"]).is_file():
-        import timm
+        import timm  # seconds; needed here only
 
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     if (folder / WEIGHTS["onnx"]).is_file():
         return onnx_file.Network(folder / WEIGHTS["onnx"])
-    if (folder / MODULE).is_file():
-        written = importlib.util.spec_from_file_location("exported_model", folder / MODULE)
-        module = importlib.util.module_from_spec(written)
-        written.loader.exec_module(module)
-        return module.load(folder)
-    about = json.loads((folder / RECIPE).read_text())
-    state = load_file(folder / WEIGHTS["state-dict"])
-    return build(None, about["architecture"], about["model_args"], state)
+    # not imported: that would leave its __pycache__ in the folder
+    return runpy.run_path(str(folder / MODULE))["load"](folder)
 
 
 @torch.inference_mode()
@@ -181,20 +170,23 @@ def check(folder: Path, model: ElasticBackbone, subnet: Subnet, images: Tensor) 
     return max((wanted - tokens).abs().max().item(), (wanted[:, 0] - feature).abs().max().item())
 
 
-def check_images(config: Config) -> tuple[Tensor, str]:
-    """(normalised images, what they are): of the evaluation's queries, or random without them."""
+def check_images(config: Config, shards: Path | None = None) -> tuple[Tensor, str]:
+    """(normalised images, what they are).
+
+    Of the shard folder, else of the evaluation's queries where they are, else random.
+    """
     evaluation, side = config.evaluation, config.crops.global_size
-    queries = Path(evaluation.queries)
-    if not evaluation.queries or not queries.is_dir():
+    place = shards or Path(evaluation.queries)
+    if shards is None and not (evaluation.queries and place.is_dir()):
         return torch.randn(CHECKED_IMAGES, 3, side, side), "random images"
-    folder = ShardFolder.open(queries)
+    folder = ShardFolder.open(place)
     ids = range(min(CHECKED_IMAGES, len(folder)))
     resize = round(side * evaluation.resize / evaluation.crop)
     images, _ = next(eval_batches(folder, ids, resize=resize, crop=side, batch_size=CHECKED_IMAGES))
     mean, std = (
         torch.tensor(x).view(3, 1, 1) for x in (config.augmentation.mean, config.augmentation.std)
     )
-    return (images / 255 - mean) / std, f"images of {queries}"
+    return (images / 255 - mean) / std, f"images of {place}"
 
 
 def usage(
@@ -202,28 +194,18 @@ def usage(
 ) -> str:
     """The lines that use an exported model."""
     side, width = config.crops.global_size, model.feature_width(subnet)
-    with torch.inference_mode():
-        tokens = model(torch.zeros(1, 3, side, side), subnet).shape[1]
-    if style == "timm":
-        load = f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()'
-    elif style == "onnx":
-        load = f'model = onnxruntime.InferenceSession("{folder / WEIGHTS["onnx"]}")'
-        run = 'feature, features = model.run(None, {"images": images})'
-        return f"  {load}\n  {run}  # images: normalised float32 (B, 3, {side}, {side})"
-    elif (folder / MODULE).is_file():
-        load = f'model = runpy.run_path("{folder / MODULE}")["load"]("{folder}")  # torch alone'
-    else:
-        load = f'model = poa_ds.extract.reload(Path("{folder}"))  # or into DINOv2: same names'
-    if form(model).module:
-        return (
-            f"  {load}\n"
-            f"  features = model(images)  "
-            f"# normalised (B, 3, {side}, {side}) -> (B, {width})\n"
-            "  maps = model.forward_features(images)  # the last map"
-        )
-    return (
-        f"  {load}\n"
-        f"  tokens = model.forward_features(images)  "
-        f"# normalised (B, 3, {side}, {side}) -> (B, {tokens}, {width})\n"
-        f"  cls, patches = tokens[:, 0], tokens[:, 1:]"
+    load = {
+        "timm": f'timm.create_model("local-dir:{folder}", pretrained=True).eval()',
+        "state-dict": f'runpy.run_path("{folder / MODULE}")["load"]("{folder}")  # torch alone',
+        "onnx": f'onnxruntime.InferenceSession("{folder / WEIGHTS["onnx"]}")',
+    }
+    run = ("feature = model(images)", "features = model.forward_features(images)")
+    if style == "onnx":
+        run = ('feature, features = model.run(None, {"images": images})',)
+    lines = (
+        f"# images: normalised float32 (B, 3, {side}, {side})",
+        f"# feature (B, {width}); features: {form(model).features}",
+        f"model = {load[style]}",
+        *run,
     )
+    return "\n".join(f"  {line}" for line in lines)

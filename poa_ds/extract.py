@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=list(WEIGHTS),
-        help="timm where it can express the size exactly, else state-dict (then with model.py, a "
-        "module that needs torch alone, unless timm's ViT takes it); onnx",
+        help="timm where it can express the size exactly, else state-dict, which comes with "
+        "model.py, a module that needs torch alone; onnx",
     )
     parser.add_argument("--step", type=int, help="of the teacher (the newest)")
     parser.add_argument(
@@ -67,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--check", action="store_true", help="reload what is written, compare features on images"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="SHARDS",
+        help="of --check (recipe's evaluation.queries; random ones where they are not)",
     )
 
 
@@ -76,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
     source = str(find_teacher(args.run, args.step))
     subnets = model.space.select(args.size)
     styles = {subnet: _style(config, subnet, args.format) for subnet in subnets}
-    images, what = check_images(config) if args.check else (None, "")
+    if args.images and not args.check:
+        raise UsageError(f"--images {args.images}: they are for --check, which is not given")
+    images, what = check_images(config, args.images) if args.check else (None, "")
     folders = _folders(args.out, subnets)
     for subnet, folder in folders.items():
         state = extract(model, subnet)

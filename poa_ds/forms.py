@@ -16,16 +16,17 @@ from poa_ds.vit_names import VitForm
 
 
 class Form(Protocol):
-    """module: the one below plain/ that builds the network, None = timm alone does.
+    """module: the one below plain/ that builds the network.
 
-    first_conv, classifier, pool: parts by timm's words.
+    first_conv, classifier, pool: parts by timm's words. features: what forward_features gives.
     fixed_size: timm builds it for one resolution. note: what users should know.
     """
 
-    module: ModuleType | None
+    module: ModuleType
     first_conv: str
     classifier: str
     pool: str
+    features: str
     fixed_size: bool
     note: str
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from poa_ds.layers import head_major, third_major
+from poa_ds.plain import vit as plain
 from poa_ds.recipe import Config
 from poa_ds.space import Subnet
 from poa_ds.vit import ElasticViT
@@ -56,14 +57,15 @@ def to_timm(state: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
 
 
 class VitForm:
-    """How sizes of an ElasticViT look outside: timm's own ViT."""
+    """How sizes of an ElasticViT look outside: timm's own ViT, or a plain module like it."""
 
-    module = None
+    module = plain
     first_conv, classifier, pool = "patch_embed.proj", "head", "token"
+    features = "the tokens (B, 1 + N, C), the class token first"
     fixed_size = True
     note = (
-        "elsewhere timm resizes the position embedding differently from the training, so "
-        "features differ a little there"
+        "elsewhere timm resizes the position embedding differently from the training, so features"
+        " differ a little there; model.py of --format state-dict does as the training did"
     )
 
     @staticmethod

@@ -98,16 +98,19 @@ def test_timm_opens_the_folder_by_itself_and_computes_the_same(
         assert torch.equal(model(images), model.forward_features(images)[:, 0])
 
 
-def test_the_printed_lines_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("style", ["timm", "state-dict"])
+def test_the_printed_lines_work(
+    style: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_folder(tmp_path / "run")
-    words = ["--size", "small", "--out", str(tmp_path / "out")]
+    words = ["--size", "small", "--out", str(tmp_path / "out"), "--format", style]
     assert cli.main(["extract", str(tmp_path / "run"), *words]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if " = " in line]
     assert len(lines) == 3
-    program = ["import timm, torch", "images = torch.zeros(2, 3, 32, 32)", *lines]
+    program = ["import runpy, timm, torch", "images = torch.zeros(2, 3, 32, 32)", *lines]
     names: dict[str, torch.Tensor] = {}
     exec("\n".join(program), names)
-    assert names["cls"].shape == (2, 32) and names["patches"].shape == (2, 16, 32)
+    assert names["feature"].shape == (2, 32) and names["features"].shape == (2, 17, 32)
 
 
 def test_several_sizes_get_a_folder_each(tmp_path: Path) -> None:
@@ -131,6 +134,10 @@ def test_check_uses_the_images_of_the_evaluation_where_they_are(tmp_path: Path) 
     assert images.shape == (8, 3, 32, 32) and what == f"images of {shards.path}"
     assert images.abs().max() < 3  # normalised
     assert check_images(tiny("evaluation.queries=nowhere"))[1] == "random images"
+    given, what = check_images(tiny("evaluation.queries=nowhere"), shards.path)
+    assert torch.equal(given, images) and what == f"images of {shards.path}"
+    with pytest.raises(UserError, match="nowhere"):
+        check_images(tiny(), tmp_path / "nowhere")
 
 
 def test_an_export_that_differs_is_reported_and_not_written(

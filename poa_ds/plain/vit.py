@@ -1,0 +1,148 @@
+"""A vision transformer that needs torch alone: the network whose weights lie beside this file.
+
+    from model import load
+    network = load()                           # or load("folder")
+    features = network(images)                 # (B, 3, S, S), normalised -> (B, C)
+    tokens = network.forward_features(images)  # -> (B, 1 + N, C), the class token first
+
+Parameters and arguments have the names of timm. Away from the resolution of the training it
+resizes the position embedding as the training did, which timm does in another way.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-6
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, tokens, D) each
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, heads: int, mlp_ratio: int, init_values: float | None) -> None:
+        super().__init__()
+
+        def scale() -> nn.Module:
+            return nn.Identity() if init_values is None else LayerScale(dim, init_values)
+
+        self.norm1, self.norm2 = nn.LayerNorm(dim, EPS), nn.LayerNorm(dim, EPS)
+        self.attn, self.mlp = Attention(dim, heads), Mlp(dim, mlp_ratio * dim)
+        self.ls1, self.ls2 = scale(), scale()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images)
+
+
+class ViT(nn.Module):
+    """init_values: None = no LayerScale. img_size: of the training."""
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        img_size: int = 224,
+        patch_size: int = 16,
+        mlp_ratio: int = 4,
+        init_values: float | None = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.grid = img_size // patch_size
+        self.patch_embed = PatchEmbed(embed_dim, patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, embed_dim))
+        self.blocks = nn.Sequential(
+            *(Block(embed_dim, num_heads, mlp_ratio, init_values) for _ in range(depth))
+        )
+        self.norm = nn.LayerNorm(embed_dim, EPS)
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """(1, 1 + rows x columns, C): bicubic, in float32, with the offset of the training."""
+        side = self.grid
+        if rows == columns == side:
+            return self.pos_embed
+        table = self.pos_embed[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        scale = ((rows + 0.1) / side, (columns + 0.1) / side)
+        table = F.interpolate(table, scale_factor=scale, mode="bicubic")
+        table = table.permute(0, 2, 3, 1).flatten(1, 2).to(self.pos_embed.dtype)
+        return torch.cat((self.pos_embed[:, :1], table), dim=1)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Normalised tokens (B, 1 + N, C), the class token first."""
+        x = self.patch_embed(images)
+        positions = self.positions(int(x.shape[2]), int(x.shape[3]))
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        return self.norm(self.blocks(x + positions))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The class feature (B, C): the class token."""
+        return self.forward_features(images)[:, 0]
+
+
+Network = ViT
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The float32 tensors of a safetensors file."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    tensors = {}
+    for name, about in json.loads(content[8:start]).items():
+        if name != "__metadata__":
+            assert about["dtype"] == "F32", name
+            first, last = (start + offset for offset in about["data_offsets"])
+            numbers = torch.frombuffer(bytearray(content[first:last]), dtype=torch.float32)
+            tensors[name] = numbers.reshape(about["shape"])
+    return tensors
+
+
+def load(folder: str | Path | None = None) -> ViT:
+    """The network of a folder (default: this file's) in eval mode, float32, on the CPU."""
+    folder = Path(folder or Path(__file__).parent)
+    network = ViT(**json.loads((folder / "config.json").read_text())["model_args"])
+    network.load_state_dict(read(folder / "state_dict.safetensors"))
+    return network.eval()
