@@ -22,7 +22,8 @@ TABLE = f"""exit status:
   1    a mistake that the message names, such as damaged data or a full disk
   2    wrong use: the command or the recipe
   {CRASHED}   this rank failed; its message names the step and the sub-networks
-  {STOPPED}   SIGTERM, SIGUSR1 or the end of the launcher: saved, the same command continues
+  {STOPPED}   SIGTERM, SIGUSR1, SIGHUP or the end of the launcher: saved, the same command
+       continues
   {LOST}   another rank ended, and says why
   {HUNG}  no progress within step_timeout_seconds
   {INTERRUPTED}  Ctrl-C, nothing saved; 128 + n: a second signal n, nothing saved"""

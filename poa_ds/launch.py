@@ -13,18 +13,18 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from poa_ds import ended, train
 from poa_ds.errors import UsageError
 from poa_ds.processes import Group, beside_python, free_port
-from poa_ds.stopping import SUPERVISED
+from poa_ds.stopping import requests
 
 LOOK_SECONDS = 0.2
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
 # what a stopping rank may take: the rest of its step, a checkpoint, MLflow
 GRACE_SECONDS = 180.0
 REMOTE_SECONDS = 60.0  # on other hosts deepspeed gives each of two ranks 30
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # not mended by another try
 FINAL = (ended.DONE, ended.FAILED, ended.WRONG_USE, ended.STOPPED, ended.INTERRUPTED)
 CAUSES = {
@@ -61,8 +61,13 @@ class Asked:
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
-        for number in SIGNALS:
-            signal.signal(number, lambda received, _: self.numbers.append(received))
+        for number in (signal.SIGINT, *requests()):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        """A terminal that closes sends SIGHUP, and its shell sends another."""
+        if number != signal.SIGHUP or number not in self.numbers:
+            self.numbers.append(number)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +146,7 @@ def _attempt(start: Start, asked: Asked) -> int:
     if start.records:
         ended.forget(start.output)
     device = {} if _gpus() else {"DS_ACCELERATOR": "cpu"}
-    group = Group(start.command(), device | os.environ | {SUPERVISED: "1"})
+    group = Group(start.command(), device | os.environ)
     try:
         handed_on = 0
         while group.status() is None and len(asked.numbers) < 2:

@@ -1,5 +1,6 @@
 """Other programs started as a process group of their own, so that none of it outlives its use."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -14,17 +16,25 @@ import psutil
 from poa_ds.errors import UserError
 
 LOOK_SECONDS = 0.2
+LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may be
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Group:
     """A command and everything that it starts in its process group.
 
-    An interrupt of the terminal does not reach it: it gets each signal once, from here.
+    An interrupt of the terminal does not reach it: it gets each signal once, from here. When this
+    process is gone, killed perhaps, Linux sends the command SIGTERM.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        on_linux = sys.platform == "linux"
         self._first = subprocess.Popen(
-            [*command], env=environment, stdin=subprocess.DEVNULL, process_group=0
+            [*command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+            preexec_fn=partial(LIBC.prctl, PR_SET_PDEATHSIG, signal.SIGTERM) if on_linux else None,
         )
 
     def status(self) -> int | None:

@@ -1,11 +1,12 @@
 """Requests to stop: signals, and launchers that are gone. They are noted here and obeyed elsewhere.
 
-SIGTERM and SIGUSR1 may reach the ranks one after the other, 30 seconds apart: so a rank only notes
-them, all ranks agree at the end of a step, and save. Python runs handlers in the main thread only,
-between two of its own instructions; it writes the number of the signal into a pipe at once. The
-watchdog's thread reads that pipe: a rank that waits for others for ever still obeys.
+SIGTERM, SIGUSR1 and SIGHUP may reach the ranks one after the other, 30 seconds apart: so a rank
+only notes them, all ranks agree at the end of a step, and save. Python runs handlers in the main
+thread only, between two of its own instructions; it writes the number of the signal into a pipe at
+once. The watchdog's thread reads that pipe: a rank that waits for others for ever still obeys.
 """
 
+import errno
 import math
 import multiprocessing
 import os
@@ -14,19 +15,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
 # a launcher hands on a signal that its ranks got as well: that is not the user's second one
 SAME_SECONDS = 2.0
 PARENT_SECONDS = 1.0  # between two looks of a loader process at its rank
-SUPERVISED = "POA_DS_SUPERVISED"  # set by `poa-ds launch` in what it starts on its own host
 
 
 class Stopped(Exception):
     """All ranks have agreed to stop, and are between two batches."""
+
+
+def requests() -> list[signal.Signals]:
+    """The signals that ask for a stop. Under nohup, which ignores it, SIGHUP is none of them."""
+    numbers = [signal.SIGTERM, signal.SIGUSR1]
+    hangup_counts = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [*numbers, signal.SIGHUP] if hangup_counts else numbers
 
 
 class Requests:
@@ -40,18 +47,19 @@ class Requests:
         self.interrupted = False
         self._first: dict[bool, float] = {}  # is it Ctrl-C -> when
         self._launchers = _launchers(os.environ)
+        if _one_is_gone(self._launchers):
+            self._want("the end of its launcher")
         self._pipe, writing = os.pipe()
+        self._numbers = (signal.SIGINT, *requests())
         for end in (self._pipe, writing):
             os.set_blocking(end, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in REQUESTS:
+        for number in requests():
             signal.signal(number, _noted)
         signal.signal(signal.SIGINT, self._interrupt)
-        if self._launchers:
-            sys.stdout, sys.stderr = map(self._outlasting, (sys.stdout, sys.stderr))
-
-    def _outlasting(self, stream: TextIO) -> "_Outlasting":
-        return _Outlasting(stream, lambda: self._want("the end of its launcher"))
+        reader = "its launcher" if self._launchers else "the reader of its output"
+        lost = partial(self._want, f"the end of {reader}")
+        sys.stdout, sys.stderr = _Outlasting(sys.stdout, lost), _Outlasting(sys.stderr, lost)
 
     def look(self) -> int:
         """Note what has arrived since; the number of a signal that came a second time, or 0."""
@@ -75,7 +83,7 @@ class Requests:
             numbers = os.read(self._pipe, 4096)
         except BlockingIOError:
             return []
-        return [number for number in numbers if number in (signal.SIGINT, *REQUESTS)]
+        return [number for number in numbers if number in self._numbers]
 
     def _interrupt(self, number: int, _: FrameType | None) -> None:
         """Raised inside a destructor it would be lost: the loop looks at `interrupted` as well."""
@@ -84,9 +92,9 @@ class Requests:
 
 
 class _Outlasting:
-    """A stream whose reader may go: a launcher on another host that ends closes the connection.
+    """A stream whose reader may go: a terminal, or a launcher on another host, whose end closes it.
 
-    The rank that learns it by a broken pipe must still save.
+    The rank that learns it by an error must still save.
     """
 
     def __init__(self, stream: TextIO, lost: Callable[[], None]) -> None:
@@ -95,17 +103,19 @@ class _Outlasting:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            self._let_go()
+        except OSError as error:
+            self._let_go(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._let_go()
+        except OSError as error:
+            self._let_go(error)
 
-    def _let_go(self) -> None:
+    def _let_go(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise error
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         self._lost()
 
@@ -124,7 +134,8 @@ def leave_signals_to_the_parent() -> None:
     PyTorch starts them, has another parent for the system and would stay.
     """
     signal.set_wakeup_fd(-1)  # a forked process would write into its parent's pipe
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
@@ -147,17 +158,33 @@ def _launchers(environment: Mapping[str, str]) -> list[int]:
     What is above those may be a shell, which may end.
     """
     levels = 2 if "CROSS_RANK" in environment else int("TORCHELASTIC_RUN_ID" in environment)
-    levels += SUPERVISED in environment
     found = [os.getppid()][:levels]
     while len(found) < levels:
-        found.append(_parent(found[-1]))
+        found.append(_state_and_parent(found[-1])[1])
     return found
 
 
-def _parent(process: int) -> int:
-    """The parent of a process; 0 where it is gone, or where there is no /proc."""
+def _one_is_gone(launchers: list[int]) -> bool:
+    """Whether a process of deepspeed ended before this one could note it.
+
+    Its second one shares the process group of the ranks, and the first leads it; a shell of another
+    host, or one that runs a script, may stand there instead.
+    """
+    if len(launchers) < 2:
+        return False
+    group = os.getpgid(0)
+    try:
+        second, first = (os.getpgid(launcher) != group for launcher in launchers)
+    except ProcessLookupError:
+        return True
+    return second or (first and _state_and_parent(group)[0] in ("", "Z"))
+
+
+def _state_and_parent(process: int) -> tuple[str, int]:
+    """As Linux names them, Z a zombie; empty and 0 where it is gone, or where there is no /proc."""
     try:
         text = Path(f"/proc/{process}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return int(text.rpartition(")")[2].split()[1])  # the name in brackets may hold anything
+        return "", 0
+    state, parent = text.rpartition(")")[2].split()[:2]  # the name in brackets may hold anything
+    return state, int(parent)

@@ -1,8 +1,12 @@
 """`poa-ds launch` and plain `deepspeed`: signals, kills, restarts; no process is ever left."""
 
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -172,6 +176,51 @@ def test_ranks_whose_deepspeed_is_gone_save_and_end(
 
 
 @pytest.mark.slow
+def test_ranks_that_start_while_deepspeed_is_killed_end_before_the_first_step(
+    shards: Path, tmp_path: Path
+) -> None:
+    """As a job of its own, as shells start it."""
+    place = ["--num_gpus", "2", "--master_port", str(free_port()), "--module", "poa_ds.train"]
+    program = ["setsid", str(Path(sys.executable).with_name("deepspeed")), *place]
+    words = arguments(shards, tmp_path, "evaluation.queries=")
+    with Job([[*program, *words]], [environment()], tmp_path) as job:
+        job.until("launcher.launch")
+        job.signal(signal.SIGKILL, 0)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not (record := ended.read(tmp_path)):
+            assert time.monotonic() < deadline and living(tmp_path), job.said()
+            time.sleep(0.2)
+        assert record == ended.Ended(ended.STOPPED, 0, "the end of its launcher")
+        assert_nothing_is_left(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("supervised", [True, False])
+def test_a_terminal_that_closes_stops_the_run_saved(
+    supervised: bool, shards: Path, tmp_path: Path
+) -> None:
+    words = arguments(shards, tmp_path, "evaluation.queries=", "schedule.steps_per_epoch=100")
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
+    command += ["--master_port", str(free_port()), "--module", "poa_ds.train", *words]
+    if supervised:
+        command = [sys.executable, "-m", "poa_ds.cli", "launch", "--nproc", "2", "--", *words]
+    screen, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))  # no bar where there is no room for one
+    ends = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+    first = subprocess.Popen(["setsid", "--ctty", *command], env=environment(), cwd=ROOT, **ends)
+    os.close(terminal)
+    said = b""
+    while not re.search(rb"[2-9]/100 ", said):  # the bar of a terminal
+        said += os.read(screen, 4096)
+    os.close(screen)
+    first.wait(timeout=PATIENCE_SECONDS)
+    assert_nothing_is_left(tmp_path)
+    record = ended.read(tmp_path)
+    assert record and record.status == ended.STOPPED, record
+    assert record.step == saved_step(tmp_path) == max(losses(tmp_path))
+
+
+@pytest.mark.slow
 def test_deepspeeds_second_process_signals_the_ranks_one_after_the_other(
     shards: Path, tmp_path: Path
 ) -> None:
@@ -211,11 +260,11 @@ def test_ranks_whose_supervisor_is_killed_save_and_end(shards: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_the_second_signal_kills(shards: Path, tmp_path: Path) -> None:
-    with launched(["--nproc", "2"], shards, tmp_path, "evaluation.queries=") as job:
-        job.until("step 2:")
-        job.signal(signal.SIGTERM, 0)
-        time.sleep(0.1)  # no step and checkpoint are that fast
-        job.signal(signal.SIGTERM, 0)
+    long_steps = ("evaluation.queries=", "batch.images_per_slot=30")
+    with launched(["--nproc", "2"], shards, tmp_path, *long_steps) as job:
+        job.until("step 1:")
+        for number in (signal.SIGUSR1, signal.SIGTERM):  # within that step
+            job.signal(number, 0)
         assert job.statuses() == [128 + signal.SIGTERM]
         assert_nothing_is_left(tmp_path)
         assert ended.read(tmp_path) is None
