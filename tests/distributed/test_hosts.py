@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from signal import SIGKILL
 
 import pytest
 
@@ -140,25 +141,28 @@ def test_a_host_that_is_cut_off_ends_the_run_which_goes_on_later(
     assert losses(folder / "cut") == one_host
 
 
-def test_a_signal_to_the_supervisor_stops_and_saves_on_both_hosts(
+def test_a_supervisor_that_is_asked_or_killed_stops_and_saves_on_both_hosts(
     folder: Path, hosts: tuple[Host, Host], one_host: dict[int, dict[str, float]]
 ) -> None:
     start = [sys.executable, "-u", "-m", "poa_ds.cli", "launch", "--hostfile", f"{folder}/HOSTS"]
     start += ["--options", "--master_addr node1", "--", *words(folder, "launched")]
     settings = {"env": at_home(folder), "cwd": ROOT, "text": True}
     settings |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(hosts[0].command(*start), **settings) as run:
-        for line in run.stdout:
-            if "step 3:" in line:
-                break
-        own = hosts[0].command("pkill", "-TERM", "-f", "poa_ds.cli launch")  # of that host only
-        subprocess.run(own, check=True)
-        said = run.communicate(timeout=600)[0]
-    assert run.returncode == ended.STOPPED, said
-    # whatever reaches a rank first: the launcher's signal, or the end of its connection
-    assert ended.read(folder / "launched").reason in ("SIGTERM", "the end of its launcher")
-    for host in hosts:
-        assert not trains(host)
+    for signal, status in (("-TERM", ended.STOPPED), ("-KILL", -SIGKILL)):
+        with subprocess.Popen(hosts[0].command(*start), **settings) as run:
+            for line in run.stdout:
+                if re.search(r": step \d+:", line):
+                    break
+            own = hosts[0].command("pkill", signal, "-f", "poa_ds.cli launch")  # of that host only
+            subprocess.run(own, check=True)
+            said = run.communicate(timeout=600)[0]
+        assert run.returncode == status, said
+        for host in hosts:
+            assert not trains(host)
+        record = ended.read(folder / "launched")
+        # whatever reaches a rank first: the launcher's signal, or the end of its connection
+        assert record.reason in ("SIGTERM", "the end of its launcher")
+        assert record.step < STEPS
     done = subprocess.run(hosts[0].command(*start), timeout=600, **settings)
     assert done.returncode == 0, done.stdout
     assert losses(folder / "launched") == one_host
