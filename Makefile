@@ -23,10 +23,10 @@ demo: $(READY)
 	@$(BIN)/poa-ds demo $(ARGS)
 
 test: $(READY)
-	@$(PYTEST) -n 2 --dist loadfile
+	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
-	@$(PYTEST) -m slow -n 2 --dist loadfile
+	@$(PYTEST) -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: test test-slow lint
 

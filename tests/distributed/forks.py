@@ -1,10 +1,8 @@
-"""Ranks of the training program that start fast, forked from one process that has imported it.
+"""Ranks of the training program that start fast; after the imports all is as under a launcher.
 
-Everything after the imports is as under a launcher: processes of their own, gloo between them,
-signals. `Ranks` does what launchers do: when one rank fails it ends the others.
+`Ranks` does what launchers do: when one rank fails it ends the others.
 """
 
-import multiprocessing
 import os
 import re
 import signal
@@ -14,16 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.distributed.launch import ROOT, environment, free_port
+from tests.distributed.launch import environment, fork, free_port
 
 PATIENCE_SECONDS = 300.0  # on a loaded machine
 # as DeepSpeed's launcher has it: it looks once a second, and gives a rank so long to end by itself
 LOOK_SECONDS, GRACE_SECONDS = 1.0, 30.0
-_forks = multiprocessing.get_context("forkserver")
-# the last one, which DeepSpeed's engine imports, imports much of torch's compiler
-_forks.set_forkserver_preload(
-    ["poa_ds.training", "deepspeed", "deepspeed.runtime.zero.muon.original_muon"]
-)
 
 
 class Ranks:
@@ -33,17 +26,11 @@ class Ranks:
         self, world: int, words: Sequence[str], log: Path, *, loaded: Path | None = None
     ) -> None:
         """loaded: a folder that gets what every rank holds right after loading a checkpoint."""
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         port, self.log = free_port(), log
-        log.touch()
         self.processes = [
-            _forks.Process(
-                target=_rank, args=(environment(rank, world, port), list(words), log, loaded)
-            )
+            fork(_rank, environment(rank, world, port), log, list(words), loaded)
             for rank in range(world)
         ]
-        for process in self.processes:
-            process.start()
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
@@ -93,16 +80,8 @@ class Ranks:
                 os.kill(process.pid, number)
 
 
-def _rank(variables: dict[str, str], words: list[str], log: Path, loaded: Path | None) -> None:
+def _rank(words: list[str], loaded: Path | None) -> None:
     """The life of a rank, as `python -m poa_ds.train` has it."""
-    with open(log, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    # this process would start its loaders as it was started, and import everything for each
-    multiprocessing.set_start_method("fork", force=True)
-    os.environ.clear()
-    os.environ.update(variables)
-    os.chdir(ROOT)
     from poa_ds import faults, train
 
     if loaded is not None:
