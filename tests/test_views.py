@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from poa_ds.data.pixels import Undecodable
+from poa_ds.data.pixels import Undecodable, pixels
 from poa_ds.data.views import CropSpec, center_view, decode, random_box, views
 from tests.made_shards import image
 
@@ -72,6 +72,45 @@ def test_jpeg_gives_the_pixels_of_pil(name: str) -> None:
 def test_sixteen_bits_become_eight(kind: str) -> None:
     wide = Image.fromarray(np.array([[0, 255, 256, 65535]], np.uint16))
     assert decode(encoded(wide, kind)).tolist() == [[[0, 0, 1, 255]]] * 3
+
+
+def test_numbers_without_a_known_white_are_refused() -> None:
+    """PIL would make everything above 255 white."""
+    grey = np.array([[0, 255, 256, 65535]])
+    for kind in (np.int32, np.float32):
+        with pytest.raises(Undecodable, match="nothing says which numbers are white"):
+            decode(encoded(Image.fromarray(grey.astype(kind)), "TIFF"))
+    assert decode(b"P5 2 1 65535\n\x01\x00\xff\xff").tolist() == [[[1, 255]]] * 3
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg"])
+def test_a_flipped_bit_never_ends_the_process(name: str) -> None:
+    """torchvision's decode_png dies of most of them; many are seen, none of a JPEG's pixels."""
+    whole, rng, said = (JPEG | LOSSLESS)[name], random.Random(0), 0
+    for _ in range(40):
+        content = bytearray(whole)
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        try:
+            assert decode(bytes(content)).dtype == torch.uint8
+        except Undecodable:
+            said += 1
+    assert said > 30 or name != "png"
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "DDS"])
+def test_whatever_pil_raises_is_an_undecodable_image(kind: str) -> None:
+    """RuntimeError and NotImplementedError, among others."""
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {kind}")
+    whole = encoded(PHOTO.resize((16, 16)), kind)
+    for place in range(4, min(len(whole), 160)):
+        content = bytearray(whole)
+        content[place] ^= 255
+        try:
+            pixels(bytes(content))
+        except Undecodable:
+            pass
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\xff\xd8", b"\x89PNG", bytes(100)])

@@ -12,13 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from poa_ds.data.views import ASPECT, CropSpec, decode
+from poa_ds.data.views import ASPECT, JPEG, CropSpec, decode
 from poa_ds.errors import UsageError
 
 Decode = Callable[[bytes], Tensor]  # encoded -> (3, H, W) uint8, or Undecodable
 NAMES = ("torchvision", "simplejpeg", "simplejpeg_scaled")
 SCALES = (8, 4, 2)  # what a JPEG decoder skips at little cost
-JPEG = b"\xff\xd8"
 SPACES = ("YCbCr", "Gray", "RGB")  # it turns CMYK into other colours than torchvision
 
 

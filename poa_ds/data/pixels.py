@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -17,9 +18,15 @@ DAMAGE = (
     IndexError,
     KeyError,
     EOFError,
+    RuntimeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
     struct.error,
+    zlib.error,
     Image.DecompressionBombError,
 )
+SIXTEEN = ("PNG", "PPM")  # formats whose mode I is that of 16 bits
 
 
 class Undecodable(UserError):
@@ -32,9 +39,12 @@ def pixels(content: bytes) -> tuple[np.ndarray, str]:
         raise Undecodable("empty file")
     try:
         with Image.open(io.BytesIO(content)) as image:
-            if image.mode.startswith("I;16"):  # PIL would cut off all above 255
+            # PIL would cut off all above 255
+            if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN):
                 grey = np.array(image) >> 8
                 return np.repeat(grey[..., None].astype(np.uint8), 3, axis=2), str(image.format)
+            if image.mode in ("I", "F"):
+                raise Undecodable(f"nothing says which numbers are white (mode {image.mode})")
             return np.array(image.convert("RGB")), str(image.format)
     except Image.UnidentifiedImageError:
         raise Undecodable("not an image") from None

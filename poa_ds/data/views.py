@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -19,6 +19,7 @@ from poa_ds.data.pixels import pixels
 
 ASPECT = (3 / 4, 4 / 3)  # of a random crop; torchvision's default, which DINO and POA keep
 ATTEMPTS = 10
+JPEG = b"\xff\xd8"  # how one begins
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,17 @@ class Views:
 
 
 def decode(content: bytes) -> Tensor:
-    """(3, H, W) uint8 in RGB, or Undecodable with the cause; EXIF orientation is not applied."""
-    fast = {b"\xff\xd8": decode_jpeg, b"\x89P": decode_png}.get(content[:2])
-    if fast is None:
-        return torch.from_numpy(pixels(content)[0]).permute(2, 0, 1)
-    try:
-        image = fast(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
-    except RuntimeError:  # a rare kind (CMYK with odd markers) or damage: PIL reads it or says why
-        return torch.from_numpy(pixels(content)[0]).permute(2, 0, 1)
-    return image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)
+    """(3, H, W) uint8 in RGB, or Undecodable with the cause; EXIF orientation is not applied.
+
+    PNGs are left to PIL: one flipped bit in them, and torchvision's decode_png ends the process.
+    """
+    if content.startswith(JPEG):
+        try:
+            encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            return decode_jpeg(encoded, ImageReadMode.RGB)
+        except RuntimeError:  # a rare kind (CMYK with odd markers) or damage
+            pass  # PIL reads it or says why
+    return torch.from_numpy(pixels(content)[0]).permute(2, 0, 1)
 
 
 def views(image: Tensor, crops: CropSpec, rng: random.Random) -> Views:
