@@ -26,13 +26,13 @@ def train(archive: Path, classes: list[str]) -> tuple[list[Sample], list[Rejecte
     rejected: list[Rejected] = []
     outer = _outer(archive)
     with open(archive, "rb") as file:
-        for name, begin, _ in progress(outer, total=len(outer), label=TRAIN, unit="tars"):
+        for name, begin, length in progress(outer, total=len(outer), label=TRAIN, unit="tars"):
             inner = PurePosixPath(name)
             if inner.suffix != ".tar" or inner.stem not in ranks:
                 rejected.append(Rejected(f"{TRAIN}/{name}", "not the tar of a synset"))
                 continue
             before = len(samples)
-            for member, offset, size in tar_entries(file, f"{archive}, {name}", begin):
+            for member, offset, size in tar_entries(file, f"{archive}, {name}", begin, length):
                 origin, path = f"{TRAIN}/{name}/{member}", PurePosixPath(member)
                 if path.name.startswith("."):
                     rejected.append(Rejected(origin, "hidden file"))

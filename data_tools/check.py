@@ -74,6 +74,7 @@ def problems(path: Path, *, decode: bool, workers: int = 1) -> Iterator[str]:
         yield str(error)
         return
     yield from folder.problems()
+    yield from _strays(folder)
     jobs = [
         (_alone(folder, number), decode)
         for number, shard in enumerate(folder.manifest.shards)
@@ -82,6 +83,14 @@ def problems(path: Path, *, decode: bool, workers: int = 1) -> Iterator[str]:
     done = ordered(_shard_problems, jobs, workers)
     for found in progress(done, total=len(jobs), label=path.name, unit="shards"):
         yield from found
+
+
+def _strays(folder: ShardFolder) -> Iterator[str]:
+    """Tars beside the shards that no reader of the index would see, but every other tool."""
+    listed = {folder.path / shard.file for shard in folder.manifest.shards}
+    for place in sorted({path.parent for path in listed}):
+        for path in sorted(set(place.glob("*.tar")) - listed):
+            yield f"{path} is not in {MANIFEST}"
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -99,14 +108,16 @@ def _shard_problems(job: tuple[ShardPart, bool]) -> list[str]:
     (path, shard, rows), decode = job
     folder, found = ShardFolder(path, Manifest((shard,), (), ""), rows), []
     file = path / shard.file
-    with open(file, "rb") as content:
-        if hashlib.file_digest(content, "sha256").hexdigest() != shard.sha256:
-            found.append(f"{file}: its sha256 is not the one in {MANIFEST}")
     try:
+        with open(file, "rb") as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != shard.sha256:
+                found.append(f"{file}: its sha256 is not the one in {MANIFEST}")
         if not np.array_equal(scan_tar(file).rows, rows):
             found.append(f"{file}: {INDEX} does not fit it")
     except UserError as error:
         found.append(str(error))
+    except OSError as error:
+        found.append(f"{file} cannot be read: {error.strerror}")
     for sample in range(len(rows)):
         try:
             image = folder.read(sample)

@@ -4,6 +4,7 @@ import argparse
 import gzip
 import json
 import pickle
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def _from_tars(folder: Path, split: str) -> Iterator[Sample]:
     for path in paths:
         for key, members in _grouped(path).items():
             images = [content for name, content in members.items() if name in IMAGES]
-            if len(images) != 1 or "cls" not in members:
+            if len(images) != 1 or not members.get("cls", b"").strip().isdigit():
                 raise UserError(f"{path}: sample {key} is incomplete")
             origin = f"{path.name}, {key}"
             yield Sample(f"{split}_{key}", origin, images[0], int(members["cls"]))
@@ -130,6 +131,6 @@ def _grouped(path: Path) -> dict[str, dict[str, bytes]]:
             for name, _, content in tar_members(file, str(path)):
                 key, extension = split_name(name)
                 groups.setdefault(key, {})[extension] = content
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     return groups

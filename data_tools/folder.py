@@ -2,12 +2,11 @@
 
 import argparse
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from data_tools.shard import Split, add_options, add_recode, write_splits
 from data_tools.sources import Rejected, Sample
-from poa_ds.errors import UsageError
+from poa_ds.errors import UsageError, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +21,9 @@ def run(args: argparse.Namespace) -> int:
     check_root(args.root, args.out)
     ranks = {path.name: rank for rank, path in enumerate(folders(args.root))}
     samples, rejected = [], []
-    for path in files(args.root):
+    found, passed = files(args.root, named_from=args.root)
+    rejected += passed
+    for path in found:
         inside = path.relative_to(args.root)
         if hidden(inside):
             rejected.append(Rejected(str(inside), "hidden file"))
@@ -30,11 +31,18 @@ def run(args: argparse.Namespace) -> int:
         label = ranks[inside.parts[0]] if len(inside.parts) > 1 else -1
         name, note = str(inside.with_suffix("")), {"source": str(inside)}
         samples.append(Sample(name, str(inside), path, label, note))
-    filled = {sample.label for sample in samples}
-    empty = [name for name, rank in ranks.items() if rank not in filled]
-    rejected += [Rejected(f"{name}/", "class folder without images") for name in empty]
+    rejected += without_images(ranks, samples, passed, place="")
     split = Split(samples, list(ranks), rejected, str(args.root))
     return write_splits({args.out: split}, tool="folder", args=args)
+
+
+def without_images(
+    ranks: dict[str, int], samples: list[Sample], passed: list[Rejected], *, place: str
+) -> list[Rejected]:
+    """The class folders below `place` that gave no sample, but for those that were passed over."""
+    filled, named = {sample.label for sample in samples}, {item.file for item in passed}
+    empty = [f"{place}{name}/" for name, rank in ranks.items() if rank not in filled]
+    return [Rejected(name, "class folder without images") for name in empty if name not in named]
 
 
 def check_root(root: Path, out: Path) -> None:
@@ -52,17 +60,35 @@ def hidden(inside: Path) -> bool:
 
 def folders(root: Path) -> list[Path]:
     """The sub-folders that are not hidden, sorted by name."""
-    return sorted(path for path in root.iterdir() if path.is_dir() and not hidden(Path(path.name)))
+    try:
+        found = list(root.iterdir())
+    except OSError as error:
+        raise UserError(f"{root} cannot be read: {error.strerror}") from error
+    return sorted(path for path in found if path.is_dir() and not hidden(Path(path.name)))
 
 
-def files(root: Path) -> Iterator[Path]:
-    """All files below root, sorted; links are followed, each folder once."""
+def files(root: Path, *, named_from: Path) -> tuple[list[Path], list[Rejected]]:
+    """(all files below root, the folders that were passed over); links are followed.
+
+    Each folder is walked once. Rejections have the path from `named_from`.
+    """
+    found: list[Path] = []
+    rejected: list[Rejected] = []
     seen: set[Path] = set()
-    for folder, below, names in os.walk(root, followlinks=True):
+
+    def reject(folder: str, reason: str) -> None:
+        rejected.append(Rejected(f"{Path(folder).relative_to(named_from)}/", reason))
+
+    def unreadable(error: OSError) -> None:
+        reject(error.filename, f"unreadable folder: {error.strerror}")
+
+    for folder, below, names in os.walk(root, onerror=unreadable, followlinks=True):
         real = Path(folder).resolve()
         if real in seen:
             below.clear()
+            reject(folder, "a link to a folder that is read elsewhere")
             continue
         seen.add(real)
         below.sort()
-        yield from (Path(folder) / name for name in sorted(names))
+        found += [Path(folder) / name for name in sorted(names)]
+    return found, rejected

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.folder import files
 from data_tools.parallel import ordered
 from data_tools.shard import REJECTED, add_workers, version
 from data_tools.tars import write_whole
 from poa_ds.data.index import INDEX
-from poa_ds.data.manifest import MANIFEST, Manifest, ShardFile
+from poa_ds.data.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
 from poa_ds.data.tarwalk import scan_tar
 from poa_ds.errors import UsageError, UserError
 from poa_ds.progress import progress
@@ -53,12 +54,18 @@ def index_folder(folder: Path, names: Path | None, *, workers: int) -> Manifest:
     """The manifest that was written beside the tars; names: a file with those of the classes."""
     if (folder / MANIFEST).exists():
         raise UsageError(f"{folder / MANIFEST} exists: remove it to build the index anew")
-    files = _files(folder)
-    done = ordered(_scan, [(folder, file) for file in files], workers)
-    found = list(progress(done, total=len(files), label="index", unit="tars"))
+    tars = _tars(folder)
+    unfinished = sorted(folder.rglob(JOURNAL))
+    if unfinished:
+        raise UserError(
+            f"{unfinished[0].parent} is being written by `poa-ds shard`, or that was cut short; "
+            "the same command continues it and makes the index"
+        )
+    done = ordered(_scan, [(folder, tar) for tar in tars], workers)
+    found = list(progress(done, total=len(tars), label="index", unit="tars"))
     index = np.concatenate([one.rows for one in found])
     if not len(index):
-        raise UserError(f"{folder}: no image in {len(files)} tars")
+        raise UserError(f"{folder}: no image in {len(tars)} tars")
     lost = [
         {"file": f"{one.shard.file}, sample {key}", "reason": "no image"}
         for one in found
@@ -86,10 +93,13 @@ def index_folder(folder: Path, names: Path | None, *, workers: int) -> Manifest:
     return manifest
 
 
-def _files(folder: Path) -> list[str]:
+def _tars(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    found, passed = files(folder, named_from=folder)
+    if passed:
+        raise UserError(f"{folder / passed[0].file}: {passed[0].reason}")
+    names = sorted(str(path.relative_to(folder)) for path in found)
     packed = [name for name in names if name.endswith(COMPRESSED)]
     if packed:
         raise UserError(
@@ -105,9 +115,12 @@ def _files(folder: Path) -> list[str]:
 def _scan(job: tuple[Path, str]) -> Found:
     folder, name = job
     path = folder / name
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    scan = scan_tar(path)
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        scan = scan_tar(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     shard = ShardFile(name, len(scan.rows), path.stat().st_size, digest)
     return Found(shard, scan.rows, scan.without_image)
 
@@ -116,7 +129,12 @@ def _classes(names: Path | None, count: int) -> tuple[str, ...]:
     """The names of at least `count` classes."""
     if names is None:
         return tuple(map(str, range(count)))
-    found = tuple(names.read_text("utf-8").split("\n"))
+    try:
+        found = tuple(names.read_text("utf-8").split("\n"))
+    except FileNotFoundError:
+        raise UsageError(f"--classes {names}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes {names} cannot be read: {error}") from error
     found = found[:-1] if found[-1] == "" else found
     if len(found) < count:
         raise UserError(f"--classes {names}: {len(found)} names, but labels up to {count - 1}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_tools import archives
 from data_tools.archives import TRAIN, VAL
-from data_tools.folder import check_root, files, folders, hidden
+from data_tools.folder import check_root, files, folders, hidden, without_images
 from data_tools.imagenet_labels import NAMES, find_labels
 from data_tools.shard import Split, add_options, add_recode, write_splits
 from data_tools.sources import Rejected, Sample
@@ -73,8 +73,9 @@ def _synsets(folder: Path) -> list[Path]:
 def _by_folder(root: Path, split: str, classes: list[str]) -> Found:
     """Samples labelled by the folder below the split that they lie in."""
     ranks = {name: rank for rank, name in enumerate(classes)}
-    samples, rejected = [], []
-    for path in files(root / split):
+    samples: list[Sample] = []
+    found, rejected = files(root / split, named_from=root)
+    for path in found:
         origin, parts = str(path.relative_to(root)), path.relative_to(root / split).parts
         if hidden(Path(*parts)):
             rejected.append(Rejected(origin, "hidden file"))
@@ -84,19 +85,15 @@ def _by_folder(root: Path, split: str, classes: list[str]) -> Found:
             rejected.append(Rejected(origin, f"synset without a folder in train: {parts[0]}"))
         else:
             samples.append(Sample(path.stem, origin, path, ranks[parts[0]]))
-    filled = {sample.label for sample in samples}
-    rejected += [
-        Rejected(f"{split}/{name}/", "class folder without images")
-        for name, rank in ranks.items()
-        if rank not in filled
-    ]
-    return samples, rejected
+    empty = without_images(ranks, samples, rejected, place=f"{split}/")
+    return samples, rejected + empty
 
 
 def _flat(root: Path, classes: list[str], given: Path | None) -> Found:
     """Samples of a flat val/, labelled by a file."""
-    samples, rejected = [], []
-    for path in files(root / "val"):
+    samples: list[Sample] = []
+    found, rejected = files(root / "val", named_from=root)
+    for path in found:
         origin, inside = str(path.relative_to(root)), path.relative_to(root / "val")
         if hidden(inside):
             rejected.append(Rejected(origin, "hidden file"))

@@ -56,7 +56,10 @@ def find_labels(
 
 def read_labels(path: Path, names: Sequence[str], classes: Sequence[str]) -> LabelFile:
     """The content of one label file, whichever dialect it is written in."""
-    lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
     rows = [re.split(r"[,\s]+", line) for line in lines if line and line != HEADER]
     if not rows:
         raise UserError(f"{path} is empty")
@@ -70,12 +73,14 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str]) -> Lab
                 f"{path} holds bare numbers, which may be those of the development kit: "
                 f"a file with synsets (n01440764) or with 'name rank' is needed"
             )
-    found = {}
+    found: dict[str, int] = {}
     for row in rows:
         if len(row) < 2:
             raise UserError(f"{path}: cannot read the line {row[0]!r}")
         label = int(row[1]) if row[1].isdigit() else ranks.get(row[1], -1)
         if not 0 <= label < len(classes):
             raise UserError(f"{path}: {row[0]} is of class {row[1]}, which train/ does not have")
-        found[Path(row[0]).stem] = label
+        stem = Path(row[0]).stem
+        if found.setdefault(stem, label) != label:
+            raise UserError(f"{path} names {stem} twice: of class {found[stem]} and {label}")
     return LabelFile(path, found)

@@ -1,6 +1,7 @@
 """A text file of paths -> shards: one path per line, its class behind a tab where it has one."""
 
 import argparse
+import os
 from pathlib import Path
 
 from data_tools.shard import Split, add_options, add_recode, write_splits
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes OUT. The number of a class is its rank among the sorted names."""
     try:
-        lines = args.list.read_text("utf-8-sig").splitlines()
+        lines = args.list.read_text("utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UsageError(f"--list {args.list}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -40,7 +41,13 @@ def run(args: argparse.Namespace) -> int:
     classes = sorted({name for name in named.values() if name})
     ranks = {name: rank for rank, name in enumerate(classes)}
     samples = [
-        Sample(str(Path(path).with_suffix("")), path, root / path, ranks.get(name, -1))
+        Sample(
+            os.path.splitext(path)[0],
+            path,
+            root / path,
+            ranks.get(name, -1),
+            {"source": path},
+        )
         for path, name in named.items()
     ]
     split = Split(samples, classes, rejected, str(args.list))

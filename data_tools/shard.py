@@ -231,13 +231,16 @@ def _pack(portion: Sequence[tuple[str, Sample, Recode]]) -> list[Packed | Reject
 def unique_keys(names: Sequence[str]) -> list[str]:
     """WebDataset keys: letters, digits, _ and - (no dots, it would cut there), each only once."""
     taken: set[str] = set()
+    last: dict[str, int] = {}  # all numbers up to it are taken
     keys = []
     for name in names:
         plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)[-KEY_LENGTH:] or "_"
-        key, number = plain, 1
+        number = last.get(plain, 1)
+        key = plain if number == 1 else f"{plain}_{number}"
         while key in taken:
             number += 1
             key = f"{plain}_{number}"
+        last[plain] = number
         taken.add(key)
         keys.append(key)
     return keys

@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,12 @@ from PIL import Image
 
 from poa_ds.data.pixels import Undecodable, pixels, png
 
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png"}
+EXTENSIONS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+}  # MPO: JPEGs of cameras, one behind another
+LARGEST = 0x7FFFF000  # bytes that Linux hands over in one read; the index has 31 bits for a size
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +65,15 @@ def fingerprint(sample: Sample) -> str:
     elif isinstance(content, TarSlice):
         size = f"{content.offset} {content.size}"
     else:
-        size = str(content.stat().st_size) if content.exists() else "absent"
+        size = _size(content)
     return f"{sample.name}\0{sample.origin}\0{sample.label}\0{size}\n"
+
+
+def _size(path: Path) -> str:
+    try:
+        return str(path.stat().st_size)
+    except (OSError, ValueError):  # read() says what is wrong with it
+        return "absent"
 
 
 def read(sample: Sample) -> bytes:
@@ -70,15 +83,25 @@ def read(sample: Sample) -> bytes:
         return content
     try:
         if isinstance(content, TarSlice):
+            _check_size(content.size)
             found = os.pread(_descriptor(content.archive), content.size, content.offset)
             if len(found) < content.size:
                 raise Undecodable("the archive ends inside it")
             return found
-        if content.exists() and not content.is_file():
+        status = content.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise Undecodable("not a regular file")  # reading a pipe would wait for ever
+        _check_size(status.st_size)
         return content.read_bytes()
     except OSError as error:
         raise Undecodable(f"unreadable file: {error.strerror}") from error
+    except ValueError as error:  # a name with a zero byte
+        raise Undecodable(f"unreadable file: {error}") from error
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST:
+        raise Undecodable(f"too large: more than {LARGEST} bytes")
 
 
 @functools.lru_cache(maxsize=4)

@@ -109,6 +109,15 @@ def test_cut_and_grown_shards_are_found(folder: Path, capsys: pytest.CaptureFixt
         assert expected in capsys.readouterr().out
 
 
+def test_a_tar_that_is_not_listed_is_found(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training would not see it, but every tool that takes *.tar."""
+    shutil.copy(folder / "shard-000000.tar", folder / "shard-000099.tar")
+    assert run(check, folder) == 1
+    assert f"{folder}/shard-000099.tar is not in dataset.json" in capsys.readouterr().out
+
+
 def test_an_index_of_other_tars_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every checksum is right, but two labels were swapped."""
     index = np.load(folder / "index.npy")

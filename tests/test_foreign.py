@@ -1,7 +1,9 @@
 """Sources that are not trees: official archives, lists of paths, tars of other tools."""
 
 import io
+import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,12 @@ def add(tar: tarfile.TarFile, name: str, found: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(found)
     tar.addfile(member, io.BytesIO(found))
+
+
+def add_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, found in members.items():
+            add(tar, name, found)
 
 
 @pytest.fixture
@@ -89,19 +97,47 @@ def test_a_damaged_archive_is_named(archived: Path, tmp_path: Path, place: int) 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda inner: inner.__setitem__(slice(0, 512), bytes(512)), "something follows the end"),
+        (lambda inner: inner.__delitem__(slice(512 * 3, None)), "cut short"),
+        (lambda inner: inner.clear(), "cut short"),
+    ],
+)
+def test_damage_of_one_class_is_not_taken_for_its_end(
+    archived: Path, tmp_path: Path, edit: Callable[[bytearray], None], message: str
+) -> None:
+    """A hole in a disk reads as zeros, which end a tar; a cut tar would run on into the next."""
+    path = archived / imagenet.TRAIN
+    with tarfile.open(path) as tar:
+        inner = {m.name: bytearray(tar.extractfile(m).read()) for m in tar}
+    edit(inner[f"{SYNSETS[0]}.tar"])
+    with tarfile.open(path, "w") as tar:
+        for name, found in inner.items():
+            add(tar, name, bytes(found))
+    with pytest.raises(UserError, match=rf"{SYNSETS[0]}\.tar: .*{message}"):
+        run(imagenet, "--root", archived, "--out", tmp_path / "out")
+
+
 def test_a_list_of_paths(tmp_path: Path) -> None:
     for number, name in enumerate(("x/a.jpg", "b.v2.jpg", "ü c.jpg")):
         save(tmp_path / "in" / name, number)
-    text = "x/a.jpg\tzebra\nb.v2.jpg\tant\n\nü c.jpg\nx/a.jpg\tant\nnowhere.jpg\n"
+    text = "x/a.jpg\tzebra\nb.v2.jpg\tant\n\nü c.jpg\nx/a.jpg\tant\nnowhere.jpg\n/\na\0\n"
     (tmp_path / "in" / "list.txt").write_text(text)
     run(listed, "--list", tmp_path / "in/list.txt", "--out", tmp_path / "out")
     shards = ShardFolder.open(tmp_path / "out")
     assert shards.classes == ("ant", "zebra")
     labels = {key: label for key, (_, label) in samples(shards).items()}
     assert labels == {"x_a": 1, "b_v2": 0, "__c": -1}
+    tars = [str(path) for path in (tmp_path / "out").glob("*.tar")]
+    notes = [json.loads(s["json"]) for s in webdataset.WebDataset(tars, shardshuffle=False)]
+    assert sorted(note["source"] for note in notes) == ["b.v2.jpg", "x/a.jpg", "ü c.jpg"]
     assert rejected(tmp_path / "out") == {
         "x/a.jpg": "named twice: again in line 5",
         "nowhere.jpg": "unreadable file: No such file or directory",
+        "/": "not a regular file",
+        "a\0": "unreadable file: embedded null byte",
     }
     with pytest.raises(UsageError, match="no such file"):
         run(listed, "--list", tmp_path / "none.txt", "--out", tmp_path / "out2")
@@ -182,6 +218,14 @@ def test_pax_and_gnu_names_are_read(tmp_path: Path) -> None:
 def test_what_cannot_be_indexed_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no \.tar"):
         run(foreign, tmp_path)
+    with pytest.raises(UsageError, match=r"names\.txt: no such file"):
+        add_tar(tmp_path / "x.tar", {"a.jpg": b"1"})
+        run(foreign, tmp_path, "--classes", tmp_path / "names.txt")
+    (tmp_path / "unfinished.jsonl").touch()
+    with pytest.raises(UserError, match="cut short; the same command continues it"):
+        run(foreign, tmp_path)
+    (tmp_path / "unfinished.jsonl").unlink()
+    (tmp_path / "x.tar").unlink()
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz"):
         pass
     with pytest.raises(UserError, match="is compressed"):
@@ -193,9 +237,7 @@ def test_what_cannot_be_indexed_says_why(tmp_path: Path) -> None:
         ({"a.txt": b"1"}, "no image in 1 tars"),
         ({"a.jpg": b"1", "a.cls": b"7"}, "2 names, but labels up to 7"),
     ):
-        with tarfile.open(tmp_path / "x.tar", "w") as tar:
-            for name, found in names.items():
-                add(tar, name, found)
+        add_tar(tmp_path / "x.tar", names)
         (tmp_path / "names.txt").write_text("ant\nbee\n")
         with pytest.raises(UserError, match=message):
             run(foreign, tmp_path, "--classes", tmp_path / "names.txt")

@@ -108,13 +108,15 @@ def test_validation_images_may_lie_in_synset_folders(tree: Path, tmp_path: Path)
         ({"val_origin.tsv": "a.JPEG n99999999\n"}, "is of class n99999999"),
         ({"val_labels.txt": "a.JPEG 0\nb\n"}, "cannot read the line 'b'"),
         ({"val_labels.txt": ""}, "is empty"),
+        ({"val_labels.txt": "a.JPEG 0\na.JPEG 1\n"}, "names a twice: of class 0 and 1"),
+        ({"val_labels.txt": "\udcff"}, "val_labels.txt cannot be read: 'utf-8' codec"),
     ],
 )
 def test_unusable_validation_labels_say_why(
     tree: Path, tmp_path: Path, files: dict[str, str], message: str
 ) -> None:
     for name, text in files.items():
-        (tree / name).write_text(text)
+        (tree / name).write_text(text, errors="surrogateescape")
     with pytest.raises(UserError, match=message):
         run(imagenet, "--root", tree, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import webdataset
 from PIL import Image
 
 from data_tools import folder, imagenet, shard
-from data_tools.sources import Rejected, Sample
+from data_tools.sources import LARGEST, Rejected, Sample
 from poa_ds.data.index import ShardFolder
 from poa_ds.data.pixels import pixels, png
 from poa_ds.errors import UsageError, UserError
@@ -61,6 +62,14 @@ def test_keys_are_plain_and_differ() -> None:
         for key in keys[:-2]
     )
     assert keys[0] == "a_b" and "." not in "".join(keys)
+
+
+def test_many_names_that_become_the_same_key_take_no_longer() -> None:
+    """A hundred thousand names in another script: minutes, if each tried all numbers."""
+    begun = time.process_time()
+    keys = shard.unique_keys([chr(0x4E00 + n % 20000) for n in range(100_000)])
+    assert keys[0] == "_" and keys[-1] == "__100000" and len(set(keys)) == 100_000
+    assert time.process_time() - begun < 10
 
 
 def test_a_finished_folder_is_not_overwritten(tmp_path: Path) -> None:
@@ -171,17 +180,56 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "in" / "own" / "loop").symlink_to(tmp_path / "in")
     run(folder, "--root", tmp_path / "in", "--out", tmp_path / "out")
     assert sorted(samples(ShardFolder.open(tmp_path / "out"))) == ["linked_a", "own_b"]
+    reason = "a link to a folder that is read elsewhere"
+    assert rejected(tmp_path / "out") == {"own/loop/": reason}
 
 
 def test_what_cannot_be_read_is_listed(tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.jpg", 0)
     (tmp_path / "in" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     os.mkfifo(tmp_path / "in" / "pipe.jpg")
+    with open(tmp_path / "in" / "film.jpg", "wb") as file:
+        file.truncate(3_000_000_000)  # takes no place on the disk
     run(folder, "--root", tmp_path / "in", "--out", tmp_path / "out")
     assert rejected(tmp_path / "out") == {
         "gone.jpg": "unreadable file: No such file or directory",
         "pipe.jpg": "not a regular file",
+        "film.jpg": f"too large: more than {LARGEST} bytes",
     }
+
+
+def test_a_folder_that_cannot_be_read_is_listed(tmp_path: Path) -> None:
+    """By a process without root's right to read everything."""
+    save(tmp_path / "in" / "a" / "a.jpg", 0)
+    for name, mode in (("closed", 0o000), ("names_only", 0o444)):
+        save(tmp_path / "in" / name / "x.jpg", 1)
+        (tmp_path / "in" / name).chmod(mode)
+    code = (
+        "import ctypes, sys; from data_tools import folder; from tests.made_shards import run\n"
+        "header, none = (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()\n"
+        "assert not ctypes.CDLL(None).capset(header, none)  # gives up what root may do\n"
+        "run(folder, '--root', sys.argv[1] + '/in', '--out', sys.argv[1] + '/out')\n"
+    )
+    try:
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    finally:
+        for name in ("closed", "names_only"):
+            (tmp_path / "in" / name).chmod(0o755)
+    assert rejected(tmp_path / "out") == {
+        "closed/": "unreadable folder: Permission denied",
+        "names_only/x.jpg": "unreadable file: Permission denied",
+    }
+
+
+def test_what_a_camera_writes_stays_as_it_is(tmp_path: Path) -> None:
+    """MPO: JPEGs one behind another, of which the first is taken."""
+    (tmp_path / "in").mkdir()
+    two = [Image.fromarray(image(number)) for number in range(2)]
+    two[0].save(tmp_path / "in" / "a.jpg", "MPO", save_all=True, append_images=two[1:])
+    run(folder, "--root", tmp_path / "in", "--out", tmp_path / "out")
+    shards = ShardFolder.open(tmp_path / "out")
+    assert shards.read(0) == (tmp_path / "in" / "a.jpg").read_bytes()
+    assert np.abs(pixels(shards.read(0))[0].astype(int) - image(0)).mean() < 5
 
 
 def test_a_full_disk_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from poa_ds.errors import UserError
 
 ROW = np.dtype([("offset", "<i8"), ("size", "<i4"), ("crc32", "<u4"), ("label", "<i4")])
 BLOCK = 512  # bytes, of a tar header; data is padded to it
+PIECE = 1 << 20  # bytes read at a time behind the end
 IMAGES = ("jpg", "jpeg", "png", "webp")
 REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
 PAX, PAX_GLOBAL, LONG_NAME = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
@@ -37,16 +38,21 @@ def split_name(name: str) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem), extension.lower()
 
 
-def tar_entries(file: BinaryIO, name: str, start: int = 0) -> Iterator[tuple[str, int, int]]:
+def tar_entries(
+    file: BinaryIO, name: str, start: int = 0, length: int | None = None
+) -> Iterator[tuple[str, int, int]]:
     """(member, offset of its content, size) of each regular file of the tar that begins at `start`.
+
+    length: of a tar that lies inside another one.
 
     `name` is what errors call it. The file's position is that of the content at every item; the
     taker may read it. Content that is not read is not looked at.
     """
     position, extended, anything = start, {}, False
+    end = None if length is None else start + length
     while True:
         file.seek(position)
-        header = file.read(BLOCK)
+        header = file.read(BLOCK if end is None else max(0, min(BLOCK, end - position)))
         if len(header) < BLOCK:
             raise UserError(f"{name}: cut short, it ends at byte {position} without an end mark")
         if not any(header):
@@ -64,10 +70,20 @@ def tar_entries(file: BinaryIO, name: str, start: int = 0) -> Iterator[tuple[str
             raise UserError(f"{name}: {member.name}: only plain files in USTAR format are read")
         position += BLOCK + size + -size % BLOCK
         anything = True
-    if start == 0 and any(file.read()):
+    if not _blank(file, None if end is None else end - position - BLOCK):
         raise UserError(f"{name}: something follows the end mark at byte {position}")
-    if not anything and start:
+    if not anything and length is not None:
         raise UserError(f"{name}: an empty archive at byte {position}")
+
+
+def _blank(file: BinaryIO, length: int | None) -> bool:
+    """Whether there are only zeros in the rest of the file, or in so many bytes of it."""
+    left = length
+    while part := file.read(PIECE if left is None else min(PIECE, left)):
+        if any(part):
+            return False
+        left = None if left is None else left - len(part)
+    return True
 
 
 def tar_members(file: BinaryIO, name: str) -> Iterator[tuple[str, int, bytes]]:
@@ -100,6 +116,8 @@ def _extended(kind: bytes, content: bytes, place: str) -> dict:
         if key == b"path":
             found["path"] = value.decode("utf-8", "surrogateescape")
         elif key == b"size":
+            if not value.isdigit():
+                raise UserError(f"{place}: damaged PAX header")
             found["size"] = int(value)
         content = content[int(length) :]
     return found
