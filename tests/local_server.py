@@ -3,7 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -13,7 +13,9 @@ class Server:
 
     requests: GET; asked: HEAD, to which no_head is the answer when it is not 0.
 
-    Faults: "500", "404", "cut" (half of the body), "wrong" (other bytes), "long" (one byte more).
+    Faults: "500", "404", "cut" (half of the body), "wrong" (other bytes), "long" (one byte more),
+    "unannounced" (half of the body, its length unsaid), "endless" (no end, its length unsaid),
+    "hang" (half of the body, then nothing).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -21,6 +23,7 @@ class Server:
         self.requests: Counter[str] = Counter()
         self.asked: Counter[str] = Counter()
         self.no_head = 0
+        self.stopped = threading.Event()
         self.fault = lambda path, number: None
         self.address = ""
 
@@ -53,10 +56,19 @@ def serving(folder: Path) -> Iterator[Server]:
             if fault == "long":
                 body += b"?"
             self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
+            if fault not in ("unannounced", "endless"):
+                self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+            if self.command == "HEAD":
+                return
+            if fault in ("cut", "unannounced", "hang"):
+                body = body[: len(body) // 2]
+            self.wfile.write(body)
+            if fault == "hang":
+                state.stopped.wait()
+            with suppress(ConnectionError):  # until the other side has enough
+                while fault == "endless":
+                    self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -68,6 +80,7 @@ def serving(folder: Path) -> Iterator[Server]:
     try:
         yield state
     finally:
+        state.stopped.set()
         server.shutdown()
         server.server_close()
         thread.join()

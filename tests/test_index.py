@@ -157,6 +157,17 @@ def test_a_shard_that_shrinks_later_is_noticed_while_reading(folder: Path) -> No
         shards.read(0)
 
 
+def test_swapped_shards_are_named_before_anything_is_read(folder: Path) -> None:
+    first, second = folder / "shard-000000.tar", folder / "shard-000001.tar"
+    assert first.stat().st_size == second.stat().st_size
+    for source, target in ((first, folder / "x"), (second, first), (folder / "x", second)):
+        source.rename(target)
+    with pytest.raises(UserError) as caught:
+        ShardFolder.open(folder)
+    for path in (first, second):
+        assert f"{path} is damaged, or another shard has its name" in str(caught.value)
+
+
 def test_missing_shards_are_all_named_before_anything_is_read(folder: Path) -> None:
     (folder / "shard-000000.tar").unlink()
     (folder / "shard-000002.tar").unlink()

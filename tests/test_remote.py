@@ -3,6 +3,7 @@
 import fcntl
 import multiprocessing
 import pickle
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -69,7 +70,7 @@ def test_data_sets_of_the_same_name_do_not_meet(
         assert [samples(remote) for remote in remotes] == [samples(made), samples(other)]
 
 
-@pytest.mark.parametrize("fault", ["500", "404", "cut", "wrong", "long"])
+@pytest.mark.parametrize("fault", ["500", "404", "cut", "unannounced", "wrong", "long"])
 @pytest.mark.parametrize("name", ["shard-000002.tar", "index.npy", "dataset.json"])
 def test_a_fault_is_retried_and_then_named(
     made: ShardFolder, server: Server, tmp_path: Path, fault: str, name: str
@@ -87,6 +88,11 @@ def test_a_fault_is_retried_and_then_named(
         "500": "the server answered 500",
         "404": "the server answered 404",
         "cut": "the connection was cut after",
+        "unannounced": {
+            "dataset.json": "wrong content: dataset.json cannot be read",
+            "index.npy": "wrong content: its sha256",
+            "shard-000002.tar": "bytes came instead of",
+        }[name],
         "long": "bytes came instead of" if name == "shard-000002.tar" else "wrong content",
         "wrong": "wrong content: its sha256 is not the one in dataset.json",
     }
@@ -137,6 +143,18 @@ def test_what_another_process_fetches_is_left_to_it(server: Server, tmp_path: Pa
         assert not remote.obtain(1, join=False)
     assert not server.requests[f"/{remote.manifest.shards[1].file}"]
     assert remote.obtain(1, join=False) and not remote.obtain(1)
+
+
+def test_what_was_downloaded_names_no_file_outside_the_cache(
+    made: ShardFolder, server: Server, tmp_path: Path
+) -> None:
+    server.folder = Path(shutil.copytree(made.path, tmp_path / "served"))
+    for name in ("../../x.tar", "/x.tar"):
+        path = server.folder / "dataset.json"
+        path.write_text(path.read_text().replace('"shard-000001.tar"', f'"{name}"'))
+        with pytest.raises(FetchError, match=rf"dataset\.json: {name} lies outside its folder"):
+            RemoteFolder.at(server.address, tmp_path / "cache")
+        shutil.copy(made.path / "dataset.json", path)
 
 
 def test_a_server_that_is_gone_is_named(made: ShardFolder, tmp_path: Path, server: Server) -> None:

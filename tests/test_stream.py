@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -111,6 +112,18 @@ def test_an_undecodable_image_stops_the_run_or_is_passed_over(tmp_path: Path) ->
     batches = take(stream_batches(spec, source), 20)
     assert {bad[1] for batch in batches for bad in batch.bad} == {"image_007"}
     assert all(batch.size == 3 for batch in batches)
+
+
+def test_samples_without_an_image_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("a.txt", "b.jpg", "b.txt", "c.gif", "d.jpg"):
+            member = tarfile.TarInfo(name)
+            tar.addfile(member)
+    assert [key for _, key, *_ in images_of(str(path))] == ["b", "d"]
+    assert f"{path}: 2 samples without an image, e.g. a\n" in capsys.readouterr().err
 
 
 def test_too_few_sources_are_refused(folder: ShardFolder) -> None:

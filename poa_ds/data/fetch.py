@@ -35,11 +35,15 @@ class _Fault(Exception):
 
 @dataclass(frozen=True)
 class Wanted:
-    """A remote file; what is known of it is compared, None is not."""
+    """A remote file; what is known of it is compared, None is not.
+
+    accept: raises UserError where the content is not what it should be.
+    """
 
     address: str
     size: int | None = None
     sha256: str | None = None
+    accept: Callable[[bytes], object] | None = None
 
 
 def is_http(address: str) -> bool:
@@ -131,12 +135,19 @@ def _copy(wanted: Wanted, path: Path) -> None:
             size += len(chunk)
             digest.update(chunk)
             target.write(chunk)
+            if wanted.size is not None and size > wanted.size:
+                break  # a body without end would fill the disk
         target.flush()
         os.fsync(target.fileno())
     if wanted.size is not None and size != wanted.size:
         raise _Fault(f"{size} bytes came instead of {wanted.size}")
     if wanted.sha256 is not None and digest.hexdigest() != wanted.sha256:
         raise _Fault("wrong content: its sha256 is not the one in dataset.json")
+    if wanted.accept is not None:
+        try:
+            wanted.accept(partial.read_bytes())
+        except UserError as error:
+            raise _Fault(f"wrong content: {error}") from error
     with _disk(path):
         os.replace(partial, path)
 

@@ -70,6 +70,8 @@ class ShardFolder:
                 found.append(f"{path} is missing ({shard.samples} samples, {shard.bytes} bytes)")
             elif path.stat().st_size != shard.bytes:
                 found.append(f"{path} has {path.stat().st_size} bytes instead of {shard.bytes}")
+            else:
+                found += self._another(number)
             rows = self.index[self.starts[number] : self.starts[number + 1]]
             ends = rows["offset"] + rows["size"]
             if len(rows) and not (rows["offset"].min() >= BLOCK and ends.max() <= shard.bytes):
@@ -78,6 +80,28 @@ class ShardFolder:
         if len(labels) and not -1 <= labels.min() <= labels.max() < max(1, len(self.classes)):
             found.append(f"{self.path / INDEX} has labels outside the {len(self.classes)} classes")
         return found
+
+    def _another(self, number: int) -> list[str]:
+        """The problem of a shard that is another file of the same size, such as a swapped one.
+
+        Only the header of its last sample is looked at: in another tar it is elsewhere.
+        """
+        shard = self.manifest.shards[number]
+        if not shard.samples:
+            return []
+        path, row = self.path / shard.file, self.index[self.starts[number + 1] - 1]
+        try:
+            with open(path, "rb") as file:
+                if _header(file.fileno(), int(row["offset"])).size == row["size"]:
+                    return []
+        except tarfile.TarError:
+            pass  # what is there is no header
+        except OSError as error:
+            return [f"{path} cannot be read: {error.strerror}"]
+        return [
+            f"{path} is damaged, or another shard has its name: its last sample does not begin at "
+            f"byte {row['offset']}, where {INDEX} has it"
+        ]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -97,10 +121,9 @@ class ShardFolder:
 
     def key(self, sample: int) -> str:
         """The WebDataset key, read from the tar header in front of the sample's image."""
-        offset = int(self.index[sample]["offset"]) - BLOCK
         try:
-            header = os.pread(self._descriptor(self._shard_number(sample)), BLOCK, offset)
-            name = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
+            descriptor = self._descriptor(self._shard_number(sample))
+            name = _header(descriptor, int(self.index[sample]["offset"])).name
         except (OSError, tarfile.TarError):
             return f"number {sample}"  # only reached while another damage is being reported
         return split_name(name)[0]
@@ -152,6 +175,12 @@ class ShardFolder:
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():
             os.close(descriptor)
+
+
+def _header(descriptor: int, offset: int) -> tarfile.TarInfo:
+    """The tar header in front of a content."""
+    header = os.pread(descriptor, BLOCK, offset - BLOCK)
+    return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
 
 
 def load_index(folder: Path, manifest: Manifest) -> np.ndarray:

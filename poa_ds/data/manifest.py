@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from poa_ds.errors import UserError
@@ -41,27 +41,45 @@ class Manifest:
         """The manifest of a folder; UserError when it is absent, damaged or of another version."""
         path = folder / MANIFEST
         try:
-            content = json.loads(path.read_text("utf-8"))
+            return cls.parse(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise UserError(_why_no_manifest(folder)) from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+    @classmethod
+    def parse(cls, text: bytes, name: str) -> Self:
+        """The manifest in the bytes of a dataset.json that errors call `name`."""
+        try:
+            content = json.loads(text.decode("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{name} cannot be read: {error}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise UserError(f"{path} does not describe shards of poa-ds (no format: {FORMAT})")
+            raise UserError(f"{name} does not describe shards of poa-ds (no format: {FORMAT})")
         if content.get("version") != VERSION:
             raise UserError(
-                f"{path}: version {content.get('version')}; this program reads {VERSION}"
+                f"{name}: version {content.get('version')}; this program reads {VERSION}"
             )
         try:
+            shards = tuple(ShardFile(**shard) for shard in content["shards"])
+            outside = [shard.file for shard in shards if _leads_out(shard.file)]
+            if outside:
+                raise UserError(f"{name}: {outside[0]} lies outside its folder")
             return cls(
-                tuple(ShardFile(**shard) for shard in content["shards"]),
+                shards,
                 tuple(content["classes"]),
                 content["index_sha256"],
                 content["counts"],
                 content["made"],
             )
         except (KeyError, TypeError) as error:
-            raise UserError(f"{path} is incomplete: {error}") from error
+            raise UserError(f"{name} is incomplete: {error}") from error
+
+
+def _leads_out(file: str) -> bool:
+    """Whether a path leaves the folder: one that was downloaded must not name other files."""
+    path = PurePosixPath(file)
+    return path.is_absolute() or ".." in path.parts
 
 
 def _why_no_manifest(folder: Path) -> str:

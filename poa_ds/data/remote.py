@@ -4,6 +4,7 @@ The copies are found by data set and path, so that folders of the same name neve
 place where the run reads, copies are removed when there are more bytes than allowed.
 """
 
+import functools
 import hashlib
 import tempfile
 import threading
@@ -43,10 +44,11 @@ class RemoteFolder(ShardFolder):
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache, prefix="opening-") as place:
-                wanted = Wanted(f"{address}/{MANIFEST}")
+                parse = functools.partial(Manifest.parse, name=MANIFEST)
+                wanted = Wanted(f"{address}/{MANIFEST}", accept=parse)
                 fetch(wanted, Path(place) / MANIFEST, wait_seconds=cls.wait_seconds)
                 content = (Path(place) / MANIFEST).read_bytes()
-                manifest = Manifest.read(Path(place))
+                manifest = parse(content)
         except OSError as error:
             raise UserError(f"data.cache {cache} cannot be used: {error.strerror}") from error
         path = cache / hashlib.sha256(content).hexdigest()[:32]

@@ -8,7 +8,9 @@ that continues reads other images: shard folders have neither weakness.
 import dataclasses
 import hashlib
 import random
+import sys
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
@@ -157,21 +159,25 @@ def images_of(source: str) -> Iterator[Image]:
 
 
 def _grouped(file: "BinaryIO | _Forward", source: str) -> Iterator[Image]:
-    key, found, label, any_image = None, b"", -1, False
-    for name, _, content in tar_members(file, source):
-        this, extension = split_name(name)
-        if this != key:
-            if found:
-                yield source, str(key), found, label
-            key, found, label = this, b"", -1
-        if extension in IMAGES:
-            found, any_image = content, True
-        elif extension == "cls" and content.strip().isdigit():
-            label = int(content)
-    if found:
-        yield source, str(key), found, label
+    without: list[str] = []
+    any_image = False
+    for key, members in groupby(tar_members(file, source), lambda member: split_name(member[0])[0]):
+        found, label = None, -1
+        for name, _, content in members:
+            extension = split_name(name)[1]
+            if extension in IMAGES:
+                found, any_image = content, True
+            elif extension == "cls" and content.strip().isdigit():
+                label = int(content)
+        if found is not None:
+            yield source, key, found, label
+        else:
+            without.append(key)
     if not any_image:
         raise UserError(f"{source}: no image in it")
+    if without:
+        named = f"{len(without)} samples without an image, e.g. {without[0]}"
+        print(f"{source}: {named}", file=sys.stderr)
 
 
 class _Forward:
