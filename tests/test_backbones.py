@@ -14,7 +14,7 @@ from poa_ds.branches import Branch
 from poa_ds.data.batch import Batch
 from poa_ds.elastic import ElasticBackbone
 from poa_ds.heads import HeadBank
-from poa_ds.interop import from_poa_heads
+from poa_ds.interop import from_poa_backbone, from_poa_heads
 from poa_ds.layers import third_major
 from poa_ds.resnet import ElasticResNet
 from poa_ds.shapes import ResNetShape, SwinShape
@@ -221,6 +221,42 @@ def test_the_published_sizes_have_the_published_number_of_parameters(kind: str) 
     assert sum(p.numel() for p in model.parameters()) == wanted["n_params_backbone"] - unused
     assert model.feature_width(model.space.intact) == wanted["max_embed_dim"]
     assert model.decay_depth == {"swin": 24, "resnet": 49}[kind]
+
+
+SHALLOW = {
+    "vit": ({"depth": {"min": 1, "max": 1, "step": 1}}, lambda probe: from_poa_backbone(probe)),
+    "swin": (
+        {**RECIPES["swin"], "stages": [[1, 1]] * 4, "names": {}},
+        lambda probe: swin_names.from_published(probe, (1, 1, 1, 1), 16),
+    ),
+    "resnet": (
+        {**RECIPES["resnet"], "stages": [[1, 1]] * 4, "names": {}},
+        lambda probe: resnet_names.from_published(probe, (1, 1, 1, 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SHALLOW)
+def test_weights_start_as_the_published_ones_do(kind: str) -> None:
+    """Of the first block of every stage: mean, spread and range of each tensor."""
+    from poa_ds.backbones import backbone
+
+    changes, names = SHALLOW[kind]
+    torch.manual_seed(0)
+    state = backbone(
+        recipes.from_dict({"backbone": changes, "evaluation": {"sizes": ["all"]}})
+    ).state_dict()
+    wanted, compared = published("06_schedules_groups")["recipes"][kind], set()
+    for name, numbers in wanted["init_stats_mean_std_min_max"].items():
+        for ours in names({name: torch.zeros(192)}).keys() & state.keys():
+            mean, std, low, high = numbers
+            got, few = state[ours].double(), state[ours].numel() ** -0.5  # sampling error
+            assert abs(got.mean().item() - mean) <= 8 * few * std + 1e-9, name
+            assert abs(got.std(correction=0).item() - std) <= 4 * few * std + 1e-9, name
+            wide = got.abs().max().item(), max(-low, high)
+            assert wide[0] == pytest.approx(wide[1], rel=0.25), name
+            compared.add(ours)
+    assert len(compared) >= 16, compared
 
 
 @pytest.mark.parametrize("kind", RECIPES)
