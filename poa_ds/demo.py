@@ -72,8 +72,8 @@ the curves of every size, with both floors   {out / "curves.png"}
 the last accuracies over width and depth     {out / "heat_map.png"}
 one size as a timm model                     {model}
 the run: recipe, metrics, checkpoints, ...   {out}
-the curves in the browser: experiment photos, Chart view; open the run (+), and choose "Show all runs"
-at the eye above it (MLflow shows 10 of them otherwise): the chart knn_top1 has every size
+the curves in the browser: experiment photos, Chart view; open the run (+), and choose "Show all
+runs" at the eye above it (MLflow shows 10 of them otherwise): the chart knn_top1 has every size
   {mlflow}"""
     )
 
