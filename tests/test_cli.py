@@ -158,7 +158,7 @@ def test_training_names_the_folder_that_is_missing(tmp_path: Path):
 def test_ctrl_c_ends_a_command_in_one_line(tmp_path: Path):
     pytest.importorskip("skimage", reason="the photographs are in scikit-image")
     out = tmp_path / "shards"
-    words = ["shard", "photos", "--out", out, "--train", "1000"]
+    words = ["shard", "photos", "--out", out, "--images-per-shard", "4"]
     child = subprocess.Popen(
         [sys.executable, "-m", "poa_ds.cli", *map(str, words)],
         cwd=ROOT,
