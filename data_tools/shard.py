@@ -260,7 +260,8 @@ def _plan(split: Split, args: argparse.Namespace) -> str:
     options = [args.seed, *astuple(limits), recode.short_side, args.quality, *split.classes]
     options += [f"{item.file}: {item.reason}" for item in split.rejected]
     digest.update(json.dumps(options).encode())
-    for sample in split.samples:
+    sizes = progress(split.samples, total=len(split.samples), label="sizes", unit="files")
+    for sample in sizes:  # on a network disk a million of them take minutes
         digest.update(fingerprint(sample).encode("utf-8", "surrogateescape"))
         if sample.note is not None:
             digest.update(json.dumps(sample.note, sort_keys=True).encode())
