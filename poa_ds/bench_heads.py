@@ -123,7 +123,7 @@ def _work(config: Config, device: str) -> Callable[[], torch.Tensor]:
 
     def work() -> torch.Tensor:
         with torch.no_grad():
-            slot = teacher.project([shown[0]], [shown[1]], ibot=True)
+            slot = teacher.project([shown[0]], [shown[1]], ibot=True).for_scores()
         assignments = branches.balance([slot], config.schedule.teacher_temperature)[0]
         projections = student.project(cls, patches, ibot=True)
         terms = branches.cross_entropies(projections, assignments, size, weights)

@@ -16,7 +16,7 @@ from poa_ds.losses import RowTerms, Scores, Targets
 from poa_ds.space import Subnet
 from poa_kernels.dispatch import choose
 from poa_kernels.prototype_ce import OPERATOR, Target, prototype_ce
-from poa_kernels.prototype_ce_chunks import is_large, rows_at_a_time
+from poa_kernels.prototype_ce_chunks import finely, is_large, rows_at_a_time
 
 
 class Branch(nn.Module):
@@ -76,6 +76,12 @@ class Projections:
         """Of the class tokens under all heads, then of the patches under all heads."""
         return self.cls_prototypes + self.patch_prototypes
 
+    def for_scores(self) -> "Projections":
+        """The same at the precision that the teacher's scores are made of, on every way."""
+        found = {id(x): finely(x) for x in self.cls + self.patches + self.prototypes}
+        kinds = (self.cls, self.patches, self.cls_prototypes, self.patch_prototypes)
+        return Projections(*[tuple(found[id(x)] for x in kind) for kind in kinds], self.tokens)
+
     def scores(self, part: slice = slice(None)) -> Iterator[Tensor]:
         """Scores of a part of the rows under all `prototypes`: (rows, K) each, made when asked."""
         rows = self.cls + self.patches
@@ -124,7 +130,8 @@ def teach(teacher: Branch, batch: Batch, intact: Subnet, *, ibot: bool) -> Proje
     tokens = teacher.backbone(batch.global_crops, intact)
     patches = tokens[:, 1:].flatten(0, 1)[_masked(batch, ibot)]
     cls = tokens[:, 0].clone()  # a view would keep all tokens
-    return replace(teacher.project([cls], [patches], ibot=ibot), tokens=cls)
+    shown = teacher.project([cls], [patches], ibot=ibot).for_scores()
+    return replace(shown, tokens=cls)
 
 
 @torch.no_grad()

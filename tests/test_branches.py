@@ -14,6 +14,8 @@ from poa_ds.heads import HeadBank
 from poa_ds.interop import from_poa_backbone, from_poa_heads, third_major
 from poa_ds.space import ElasticSpace, Subnet
 from poa_ds.vit import ElasticViT
+from poa_kernels import prototype_ce, prototype_ce_chunks
+from poa_kernels.prototype_ce import Target
 from tests.conftest import shared
 
 SPACE = ElasticSpace((32, 64, 96), (2, 3, 4), 3.0)
@@ -167,3 +169,34 @@ def test_two_slots_share_one_sinkhorn() -> None:
     whole = losses.sinkhorn(both, 0.05)
     got = torch.cat([a.targets(0).global_cls.flatten(0, 1) for a in (first, second)])
     assert (got - whole).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("on_a_gpu", "allowed"), [(False, 1e-2), (True, 1e-3)])
+def test_bf16_targets_are_the_distributions_that_were_balanced(
+    on_a_gpu: bool, allowed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores that are rounded otherwise than those of Sinkhorn move a target by 3 percent."""
+    if on_a_gpu:
+        for module in (branches, prototype_ce):
+            monkeypatch.setattr(module, "finely", lambda x: x.half())
+    generator = torch.Generator().manual_seed(0)
+    w, noise = (torch.randn(rows, 64, generator=generator) for rows in (600, 200))
+    w = torch.nn.functional.normalize(w, dim=-1)
+    near = w[torch.randint(600, (200,), generator=generator)]
+    z = torch.nn.functional.normalize(near + noise / 16, dim=-1)
+    w, z, temperature = w.bfloat16(), z.bfloat16(), 0.04
+    shown = branches.Projections((z[:2],), (z,), (w,), (w,)).for_scores()
+    assert shown.patches[0].dtype == (torch.float16 if on_a_gpu else torch.bfloat16)
+    found = branches.balance([shown], temperature)[0]
+
+    truth = losses.sinkhorn(z.float() @ w.float().T, temperature)
+    rows = torch.arange(200, dtype=torch.int32)
+    bias = found.patch_biases[0]
+    target = Target(shown.patches[0], shown.patch_prototypes[0], temperature, bias, rows[:, None])
+    ways = {
+        "whole": found.targets(0).patches,
+        "in chunks": prototype_ce_chunks._distribution(target, rows),
+        "kernel's table": losses.targets(target.scores(), temperature, bias),
+    }
+    for name, got in ways.items():
+        assert (got - truth).norm() < allowed * truth.norm(), name

@@ -6,7 +6,7 @@
 
 Cross-entropy is linear in the target, so all terms of a row are one pass. The forward pass keeps
 two numbers per row and target; backward makes the logits again, tile by tile: no atomics, the
-same result every time. Teacher scores exist for one call at a time, as fp16 (|score| <= 1).
+same result every time. Teacher scores exist for one call at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,11 @@ from torch.autograd.function import once_differentiable
 
 from poa_kernels import dispatch, sinkhorn
 from poa_kernels.language import Case, blocks, dot, jit, power_of_two, precision, tl
-from poa_kernels.prototype_ce_chunks import in_chunks, is_large
+from poa_kernels.prototype_ce_chunks import finely, in_chunks, is_large
 
 OPERATOR = "prototype_ce"
 PROGRAMS = 264  # two for each multiprocessor of a Hopper chip
-WIDEST = 256  # channels of a row that stay in a multiprocessor
+WIDEST = 512  # bytes of a row that stay in a multiprocessor
 LIFT = tl.constexpr(4096.0)  # keeps 1 / K above the smallest fp16 number
 
 
@@ -42,10 +42,8 @@ class Target:
     index: Tensor
 
     def scores(self) -> Tensor:
-        """(R, K), fp16 where the rows have 16 bits."""
-        if self.rows.element_size() > 2:
-            return self.rows @ self.prototypes.t()
-        return self.rows.half() @ self.prototypes.half().t()
+        """(R, K)."""
+        return finely(self.rows) @ finely(self.prototypes).t()
 
 
 def prototype_ce(
@@ -55,15 +53,17 @@ def prototype_ce(
     assert rows.shape[1] == prototypes.shape[1] and 1 <= len(targets) <= 2
     for target in targets:
         assert len(target.index) == len(rows) and len(target.prototypes) == len(prototypes)
-        assert target.index.dtype == torch.int32 and target.rows.dtype == rows.dtype
-    if rows.shape[1] > WIDEST or dispatch.choose(OPERATOR, rows) == "reference":
+        assert target.index.dtype == torch.int32
+        assert target.rows.element_size() == rows.element_size()
+    too_wide = rows.shape[1] * rows.element_size() > WIDEST
+    if too_wide or dispatch.choose(OPERATOR, rows) == "reference":
         plain = in_chunks if is_large(rows, prototypes) else reference
         return plain(rows, prototypes, targets, temperature)
     tensors = [t for target in targets for t in (target.rows, target.prototypes, target.bias)]
     missing = max(16, power_of_two(rows.shape[1])) - rows.shape[1]
     if missing:  # zeros change no product
         rows, prototypes = (F.pad(x, (0, missing)) for x in (rows, prototypes))
-    indices = [target.index.contiguous() for target in targets]
+    indices = [target.index for target in targets]
     scales = [target.temperature for target in targets]
     return _PrototypeCe.apply(rows, prototypes, temperature, scales, *tensors, *indices)
 
@@ -124,10 +124,11 @@ def tables(targets: Sequence[Target], lses: Sequence[Tensor] | None = None) -> t
         ]
     constants = {"TWO": len(targets) == 2}
     arguments = []
-    for i in range(2):
+    for i in range(2):  # a lone target stands in for the second, which is not looked at
         t, s, lse = targets[i % len(targets)], scores[i % len(targets)], lses[i % len(targets)]
-        biased = t.bias is not None
-        arguments += [s, lse, t.index, t.bias if biased else lse, 1 / t.temperature]
+        biased = t.bias is not None and i < len(targets)
+        bias, index = t.bias if biased else lse, t.index.contiguous()
+        arguments += [s, lse, index, bias, 1 / t.temperature]
         constants |= {f"J{i}": t.index.shape[1], f"BIAS{i}": biased}
     return arguments, constants, lses
 
@@ -329,13 +330,13 @@ def _of_prototypes(
 
 
 def cases(chip: str) -> Iterator[Case]:
-    """Every kernel with the chip's tiles, for aot.py: patches, class tokens, with imitation."""
+    """Every kernel with the chip's tiles, for aot.py: patches, class tokens with imitation."""
     types = dict.fromkeys(("x", "p"), "*bf16") | dict.fromkeys(("table0", "table1"), "*fp16")
     floats = "lse0 lse1 bias0 bias1 lse masses weights out dx dp".split()
     types |= dict.fromkeys(floats, "*fp32") | dict.fromkeys(("index0", "index1"), "*i32")
     types |= dict.fromkeys(("it0", "it1", "inverse_temperature"), "fp32")
     types |= dict.fromkeys(("rows", "prototypes", "each", "plane"), "i32")
-    targets = {"patches": (False, 1), "classes": (False, 2), "imitation": (True, 2)}
+    targets = {"patches": (False, 1), "class tokens": (True, 2)}
     kernels = {"loss": _loss, "rows": _of_rows, "prototypes": _of_prototypes}
     for kind, kernel in kernels.items():
         tile = dict(dispatch.entry(chip, f"{OPERATOR}.{kind}")["tiles"])

@@ -64,10 +64,11 @@ def _all_rows(rows, prototypes, targets, temperature, weights) -> tuple[Tensor, 
     of_prototypes = torch.zeros(k, d, device=rows.device)
     logit_type = torch.float16 if low else torch.float32
     buffer = torch.empty(min(CHUNK, n), k, device=rows.device, dtype=logit_type)
+    columns = prototypes.to(logit_type).t()
     scale = largest / (temperature * LIFT.value)
     for first in range(0, n, CHUNK):
         part = rows[first : first + CHUNK]
-        z = torch.mm(part.to(logit_type), prototypes.to(logit_type).t(), out=buffer[: len(part)])
+        z = torch.mm(part.to(logit_type), columns, out=buffer[: len(part)])
         dz = z.view(rows.dtype)  # the same bytes
         _in_place[(len(part),)](
             z, dz, *arguments, losses, shares, first, k, 1 / temperature,

@@ -1,5 +1,7 @@
 """Cross-entropy against prototypes: losses and both gradients against float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -145,11 +147,19 @@ def test_inputs_need_not_be_contiguous(lay_out) -> None:
 
     n, k, d, *_ = SHAPES["two targets"]
     leaves = [unit(n, d, seed=0), unit(k, d, seed=1)]
+    weights = torch.ones(n, 2, device=DEVICE)
+
+    def in_place(x: Tensor, p: Tensor) -> Tensor:
+        targets = targets_of("two targets", x, torch.float32)
+        targets = [replace(t, index=lay_out(t.index)) for t in targets]
+        found = prototype_ce_in_place.prototype_ce_in_place(x, p, targets, TEMPERATURE, weights)
+        return found[0]
 
     def truth(x: Tensor, p: Tensor) -> Tensor:
         return written_out(x, p, targets_of("two targets", x, torch.float32))
 
     check(kernel, truth, leaves, torch.float32, lay_out=lay_out, **ILL)
+    check(in_place, lambda *x: truth(*x).sum(), leaves, torch.float32, lay_out=lay_out, **ILL)
 
 
 def test_tiny_gradients_lose_nothing_in_fp16() -> None:
