@@ -25,6 +25,11 @@ def drawn(count: int) -> batched.Photometric:
     return batched.Photometric.stack([batched.draw(rng, SPEC, i % 3) for i in range(count)])
 
 
+def in_pytorch(crops: Tensor, params: batched.Photometric) -> Tensor:
+    with dispatch.using("reference"):  # apply() would take the kernels too
+        return batched.apply(crops, params, SPEC)
+
+
 def on_device(p: batched.Photometric) -> Changes:
     tensors = (p.factors, p.order.int(), p.grey, p.sigma, p.solarize)
     return Changes(*[tensor.to(DEVICE) for tensor in tensors])
@@ -34,7 +39,7 @@ def on_device(p: batched.Photometric) -> Changes:
 @pytest.mark.parametrize("shape", [(24, 16, 16), (5, 13, 31), (1, 6, 5), (0, 8, 8)])
 def test_it_is_the_batched_code(mode: str, shape: tuple[int, int, int]) -> None:
     crops, params = crops_of(*shape), drawn(shape[0])
-    expected = batched.apply(crops, params, SPEC)
+    expected = in_pytorch(crops, params)
     with dispatch.using(mode):
         got = photometric(crops.to(DEVICE), on_device(params), **NORMAL).cpu()
     assert got.dtype == torch.float32 and got.shape == expected.shape
@@ -52,12 +57,19 @@ def test_every_order_of_the_changes() -> None:
     params = batched.Photometric(factors, orders, still, torch.zeros(n), still)
     crops = crops_of(1, 9, 11).repeat(n, 1, 1, 1)
     got = photometric(crops.to(DEVICE), on_device(params), **NORMAL).cpu()
-    assert (got - batched.apply(crops, params, SPEC)).abs().max() < 2e-5
+    assert (got - in_pytorch(crops, params)).abs().max() < 2e-5
 
 
-def test_crops_need_not_be_contiguous() -> None:
-    crops, params = crops_of(4, 20, 10), on_device(drawn(4))
-    part = crops.to(DEVICE)[:, :, ::2]
-    assert torch.equal(
-        photometric(part, params, **NORMAL), photometric(part.contiguous(), params, **NORMAL)
-    )
+def test_neither_crops_nor_changes_need_be_contiguous() -> None:
+    crops, params = crops_of(4, 20, 10).to(DEVICE)[:, :, ::2], on_device(drawn(4))
+    apart = {name: torch.stack((x, x), -1)[..., 0] for name, x in vars(params).items()}
+    assert not any(x.is_contiguous() for x in (crops, *apart.values()))
+    got = photometric(crops, Changes(**apart), **NORMAL)
+    assert torch.equal(got, photometric(crops.contiguous(), params, **NORMAL))
+
+
+def test_the_batch_takes_the_kernels_where_they_are_chosen() -> None:
+    crops, params = crops_of(6, 8, 8), drawn(6)
+    got = batched.apply(crops.to(DEVICE), params, SPEC)
+    assert torch.equal(got, photometric(crops.to(DEVICE), on_device(params), **NORMAL))
+    assert (got.cpu() - in_pytorch(crops, params)).abs().max() < 2e-5
