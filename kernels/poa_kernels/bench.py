@@ -2,7 +2,8 @@
 
 Runs the kernel tests first and refuses where one fails. Prints ms, ratio to the first contender,
 TFLOP/s and TB/s with their share of what a copy and a product reach here, GiB, error. The whole
-training step is measured by `poa-ds bench step`, at the shapes of the ViT-L recipe.
+training step is measured by `poa-ds bench step`, at the shapes of the ViT-L recipe. Both print
+tables for BENCHMARKS.md.
 --smoke: tiny sizes in the interpreter on the CPU; checks the code and the errors, not the times.
 """
 
@@ -60,8 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # before the first import of a kernel
     import torch
 
-    if not options.smoke and not torch.cuda.is_available():
-        print("bench: needs a CUDA device; --smoke runs on the CPU", file=sys.stderr)
+    from poa_kernels import dispatch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not options.smoke and (reason := dispatch.unable(device)):
+        print(f"bench: no kernel can run, {reason}; --smoke runs on the CPU", file=sys.stderr)
         return 2
     if options.smoke and options.write_table:
         print("bench: --smoke measures nothing to write into the table", file=sys.stderr)
@@ -71,13 +75,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     machine = "CPU, interpreter" if options.smoke else torch.cuda.get_device_name()
     figures = _all(options, Ceilings(math.nan, math.nan) if options.smoke else _ceilings())
-    step = None if options.only else _step(smoke=options.smoke)
-    if options.json:
-        record = {"machine": machine, "torch": torch.__version__, "host": platform.platform()}
-        record |= {"smoke": options.smoke, "figures": [_record(f) for f in figures]}
-        record |= {"step": step}
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record = {"machine": machine, "torch": torch.__version__, "host": platform.platform()}
+    record |= {"smoke": options.smoke, "figures": [_record(f) for f in figures], "step": None}
+    _keep(record, options.json)  # the step may fail for reasons of its own
+    if not options.only:
+        record["step"] = _step(smoke=options.smoke)
+        _keep(record, options.json)
     return 0 if figures else 1
+
+
+def _keep(record: dict, path: Path | None) -> None:
+    if path:
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _step(*, smoke: bool) -> dict:
@@ -107,12 +116,12 @@ def _tests_pass() -> bool:
 def _all(options: argparse.Namespace, ceilings: Ceilings) -> list[Figure]:
     import torch
 
-    from poa_kernels import comparisons
+    from poa_kernels import comparisons, dispatch
 
     device, dtype = ("cpu", torch.float32) if options.smoke else ("cuda", torch.bfloat16)
     torch.manual_seed(0)
     figures, decided = [], {}
-    print("".join((f"{'':38}", *[f"{name:>11}" for name in HEAD])))
+    print(_row("", *HEAD), _row(":---", *["---:"] * len(HEAD)), sep="\n")
     for comparison in comparisons.all_of(comparisons.Scene(device, dtype, options.smoke)):
         if options.only not in comparison.name:
             continue
@@ -123,7 +132,8 @@ def _all(options: argparse.Namespace, ceilings: Ceilings) -> list[Figure]:
         for name in comparison.lines:
             decided.setdefault(name, []).append(winner(found, comparison.threshold))
     if options.write_table:
-        _write_table(decided)
+        chip = dispatch.chip(torch.device(device))
+        write_table(decided, chip=chip, machine=torch.cuda.get_device_name())
     return figures
 
 
@@ -194,12 +204,14 @@ def _ceilings() -> Ceilings:
 
 
 def line(f: Figure) -> str:
-    """One row of the printed table."""
+    """One row of the printed Markdown table."""
     cells = (f.milliseconds, f.ratio, f.tflops, f.product_share, f.tbytes, f.copy_share, f.peak_gib)
-    return f"{f.comparison + ', ' + f.contender:38}" + "".join(
-        f"{value:>11.3g}" if value and math.isfinite(value) else f"{'-':>11}"
-        for value in (*cells, f.error)
-    )
+    numbers = (f"{x:.3g}" if x and math.isfinite(x) else "-" for x in (*cells, f.error))
+    return _row(f"{f.comparison}, {f.contender}", *numbers)
+
+
+def _row(first: str, *others: str) -> str:
+    return f"| {first:44} | " + " | ".join(f"{cell:>9}" for cell in others) + " |"
 
 
 def winner(figures: Sequence[Figure], threshold: float) -> str:
@@ -217,19 +229,17 @@ def winner(figures: Sequence[Figure], threshold: float) -> str:
     return best.contender if fast and exact else ""
 
 
-def _write_table(decisions: dict[str, list[str]]) -> None:
-    """Puts what won in every size into the lines of this chip that were measured."""
-    import torch
-
+def write_table(decisions: dict[str, list[str]], *, chip: str, machine: str) -> None:
+    """Puts what won in every size into the lines of a chip that were measured."""
     from poa_kernels import dispatch
 
     table = json.loads(dispatch.TABLE.read_text(encoding="utf-8"))
-    lines = table[dispatch.chip(torch.device("cuda"))]
+    lines = table[chip]
     for name, winners in decisions.items():
         general = lines[name.partition("/")[0]]
         pytorch = "library" if name.startswith("two_stream") else "reference"
         use = winners[0] if len(set(winners)) == 1 and winners[0] else pytorch
-        lines[name] = general | {"use": use, "measured": torch.cuda.get_device_name()}
+        lines[name] = general | {"use": use, "measured": machine}
     dispatch.TABLE.write_text(dispatch.text_of(table), encoding="utf-8")
 
 

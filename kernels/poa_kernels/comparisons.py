@@ -12,8 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poa_kernels import add_ln, attention, dispatch, prototype_ce, sinkhorn, two_stream_linear
+from poa_kernels import (
+    add_ln,
+    attention,
+    dispatch,
+    photometric,
+    prototype_ce,
+    sinkhorn,
+    two_stream_linear,
+)
 from poa_kernels.gelu import gelu
+from poa_kernels.prototype_ce_in_place import prototype_ce_in_place
 
 Run = Callable[[], Sequence[Tensor]]
 
@@ -56,7 +65,7 @@ class Scene:
 
 def all_of(scene: Scene) -> Iterator[Comparison]:
     """Every comparison; each is made when its turn comes, so that memory is free again."""
-    for make in (linears, attentions, seams, gelus, sinkhorns, cross_entropies):
+    for make in (linears, attentions, seams, gelus, sinkhorns, cross_entropies, colours):
         yield from make(scene)
 
 
@@ -71,13 +80,7 @@ def _mode(mode: dispatch.Mode, run: Run) -> Run:
 def _trained(function: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor]) -> Run:
     """Forward and backward; outputs and all gradients."""
     with torch.no_grad():
-        outputs = function(*leaves)
-    generator = torch.Generator(outputs[0].device).manual_seed(1)
-    gradients = [
-        # a few bits each, so that they are the same numbers at every precision
-        torch.randint(-8, 9, out.shape, generator=generator, device=out.device).to(out.dtype)
-        for out in outputs
-    ]
+        gradients = _small_numbers(function(*leaves))
 
     def run() -> Sequence[Tensor]:
         outputs = tuple(function(*leaves))
@@ -86,14 +89,44 @@ def _trained(function: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor]
     return run
 
 
-def _pair(function: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor]) -> dict:
-    """Arguments of a Comparison: PyTorch and Triton, and the truth in float32."""
+def _small_numbers(like: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of a few bits each, so that they are the same numbers at every precision."""
+    generator = torch.Generator(like[0].device).manual_seed(1)
+    return [
+        torch.randint(-8, 9, x.shape, generator=generator, device=x.device).to(x.dtype)
+        for x in like
+    ]
+
+
+def _ways(
+    function: Callable[..., Sequence[Tensor]],
+    published: Callable[..., Sequence[Tensor]],
+    leaves: Sequence[Tensor],
+) -> dict:
+    """Arguments of a Comparison: published, eager, Triton, compiled; the truth in float32."""
     run = _trained(function, leaves)
     wide = [leaf.detach().float().requires_grad_() for leaf in leaves]
     return {
-        "contenders": {"eager": _mode("reference", run), "triton": _mode("triton", run)},
+        "contenders": {
+            "published": _trained(published, leaves),
+            "eager": _mode("reference", run),
+            "triton": _mode("triton", run),
+        },
         "truth": _mode("reference", _trained(function, wide)),
+        "compiled": {"compiled": _trained_late(published, leaves)},
     }
+
+
+def _trained_late(function: Callable, leaves: Sequence[Tensor]) -> Run:
+    """As _trained of the compiled function, compiled at the first run."""
+    made: list[Run] = []
+
+    def run() -> Sequence[Tensor]:
+        if not made:
+            made.append(_trained(torch.compile(function), leaves))
+        return made[0]()
+
+    return run
 
 
 def linears(scene: Scene) -> Iterator[Comparison]:
@@ -105,10 +138,15 @@ def linears(scene: Scene) -> Iterator[Comparison]:
         (("qkv", 3, 1), ("proj", 1, 1), ("fc1", 4, 1), ("fc2", 1, 4)), widths
     ):
         sizes = (up * width, down * width, up * narrow, down * narrow)
-        yield from _products(scene, f"{layer} {narrow}", rows, *sizes)
+        # torch.compile changes no product: one width shows it
+        late = narrow == widths[len(widths) // 2]
+        yield from _products(scene, f"{layer} {narrow}", rows, *sizes, compiled=late)
 
 
-def _products(scene: Scene, name: str, rows: int, height, width, out, narrow):
+def _products(
+    scene: Scene, name: str, rows: int, height: int, width: int, out: int, narrow: int, *,
+    compiled: bool,
+) -> Iterator[Comparison]:  # fmt: skip
     w, b = scene.randn(height, width) / width**0.5, scene.randn(height)
     x0, x1, g0, g1 = (scene.randn(rows, n) for n in (width, narrow, height, out))
     scale, flops = width / narrow, 2.0 * rows * (height * width + out * narrow)
@@ -141,6 +179,7 @@ def _products(scene: Scene, name: str, rows: int, height, width, out, narrow):
             lines=(f"{two_stream_linear.OPERATOR}.{kind}/{two_stream_linear.shape_class(w)}",),
             flops=flops,
             threshold=1.03,
+            compiled={"compiled": partial(torch.compile(published), *tensors)} if compiled else {},
         )
 
 
@@ -156,9 +195,17 @@ def attentions(scene: Scene) -> Iterator[Comparison]:
     """Local crops at two widths."""
     for n, tokens, heads in ((2, 9, 2),) if scene.small else ((320, 37, 16), (320, 37, 10)):
         qkv = scene.randn(n * tokens, 3 * heads * 64, leaf=True)
+
+        def ours(x: Tensor, n=n, tokens=tokens) -> list[Tensor]:
+            return [attention.attention(x, [(n, tokens)], 64)]
+
+        def published(x: Tensor, shape=(n, tokens, heads, 3, 64)) -> list[Tensor]:
+            mixed = F.scaled_dot_product_attention(*x.view(shape).permute(3, 0, 2, 1, 4))
+            return [mixed.transpose(1, 2).reshape(len(x), -1)]
+
         yield Comparison(
             f"attention {tokens} tokens, {heads} heads",
-            **_pair(lambda x, s=(n, tokens): [attention.attention(x, [s], 64)], [qkv]),
+            **_ways(ours, published, [qkv]),
             lines=(attention.OPERATOR,),
             bytes=(8 + 14) / 2 * qkv.element_size() * n * tokens * heads * 64,
         )
@@ -180,33 +227,32 @@ def seams(scene: Scene) -> Iterator[Comparison]:
         def seam(*x: Tensor, added=added, taken=taken) -> Sequence[Tensor]:
             return add_ln.add_norm_rows(*x, eps=1e-6, added=added, taken=taken)
 
+        def published(*leaves: Tensor, added=added, taken=taken) -> Sequence[Tensor]:
+            x, branch, gamma, weight, bias = leaves
+            width = x.shape[1]
+            x = x.index_add(0, added.rows, branch * gamma[:width], alpha=1.25)
+            y = F.layer_norm(x[taken.rows], (width,), weight[:width], bias[:width], 1e-6)
+            return x, y
+
         yield Comparison(
             f"residual + norm {part}",
-            **_pair(seam, leaves),
+            **_ways(seam, published, leaves),
             lines=(add_ln.OPERATOR,),
             bytes=(7.2 + 10.8) / 2 * leaves[0].element_size() * rows * part,
-            compiled={"compiled": _mode("reference", _compiled(seam, leaves))},
         )
-
-
-def _compiled(function: Callable, leaves: Sequence[Tensor]) -> Run:
-    made: list[Run] = []
-
-    def run() -> Sequence[Tensor]:
-        if not made:
-            made.append(_trained(torch.compile(function), leaves))
-        return made[0]()
-
-    return run
 
 
 def gelus(scene: Scene) -> Iterator[Comparison]:
     """GELU, and the bias gradient of the layer before it."""
     rows, width = (40, 64) if scene.small else (27600, 4096)
     leaves = [scene.randn(rows, width, leaf=True), scene.randn(width, leaf=True)]
+
+    def published(h: Tensor, b: Tensor) -> list[Tensor]:
+        return [F.gelu(h + (b - b.detach()))]  # the bias is already inside
+
     yield Comparison(
         f"gelu {width}",
-        **_pair(lambda h, b: [gelu(h, b)], leaves),
+        **_ways(lambda h, b: [gelu(h, b)], published, leaves),
         lines=("gelu",),
         bytes=5.0 * leaves[0].element_size() * rows * width,
     )
@@ -248,6 +294,7 @@ def sinkhorns(scene: Scene) -> Iterator[Comparison]:
         lines=(sinkhorn.ROWS, sinkhorn.COLUMNS),
         bytes=6.0 * scores.element_size() * scores.numel(),
         floor=3e-3,  # scores rounded to fp16, divided by the temperature
+        compiled={"compiled": torch.compile(products)},
     )
 
 
@@ -260,15 +307,51 @@ def cross_entropies(scene: Scene) -> Iterator[Comparison]:
         index = torch.arange(rows, device=scene.device, dtype=torch.int32)[:, None]
         bias = torch.zeros(prototypes, device=scene.device)
 
-        def entropy(x: Tensor, p: Tensor, teacher=(z, w), rest=(0.06, bias, index)) -> list[Tensor]:
-            target = prototype_ce.Target(*[t.to(x.dtype) for t in teacher], *rest)
-            return [prototype_ce.prototype_ce(x, p, [target], 0.1)]
+        def targets(x: Tensor, teacher=(z, w), rest=(0.06, bias, index)) -> list:
+            return [prototype_ce.Target(*[t.to(x.dtype) for t in teacher], *rest)]
 
+        def ours(x: Tensor, p: Tensor, targets=targets) -> list[Tensor]:
+            return [prototype_ce.prototype_ce(x, p, targets(x), 0.1)]
+
+        def published(x: Tensor, p: Tensor, targets=targets) -> list[Tensor]:
+            return [prototype_ce.reference(x, p, targets(x), 0.1)]
+
+        def in_place(leaves=leaves, targets=targets) -> list[Tensor]:
+            x, p = leaves
+            (weights,) = _small_numbers([x.new_empty(len(x), 1, dtype=torch.float32)])
+            total, losses = prototype_ce_in_place(x, p, targets(x), 0.1, weights)
+            return [losses, *torch.autograd.grad(total, leaves)]
+
+        ways = _ways(ours, published, leaves)
+        ways["contenders"]["triton in place"] = _mode("triton", in_place)
         yield Comparison(
             f"prototype cross-entropy {prototypes}",
-            **_pair(entropy, leaves),
+            **ways,
             lines=(prototype_ce.OPERATOR,),
             flops=3 * 2.0 * rows * prototypes * width,
             floor=3e-3,
-            compiled={"compiled": _mode("reference", _compiled(entropy, leaves))},
         )
+
+
+def colours(scene: Scene) -> Iterator[Comparison]:
+    """All changes of the global crops, beside one crop after the other; decides nothing."""
+    count, side = (2, 9) if scene.small else (100, 224)
+    place = {"device": scene.device}
+    crops = torch.randint(0, 256, (count, 3, side, side), **place).to(torch.uint8)
+    order = torch.arange(4, dtype=torch.int32, **place).repeat(count, 1)
+    factors = torch.tensor([1.2, 0.8, 1.1, 0.05], **place).repeat(count, 1)
+    every = torch.ones(count, dtype=torch.bool, **place)
+    sigma, still = torch.ones(count, **place), torch.zeros_like(every)
+    changes = photometric.Changes(factors, order, every, sigma, still)
+
+    def run() -> list[Tensor]:
+        normal = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+        return [photometric.photometric(crops, changes, taps=9, **normal)]
+
+    eager = _mode("reference", run)
+    yield Comparison(
+        f"colours of {count} crops",
+        {"crop by crop": eager, "triton": _mode("triton", run)},
+        eager,
+        bytes=(2 * 1 + 5 * 4.0) * crops.numel(),
+    )
