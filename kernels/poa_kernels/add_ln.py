@@ -8,6 +8,7 @@ gathers the next branch's rows on the way. Parameters keep their full width, x h
 channels. x_new leaves every function, so that its gradients meet inside the next one's pass.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -165,7 +166,7 @@ def _forward_pass(x, branch, gamma, added, weight, bias, taken, eps):
     total = torch.empty_like(x) if adds else x.view_as(x)
     kept = 0 if not norms else rows if taken is None else len(taken.rows)
     y = x.new_empty(kept, width)
-    mean, scale = x.new_empty(2, rows, dtype=torch.float32)
+    mean, scale = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     if rows:
         tile = dispatch.tiles(f"{OPERATOR}.forward", x)
         _forward[(blocks(rows, tile["BM"]),)](
@@ -182,8 +183,8 @@ def _backward_pass(of_total, of_y, total, branch, gamma, added, weight, taken, m
     adds, norms = branch is not None, weight is not None
     rows, width = total.shape
     tile = dispatch.tiles(f"{OPERATOR}.backward", total)
-    each = max(blocks(rows, PROGRAMS), tile["BM"])
-    programs = max(blocks(rows, each), 1)
+    share = max(blocks(rows, PROGRAMS), tile["BM"])
+    programs = max(blocks(rows, share), 1)
     partial = total.new_zeros(3, programs, width, dtype=torch.float32)
     of_total = None if of_total is None else of_total.contiguous()
     of_x = torch.empty_like(total) if norms else of_total
@@ -193,7 +194,7 @@ def _backward_pass(of_total, of_y, total, branch, gamma, added, weight, taken, m
             total if of_total is None else of_total, of_y.contiguous() if norms else total,
             total, branch if adds else total, gamma if adds else total, *_indexed(added, total),
             weight if norms else total, *_indexed(taken, total)[:1], mean, scale,
-            of_x, of_branch if adds else total, partial, rows, width, each, programs * width,
+            of_x, of_branch if adds else total, partial, rows, width, share, programs * width,
             **_flags(adds, norms, added, taken), HAS_TOTAL=of_total is not None,
             BC=power_of_two(width), **tile,
         )  # fmt: skip
@@ -256,15 +257,15 @@ def _forward(
 @jit
 def _backward(
     of_total, of_y, total, branch, gamma, inverse, factor, weight, inverse2, mean, scale,
-    of_x, of_branch, partial, rows, width, each, plane,
+    of_x, of_branch, partial, rows, width, share, plane,
     ADDS: tl.constexpr, NORMS: tl.constexpr, SCATTER: tl.constexpr, FACTOR: tl.constexpr,
     GATHER: tl.constexpr, HAS_TOTAL: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     c = tl.arange(0, BC)
     sum0, sum1 = tl.zeros((BC,), tl.float32), tl.zeros((BC,), tl.float32)
     sum2 = tl.zeros((BC,), tl.float32)
-    first = tl.program_id(0) * each
-    last = min(first + each, rows)
+    first = tl.program_id(0) * share
+    last = min(first + share, rows)
     for m0 in range(first, last, BM):
         m = m0 + tl.arange(0, BM)
         mask = (m < last)[:, None] & (c < width)[None, :]
@@ -310,20 +311,23 @@ def _backward(
 
 
 def cases(chip: str) -> Iterator[Case]:
-    """Every kernel with the chip's tiles, for aot.py: the widest stream, each of the functions."""
+    """Every kernel with the chip's tiles, for aot.py: each of the functions, widths to 1024."""
     names = "x branch gamma weight bias total y of_total of_y of_x of_branch".split()
     types = dict.fromkeys(names, "*bf16")
     types |= dict.fromkeys(("mean", "scale", "factor", "partial"), "*fp32")
     types |= dict.fromkeys(("inverse", "inverse2"), "*i32") | {"eps": "fp32"}
-    types |= dict.fromkeys(("rows", "width", "each", "plane"), "i32")
+    types |= dict.fromkeys(("rows", "width", "share", "plane"), "i32")
     functions = {"norm_rows": (False, True), "add_norm_rows": (True, True)}
     functions["add_rows"] = (True, False)
     for kind, kernel in {"forward": _forward, "backward": _backward}.items():
         tile = dict(dispatch.entry(chip, f"{OPERATOR}.{kind}")["tiles"])
         warps, stages = tile.pop("num_warps"), tile.pop("num_stages")
-        for function, (adds, norms) in functions.items():
+        for (function, (adds, norms)), columns in itertools.product(functions.items(), (512, 1024)):
             constants = {"ADDS": adds, "NORMS": norms, "SCATTER": adds, "FACTOR": adds}
-            constants |= {"GATHER": norms, "BC": 1024} | tile
+            constants |= {"GATHER": norms, "BC": columns} | tile
             constants |= {"HAS_TOTAL": True} if kind == "backward" else {}
-            label = f"{OPERATOR}.{kind}, {function}"
-            yield Case(label, kernel, types, constants, warps, stages, ("width",))
+            # x stands for what is not read
+            unread = {} if adds else dict.fromkeys(("inverse", "factor"), "*bf16")
+            unread |= {} if norms else {"inverse2": "*bf16"}
+            label = f"{OPERATOR}.{kind}, {function}, {columns}"
+            yield Case(label, kernel, types | unread, constants, warps, stages, ("width",))

@@ -67,24 +67,24 @@ class _Gelu(torch.autograd.Function):
 def _backward_pass(h: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """(gradient of h, its column sums in float32)."""
     tile, (rows, width) = dispatch.tiles(OPERATOR, h), h.shape
-    each = blocks(blocks(rows, PROGRAMS), tile["BM"]) * tile["BM"]
-    programs = blocks(rows, each) if rows else 0
+    share = blocks(blocks(rows, PROGRAMS), tile["BM"]) * tile["BM"]
+    programs = blocks(rows, share) if rows else 0
     of_h = torch.empty_like(h)
     partial = h.new_empty(programs, width, dtype=torch.float32)
     if programs:
         grid = (programs, blocks(width, tile["BC"]))
-        _backward[grid](h, gradient, of_h, partial, rows, width, each, **tile)
+        _backward[grid](h, gradient, of_h, partial, rows, width, share, **tile)
     return of_h, partial.sum(0)
 
 
 @jit
 def _backward(
-    h, gradient, of_h, partial, rows, width, each, BM: tl.constexpr, BC: tl.constexpr
+    h, gradient, of_h, partial, rows, width, share, BM: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     total = tl.zeros((BC,), tl.float32)
-    first = tl.program_id(0) * each
-    last = min(first + each, rows)
+    first = tl.program_id(0) * share
+    last = min(first + share, rows)
     for m0 in range(first, last, BM):
         m = m0 + tl.arange(0, BM)
         mask = (m < last)[:, None] & (c < width)[None, :]
@@ -102,7 +102,7 @@ def _backward(
 def cases(chip: str) -> Iterator[Case]:
     """Every kernel with the chip's tiles, for aot.py."""
     types = dict.fromkeys(("h", "gradient", "of_h"), "*bf16") | {"partial": "*fp32"}
-    types |= dict.fromkeys(("rows", "width", "each"), "i32")
+    types |= dict.fromkeys(("rows", "width", "share"), "i32")
     tile = dict(dispatch.entry(chip, OPERATOR)["tiles"])
     warps, stages = tile.pop("num_warps"), tile.pop("num_stages")
     yield Case(f"{OPERATOR}.backward", _backward, types, tile, warps, stages, ("width",))

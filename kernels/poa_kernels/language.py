@@ -5,6 +5,7 @@ in the interpreter too, and the record from which a kernel is compiled without a
 """
 
 import importlib.util
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,12 +14,21 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+# arguments that change from step to step or from size to size and say nothing about alignment:
+# Triton would compile anew where one of them is 1 or a multiple of 16
+VARYING = set("rows rows0 rows1 tiles0 share plane first parts tokens heads".split())
+
 INSTALLED = importlib.util.find_spec("triton") is not None
 if INSTALLED:
     # Triton 3.9 warns where this is unset, 3.10 turns a * b + c into two roundings
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    import triton
     import triton.language as tl
-    from triton import jit
+
+    def jit(function: Callable) -> Callable:
+        names = inspect.signature(function).parameters
+        return triton.jit(do_not_specialize=[n for n in names if n in VARYING])(function)
+
 else:
     tl = SimpleNamespace(constexpr=lambda value: SimpleNamespace(value=value))
 

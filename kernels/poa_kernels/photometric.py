@@ -94,16 +94,17 @@ def _launch(crops: Tensor, changes: Changes, half: int, mean: tuple, std: tuple)
     x = torch.empty(crops.shape, device=crops.device)
     if n == 0:
         return x
-    factors, order = changes.factors.contiguous(), changes.order.contiguous()
+    given = changes.factors, changes.order, changes.sigma
+    factors, order, sigma = (tensor.contiguous() for tensor in given)
     _greys[(n, parts)](crops, factors, order, sums, pixels, parts, **tile)
     means = sums.sum(1) / pixels
     grey, solarize = changes.grey.to(torch.int32), changes.solarize.to(torch.int32)
     _colours[(n, parts)](crops, factors, order, means, grey, x, pixels, **tile)
-    rows, out = torch.empty_like(x), torch.empty_like(x)
-    _blur_rows[(n * 3, parts)](x, changes.sigma, rows, height, width, HALF=half, **tile)
-    normal = torch.tensor((*mean, *std)).to(crops.device, non_blocking=True)
+    blurred, out = torch.empty_like(x), torch.empty_like(x)
+    _blur_rows[(n * 3, parts)](x, sigma, blurred, height, width, HALF=half, **tile)
+    normal = torch.tensor((*mean, *std), dtype=torch.float32).to(crops.device, non_blocking=True)
     _finish[(n * 3, parts)](
-        x, rows, changes.sigma, solarize, normal, out, height, width, HALF=half, **tile
+        x, blurred, sigma, solarize, normal, out, height, width, HALF=half, **tile
     )
     return out
 
@@ -218,7 +219,7 @@ def _blur_rows(x, sigma, out, height, width, HALF: tl.constexpr, BP: tl.constexp
 
 @jit
 def _finish(
-    x, rows, sigma, solarize, normal, out, height, width, HALF: tl.constexpr, BP: tl.constexpr
+    x, blurred, sigma, solarize, normal, out, height, width, HALF: tl.constexpr, BP: tl.constexpr
 ):  # fmt: skip
     """Blur along columns where there is a blur, then solarise and normalise."""
     plane = tl.program_id(0)
@@ -232,7 +233,7 @@ def _finish(
         for step in tl.static_range(-HALF, HALF + 1):
             w = tl.exp(-0.5 * (step / s) * (step / s))
             near = _mirrored(row + step, height) * width + column
-            total += w * tl.load(rows + start + near, mask=mask, other=0.0)
+            total += w * tl.load(blurred + start + near, mask=mask, other=0.0)
             weight += w
         value = total / weight
     else:
@@ -246,7 +247,7 @@ def _finish(
 def cases(chip: str) -> Iterator[Case]:
     """Every kernel with the chip's tiles, for aot.py."""
     types = {"crops": "*u8"} | dict.fromkeys(("order", "grey", "solarize"), "*i32")
-    types |= dict.fromkeys("factors means sums x rows sigma normal out".split(), "*fp32")
+    types |= dict.fromkeys("factors means sums x blurred sigma normal out".split(), "*fp32")
     types |= dict.fromkeys(("pixels", "parts", "height", "width"), "i32")
     tile = dict(dispatch.entry(chip, OPERATOR)["tiles"])
     warps, stages = tile.pop("num_warps"), tile.pop("num_stages")
@@ -255,5 +256,5 @@ def cases(chip: str) -> Iterator[Case]:
     for name, (kernel, constants) in zip(
         ("greys", "colours", "blur_rows", "finish"), kernels.items(), strict=True
     ):
-        sixteens = ("pixels", "width")
+        sixteens = ("pixels", "height", "width")
         yield Case(f"{OPERATOR}.{name}", kernel, types, constants, warps, stages, sixteens)

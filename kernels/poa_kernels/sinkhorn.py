@@ -8,6 +8,7 @@ a number per row are all that is kept. One iteration on one rank is
     lse = row_lse(scores, temperature, bias)
 """
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -49,12 +50,12 @@ def column_mass(
         return (x if lse is None else x - lse[:, None]).exp().sum(0)
     scores, tile = _unit_columns(scores), dispatch.tiles(COLUMNS, scores)
     rows, prototypes = scores.shape
-    each = max(blocks(blocks(rows, SPLITS), tile["BM"]) * tile["BM"], tile["BM"])
-    parts = max(blocks(rows, each), 1)
+    share = max(blocks(blocks(rows, SPLITS), tile["BM"]) * tile["BM"], tile["BM"])
+    parts = max(blocks(rows, share), 1)
     sums = scores.new_empty(parts, prototypes, dtype=torch.float32)
     _column_mass[(blocks(prototypes, tile["BK"]), parts)](
         scores, sums if bias is None else bias, sums if lse is None else lse, sums,
-        rows, prototypes, scores.stride(0), 1 / temperature, each,
+        rows, prototypes, scores.stride(0), 1 / temperature, share,
         HAS_BIAS=bias is not None, HAS_LSE=lse is not None, **tile,
     )  # fmt: skip
     return sums.sum(0)
@@ -122,13 +123,13 @@ def _row_lse(
 
 @jit
 def _column_mass(
-    scores, bias, lse, sums, rows, prototypes, ld, inverse_temperature, each,
+    scores, bias, lse, sums, rows, prototypes, ld, inverse_temperature, share,
     HAS_BIAS: tl.constexpr, HAS_LSE: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The sums of one block of prototypes over one part of the rows."""
     k = tl.program_id(0) * BK + tl.arange(0, BK)
-    first = tl.program_id(1) * each
-    last = min(first + each, rows)
+    first = tl.program_id(1) * share
+    last = min(first + share, rows)
     total = tl.zeros((BK,), tl.float32)
     for m0 in range(first, last, BM):
         m = m0 + tl.arange(0, BM)
@@ -146,13 +147,12 @@ def _column_mass(
 def cases(chip: str) -> Iterator[Case]:
     """Every kernel with the chip's tiles, for aot.py."""
     types = dict.fromkeys(("bias", "lse", "sums"), "*fp32") | {"inverse_temperature": "fp32"}
-    types |= dict.fromkeys(("rows", "prototypes", "ld", "each"), "i32")
-    kernels = {ROWS: (_row_lse, {"HAS_BIAS": True})}
-    kernels[COLUMNS] = (_column_mass, {"HAS_BIAS": True, "HAS_LSE": True})
-    for name, (kernel, constants) in kernels.items():
+    types |= dict.fromkeys(("rows", "prototypes", "ld", "share"), "i32")
+    uses = [(ROWS, _row_lse, {"HAS_BIAS": bias}) for bias in (True, False)]
+    uses += [(COLUMNS, _column_mass, {"HAS_BIAS": True, "HAS_LSE": lse}) for lse in (True, False)]
+    for (name, kernel, constants), scores in itertools.product(uses, ("*fp16", "*fp32")):
         tile = dict(dispatch.entry(chip, name)["tiles"])
         warps, stages = tile.pop("num_warps"), tile.pop("num_stages")
-        for scores in ("*fp16", "*fp32"):
-            kinds, both = types | {"scores": scores}, constants | tile
-            label = f"{name} of {scores[1:]}"
-            yield Case(label, kernel, kinds, both, warps, stages, ("prototypes", "ld"))
+        label = f"{name} of {scores[1:]}" + ("" if all(constants.values()) else ", first")
+        kinds = types | {"scores": scores}
+        yield Case(label, kernel, kinds, constants | tile, warps, stages, ("prototypes", "ld"))

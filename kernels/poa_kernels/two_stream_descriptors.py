@@ -85,8 +85,9 @@ def _prepared(kind: str, x: Tensor) -> dict[str, int]:
     if INSTALLED and x.is_cuda:
         import triton
 
+        device = x.device  # x itself would be kept alive
         triton.set_allocator(
-            lambda size, alignment, stream: torch.empty(size, device=x.device, dtype=torch.int8)
+            lambda size, alignment, stream: torch.empty(size, device=device, dtype=torch.int8)
         )
     return dispatch.tiles(f"{OPERATOR}.{kind}", x)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from poa_kernels import aot, bench
+from poa_kernels import aot, bench, dispatch
 from poa_kernels.bench import Ceilings, Figure
 from poa_kernels.comparisons import Comparison
 from poa_kernels.language import Case
@@ -48,6 +48,14 @@ def test_a_kernel_compiles_for_both_chips(tmp_path: Path) -> None:
     found = json.loads(report.read_text())
     assert [r["chip"] for r in found] == ["sm_80", "sm_90"]
     assert all(r["registers"] > 0 and not r["complaint"] for r in found)
+
+
+@pytest.mark.parametrize("chip", aot.CHIPS)
+def test_no_size_and_no_number_of_rows_launches_what_was_not_compiled(chip: str) -> None:
+    done = program("tests.kernels.launches", chip)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["launches"] > 30 and not found["missing"]
 
 
 def test_a_filter_that_matches_nothing_fails() -> None:
@@ -95,6 +103,25 @@ def test_a_kernel_wins_if_it_is_faster_and_as_exact(milliseconds, error, expecte
     figures = [figure("published", 2.0, 1e-3), figure("library", 1.0, 1e-3)]
     figures += [figure(name, ms, error) for name, ms in milliseconds.items()]
     assert bench.winner(figures, 1.05) == expected
+
+
+def test_what_the_benchmark_writes_is_what_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "TABLE", tmp_path / "table.json")
+    dispatch.TABLE.write_text(dispatch.text_of(dispatch.table()))
+    product = "two_stream_linear.forward"
+    decided = {f"{product}/3x1": ["descriptors"] * 3, f"{product}/1x1": ["triton", "", "triton"]}
+    bench.write_table(decided | {"gelu": ["triton"]}, chip="sm_90", machine="a chip")
+    found = json.loads(dispatch.TABLE.read_text())
+    assert dispatch.text_of(found) == dispatch.TABLE.read_text()
+    monkeypatch.setattr(dispatch, "table", lambda: found)
+    used = [dispatch.entry("sm_90", product, shape)["use"] for shape in ("3x1", "1x1", "4x1")]
+    assert used == ["descriptors", "library", "library"]
+    assert dispatch.entry("sm_90", "gelu")["measured"] == "a chip"
+    assert dispatch.entry("sm_80", "gelu")["use"] == "reference"
+    labels = [case.name for case in aot.cases("sm_90")]
+    assert f"{product}/3x1" in labels and f"{product}/1x1" in labels
 
 
 def test_the_benchmark_says_no_without_a_gpu_and_about_writing_smoke() -> None:
