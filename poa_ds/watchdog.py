@@ -21,6 +21,7 @@ LOOK_SECONDS = 0.5
 SLOW_SECONDS = 600.0
 STOP_SECONDS = 120.0  # from a request to the end of the step
 ROLL_CALL_SECONDS = 5.0  # the watchdogs of the ranks notice the same fault within this time
+ASKING_SECONDS = 30.0  # a roll call and an import on a busy machine
 NAMED = 8  # ranks that one message names
 WAITS = "waits for other ranks"
 COLLECTIVES = ("torch/distributed", "deepspeed/comm")
@@ -79,22 +80,38 @@ class Watchdog:
 
     def _give_up(self, phase: Phase) -> None:
         """Say what this rank and the others are doing, and end it."""
-        from poa_ds import dist  # torch: seconds to import, and this thread starts before that
-
         seconds, main = time.monotonic() - phase.since, threading.main_thread().ident
         stack = traceback.extract_stack(sys._current_frames()[main])
         waits = any(part in stack[-1].filename for part in COLLECTIVES)
-        answers = dist.roll_call(WAITS if waits else phase.doing, ROLL_CALL_SECONDS)
+        called = _call_roll(WAITS if waits else phase.doing)
+        answers = called[0] if called else None
         lines = [
             f"poa_ds.train: {name()} gives up: no progress for {seconds:.0f} s "
             f"(step_timeout_seconds), {self.where()}",
             *([f"it {WAITS}"] if waits else []),
-            *_about_others(answers),
+            *(_about_others(answers) if called else []),
         ]
-        if not waits or not answers or min(answers) == dist.rank():  # one such stack is enough
+        first = min(answers) if answers else -1
+        if not waits or first in (-1, int(os.environ.get("RANK", "0"))):  # one stack is enough
             lines += ["its main thread:", *"".join(traceback.format_list(stack)).splitlines()]
         say("\n  ".join(lines))
         leave(ended.HUNG)
+
+
+def _call_roll(answer: str) -> list[dict[int, str] | None]:
+    """[what the ranks answer]; [] where this one is not far enough to ask them."""
+    found = []
+
+    def ask() -> None:
+        from poa_ds import dist  # torch: seconds to import, and the watchdog starts before that
+
+        found.append(dist.roll_call(answer, ROLL_CALL_SECONDS))
+
+    # a thread: where the main thread hangs in an import, this one waits for it
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ASKING_SECONDS)
+    return found
 
 
 def _is_late(phase: Phase, wanted_since: float) -> bool:
