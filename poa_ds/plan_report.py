@@ -186,9 +186,9 @@ def _draws(plan: Plan) -> str:
         cells = (f"{drawn.mean:.3f}", f"{drawn.slowest:.3f}", f"{lost:.1f}")
         rows.append([policy + chosen, "counted", *cells])
     note = (
-        f"Of {DRAWN_STEPS} steps, drawn as the training draws them. Slowest: of all ranks in each"
-        " turn, on average; the others wait for it. Milliseconds are estimated. With ZeRO 3 ranks"
-        " meet at every block, and wait somewhat longer."
+        f"Of {DRAWN_STEPS} steps (fewer above 64 slots), drawn as the training draws them. Slowest:"
+        " of all ranks in each turn, on average; the others wait for it. Milliseconds are"
+        " estimated. With ZeRO 3 ranks meet at every block, and wait somewhat longer."
     )
     return "\n".join([_table(rows, first=58), *textwrap.wrap(note, WIDE)])
 

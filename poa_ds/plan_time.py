@@ -16,9 +16,10 @@ from poa_ds.plan_constants import GENERAL, GIB, GPUS, Gpu
 from poa_ds.plan_saved import Slot, by_rows, kept_share, most_masked
 from poa_ds.plan_state import Layout, Network, traffic
 from poa_ds.shapes import shape
-from poa_ds.space import ElasticSpace, Policy
+from poa_ds.space import Policy
 
 DRAWN_STEPS = 600  # longer than a lap through the menu of any recipe but ResNet's
+MOST_DRAWS = 64 * DRAWN_STEPS  # thousands of slots tell as much in fewer steps
 POLICIES: tuple[Policy, ...] = ("per_slot", "same", "balanced")
 GIGA = 1e9
 
@@ -125,20 +126,17 @@ class Draws:
 def draws(config: Config, policy: Policy, world: int) -> Draws:
     """By drawing the first steps of the run."""
     space, slots = recipes.space(config), config.batch.slots
-    own, slowest, every = slots // world, [], []
-    for step in range(DRAWN_STEPS):
-        costs = _costs(space, config, policy, step)
+    drawn, own = (1, 1) if policy == "same" else (slots, slots // world)
+    slowest, every = [], []
+    for step in range(min(DRAWN_STEPS, max(1, MOST_DRAWS // drawn))):
+        sizes = [
+            space.draw(step, slot, seed=config.seed, slots=slots, policy=policy)
+            for slot in range(drawn)
+        ]
+        costs = [space.cost(size) for size in sizes]
         every += costs
         slowest += [max(costs[turn::own]) for turn in range(own)]  # of each rank's turn-th slot
     return Draws(statistics.fmean(every), statistics.fmean(slowest))
-
-
-def _costs(space: ElasticSpace, config: Config, policy: Policy, step: int) -> list[float]:
-    slots = config.batch.slots
-    return [
-        space.cost(space.draw(step, slot, seed=config.seed, slots=slots, policy=policy))
-        for slot in range(slots)
-    ]
 
 
 @dataclass(frozen=True)
