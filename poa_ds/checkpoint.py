@@ -111,12 +111,14 @@ def _group_key(group: Mapping) -> str:
 
 
 def find_together(root: Path) -> tuple[Path | None, list[str]]:
-    """files.find by all ranks, which share the reading. A collective.
+    """(the newest whole checkpoint, why newer ones are not used). A collective.
 
-    A checkpoint that one rank cannot read is not whole.
+    All ranks share the reading; a checkpoint that one rank cannot read is not whole.
     """
-    pointer = files.pointer_problem(root)
-    listed = (files.folders(root), [pointer] if pointer else [])
+    listed = None
+    if dist.is_main():
+        pointer = files.pointer_problem(root)
+        listed = (files.folders(root), [pointer] if pointer else [])
     folders, refused = dist.broadcast_object(listed)
     for folder in reversed(folders):
         mine = files.problem(folder, share=(dist.rank(), dist.world_size()))

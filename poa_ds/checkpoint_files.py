@@ -35,9 +35,17 @@ def partial_of(root: Path, step: int) -> Path:
 
 
 def folders(root: Path) -> list[Path]:
-    """What has the name of a checkpoint, whole or not, oldest first."""
-    found = [p for p in root.glob("step*") if re.fullmatch(r"step\d+", p.name) and p.is_dir()]
-    return sorted(found, key=_step)
+    """What has the name of a checkpoint, whole or not, oldest first.
+
+    UserError: it cannot be told, which is not the same as that there is none.
+    """
+    if not os.path.lexists(root):
+        return []
+    try:
+        names = os.listdir(root)
+    except OSError as error:
+        raise UserError(f"{root} cannot be listed: {error.strerror}") from error
+    return sorted((root / name for name in names if re.fullmatch(r"step\d+", name)), key=_step)
 
 
 def _step(folder: Path) -> int:
@@ -117,18 +125,6 @@ def pointer_problem(root: Path) -> str | None:
     if re.fullmatch(r"step\d+", name) and (root / name).is_dir():
         return None
     return f"{path}: it names {name[:40]!r}, which is not there"
-
-
-def find(root: Path) -> tuple[Path | None, list[str]]:
-    """(the newest checkpoint whose files are all there and whole, why newer ones are not used)."""
-    pointer = pointer_problem(root)
-    refused = [pointer] if pointer else []
-    for folder in reversed(folders(root)):
-        wrong = problem(folder)
-        if wrong is None:
-            return folder, refused
-        refused.append(f"{folder}: {wrong}")
-    return None, refused
 
 
 def commit(root: Path, step: int, manifest: dict[str, Any]) -> Path:

@@ -56,7 +56,7 @@ class MetricsFile:
         rows = [r for r in read_rows(path) if r["step"] <= keep_through] if found else []
         self.last = {name: row["step"] for row in rows for name in values_of(row)}
         self._unwritten: deque[bytes] = deque()
-        _rewrite(path, rows)
+        rewrite(path, rows)
         self._file = open(path, "ab", buffering=0)
         self._size = path.stat().st_size
 
@@ -85,6 +85,11 @@ class MetricsFile:
             self._size += len(line)
             self._unwritten.popleft()
 
+    def sync(self) -> None:
+        """Bring all rows onto the disk, so that a host that fails does not lose them."""
+        self._write()
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """OSError: rows that could not be written are lost now."""
         try:
@@ -93,7 +98,8 @@ class MetricsFile:
             self._file.close()
 
 
-def _rewrite(path: Path, rows: Iterable[Row]) -> None:
+def rewrite(path: Path, rows: Iterable[Row]) -> None:
+    """Put those rows in the place of what is there, at once."""
     beside = path.with_name(path.name + ".partial")
     with open(beside, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     uri = args.uri or config.mlflow.uri
     place = uri or f"sqlite:///{folder}/mlflow.db"
     ids = run_ids.known(folder, {})
-    run_ids.keep(folder, ids)
+    if not (folder / run_ids.IDS).exists():  # a training that goes on writes it too
+        run_ids.keep(folder, ids)
     if uri != config.mlflow.uri:
         ids = {"key": ids["key"]}
     print(f"{args.folder}: {len(rows):,} rows into {place}", flush=True)

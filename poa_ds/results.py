@@ -78,9 +78,12 @@ def place(teacher: Path) -> Path:
 
 
 def append(path: Path, evaluation: Evaluation) -> None:
-    """Add one row, on the disk when this returns."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(evaluation.to_json() + "\n")
+    """Add one row, on the disk when this returns; in the place of one that was cut short."""
+    with open(path, "ab") as file:
+        before = path.read_bytes() if file.tell() else b""
+        if before and not before.endswith(b"\n"):  # or the new row would go on in that line
+            file.truncate(before.rfind(b"\n") + 1)
+        file.write(evaluation.to_json().encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

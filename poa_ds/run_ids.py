@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from poa_ds.checkpoint_files import write_durably
+from poa_ds.errors import UserError
+
 IDS = "mlflow.json"  # in the output directory: the runs' ids, before any checkpoint has them
 
 
 def keep(folder: Path, ids: Mapping[str, Any]) -> None:
     """Write the ids into the run's folder."""
     beside = folder / f"{IDS}.partial"
-    beside.write_text(json.dumps(ids))
+    write_durably(beside, json.dumps(ids))
     beside.replace(folder / IDS)
 
 
@@ -25,9 +28,18 @@ def known(folder: Path, resumed: Mapping[str, Any] | None) -> dict[str, Any]:
 
     Those in the folder are newer than the checkpoint's, unless they are another run's.
     """
-    path = folder / IDS
-    found = json.loads(path.read_text()) if resumed is not None and path.exists() else {}
+    found = _read(folder / IDS) if resumed is not None else {}
     ids = dict(resumed or {})
     if not ids or ids.get("key") == found.get("key", ""):
         ids = found
     return {"key": uuid.uuid4().hex} | ids
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes())) if path.exists() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): remove it, a run that continues then takes the ids of "
+            "its checkpoint"
+        ) from error

@@ -156,7 +156,7 @@ class Saver:
             newest = files.commit(root, step, manifest)
             try:
                 files.prune(root, newest, **keep)
-            except OSError as error:  # the new one is complete all the same
+            except (OSError, UserError) as error:  # the new one is complete all the same
                 text = f"warning: an older checkpoint could not be removed: {error}"
                 print(text, file=sys.stderr, flush=True)
 

@@ -210,8 +210,8 @@ class Stepper:
             said = [f"sizes {', '.join(map(str, sizes))}: {', '.join(bad)}"]
         for what in said:
             print(
-                f"rank {dist.rank()}: step {batches[0].step} skipped, not all numbers are finite: "
-                f"{what}",
+                f"rank {dist.rank()}: step {batches[0].step + 1:,} skipped, not all numbers are "
+                f"finite: {what}",
                 file=sys.stderr,
                 flush=True,
             )

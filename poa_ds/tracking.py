@@ -119,6 +119,14 @@ class Tracker:
             if table:
                 self._background.submit(lambda store: store.table(step, table))
 
+    def sync(self) -> None:
+        """Bring the rows onto the disk: a checkpoint must not know more steps than they do."""
+        try:
+            if self._metrics:
+                self._metrics.sync()
+        except OSError as error:
+            self._unwritable(error)
+
     def artifact(self, path: Path, folder: str = "") -> None:
         """Keep a file or a folder with the run in MLflow."""
         if self._background:
@@ -153,11 +161,8 @@ class Tracker:
         finite = self._finite(values)
         try:
             row = self._metrics.append(step, finite)
-        except OSError as error:  # a full disk must not end a run that can still save
-            if not self._broken:
-                advice = "its rows wait in memory until it can"
-                _say(f"{metrics_file.NAME} cannot be written, {advice}: {error}")
-            self._broken = True
+        except OSError as error:
+            self._unwritable(error)
             return True
         if self._broken:
             _say(f"{metrics_file.NAME} is written again, and complete")
@@ -166,6 +171,13 @@ class Tracker:
         if fresh and self._background:
             self._background.submit(MlflowStore.catch_up)
         return fresh
+
+    def _unwritable(self, error: OSError) -> None:
+        """A full disk must not end a run that can still save."""
+        if not self._broken:
+            advice = "its rows wait in memory until it can"
+            _say(f"{metrics_file.NAME} cannot be written, {advice}: {error}")
+        self._broken = True
 
     def _finite(self, values: Mapping[str, float]) -> dict[str, float]:
         """nan and inf would ruin a chart's scale: they become counts of themselves."""

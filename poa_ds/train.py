@@ -7,6 +7,7 @@ The same program and the same result under any of them; the same command continu
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from poa_ds.errors import UsageError, UserError
 from poa_ds.stopping import Requests
 from poa_ds.watchdog import Watchdog
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 EXAMPLE = f"""{ended.TABLE}
 
 example (one process; on a CPU put DS_ACCELERATOR=cpu before it):
@@ -90,6 +92,11 @@ def _run(args: argparse.Namespace) -> int:
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise UserError(
+                f"{error.filename or config.output_dir}: {error.strerror} ({watchdog.where()}); "
+                "once there is room, the same command continues from the newest checkpoint"
+            ) from error
         return faults.told(error, watchdog.where())
 
 

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from tqdm import tqdm
 
-from poa_ds import checkpoint, dist, ended, engine, environment, metrics_file, step
+from poa_ds import bad_samples, checkpoint, dist, ended, engine, environment, metrics_file, step
 from poa_ds import config as recipes
 from poa_ds.checkpoint import RunState
 from poa_ds.checkpoint_files import read_manifest
@@ -62,6 +62,7 @@ class Training:
         self.numbers = recipes.derived(config, len(self.folder))
         self.schedules = recipes.schedules(config, len(self.folder))
         self.output = Path(config.output_dir)
+        self.bad_samples = self.output / bad_samples.NAME
         self.engine = Engine(step.student_and_teacher(config), config.optimizer, ds_config)
         self.stepper = Stepper(config, self.engine)
         self._announce(ds_config)
@@ -70,6 +71,7 @@ class Training:
         if dist.is_main() and not dry_run:
             self._keep_recipe(ds_config)
             ended.forget(self.output)
+            bad_samples.keep_through(self.bad_samples, self.state.step if self.resumed else -1)
         self.saver = None if dry_run else self._saver()
         self.tracker = self._start_tracker()
         self.curves = None if dry_run else self._curves()
@@ -87,9 +89,9 @@ class Training:
                     raise KeyboardInterrupt
                 logs = (state.step + 1) % self.config.log_every == 0 or state.step + 1 == last
                 result, values, slots = self._step(batches, clock, examine=logs)
-                self._note_bad(result, slots)
                 state.step += 1
                 state.samples_seen += numbers.images_per_step
+                self._note_bad(result, slots)
                 bar.update()
                 if logs:
                     journal.write(state, result, values, clock, bar)
@@ -279,11 +281,11 @@ class Training:
         )
 
     def _note_bad(self, result: StepResult, slots: list[Batch]) -> None:
-        """Count non-finite steps; stop with a dump after max_bad_steps in a row."""
+        """List damaged images, count non-finite steps; a dump and the end after max_bad_steps."""
         self.state.skipped += not result.applied
         bad = [sample for batch in slots for sample in batch.bad]
         if bad and not self.dry_run:
-            _append(self.output / "bad_samples.jsonl", bad)
+            bad_samples.append(self.bad_samples, self.state.step, bad)
         if result.finite:
             self.state.bad_steps = 0
             return
@@ -309,6 +311,7 @@ class Training:
         assert self.tracker and self.saver
         self.watchdog.beat(f"checkpoint after step {self.state.step:,}", slow=True)
         self.state.tracking = self.tracker.ids
+        self.tracker.sync()
         taken = checkpoint.snapshot(
             self.engine,
             self.state,
@@ -349,12 +352,3 @@ def _select_kernels(config: Config, device: str) -> str:
         return dispatch.select(config.kernels, device, compiled=config.compile)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def _append(path: Path, bad: list[tuple[str, str, str]]) -> None:
-    """One line per damaged sample; a single write, because every rank appends."""
-    lines = [
-        json.dumps({"shard": shard, "key": key, "cause": cause}) + "\n" for shard, key, cause in bad
-    ]
-    with open(path, "a") as file:
-        file.write("".join(lines))

@@ -30,8 +30,8 @@ LEVELS = (
     " poa_ds.saver poa_ds.checkpoint_tool poa_ds.checkpoint_pieces"
     " poa_ds.known_points poa_ds.run_ids poa_ds.mlflow_store poa_ds.tracking poa_ds.mlflow_sync"
     " poa_ds.interop poa_ds.comparison poa_ds.evaluate poa_ds.export poa_ds.extract poa_ds.sizes",
-    "poa_ds.clock poa_ds.environment poa_ds.step poa_ds.journal poa_ds.curves poa_ds.training"
-    " poa_ds.train poa_ds.launch poa_ds.demo data_tools.*",
+    "poa_ds.bad_samples poa_ds.clock poa_ds.environment poa_ds.step poa_ds.journal poa_ds.curves"
+    " poa_ds.training poa_ds.train poa_ds.launch poa_ds.demo data_tools.*",
     "poa_ds.threepass poa_ds.threepass_step poa_ds.contenders poa_ds.bench_report poa_ds.bench"
     " poa_ds.bench_data poa_ds.bench_heads poa_ds.plan_constants poa_ds.plan_state"
     " poa_ds.plan_saved poa_ds.plan_time poa_ds.planning poa_ds.plan_report poa_ds.plan",

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from poa_ds import checkpoint, checkpoint_files, checkpoint_pieces
 from poa_ds.checkpoint import RunState
+from poa_ds.errors import UserError
 from tests.distributed.launch import launch
 from tests.test_no_pickle import disguise, payloads
 
@@ -32,7 +33,7 @@ def root(made: Path, tmp_path: Path) -> Path:
 
 
 def test_the_newest_whole_checkpoint_is_found(root: Path) -> None:
-    found, refused = checkpoint_files.find(root)
+    found, refused = checkpoint.find_together(root)
     assert found == root / "step00000002" and refused == []
     assert (root / "latest").read_text() == "step00000002"
     assert not list(root.glob(".*"))
@@ -56,7 +57,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(root: Path, damage: str) 
         shard.unlink()
     else:
         (newest / "manifest.json").write_text('{"format": 1')
-    found, refused = checkpoint_files.find(root)
+    found, refused = checkpoint.find_together(root)
     assert found == root / "step00000001"
     assert len(refused) == 1 and str(newest) in refused[0]
     named = "manifest.json" if damage == "manifest" else shard.name
@@ -66,7 +67,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(root: Path, damage: str) 
 def test_a_half_written_folder_does_not_count(root: Path) -> None:
     (root / ".step00000003.partial").mkdir()
     (root / "step00000004").mkdir()
-    assert checkpoint_files.find(root)[0] == root / "step00000002"
+    assert checkpoint.find_together(root)[0] == root / "step00000002"
 
 
 def test_the_manifest_tells_everything_that_is_not_a_tensor(root: Path) -> None:
@@ -114,7 +115,7 @@ def test_the_teacher_taken_out_of_a_checkpoint_is_the_engines(made: Path) -> Non
 @pytest.mark.parametrize("pointer", [b"step00000009", b"\xff\x00", b"../elsewhere"])
 def test_a_pointer_to_nothing_is_said_and_the_newest_is_used(root: Path, pointer: bytes) -> None:
     (root / "latest").write_bytes(pointer)
-    found, refused = checkpoint_files.find(root)
+    found, refused = checkpoint.find_together(root)
     assert found == root / "step00000002"
     assert len(refused) == 1 and "latest" in refused[0] and "is not there" in refused[0]
 
@@ -122,12 +123,21 @@ def test_a_pointer_to_nothing_is_said_and_the_newest_is_used(root: Path, pointer
 def test_what_is_damaged_wholly_is_never_taken_for_a_fresh_start(root: Path) -> None:
     for folder in checkpoint_files.folders(root):
         shutil.rmtree(folder)
-    found, refused = checkpoint_files.find(root)
+    found, refused = checkpoint.find_together(root)
     assert found is None and len(refused) == 1  # `latest` names one
     (root / "latest").unlink()
-    assert checkpoint_files.find(root) == (None, [])
+    assert checkpoint.find_together(root) == (None, [])
     (root / "step00000001").mkdir()
-    assert "manifest.json" in checkpoint_files.find(root)[1][0]
+    assert "manifest.json" in checkpoint.find_together(root)[1][0]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    assert checkpoint.find_together(tmp_path / "absent") == (None, [])
+    (tmp_path / "file").touch()
+    (tmp_path / "unmounted").symlink_to(tmp_path / "absent")
+    for name in ("file", "unmounted"):
+        with pytest.raises(UserError, match=f"{name} cannot be listed"):
+            checkpoint.find_together(tmp_path / name)
 
 
 def test_any_flipped_bit_of_a_manifest_is_noticed(root: Path) -> None:

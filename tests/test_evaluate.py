@@ -320,6 +320,11 @@ def test_a_cut_last_row_does_not_count_and_a_damaged_one_is_named(tmp_path: Path
     whole = path.read_text()
     path.write_text(whole + whole[:10])
     assert results.read(path) == [row]
+    results.append(path, row)
+    assert path.read_text() == 2 * whole
+    path.write_text(whole[:10])
+    results.append(path, row)
+    assert path.read_text() == whole
     path.write_text("{}\n" + whole)
     with pytest.raises(UserError, match="line 1 is damaged"):
         results.read(path)

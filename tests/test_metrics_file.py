@@ -1,10 +1,12 @@
-"""metrics.jsonl: complete lines, no point twice, cut back to where a run resumes."""
+"""metrics.jsonl and bad_samples.jsonl: whole lines, none twice, cut back to where a run resumes."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from poa_ds import bad_samples
 from poa_ds.errors import UserError
 from poa_ds.metrics_file import (
     Floors,
@@ -64,6 +66,33 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
     file = MetricsFile(path, keep_through=9)
     file.append(2, {"loss": 8.0})
     assert [row["step"] for row in read_rows(path)] == [0, 1, 2]
+
+
+def test_a_checkpoint_brings_all_rows_onto_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, synced = MetricsFile(tmp_path / "metrics.jsonl", keep_through=None), []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    file.append(1, {"loss": 1.0})
+    assert synced == []  # not at every step
+    file.sync()
+    assert synced == [(tmp_path / "metrics.jsonl").stat().st_ino]
+
+
+def test_bad_samples_are_cut_back_like_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "bad_samples.jsonl"
+    bad_samples.keep_through(path, -1)
+    for step in (1, 3, 3, 7):
+        bad_samples.append(path, step, [("a.tar", f"image_{step}", "cut"), ("b.tar", "x", "cut")])
+    lines = path.read_text().splitlines(keepends=True)
+    with open(path, "a") as file:
+        file.write(lines[0][:20])  # killed while it was written
+    bad_samples.keep_through(path, 3)
+    assert path.read_text() == "".join(lines[:6])
+    row = {"step": 1, "shard": "a.tar", "key": "image_1", "cause": "cut"}
+    assert json.loads(lines[0]) == row
+    bad_samples.keep_through(path, -1)
+    assert path.read_text() == ""
 
 
 def test_damage_elsewhere_is_named_with_its_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from poa_ds import checkpoint_files, checkpoint_pieces, cli
+from poa_ds import checkpoint, checkpoint_files, checkpoint_pieces, cli
 from poa_ds.data.index import ShardFolder
 from poa_ds.errors import UserError
 from poa_ds.snapshot import load_teacher
@@ -84,7 +84,7 @@ def test_the_manifest_of_a_checkpoint(tmp_path: Path, sprung: Path, kind: str) -
     folder, _ = of_recipe(tmp_path / "checkpoints", 1)
     (folder / "manifest.json").write_bytes(payloads(sprung)[kind])
     assert "manifest.json" in checkpoint_files.problem(folder)
-    assert checkpoint_files.find(folder.parent)[0] is None and not sprung.exists()
+    assert checkpoint.find_together(folder.parent)[0] is None and not sprung.exists()
 
 
 def test_a_checkpoint_of_another_program(tmp_path: Path, sprung: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_checkpoint_of_another_program(tmp_path: Path, sprung: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("mp_rank_00_model_states.pt", "manifest.pt", ".metadata"):
         (folder / name).write_bytes(payloads(sprung)["torch"])
-    found, refused = checkpoint_files.find(folder.parent)
+    found, refused = checkpoint.find_together(folder.parent)
     assert found is None and "manifest.json" in refused[0] and not sprung.exists()
 
 

@@ -60,7 +60,7 @@ def test_a_checkpoint_holds_what_was_taken(tmp_path: Path, background: bool) -> 
     s.begin(taken)
     if background:
         poll_until_idle(s)
-    folder, refused = checkpoint_files.find(tmp_path)
+    folder, refused = checkpoint.find_together(tmp_path)
     assert folder == tmp_path / "step00000003" == s.newest and refused == []
     found = load_file(folder / "shard-00000.safetensors")
     assert all(np.array_equal(found[name], a) for name, a in taken.arrays.items())
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_does_not_push_a_whole_one_out(tmp_path: Path) -> N
     assert names(tmp_path) == [5, 7]
     s.begin(snapshot(7))  # reached again: the new one takes its place
     s.finish()
-    assert names(tmp_path) == [7] and checkpoint_files.find(tmp_path)[1] == []
+    assert names(tmp_path) == [7] and checkpoint.find_together(tmp_path)[1] == []
 
 
 def test_a_start_clears_what_a_kill_left(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_full_disk_costs_no_older_checkpoint_and_not_the_run(
     told = capsys.readouterr().err
     assert "shard-00000.safetensors: No space left on device" in told
     assert "Training goes on" in told and "the newest checkpoint is" in told
-    assert checkpoint_files.find(root)[0] == root / "step00000001"
+    assert checkpoint.find_together(root)[0] == root / "step00000001"
     assert not list(root.glob(".*"))  # the room is free again
     s.begin(snapshot(3))
     poll_until_idle(s)
@@ -170,7 +170,7 @@ def test_a_full_disk_costs_no_older_checkpoint_and_not_the_run(
     s.begin(snapshot(5, elements=40_000))
     with pytest.raises(UserError, match=r"2 in a row.*newest checkpoint is .*step00000003"):
         poll_until_idle(s)
-    assert checkpoint_files.find(root) == (root / "step00000003", [])
+    assert checkpoint.find_together(root) == (root / "step00000003", [])
 
 
 def test_a_disk_that_became_read_only_is_an_error_that_says_so(
@@ -183,7 +183,7 @@ def test_a_disk_that_became_read_only_is_an_error_that_says_so(
     with pytest.raises(UserError, match="last checkpoint could not be saved"):
         s.finish()
     assert "Read-only file system" in capsys.readouterr().err
-    assert checkpoint_files.find(small_disk)[0] == whole
+    assert checkpoint.find_together(small_disk)[0] == whole
 
 
 def test_a_folder_that_cannot_be_made_is_named(

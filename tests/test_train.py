@@ -260,3 +260,29 @@ def test_a_full_disk_stops_a_run_after_two_checkpoints_and_it_continues(
         (place / "full").unlink()
         assert "continues at step 3 from" in run(words)
     assert losses(out) == losses(whole[0])
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_for_an_evaluation_is_named(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "knn.jsonl").symlink_to("/dev/full")
+    said = run(command(shards, tmp_path), status=1)
+    assert f"error: {tmp_path}: No space left on device (evaluation after step 0)" in said
+    assert "the same command continues" in said and "Traceback" not in said
+
+
+def test_bad_numbers_are_named_and_after_some_steps_the_run_stops(
+    shards: Path, tmp_path: Path
+) -> None:
+    """The first step moves the weights so far that nothing after it is finite."""
+    more = ("schedule.base_lr=1e30", "schedule.warmup_epochs=0", "max_bad_steps=2")
+    said = run(command(shards, tmp_path, *more, "evaluation.queries="), status=1)
+    named = re.findall(r"rank 0: step (\d+) skipped, .*: slot 0, size \d+x\d: total is nan", said)
+    assert named == ["2", "3"]
+    assert "step 2: loss nan" in said and "2 steps in a row had numbers that are not finite" in said
+    [path] = tmp_path.glob("bad_step*.json")
+    assert path.name == "bad_step00000003_rank00000.json" and str(path) in said
+    found = json.loads(path.read_text())
+    assert found["step"] == 3 and found["terms"]["koleo"] == "nan" and len(found["sizes"]) == 2
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped_total"] for row in rows] == [0, 1]
+    assert rows[1]["nonfinite/loss/total"] == 1

@@ -1,6 +1,7 @@
 """kill -9 at ten random moments of a run: what it leaves in the end is what no kill leaves."""
 
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -8,12 +9,27 @@ from pathlib import Path
 
 import pytest
 
+from poa_ds.data.index import ShardFolder
 from tests.distributed.launch import ROOT
 from tests.test_train import command, environment, losses, shards
 
 __all__ = ["shards"]  # the fixture
 KILLS = 10
-MORE = ("schedule.steps_per_epoch=24", "checkpoint.every_epochs=0.0834", "evaluation.sizes=32x2")
+MORE = (
+    *("schedule.steps_per_epoch=24", "checkpoint.every_epochs=0.0834", "evaluation.sizes=32x2"),
+    *("data.on_error=replace", "data.max_bad_fraction=0.1"),
+)
+
+
+@pytest.fixture
+def damaged(shards: Path, tmp_path: Path) -> Path:
+    """Shards with an image that has to be replaced."""
+    copy = Path(shutil.copytree(shards, tmp_path / "shards"))
+    folder = ShardFolder.open(copy / "train")
+    with open(copy / "train" / folder.shard(17), "r+b") as file:
+        file.seek(int(folder.index[17]["offset"]) + 40)
+        file.write(b"damage")
+    return copy
 
 
 def killed(words: list[str], seconds: float) -> bool:
@@ -50,15 +66,17 @@ def kept(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_ten_kills_change_nothing(shards: Path, tmp_path: Path) -> None:
+def test_ten_kills_change_nothing(damaged: Path, tmp_path: Path) -> None:
     """They hit steps, checkpoints, evaluations and the start of the next attempt."""
     whole, out, rng = tmp_path / "whole", tmp_path / "killed", random.Random(7)
-    finish(command(shards, whole, *MORE))
-    words, hit = command(shards, out, *MORE), 0
+    finish(command(damaged, whole, *MORE))
+    words, hit = command(damaged, out, *MORE), 0
     for _ in range(KILLS):
         hit += killed(words, rng.uniform(0, 0.3))
     assert hit > KILLS // 2, "the run was done before the kills: it is too short"
     finish(words)
     assert losses(out) == losses(whole)
-    assert (out / "knn.jsonl").read_bytes() == (whole / "knn.jsonl").read_bytes()
+    for name in ("knn.jsonl", "bad_samples.jsonl"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert len((whole / "bad_samples.jsonl").read_text().splitlines()) > 1
     assert kept(out) == kept(whole) and len(kept(whole)) > 3

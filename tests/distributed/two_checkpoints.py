@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from poa_ds import checkpoint, checkpoint_files, engine
+from poa_ds import checkpoint, engine
 from poa_ds import config as recipes
 from poa_ds.checkpoint import RunState
 from poa_ds.errors import UserError
@@ -18,7 +18,7 @@ from tests.distributed.worker import Run, recipe
 
 def refusal(run: Run, root: Path) -> str:
     """What loading the newest checkpoint, which passes for whole, says; "" where it succeeds."""
-    folder, _ = checkpoint_files.find(root)
+    folder, _ = checkpoint.find_together(root)
     assert folder
     try:
         checkpoint.load(run.engine, folder)
