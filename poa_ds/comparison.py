@@ -3,6 +3,7 @@
 Each rank reads, encodes and keeps its share of both; knn.py does the rest.
 """
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poa_ds import dist
+from poa_ds.data.batch import Bad
 from poa_ds.data.index import ShardFolder
 from poa_ds.data.loader import eval_batches
 from poa_ds.errors import UsageError, UserError
@@ -24,11 +27,18 @@ Progress = Callable[..., Iterable[Any]]  # progress(items, total=, label=, unit=
 
 @dataclass(frozen=True)
 class Split:
-    """The images of a shard folder that take part, with their labels in the bank's numbers."""
+    """The images of a shard folder that take part, with their labels in the bank's numbers.
+
+    numbers: of each of the folder's classes; the last one is that of images without a class.
+    """
 
     folder: ShardFolder
     rows: np.ndarray
-    labels: Tensor
+    numbers: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        return self.numbers[torch.from_numpy(self.folder.labels[self.rows]).long()]
 
 
 @dataclass(frozen=True)
@@ -58,14 +68,14 @@ class Comparison:
                 f"{', '.join(lacking[:3])}{more}"
             )
         number = {name: i for i, name in enumerate(bank.classes)}
-        renumber = np.array([number[name] for name in queries.classes], dtype=np.int64)
-        bank_rows, query_rows = (
-            _labelled(bank, options.bank_images),
-            _labelled(queries, options.query_images),
-        )
+        none = len(bank.classes)
         return cls(
-            Split(bank, bank_rows, torch.from_numpy(bank.labels[bank_rows])),
-            Split(queries, query_rows, torch.from_numpy(renumber[queries.labels[query_rows]])),
+            Split(bank, _labelled(bank, options.bank_images), torch.arange(none + 1)),
+            Split(
+                queries,
+                _labelled(queries, options.query_images),
+                torch.tensor([*(number[name] for name in queries.classes), none]),
+            ),
             options,
         )
 
@@ -86,28 +96,31 @@ class Comparison:
     ) -> list[dict[int, float]]:
         """Percent top-1 for each k, for each of the `kinds` features of `encode`. A collective."""
 
-        def blocks(split: Split, label: str) -> list[list[Tensor]]:
-            """Unit feature rows [kind][block] of this rank's share, on the CPU."""
-            batches = self._batches(split, workers)
+        def blocks(split: Split, label: str) -> tuple[list[list[Tensor]], Tensor]:
+            """(unit feature rows [kind][block] of this rank's share on the CPU, all labels)."""
+            bad: list[Bad] = []
+            batches, used = self._batches(split, workers, bad), [torch.zeros(0, dtype=torch.long)]
             if progress is not None:
                 total = len(self._deal(split).own())
                 batches = progress(batches, total=total, label=label, unit="batches")
             found: list[list[Tensor]] = [[] for _ in range(kinds)]
-            for images, _ in batches:
+            for images, labels in batches:
+                used.append(labels)
                 for kind, x in enumerate(encode(images.to(device))):
                     found[kind].append(F.normalize(x.float(), dim=1).cpu())
-            return found
+            return found, self._labels(split, torch.cat(used), bad, device)
 
-        known, asked = blocks(self.bank, "k-NN bank"), blocks(self.queries, "k-NN queries")
+        known, bank_labels = blocks(self.bank, "k-NN bank")
+        asked, query_labels = blocks(self.queries, "k-NN queries")
         numbers = self._deal(self.bank).own()
         return [
             accuracies(
                 Bank(known[kind], numbers),
                 asked[kind],
                 self._deal(self.queries),
-                bank_labels=self.bank.labels,
-                query_labels=self.queries.labels,
-                classes=len(self.bank.folder.classes),
+                bank_labels=bank_labels,
+                query_labels=query_labels,
+                classes=len(self.bank.numbers),
                 temperature=self.options.temperature,
                 k=self.options.k,
                 device=device,
@@ -118,16 +131,38 @@ class Comparison:
     def _deal(self, split: Split) -> Deal:
         return Deal(len(split.rows), self.options.batch_size)
 
-    def _batches(self, split: Split, workers: int) -> Iterable[tuple[Tensor, Tensor]]:
+    def _places(self, split: Split) -> list[int]:
+        return [i for span in self._deal(split).own() for i in span]
+
+    def _labels(self, split: Split, own: Tensor, bad: list[Bad], device: torch.device) -> Tensor:
+        """Those of the images that were used: a damaged one gives way to another. A collective."""
+        replaced = [entry for rank in dist.all_gather_objects(bad) for entry in rank]
+        if not replaced:
+            return split.labels
+        if dist.is_main():
+            shard, key, cause = replaced[0]
+            print(
+                f"warning: {len(replaced)} damaged images of {split.folder.path} are replaced by "
+                f"others in the evaluation; the first: {shard}, sample {key}: {cause}",
+                file=sys.stderr,
+                flush=True,
+            )
+        labels = torch.full((len(split.rows),), -1)
+        labels[self._places(split)] = split.numbers[own]
+        return dist.all_max(labels.to(device)).cpu()
+
+    def _batches(
+        self, split: Split, workers: int, bad: list[Bad]
+    ) -> Iterable[tuple[Tensor, Tensor]]:
         """This rank's blocks, one batch each (only the set's last block is short)."""
-        places = [i for span in self._deal(split).own() for i in span]
         return eval_batches(
             split.folder,
-            split.rows[places],
+            split.rows[self._places(split)],
             resize=self.options.resize,
             crop=self.options.crop,
             batch_size=self.options.batch_size,
             workers=workers,
+            bad=bad,
         )
 
 

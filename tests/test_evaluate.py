@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from poa_ds import backbones, cli, evaluate, results
 from poa_ds import config as recipes
 from poa_ds.comparison import Comparison
+from poa_ds.data.index import ShardFolder
+from poa_ds.data.loader import eval_batches
 from poa_ds.data.views import center_view
 from poa_ds.errors import UsageError, UserError
 from poa_ds.knn import Bank, Deal, accuracies, local_neighbours, rank_keys, read_keys, spread, vote
@@ -20,6 +22,7 @@ from poa_ds.snapshot import publish
 from poa_ds.space import Subnet
 from tests.conftest import shared
 from tests.made_shards import image, make_shards
+from tests.test_loader import damage
 
 RECIPE = Path(__file__).parents[1] / "ds_configs" / "photos.yaml"
 CPU = torch.device("cpu")
@@ -222,6 +225,31 @@ def test_raw_pixels_are_compared_at_32_px_at_most(tmp_path: Path) -> None:
 
     nearest = (pixels(queries) @ pixels(bank).T).argmax(1)
     right = torch.from_numpy(bank.labels)[nearest] == torch.from_numpy(queries.labels)
+    assert found[1] == pytest.approx(100 * right.double().mean().item())
+
+
+def test_damaged_images_are_replaced_with_their_labels_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = dataclasses.replace(tiny().evaluation, k=(1,))
+    sets = {"bank": 30, "queries": 12}
+    for name, images in sets.items():
+        make_shards(tmp_path / name, images)
+    bank, queries = (damage(tmp_path / name, (2, 7)) for name in sets)
+    found = evaluate.raw_pixel_floor(bank, queries, options)
+    told = capsys.readouterr().err
+    assert f"2 damaged images of {bank.path} are replaced" in told and bank.key(2) in told
+    assert f"2 damaged images of {queries.path} are replaced" in told
+
+    def read(folder: ShardFolder) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit pixels and labels, substitutes among them."""
+        sizes = {"resize": options.resize, "crop": options.crop, "batch_size": 30}
+        [(images, labels)] = eval_batches(folder, range(len(folder)), **sizes, bad=[])
+        assert labels.tolist() != folder.labels.tolist()
+        return F.normalize(images.float().flatten(1), dim=1), labels
+
+    (known, labels), (asked, truth) = read(bank), read(queries)
+    right = labels[(asked @ known.T).argmax(1)] == truth
     assert found[1] == pytest.approx(100 * right.double().mean().item())
 
 
