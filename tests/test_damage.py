@@ -36,8 +36,8 @@ HEAD = """# Damaged data, and what happens
 Written by `tests/test_damage.py`, which damages shards in these ways and records what the loader
 (`data.on_error=raise`) and `poa-ds check` say. DIR is the folder, URL its address, N a number. With
 `data.on_error=replace` a damaged *image* is replaced by another one, counted, and listed in
-`bad_samples.jsonl`, until there are more than `data.max_bad_fraction`; an evaluation replaces it and
-says so. A missing or cut *file* and an address that cannot be read always stop the run.
+`bad_samples.jsonl`, until there are more than `data.max_bad_fraction`; an evaluation replaces it
+and says so. A missing or cut *file* and an address that cannot be read always stop the run.
 
 """
 
