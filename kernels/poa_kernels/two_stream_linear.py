@@ -118,9 +118,9 @@ def _library_one(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -
     bias = None if bias is None else bias[: len(weight)]
     if scale == 1:
         return F.linear(x, weight, bias)
-    if bias is None:
-        bias = x.new_zeros(1)  # alpha carries the scale: no pass of its own
-    return torch.addmm(bias, x, weight.t(), alpha=scale)
+    # alpha carries the scale: no pass of its own; what beta = 0 meets is not read
+    first, beta = (x.new_empty(1), 0) if bias is None else (bias, 1)
+    return torch.addmm(first, x, weight.t(), beta=beta, alpha=scale)
 
 
 def _library_input(gradients, weight, widths) -> list[Tensor]:

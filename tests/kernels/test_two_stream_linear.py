@@ -89,6 +89,26 @@ def test_one_stream_of_any_width_and_no_bias(mode: str, narrow: bool) -> None:
         check(single, slices, [x, w], torch.float32)
 
 
+@pytest.mark.parametrize("mode", ["triton", "auto", "reference"])
+def test_in_autocast_it_is_f_linear(mode: str) -> None:
+    results = []
+    for function in (
+        lambda x, w, b: two_stream_linear.two_stream_linear((x,), w, b, (len(w),))[0],
+        torch.nn.functional.linear,
+    ):
+        leaves = [randn(*size, seed=i).float() for i, size in enumerate([(9, 32), (24, 32), (24,)])]
+        leaves = [leaf.to(DEVICE).requires_grad_() for leaf in leaves]
+        with dispatch.using(mode):
+            with torch.autocast(DEVICE, torch.float16):
+                y = function(*leaves)
+            y.sum().backward()
+        results.append([y, *(leaf.grad for leaf in leaves)])
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype == expected.dtype
+        assert torch.allclose(ours.float(), expected.float(), rtol=2e-3, atol=2e-2)
+    assert results[0][0].dtype == torch.float16 and results[0][2].dtype == torch.float32
+
+
 @pytest.mark.parametrize("mode", ["triton", "auto"])
 def test_each_parameter_receives_one_gradient_of_its_own_shape(mode: str) -> None:
     xf, xs, w, b = (x.float().to(DEVICE) for x in leaves("odd widths"))
