@@ -114,6 +114,8 @@ class _Outlasting:
             self._let_go(error)
 
     def _let_go(self, error: OSError) -> None:
+        if error.errno == errno.ENOSPC:
+            return  # lines of a log are lost, the training is not
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise error
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())

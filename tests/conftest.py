@@ -1,6 +1,7 @@
 """Where tests find the reference numbers and images that the repository does not contain."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the first kernel is defined
+
+# shells let background jobs ignore Ctrl-C, and so would every program that a test starts
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(os.environ.get("POA_SHARED", Path(__file__).parents[2] / "shared"))
 

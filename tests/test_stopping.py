@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import TextIO
 
 from tests.distributed.launch import ROOT
 
@@ -20,9 +21,9 @@ print(requests.wanted, file=sys.stderr)
 """
 
 
-def printing(**variables: str) -> subprocess.Popen[str]:
+def printing(output: int | TextIO = subprocess.PIPE, **variables: str) -> subprocess.Popen[str]:
     kept = {k: v for k, v in os.environ.items() if k not in ("CROSS_RANK", "TORCHELASTIC_RUN_ID")}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdout": output, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, "-c", PRINTS]
     return subprocess.Popen(command, cwd=ROOT, env=kept | variables, **pipes)
 
@@ -42,6 +43,15 @@ def test_a_rank_whose_output_nobody_reads_any_more_wants_to_stop_and_lives() -> 
 def test_a_program_that_nothing_launched_wants_to_stop_as_well() -> None:
     status, said = said_without_a_reader(printing())
     assert (status, said) == (0, "saved\nthe end of the reader of its output\n")
+
+
+def test_a_log_on_a_full_disk_ends_nothing() -> None:
+    with open("/dev/full", "w") as full:
+        process = printing(full)
+        time.sleep(1)
+        process.terminate()
+        assert process.communicate(timeout=60)[1] == "saved\nSIGTERM\n"
+    assert process.returncode == 0
 
 
 def test_a_signal_is_a_request_whoever_started_the_process() -> None:
