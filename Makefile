@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 # more threads than one per process are slower on few cores
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+# one file is one worker's, which shares what its tests set up; a worker that crashes ends them all
+TWO := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: help setup demo test test-slow test-all lint clean from-nothing
 .DELETE_ON_ERROR:
@@ -23,10 +25,10 @@ demo: $(READY)
 	@$(BIN)/poa-ds demo $(ARGS)
 
 test: $(READY)
-	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
+	@$(PYTEST) $(TWO)
 
 test-slow: $(READY)
-	@$(PYTEST) -m slow -n 2 --dist loadfile --no-loadscope-reorder
+	@$(PYTEST) $(TWO) -m slow
 
 test-all: test test-slow lint
 
