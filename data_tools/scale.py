@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
         f"index build, one process: {build:.1f} s, {1e6 * build_cpu / args.samples:.0f} us of "
         f"processor per sample; {size / MIB:.1f} MiB"
     )
-    print(f"start (checksum of the index, sizes of all shards): {1000 * min(opened):.0f} ms")
+    what = "checksum of the index, size and last header of all shards"
+    print(f"start ({what}): {1000 * min(opened):.0f} ms")
     for count, found in rows:
         own = statistics.mean(memory.private for memory in found)
         whole = sum(memory.proportional for memory in found)

@@ -46,7 +46,7 @@ class ElasticBackbone(nn.Module):
 
     def members(self, subnet: Subnet) -> list[int]:
         """Indices of the blocks of one size."""
-        raise NotImplementedError
+        raise NotImplementedError  # each backbone's own
 
     def feature_width(self, subnet: Subnet) -> int:
         """Channels of the tokens of one size."""
@@ -73,7 +73,7 @@ class ElasticBackbone(nn.Module):
         kept: for each block, per stream what `draw_kept` drew.
         Two sizes: the first is the intact network, so that every block is entered.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each backbone's own
 
     def _enter(self, block: nn.Module, streams: Streams, plan: object) -> Streams:
         if self.activation_checkpointing and torch.is_grad_enabled():
@@ -93,7 +93,7 @@ class ElasticBackbone(nn.Module):
 
     def packing(self, crops: Sequence[Tensor]) -> Packing:
         """How many tokens the blocks see of each group of crops."""
-        raise NotImplementedError
+        raise NotImplementedError  # each backbone's own
 
     def parameter_count(self, subnet: Subnet) -> int:
         """Parameters of one size as a network of its own (without the mask token)."""

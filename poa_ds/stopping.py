@@ -50,11 +50,12 @@ class Requests:
         if _one_is_gone(self._launchers):
             self._want("the end of its launcher")
         self._pipe, writing = os.pipe()
-        self._numbers = (signal.SIGINT, *requests())
+        asked = requests()
+        self._numbers = (signal.SIGINT, *asked)
         for end in (self._pipe, writing):
             os.set_blocking(end, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in requests():
+        for number in asked:
             signal.signal(number, _noted)
         signal.signal(signal.SIGINT, self._interrupt)
         reader = "its launcher" if self._launchers else "the reader of its output"
