@@ -7,8 +7,8 @@ import re
 from pathlib import Path, PurePosixPath
 
 from data_tools.sources import Rejected, Sample, TarSlice
-from poa_ds.data.tarwalk import tar_entries
-from poa_ds.progress import progress
+from poa_ds.data.store.tarwalk import tar_entries
+from poa_ds.system.progress import progress
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 

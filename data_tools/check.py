@@ -9,12 +9,12 @@ import numpy as np
 
 from data_tools.parallel import ordered
 from data_tools.shard import add_workers
-from poa_ds.data.index import INDEX, SampleError, ShardFolder
-from poa_ds.data.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
-from poa_ds.data.pixels import Undecodable, pixels
-from poa_ds.data.tarwalk import scan_tar
-from poa_ds.errors import UsageError, UserError
-from poa_ds.progress import progress
+from poa_ds.data.image.pixels import Undecodable, pixels
+from poa_ds.data.store.index import INDEX, SampleError, ShardFolder
+from poa_ds.data.store.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
+from poa_ds.data.store.tarwalk import scan_tar
+from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.progress import progress
 
 SHOWN = 20  # problems; more of them say nothing new
 ShardPart = tuple[Path, ShardFile, np.ndarray]  # folder, shard, its rows of the index

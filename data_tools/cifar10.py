@@ -11,9 +11,9 @@ from typing import Any
 
 from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Sample
-from poa_ds.data.pixels import png
-from poa_ds.data.tarwalk import IMAGES, split_name, tar_members
-from poa_ds.errors import UsageError, UserError
+from poa_ds.data.image.pixels import png
+from poa_ds.data.store.tarwalk import IMAGES, split_name, tar_members
+from poa_ds.system.errors import UsageError, UserError
 
 BATCHES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "val": ["test_batch"]}
 FOLDER = "cifar-10-batches-py"

@@ -13,11 +13,11 @@ from data_tools.folder import files
 from data_tools.parallel import ordered
 from data_tools.shard import REJECTED, add_workers, version
 from data_tools.tars import write_whole
-from poa_ds.data.index import INDEX
-from poa_ds.data.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
-from poa_ds.data.tarwalk import scan_tar
-from poa_ds.errors import UsageError, UserError
-from poa_ds.progress import progress
+from poa_ds.data.store.index import INDEX
+from poa_ds.data.store.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
+from poa_ds.data.store.tarwalk import scan_tar
+from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.progress import progress
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 

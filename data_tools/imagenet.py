@@ -17,7 +17,7 @@ from data_tools.folder import check_root, files, folders, hidden, without_images
 from data_tools.imagenet_labels import NAMES, find_labels
 from data_tools.shard import Split, add_options, add_recode, write_splits
 from data_tools.sources import Rejected, Sample
-from poa_ds.errors import UserError
+from poa_ds.system.errors import UserError
 
 SYNSET = re.compile(r"n\d{8}")
 Found = tuple[list[Sample], list[Rejected]]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from poa_ds.errors import UsageError, UserError
+from poa_ds.system.errors import UsageError, UserError
 
 NAMES = ("LOC_val_solution.csv", "val_synset_labels.txt", "val_labels.txt", "val_origin.tsv")
 HEADER = "ImageId,PredictionString"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_tools.shard import Split, add_options, add_recode, write_splits
 from data_tools.sources import Rejected, Sample
-from poa_ds.errors import UsageError, UserError
+from poa_ds.system.errors import UsageError, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from itertools import chain, islice
 from multiprocessing import connection, get_context, parent_process
 from typing import TypeVar
 
-from poa_ds.errors import UserError
+from poa_ds.system.errors import UserError
 
 AHEAD = 4  # results that wait for each worker at most: memory stays bounded
 Item = TypeVar("Item")

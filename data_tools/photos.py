@@ -13,8 +13,8 @@ from PIL import Image
 
 from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Sample
-from poa_ds.data.pixels import png
-from poa_ds.errors import UsageError, UserError
+from poa_ds.data.image.pixels import png
+from poa_ds.system.errors import UsageError, UserError
 
 PHOTOS = {
     "skimage": (

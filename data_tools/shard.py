@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.journal import Journal
+from data_tools.finished import Journal
 from data_tools.parallel import ordered, processors
 from data_tools.sources import Recode, Rejected, Sample, fingerprint, read, usable
 from data_tools.tars import Limits, Packed, Writer
-from poa_ds.data.index import ShardFolder
-from poa_ds.data.manifest import JOURNAL, MANIFEST
-from poa_ds.data.pixels import Undecodable
-from poa_ds.errors import UsageError, UserError
-from poa_ds.progress import progress
+from poa_ds.data.image.pixels import Undecodable
+from poa_ds.data.store.index import ShardFolder
+from poa_ds.data.store.manifest import JOURNAL, MANIFEST
+from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.progress import progress
 
 REJECTED = "rejected.jsonl"
 SHUFFLE = 1 << 63  # second word of the key of the shuffle; epochs of a run take 0, 1, 2, ...

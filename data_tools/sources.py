@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from poa_ds.data.pixels import Undecodable, pixels, png
+from poa_ds.data.image.pixels import Undecodable, pixels, png
 
 EXTENSIONS = {
     "JPEG": "jpg",

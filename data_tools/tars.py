@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from poa_ds.data.index import INDEX
-from poa_ds.data.manifest import MANIFEST, Manifest, ShardFile
-from poa_ds.data.tarwalk import BLOCK, ROW
-from poa_ds.errors import UsageError
+from poa_ds.data.store.index import INDEX
+from poa_ds.data.store.manifest import MANIFEST, Manifest, ShardFile
+from poa_ds.data.store.tarwalk import BLOCK, ROW
+from poa_ds.system.errors import UsageError
 
 RECORD = 20 * BLOCK  # bytes; archives are padded to it, as tar does
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poa_ds.errors import UsageError, UserError
+from poa_ds.system.errors import UsageError, UserError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 READER_GONE = 141  # 128 + SIGPIPE
@@ -75,42 +75,42 @@ COMMANDS = {
         "poa-ds index data/laion --workers 8",
     ),
     "eval knn": Command(
-        "poa_ds.evaluate",
+        "poa_ds.evaluate.knn",
         "k-NN accuracy of any sizes of a run",
         "poa-ds eval knn runs/photos --sizes 32x2,96x4",
         run="main_knn",
     ),
     "sizes": Command(
-        "poa_ds.sizes",
+        "poa_ds.evaluate.sizes",
         "every size with its parameters, GFLOPs and k-NN accuracy",
         "poa-ds sizes runs/photos --max-params 25M",
     ),
     "extract": Command(
-        "poa_ds.extract",
+        "poa_ds.export.extract",
         "one size as a model of its own",
         "poa-ds extract runs/photos --size 64x3 --out models/64x3 --format timm --check",
     ),
     "checkpoint inspect": Command(
-        "poa_ds.checkpoint_tool",
+        "poa_ds.checkpoint.command",
         "the checkpoints of a run: step, ranks, size, whole or what is wrong",
         "poa-ds checkpoint inspect runs/photos --diff runs/other",
         run="inspect",
         arguments="add_inspect_arguments",
     ),
     "checkpoint convert": Command(
-        "poa_ds.checkpoint_tool",
+        "poa_ds.checkpoint.command",
         "a checkpoint in another number of files, or its teacher alone",
         "poa-ds checkpoint convert runs/photos runs/taken_out --teacher",
         run="convert",
         arguments="add_convert_arguments",
     ),
     "mlflow-sync": Command(
-        "poa_ds.mlflow_sync",
+        "poa_ds.track.mlflow_sync",
         "bring into MLflow what a run's folder has and the store lacks; nothing comes twice",
         "poa-ds mlflow-sync runs/photos --uri http://localhost:5000",
     ),
     "import-poa": Command(
-        "poa_ds.interop",
+        "poa_ds.export.import_poa",
         "a checkpoint of the published POA code -> a run that the other commands read",
         "poa-ds import-poa teacher_checkpoint.pth runs/imported",
     ),
@@ -121,27 +121,27 @@ COMMANDS = {
         hands_on=True,
     ),
     "bench step": Command(
-        "poa_ds.bench",
+        "poa_ds.bench.step",
         "time and memory of a training step beside a plain three-pass implementation",
         "poa-ds bench step --config ds_configs/photos.yaml",
     ),
     "bench heads": Command(
-        "poa_ds.bench_heads",
+        "poa_ds.bench.heads",
         "memory and time of heads and losses, with whole score matrices and without",
         "poa-ds bench heads --config ds_configs/vit_l16_in1k.yaml",
     ),
     "bench index": Command(
-        "data_tools.scale",
+        "data_tools.index_bench",
         "a million tiny samples: index build, start-up, memory per worker",
         "poa-ds bench index --samples 1000000",
     ),
     "plan": Command(
-        "poa_ds.plan",
+        "poa_ds.plan.command",
         "memory, time and waiting of a run on GPUs that are not here",
         "poa-ds plan --config ds_configs/vit_l16_in1k.yaml --nodes 4 --gpus 8 --gpu a100-80g",
     ),
     "bench data": Command(
-        "poa_ds.bench_data",
+        "poa_ds.bench.data",
         "images/s of the loader, part by part, and the workers that a rate needs",
         "poa-ds bench data data.train=data/imagenet/train --workers 1,4,8 --rate 4000",
     ),

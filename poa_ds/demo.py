@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from poa_ds.errors import UsageError, UserError
-from poa_ds.processes import LOOK_SECONDS, Group, beside_python, free_port
+from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.processes import LOOK_SECONDS, Group, beside_python, free_port
 
 RECIPE = Path("ds_configs/photos.yaml")
 EXTRACTED = "base"  # a name of that recipe
@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _report(out: Path, model: Path) -> None:
     """Draw the pictures; print what came out and where it is."""
-    from poa_ds import metrics_file, plots, results
+    from poa_ds.evaluate import results
+    from poa_ds.track import metrics_file, plots
 
     [*_, protocol] = [row.protocol for row in results.read(out / results.NAME)]
     rows = metrics_file.read_rows(out / metrics_file.NAME)
@@ -81,7 +82,7 @@ runs" at the eye above it (MLflow shows 10 of them otherwise): the chart knn_top
 def _train(out: Path, shards: Path, seed: int) -> None:
     import torch  # seconds; `poa-ds demo --help` does without
 
-    from poa_ds import config
+    from poa_ds.recipe import load as config
 
     slots = config.load(RECIPE).batch.slots
     gpus = torch.cuda.device_count()

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from poa_ds import ended, train
-from poa_ds.errors import UsageError
-from poa_ds.processes import Group, beside_python, free_port
-from poa_ds.stopping import requests
+from poa_ds import train
+from poa_ds.run import exit_status as ended
+from poa_ds.system.errors import UsageError
+from poa_ds.system.processes import Group, beside_python, free_port
+from poa_ds.system.stopping import requests
 
 LOOK_SECONDS = 0.2
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _start(args: argparse.Namespace) -> Start:
     """What the arguments ask for; wrong use is found before anything starts."""
-    from poa_ds import config
+    from poa_ds.recipe import load as config
 
     words = train.parser().parse_intermixed_args(args.words)
     recipe = config.load(words.config, words.overrides)

@@ -13,10 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from poa_ds import ended, faults
-from poa_ds.errors import UsageError, UserError
-from poa_ds.stopping import Requests
-from poa_ds.watchdog import Watchdog
+from poa_ds.run import exit_status as ended
+from poa_ds.run import faults
+from poa_ds.run.watchdog import Watchdog
+from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.stopping import Requests
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 EXAMPLE = f"""{ended.TABLE}
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from poa_ds import config as recipes
+    from poa_ds.recipe import load as recipes
 
     config = recipes.load(args.config, args.overrides)
     ds_file = recipes.read_json(args.deepspeed_config)
@@ -85,7 +86,7 @@ def _run(args: argparse.Namespace) -> int:
     source = str(args.deepspeed_config or "without --deepspeed_config")
     settings = {"source": source, "dry_run": args.dry_run, "watchdog": watchdog}
     try:
-        from poa_ds.training import Training  # torch and DeepSpeed: seconds to import
+        from poa_ds.run.training import Training  # torch and DeepSpeed: seconds to import
 
         with Training(config, ds_file, **settings) as training:
             return training.run()

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from poa_ds.cli import COMMANDS, Command, main
-from poa_ds.errors import UsageError, UserError
+from poa_ds.system.errors import UsageError, UserError
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "ds_configs/photos.yaml"

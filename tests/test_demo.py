@@ -10,8 +10,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from poa_ds import metrics_file
-from poa_ds.space import Subnet
+from poa_ds.model.space import Subnet
+from poa_ds.track import metrics_file
 
 pytestmark = pytest.mark.slow
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from poa_ds.branches import Branch
-from poa_ds.heads import HeadBank
-from poa_ds.interop import third_major
-from poa_ds.space import ElasticSpace
-from poa_ds.vit import ElasticViT
+from poa_ds.export.import_poa import third_major
+from poa_ds.methods.poa import Branch
+from poa_ds.model.heads import HeadBank
+from poa_ds.model.space import ElasticSpace
+from poa_ds.model.vit.network import ElasticViT
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from poa_ds import checkpoint, checkpoint_files, checkpoint_pieces, cli
-from poa_ds.data.index import ShardFolder
-from poa_ds.errors import UserError
-from poa_ds.snapshot import load_teacher
-from tests.made_checkpoints import of_recipe
-from tests.made_shards import make_shards
+from poa_ds import cli
+from poa_ds.checkpoint import folders as checkpoint_files
+from poa_ds.checkpoint import reshard as checkpoint_pieces
+from poa_ds.checkpoint import state as checkpoint
+from poa_ds.checkpoint.deployed import load_teacher
+from poa_ds.data.store.index import ShardFolder
+from poa_ds.system.errors import UserError
+from tests.support.checkpoints import of_recipe
+from tests.support.shards import make_shards
 from tests.test_architecture import modules
 
 

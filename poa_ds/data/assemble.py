@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from poa_ds.data.batch import Bad, Batch, Sample
-from poa_ds.data.photometric import GLOBAL_1, GLOBAL_2, LOCAL, draw
+from poa_ds.data.image.photometric import GLOBAL_1, GLOBAL_2, LOCAL, draw
+from poa_ds.data.image.views import views
 from poa_ds.data.spec import BatchSpec
-from poa_ds.data.views import views
-from poa_ds.errors import UserError
+from poa_ds.system.errors import UserError
 
 
 def prepared(

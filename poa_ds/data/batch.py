@@ -12,8 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from poa_ds.data.photometric import Draw, Photometric, PhotometricSpec, apply
-from poa_ds.data.views import Views
+from poa_ds.data.image.photometric import Draw, Photometric, PhotometricSpec, apply
+from poa_ds.data.image.views import Views
 
 Bad = tuple[str, str, str]  # (shard, key, cause) of an image that was replaced
 

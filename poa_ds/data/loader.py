@@ -18,18 +18,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from poa_ds.data.assemble import bounded, prepared
 from poa_ds.data.batch import Bad, Batch, Sample, collate
-from poa_ds.data.decoders import Decode, decoder
-from poa_ds.data.index import SampleError
-from poa_ds.data.masks import batch_masks
-from poa_ds.data.order import MASKS, SUBSTITUTE, VIEWS, keyed, slot_positions
-from poa_ds.data.pixels import Undecodable
+from poa_ds.data.image.decoders import Decode, decoder
+from poa_ds.data.image.masks import batch_masks
+from poa_ds.data.image.pixels import Undecodable
+from poa_ds.data.image.views import center_view, decode
 from poa_ds.data.places import Folder, order_of, prefetchers
 from poa_ds.data.spec import BatchSpec, OnError, batch_spec
+from poa_ds.data.store.index import SampleError
+from poa_ds.data.store.order import MASKS, SUBSTITUTE, VIEWS, keyed, slot_positions
 from poa_ds.data.stream import Stream, stream_batches
-from poa_ds.data.views import center_view, decode
-from poa_ds.errors import UserError
-from poa_ds.recipe import Config
-from poa_ds.stopping import leave_signals_to_the_parent
+from poa_ds.recipe.tree import Config
+from poa_ds.system.errors import UserError
+from poa_ds.system.stopping import leave_signals_to_the_parent
 
 SUBSTITUTES = 10  # tries for one damaged image before the folder counts as unreadable
 

@@ -6,16 +6,16 @@ import json
 import os
 from pathlib import Path
 
-from poa_ds import dist
-from poa_ds.data.decoders import decoder
-from poa_ds.data.index import ShardFolder
-from poa_ds.data.mixture import Mixture, MixtureOrder
-from poa_ds.data.order import BlockOrder, Order
-from poa_ds.data.remote import Prefetcher, RemoteFolder, is_remote
+from poa_ds.data.image.decoders import decoder
+from poa_ds.data.image.views import CropSpec
+from poa_ds.data.store.index import ShardFolder
+from poa_ds.data.store.mixture import Mixture, MixtureOrder
+from poa_ds.data.store.order import BlockOrder, Order
+from poa_ds.data.store.remote import Prefetcher, RemoteFolder, is_remote
 from poa_ds.data.stream import Stream
-from poa_ds.data.views import CropSpec
-from poa_ds.errors import UsageError
-from poa_ds.recipe import Data
+from poa_ds.recipe.tree import Data
+from poa_ds.system import dist
+from poa_ds.system.errors import UsageError
 
 Folder = ShardFolder | Mixture
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from poa_ds.data.photometric import PhotometricSpec
-from poa_ds.data.views import CropSpec
-from poa_ds.recipe import Config
-from poa_ds.shapes import shape
+from poa_ds.data.image.photometric import PhotometricSpec
+from poa_ds.data.image.views import CropSpec
+from poa_ds.model.shape import shape
+from poa_ds.recipe.tree import Config
 
 OnError = Literal["raise", "replace"]
 

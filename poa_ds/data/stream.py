@@ -21,14 +21,14 @@ from webdataset.shardlists import expand_urls
 
 from poa_ds.data.assemble import bounded, prepared
 from poa_ds.data.batch import Bad, Batch, Sample, collate
-from poa_ds.data.decoders import decoder
-from poa_ds.data.index import SampleError
-from poa_ds.data.masks import batch_masks
-from poa_ds.data.order import MASKS, STREAM, keyed
-from poa_ds.data.pixels import Undecodable
+from poa_ds.data.image.decoders import decoder
+from poa_ds.data.image.masks import batch_masks
+from poa_ds.data.image.pixels import Undecodable
 from poa_ds.data.spec import BatchSpec
-from poa_ds.data.tarwalk import IMAGES, split_name, tar_members
-from poa_ds.errors import UsageError, UserError
+from poa_ds.data.store.index import SampleError
+from poa_ds.data.store.order import MASKS, STREAM, keyed
+from poa_ds.data.store.tarwalk import IMAGES, split_name, tar_members
+from poa_ds.system.errors import UsageError, UserError
 
 BUFFER = 1000  # encoded images of a worker that are mixed
 Image = tuple[str, str, bytes, int]  # source, key, encoded, label

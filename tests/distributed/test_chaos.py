@@ -14,9 +14,9 @@ from random import Random
 
 import pytest
 
-from poa_ds.ended import STOPPED
-from poa_ds.run_ids import IDS
-from tests.distributed.story import (
+from poa_ds.run.exit_status import STOPPED
+from poa_ds.track.mlflow_ids import IDS
+from tests.distributed.programs.story import (
     ALIKE,
     STEPS,
     Place,
@@ -26,8 +26,8 @@ from tests.distributed.story import (
     state_of,
     undisturbed,
 )
-from tests.made_shards import make_shards
-from tests.mlflow_runs import Server
+from tests.support.mlflow_runs import Server
+from tests.support.shards import make_shards
 
 pytestmark = pytest.mark.slow
 DOCUMENT = Path(__file__).parents[2] / "docs" / "faults.md"

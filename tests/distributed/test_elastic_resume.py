@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import launch
+from tests.distributed.programs.launch import launch
 from tests.distributed.test_stages import WORKER
 
 pytestmark = pytest.mark.slow

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import launch
+from tests.distributed.programs.launch import launch
 from tests.distributed.test_backbones_ranks import BACKBONES
 
 
@@ -16,7 +16,7 @@ def test_gathered_weights_are_freed_between_forward_and_backward(
 
     def blocks(kernels: str) -> dict[str, int]:
         out = tmp_path / kernels
-        return launch("tests.distributed.gathered", 2, out, kernels=kernels, recipe=recipe)
+        return launch("tests.distributed.programs.gathered", 2, out, kernels=kernels, recipe=recipe)
 
     ours, plain = blocks("auto"), blocks("reference")
     assert plain["gathered"] == ours["gathered"] > 0

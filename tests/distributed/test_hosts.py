@@ -11,11 +11,11 @@ from signal import SIGKILL
 
 import pytest
 
-from poa_ds import ended
-from tests.distributed.hosts import Host, missing, two_hosts
-from tests.distributed.launch import ROOT
-from tests.made_shards import make_shards
-from tests.test_train import TINY, environment, losses
+from poa_ds.run import exit_status as ended
+from tests.distributed.programs.hosts import Host, missing, two_hosts
+from tests.distributed.programs.launch import ROOT
+from tests.run.test_training import TINY, environment, losses
+from tests.support.shards import make_shards
 
 pytestmark = pytest.mark.slow
 PROGRAMS = Path(sys.executable).parent

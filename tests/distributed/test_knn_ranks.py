@@ -9,10 +9,12 @@ import pytest
 import torch.distributed
 import torch.multiprocessing
 
-from poa_ds import cli, evaluate, results
-from poa_ds.data.index import ShardFolder
-from tests.made_shards import make_shards
-from tests.test_evaluate import make_run, tiny
+from poa_ds import cli
+from poa_ds.data.store.index import ShardFolder
+from poa_ds.evaluate import knn as evaluate
+from poa_ds.evaluate import results
+from tests.evaluate.test_knn import make_run, tiny
+from tests.support.shards import make_shards
 
 # (bank images, query images, batch size): ranks with a short, an empty, and no block at all
 CASES = ((40, 25, 7), (40, 20, 10), (5, 25, 30), (13, 3, 2))

@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from poa_ds import ended
-from poa_ds.processes import Group
-from tests.distributed.jobs import PATIENCE_SECONDS, Job, arguments
-from tests.distributed.launch import ROOT, free_port
-from tests.made_shards import make_shards
-from tests.test_train import environment, losses
+from poa_ds.run import exit_status as ended
+from poa_ds.system.processes import Group
+from tests.distributed.programs.jobs import PATIENCE_SECONDS, Job, arguments
+from tests.distributed.programs.launch import ROOT, free_port
+from tests.run.test_training import environment, losses
+from tests.support.shards import make_shards
 
 SHORT = ("schedule.steps_per_epoch=8", "checkpoint.every_epochs=0.25", "evaluation.queries=")
 SHORT += ("checkpoint.background=false",)  # complete before the step after it

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import ROOT, environment, free_port
-from tests.made_shards import make_shards
-from tests.test_train import TINY
-from tests.test_train import environment as plain_environment
+from tests.distributed.programs.launch import ROOT, environment, free_port
+from tests.run.test_training import TINY
+from tests.run.test_training import environment as plain_environment
+from tests.support.shards import make_shards
 
 pytestmark = pytest.mark.slow
 

@@ -9,12 +9,13 @@ import numpy as np
 import torch.distributed
 import torch.multiprocessing
 
-from poa_ds import checkpoint, checkpoint_files
-from poa_ds.checkpoint import KEYS, Snapshot
-from poa_ds.checkpoint_pieces import opened
-from poa_ds.errors import UserError
-from poa_ds.saver import Saver
-from tests.made_checkpoints import saver, snapshot
+from poa_ds.checkpoint import folders as checkpoint_files
+from poa_ds.checkpoint import state as checkpoint
+from poa_ds.checkpoint.reshard import opened
+from poa_ds.checkpoint.saver import Saver
+from poa_ds.checkpoint.state import KEYS, Snapshot
+from poa_ds.system.errors import UserError
+from tests.support.checkpoints import saver, snapshot
 
 
 def part(at: int, rank: int) -> Snapshot:

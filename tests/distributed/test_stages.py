@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import launch
+from tests.distributed.programs.launch import launch
 
-WORKER = "tests.distributed.worker"
+WORKER = "tests.distributed.programs.worker"
 STAGES = (1, 2, 3)
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from poa_ds import ended
-from poa_ds.data.index import ShardFolder
-from tests.distributed.jobs import Job, arguments, ranks
-from tests.made_shards import make_shards
-from tests.test_train import losses
+from poa_ds.data.store.index import ShardFolder
+from poa_ds.run import exit_status as ended
+from tests.distributed.programs.jobs import Job, arguments, ranks
+from tests.run.test_training import losses
+from tests.support.shards import make_shards
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from poa_ds.data import photometric as batched
+from poa_ds.data.image import photometric as batched
 from poa_kernels import dispatch
 from poa_kernels.photometric import Changes, photometric
 from tests.kernels.truth import DEVICE

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from poa_ds import branches
-from poa_ds.branches import Branch
 from poa_ds.data.batch import Batch
-from poa_ds.heads import HeadBank
-from poa_ds.space import ElasticSpace, Subnet
-from poa_ds.vit import ElasticViT
+from poa_ds.methods import poa as branches
+from poa_ds.methods.poa import Branch
+from poa_ds.model.heads import HeadBank
+from poa_ds.model.space import ElasticSpace, Subnet
+from poa_ds.model.vit.network import ElasticViT
 from poa_kernels import dispatch, prototype_ce_chunks
 from tests.kernels.truth import DEVICE
 

@@ -1,0 +1,132 @@
+"""What an interrupted run has finished: one line per whole shard, so that it can be continued.
+
+A line is written after its shard is on the disk. The next run believes it only as far as the plan
+(input, seed, limits) is the same and the shards still have their checksums.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Self, TextIO
+
+import numpy as np
+
+from data_tools.parallel import ordered
+from data_tools.sources import Rejected
+from poa_ds.data.store.manifest import JOURNAL, ShardFile
+from poa_ds.data.store.tarwalk import index_tar
+from poa_ds.system.errors import UserError
+from poa_ds.system.progress import progress
+
+
+class Journal:
+    """The finished part of a folder; a context that holds the folder against other writers."""
+
+    def __init__(self, folder: Path, file: TextIO) -> None:
+        self.folder, self._file = folder, file
+        self.shards: list[ShardFile] = []
+        self.rows: list[np.ndarray] = []  # of each shard
+        self.rejected: list[Rejected] = []
+        self.next = 0  # place in the order of the first sample behind the finished shards
+
+    @classmethod
+    def open(cls, folder: Path, plan: str, *, workers: int) -> Self:
+        """The journal of a run with this plan; what belongs to another one is removed."""
+        file = open(folder / JOURNAL, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"{folder}: another process is writing there") from None
+        journal = cls(folder, file)
+        journal._recover(plan, workers)
+        return journal
+
+    def note(self, shard: ShardFile, *, following: int, rejected: list[Rejected]) -> None:
+        """A shard is whole: `following` is the place behind it, `rejected` what it passed over."""
+        self._line(
+            {
+                "shard": asdict(shard),
+                "next": following,
+                "rejected": [[item.file, item.reason] for item in rejected],
+            }
+        )
+
+    def remove(self) -> None:
+        """The folder is finished."""
+        (self.folder / JOURNAL).unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def _line(self, content: dict) -> None:
+        self._file.write(json.dumps(content) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _recover(self, plan: str, workers: int) -> None:
+        """Takes over what is whole and removes the rest."""
+        self._file.seek(0)
+        lines = list(_lines(self._file.read()))
+        same = bool(lines) and lines[0][1].get("plan") == plan
+        if lines and not same:
+            print(f"{self.folder}: input or options changed, nothing is kept", file=sys.stderr)
+        notes = lines[1:] if same else []
+        shards = [ShardFile(**note["shard"]) for _, note in notes]
+        checked = ordered(_rows, [(self.folder, shard) for shard in shards], workers)
+        for (_, note), shard, rows in zip(
+            notes,
+            shards,
+            progress(checked, total=len(shards), label=f"{self.folder.name} kept", unit="shards"),
+            strict=True,
+        ):
+            if rows is None:
+                break
+            self.shards.append(shard)
+            self.rows.append(rows)
+            self.rejected += [Rejected(*item) for item in note["rejected"]]
+            self.next = note["next"]
+        if notes:
+            kept = f"{len(self.shards)} of {len(notes)} shards are kept"
+            print(f"{self.folder}: {kept}", file=sys.stderr)
+        self._file.truncate(lines[len(self.shards)][0] if same else 0)
+        for path in self.folder.iterdir():
+            if path.name not in {JOURNAL, *(shard.file for shard in self.shards)}:
+                path.unlink()
+        if not same:
+            self._line({"plan": plan})
+
+
+def _lines(text: str) -> Iterator[tuple[int, dict]]:
+    """(end in bytes, content) of the whole lines; the last may be torn."""
+    end = 0
+    for line in text.splitlines(keepends=True):
+        try:
+            content = json.loads(line) if line.endswith("\n") else None
+        except ValueError:
+            content = None
+        if content is None:
+            return
+        end += len(line.encode())
+        yield end, content
+
+
+def _rows(job: tuple[Path, ShardFile]) -> np.ndarray | None:
+    """The rows of a shard that still is what it was; otherwise None."""
+    folder, shard = job
+    path = folder / shard.file
+    try:
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                return None
+        return index_tar(path)
+    except (OSError, UserError):  # gone or altered: it is written again
+        return None

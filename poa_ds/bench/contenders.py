@@ -1,0 +1,235 @@
+"""The training steps that `bench step` measures, each in a process of its own.
+
+A process of its own gives each its own peak memory, and lets a network be measured of which two
+do not fit into memory. The processes wait for each other, so that steps can alternate.
+"""
+
+import dataclasses
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from poa_ds.bench.three_passes.step import ThreePasses
+from poa_ds.data.batch import Batch
+from poa_ds.data.image.masks import batch_masks
+from poa_ds.data.spec import batch_spec
+from poa_ds.data.store.order import MASKS, keyed
+from poa_ds.engine import engine
+from poa_ds.model.space import ElasticSpace, Subnet
+from poa_ds.recipe import load as recipes
+from poa_ds.recipe.load import Config
+from poa_ds.recipe.schedules import StepValues
+from poa_ds.run import step
+from poa_ds.system.errors import UserError
+from poa_kernels import dispatch
+
+# ours: as the recipe says; three passes: the published way; plain: ours without kernels; compiled:
+# those plain functions through torch.compile; triton: every kernel, whatever the table says
+Kind = Literal["ours", "three passes", "plain", "compiled", "triton"]
+Step = Callable[[Sequence[Batch], StepValues], tuple[Tensor, dict]]
+SPARE = 1.1  # memory that must be free for another process / the peak of the first
+
+
+@dataclass(frozen=True)
+class OneSize(ElasticSpace):
+    """A space that draws the same size in every step."""
+
+    drawn: Subnet | None = None
+
+    def __hash__(self) -> int:
+        return super().__hash__()
+
+    def draw(self, step: int, slot: int, **_: object) -> Subnet:
+        assert self.drawn
+        return self.drawn
+
+
+@dataclass(frozen=True)
+class Job:
+    """What both contenders run. size: the elastic one of every step, None draws as the recipe."""
+
+    config: Config
+    ds_config: dict
+    size: Subnet | None
+    device: str
+
+    @property
+    def space(self) -> ElasticSpace:
+        space = recipes.space(self.config)
+        if self.size is None:
+            return space
+        return OneSize(
+            space.widths,
+            space.depths,
+            space.small_bias,
+            space.names,
+            space.width_bias,
+            space.costs,
+            drawn=self.size,
+        )
+
+    def values(self) -> StepValues:
+        """Those of the middle of the run, everything switched on."""
+        batch, objective = self.config.batch, self.config.objective
+        schedules = recipes.schedules(self.config, batch.slots * batch.images_per_slot)
+        values = schedules.at(schedules.total_steps // 2)
+        return dataclasses.replace(values, ibot_active=objective.ibot > 0, last_layer_factor=1.0)
+
+    def batches(self, number: int) -> list[Batch]:
+        """All slots of one step: random crops in their final form, masks as in training."""
+        return [self._slot(number, slot) for slot in range(self.config.batch.slots)]
+
+    def _slot(self, number: int, slot: int) -> Batch:
+        spec = batch_spec(self.config)
+        crops, images, masks = spec.crops, spec.images_per_slot, spec.masks
+        rng = keyed(MASKS, spec.seed, number, slot)
+        generator = torch.Generator().manual_seed(rng.getrandbits(63))
+
+        def noise(count: int, side: int) -> Tensor:
+            return torch.randn(count * images, 3, side, side, generator=generator)
+
+        hidden = batch_masks(
+            2 * images,
+            masks.grid,
+            masks.grid,
+            probability=masks.probability,
+            ratio=masks.ratio,
+            rng=rng,
+        )
+        local_crops = noise(crops.local_count, crops.local_size)
+        made = Batch.of(noise(2, crops.global_size), local_crops, hidden, step=number, slot=slot)
+        return made.to(self.device)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measured step. norms: of the gradients before clipping, per module."""
+
+    seconds: float
+    cpu_seconds: float
+    loss: float
+    norms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. start: before the networks were built. free: for other processes beside this one."""
+
+    start: int
+    peak: int
+    free: int
+
+    def fits(self, others: int) -> bool:
+        """Whether so many more such processes fit beside."""
+        return self.free > SPARE * others * self.peak
+
+
+def build(kind: Kind, job: Job) -> Step:
+    """The contender's step: (batches of all slots, values) -> (loss, gradient norms)."""
+    poa = step.student_and_teacher(job.config)
+    if kind == "three passes":
+        return ThreePasses(job.config, job.space, poa.student.state_dict(), job.device).step
+    if kind == "ours":
+        dispatch.select(job.config.kernels, job.device, compiled=job.config.compile)
+    else:
+        mode = "triton" if kind == "triton" else "reference"
+        dispatch.select(mode, job.device, compiled=kind == "compiled")
+    stepper = step.Stepper(job.config, engine.Engine(poa, job.config.optimizer, job.ds_config))
+    stepper.space = job.space
+
+    def ours(batches: Sequence[Batch], values: StepValues) -> tuple[Tensor, dict]:
+        result = stepper.step(batches, values)
+        return result.terms["total"], result.gradient_norms
+
+    return ours
+
+
+class Contender:
+    """A contender in its own process; a context that ends it."""
+
+    def __init__(self, kind: Kind, job: Job) -> None:
+        self.kind = kind
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        arguments = (theirs, kind, job)
+        self.process = context.Process(target=_serve, args=arguments, name=kind, daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def step(self, number: int) -> Sample:
+        """Step `number`, measured."""
+        return self._ask(number)
+
+    def memory(self) -> Memory:
+        """Of all steps so far."""
+        return self._ask("memory")
+
+    def _ask(self, question: object):
+        try:
+            self._connection.send(question)
+            return self._connection.recv()
+        except (EOFError, ConnectionError) as error:
+            self.process.join()
+            raise UserError(
+                f"the process of `{self.kind}` ended with status {self.process.exitcode}: with "
+                "-9, or an error about memory above, try a smaller batch.images_per_slot"
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.join()
+        self._connection.close()
+
+
+def _serve(connection: Connection, kind: Kind, job: Job) -> None:
+    """The contender's process: answers until it is ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    engine.start_processes(job.device)  # both load the same libraries: their memory compares
+    start = host_bytes("VmRSS") if job.device == "cpu" else 0
+    do, values = build(kind, job), job.values()
+    while True:
+        question = connection.recv()
+        if question == "memory":
+            connection.send(_memory(job.device, start))
+        else:
+            connection.send(_measure(do, job.batches(question), values, job.device))
+
+
+def _measure(do: Step, batches: Sequence[Batch], values: StepValues, device: str) -> Sample:
+    _wait(device)
+    started, cpu_started = time.perf_counter(), time.process_time()
+    loss, norms = do(batches, values)
+    _wait(device)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    return Sample(seconds, cpu_seconds, float(loss), {k: float(v) for k, v in norms.items()})
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _memory(device: str, start: int) -> Memory:
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return Memory(start, torch.cuda.max_memory_allocated(), free)
+    peak, now = host_bytes("VmHWM"), host_bytes("VmRSS")
+    free = host_bytes("MemAvailable", Path("/proc/meminfo")) - (peak - now)
+    return Memory(start, peak, free)
+
+
+def host_bytes(name: str, file: Path = Path("/proc/self/status")) -> int:
+    """A line of /proc. Not ru_maxrss: a new process inherits its parent's."""
+    lines = (line.split() for line in file.read_text().splitlines())
+    return next(int(words[1]) * 1024 for words in lines if words[:1] == [f"{name}:"])

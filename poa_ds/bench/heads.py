@@ -1,0 +1,167 @@
+"""poa-ds bench heads: time and peak memory of heads and losses alone, at the shapes of a recipe.
+
+Teacher and student heads, Sinkhorn-Knopp, all cross-entropies and their gradients of one slot on
+random features. Each way runs in a process of its own; their terms must agree.
+"""
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from poa_ds.bench import report as bench_report
+from poa_ds.bench.contenders import Job, host_bytes
+from poa_ds.bench.report import GIB
+from poa_ds.engine import engine
+from poa_ds.methods import poa as branches
+from poa_ds.methods.poa import Branch
+from poa_ds.model.heads import HeadBank
+from poa_ds.model.shape import shape
+from poa_ds.recipe import load as recipes
+from poa_ds.recipe.load import Config
+from poa_ds.system.errors import UserError
+from poa_kernels import dispatch, prototype_ce_chunks
+
+WHOLE, PARTS, TRITON = "whole score matrices", "some rows at a time", "triton kernels"
+AGREE = 1e-3  # of the terms, relative: 16-bit operands in another order
+
+
+@dataclass(frozen=True)
+class Figures:
+    """seconds: of each repetition. peak: bytes above weights, their gradients and inputs."""
+
+    terms: list[float]
+    seconds: list[float]
+    peak: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds bench heads`."""
+    parser.add_argument(
+        "--config", type=Path, default=Path("ds_configs/vit_l16_in1k.yaml"), metavar="RECIPE.yaml"
+    )
+    parser.add_argument("--repeat", type=int, default=1, help="repetitions (%(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. precision=fp32")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    device = engine.pick_device()
+    config = recipes.load(args.config, args.overrides)
+    recipes.check_precision(config, device)
+    # not in the interpreter, which would take hours
+    kernels = device == "cuda" and not dispatch.unable(torch.device(device))
+    ways = [WHOLE, PARTS, *([TRITON] if kernels else [])]
+    found = {way: _alone(way, config, device, max(args.repeat, 1)) for way in ways}
+    first = found[WHOLE].terms
+    for way, figures in found.items():
+        apart = max(abs(a / b - 1) for a, b in zip(figures.terms, first, strict=True))
+        if not apart <= AGREE:
+            raise UserError(f"{way}: terms differ by {apart:.1e} from {WHOLE}: no figures")
+    print(_table(" ".join([str(args.config), *args.overrides]), config, device, found))
+    return 0
+
+
+def _alone(way: str, config: Config, device: str, repeat: int) -> Figures:
+    """The figures of one way, from a process that ends with it."""
+    context = multiprocessing.get_context("spawn")
+    theirs, ours = context.Pipe()
+    process = context.Process(target=_measure, args=(ours, way, config, device, repeat))
+    process.start()
+    ours.close()
+    try:
+        return theirs.recv()
+    except EOFError as error:
+        process.join()
+        raise UserError(
+            f"the process of `{way}` ended with status {process.exitcode}; -9: too little memory"
+        ) from error
+
+
+def _measure(connection: Connection, way: str, config: Config, device: str, repeat: int) -> None:
+    dispatch.select("triton" if way == TRITON else "reference", device)
+    if way == WHOLE:
+        prototype_ce_chunks.LARGE = 1 << 62  # nothing is large
+    work = _work(config, device)
+    held = _start_of_peak(device)
+    seconds = []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        terms = work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    connection.send(Figures(terms.tolist(), seconds, _peak(device) - held))
+
+
+def _work(config: Config, device: str) -> Callable[[], torch.Tensor]:
+    """A function that runs heads and losses of one slot, forward and backward; (5,) terms."""
+    torch.manual_seed(0)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    place = {"dtype": dtype[config.precision], "device": device}
+    heads, space = config.heads, recipes.space(config)
+    dim = shape(config).features(space.intact)
+
+    def bank() -> Branch:
+        made = HeadBank(dim, heads.prototypes, hidden=heads.hidden, bottleneck=heads.bottleneck)
+        return Branch(None, made.to(**place))
+
+    student, teacher = bank(), bank().requires_grad_(False)
+    for parameter in student.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    batch = Job(config, {}, None, device).batches(0)[0]
+    views, masked = 2 * batch.size + len(batch.local_crops), len(batch.mask_indices)
+    middle = space.subnets()[len(space.subnets()) // 2]
+    widths = (dim, shape(config).features(middle))
+    cls = [torch.randn(views, n, **place).requires_grad_() for n in widths]
+    patches = [torch.randn(masked, n, **place).requires_grad_() for n in widths]
+    shown = torch.randn(2 * batch.size, dim, **place), torch.randn(masked, dim, **place)
+    weights, size = batch.mask_weights, batch.size
+
+    def work() -> torch.Tensor:
+        with torch.no_grad():
+            slot = teacher.project([shown[0]], [shown[1]], ibot=True).for_scores()
+        assignments = branches.balance([slot], config.schedule.teacher_temperature)[0]
+        projections = student.project(cls, patches, ibot=True)
+        terms = branches.cross_entropies(projections, assignments, size, weights)
+        terms.sum().backward()
+        return terms.detach()
+
+    return work
+
+
+def _start_of_peak(device: str) -> int:
+    """Bytes held now; from here on the peak counts."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    return host_bytes("VmRSS")
+
+
+def _peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else host_bytes("VmHWM")
+
+
+def _table(what: str, config: Config, device: str, found: dict[str, Figures]) -> str:
+    m, batch = bench_report.machine(device), config.batch
+    rows = [f"{'':24}{'seconds':>10}{'peak GiB':>10}"]
+    for way, figures in found.items():
+        rows.append(f"{way:24}{min(figures.seconds):>10.3f}{figures.peak / GIB:>10.2f}")
+    return "\n".join(
+        [
+            f"heads and losses of one slot, forward and backward: {what}",
+            f"{batch.images_per_slot} images, {sum(config.heads.prototypes):,} prototypes in "
+            f"{len(config.heads.prototypes)} heads, {config.precision}; peak above weights, "
+            "gradients and inputs",
+            f"{m.processor}, threads {m.threads}, load {m.load:.1f}; torch {m.torch}; {m.date}",
+            "",
+            *rows,
+        ]
+    )

@@ -1,0 +1,198 @@
+"""poa-ds bench step: a training step of ours beside other ways to compute it, on this machine.
+
+A step is everything between the finished crops and the moved teacher. The others compute the same
+loss from the same weights; where one does not, no figure is printed.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import get_args
+
+import torch
+from tqdm import tqdm
+
+from poa_ds.bench import report as bench_report
+from poa_ds.bench.contenders import Contender, Job, Kind, Sample
+from poa_ds.bench.report import Report, Result
+from poa_ds.engine import engine
+from poa_ds.recipe import load as recipes
+from poa_ds.system import dist
+from poa_ds.system.errors import UsageError, UserError
+from poa_kernels import dispatch
+
+# of the losses and gradient norms: fp32 differs by the order of sums; bf16 has 8 bits, and
+# autocast rounds in other places than bf16 weights do
+TOLERANCE = {"fp32": 1e-4, "bf16": 2**-7}
+Take = Callable[[Contender, Iterable[int]], list[Sample]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds bench step`."""
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path("ds_configs/photos.yaml"),
+        metavar="RECIPE.yaml",
+        help="shapes, sizes and precision; on a GPU bf16 unless precision=... (%(default)s)",
+    )
+    parser.add_argument(
+        "--deepspeed_config",
+        type=Path,
+        metavar="FILE.json",
+        help="the stage of ours (without: stage 0 in fp32, stage 2 in bf16)",
+    )
+    parser.add_argument(
+        "--steps", type=_count, default=20, help="measured steps of each (%(default)s)"
+    )
+    parser.add_argument(
+        "--warmup", type=_count, default=3, help="steps before; the first compares (%(default)s)"
+    )
+    parser.add_argument(
+        "--size", default="draw", help="elastic size: WIDTHxDEPTH, a name, or draw (%(default)s)"
+    )
+    parser.add_argument(
+        "--against",
+        default="three passes",
+        metavar="NAMES",
+        help="which ways beside ours: three passes (the published one), plain (without kernels), "
+        "compiled (torch.compile), triton (every kernel), several, or all (%(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all numbers, step by step")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. batch.slots=1")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, compare, print; UserError when the two do not compute the same."""
+    if args.json and not args.json.parent.is_dir():
+        raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
+    job = prepare(args)
+    kinds = ("ours", *_others(args.against, job.device))
+    results, in_turns = _measure(job, kinds, args.warmup, args.steps)
+    command = " ".join([f"--config {args.config}", *args.overrides])
+    report = Report(command, job, bench_report.machine(job.device), results, in_turns)
+    print(report.table(), flush=True)
+    if args.json:
+        try:
+            args.json.write_text(json.dumps(report.record(), indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"--json {args.json}: {error.strerror}") from error
+    return 0
+
+
+def _others(names: str, device: str) -> tuple[Kind, ...]:
+    impossible = {"ours"} | ({"triton"} if dispatch.unable(torch.device(device)) else set())
+    allowed = [kind for kind in get_args(Kind) if kind not in impossible]
+    chosen = allowed if names == "all" else [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in allowed:
+            raise UsageError(f"--against {name!r}: allowed are {', '.join(allowed)}, all")
+    return tuple(dict.fromkeys(chosen))
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """The checked job; all that a user may have got wrong is found here."""
+    world = dist.complete_environment(os.environ)["WORLD_SIZE"]
+    if world != "1":
+        raise UsageError(f"bench step is one process: start it without a launcher (of {world})")
+    device = engine.pick_device()
+    overrides = (["precision=bf16"] if device == "cuda" else []) + args.overrides
+    config = recipes.load(args.config, overrides)
+    if config.precision not in TOLERANCE:
+        raise UsageError(f"precision {config.precision}: bench step measures fp32 and bf16")
+    if config.objective.centering != "sinkhorn":
+        raise UsageError(
+            f"objective.centering {config.objective.centering}: the step that ours is measured "
+            "against has sinkhorn only"
+        )
+    size = None if args.size == "draw" else recipes.space(config).parse(args.size)
+    ds_file = recipes.read_json(args.deepspeed_config)
+    if args.deepspeed_config is None and config.precision == "bf16":
+        ds_file = {"zero_optimization": {"stage": 2}}  # stage 0 is for fp32
+    source = str(args.deepspeed_config or "without --deepspeed_config")
+    return Job(config, recipes.deepspeed_json(config, ds_file, 1, source=source), size, device)
+
+
+def compare(ours: Sample, other: Sample, precision: str, kind: Kind = "three passes") -> None:
+    """UserError unless loss and gradient norms of the first step agree."""
+    found = {"loss": (ours.loss, other.loss)}
+    for name, norm in ours.norms.items():
+        found[f"gradient norm of the {name}"] = (norm, other.norms[name])
+    for what, (a, b) in found.items():
+        apart = abs(a - b) / max(abs(b), 1e-30)
+        if not apart <= TOLERANCE[precision]:  # NaN is no agreement
+            raise UserError(
+                f"the two steps differ: {what} {a:.8g} (ours) and {b:.8g} ({kind}), "
+                f"relative {apart:.2g}, allowed {TOLERANCE[precision]:.2g} in {precision}: "
+                "no figures"
+            )
+
+
+def _measure(
+    job: Job, kinds: Sequence[Kind], warmup: int, steps: int
+) -> tuple[dict[Kind, Result], bool]:
+    """(results, whether in turns): one after the other where memory is short for all."""
+    silent, total = not sys.stderr.isatty(), warmup + steps
+    if silent:
+        print(f"measuring {len(kinds)} x {total} steps", file=sys.stderr, flush=True)
+    bar = tqdm(total=len(kinds) * total, unit="step", disable=silent, leave=False)
+
+    def take(contender: Contender, numbers: Iterable[int]) -> list[Sample]:
+        bar.set_description(contender.kind)
+        samples = []
+        for number in numbers:
+            samples.append(contender.step(number))
+            bar.update()
+        return samples
+
+    before, measured = range(warmup), range(warmup, total)
+    begun: dict[Kind, list[Sample]] = {}
+
+    def begin(contender: Contender) -> None:
+        begun[contender.kind] = take(contender, before)
+        first = begun[kinds[0]][0]
+        compare(first, begun[contender.kind][0], job.config.precision, contender.kind)
+
+    results: dict[Kind, Result] = {}
+    with bar, ExitStack() as running:
+        first = running.enter_context(Contender(kinds[0], job))
+        begin(first)
+        if first.memory().fits(len(kinds) - 1):
+            contenders = [first]
+            for kind in kinds[1:]:
+                contenders.append(running.enter_context(Contender(kind, job)))
+                begin(contenders[-1])
+            return _in_turns(take, contenders, begun, measured), True
+        results[first.kind] = Result(begun[first.kind], take(first, measured), first.memory())
+        running.pop_all().close()
+        for kind in kinds[1:]:
+            with Contender(kind, job) as contender:
+                begin(contender)
+                samples = take(contender, measured)
+                results[kind] = Result(begun[kind], samples, contender.memory())
+    return results, False
+
+
+def _in_turns(
+    take: Take,
+    contenders: Sequence[Contender],
+    begun: dict[Kind, list[Sample]],
+    numbers: Iterable[int],
+) -> dict[Kind, Result]:
+    """Each with its warm-up. Who goes first alternates, so that no one has the warmer caches."""
+    taken: dict[Kind, list[Sample]] = {contender.kind: [] for contender in contenders}
+    for number in numbers:
+        at = number % len(contenders)
+        for contender in (*contenders[at:], *contenders[:at]):
+            taken[contender.kind] += take(contender, [number])
+    return {c.kind: Result(begun[c.kind], taken[c.kind], c.memory()) for c in contenders}

@@ -1,0 +1,183 @@
+"""The consolidated teacher: one safetensors file beside its recipe, readable without the run.
+
+RUN/teacher/step00000300/ holds teacher.safetensors and config.json; RUN/teacher/latest names the
+newest such folder.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.build import backbone
+from poa_ds.recipe import load as recipes
+from poa_ds.recipe.load import Config
+from poa_ds.system.errors import UserError
+from poa_ds.system.typed_yaml import plain
+
+FORMAT = 1
+WEIGHTS, RECIPE, LATEST = "teacher.safetensors", "config.json", "latest"
+BACKBONE = "backbone."
+
+
+def place(run: Path, step: int) -> Path:
+    """The folder of the teacher of that step."""
+    return run / "teacher" / f"step{step:08d}"
+
+
+def publish(run: Path, tensors: Mapping[str, Tensor], config: Config, step: int) -> Path:
+    """The folder RUN/teacher/step<step>, written whole; `latest` names it afterwards."""
+    folder = place(run, step)
+    write_teacher(folder, tensors, config, step)
+    beside = folder.parent / f".{LATEST}.partial"
+    beside.write_text(folder.name + "\n")
+    beside.replace(folder.parent / LATEST)
+    return folder
+
+
+def write_teacher(
+    folder: Path, tensors: Mapping[str, Tensor], config: Config, step: int, *, source: str = ""
+) -> None:
+    """Write `backbone.*`, `heads.*`, `ibot_heads.*` in float32 and the recipe into a new folder."""
+    about = {"format": FORMAT, "step": step, "source": source, "config": plain(config)}
+    whole = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
+    with whole_folder(folder) as partial:
+        save_file(whole, partial / WEIGHTS, metadata={"format": "pt"})
+        (partial / RECIPE).write_text(json.dumps(about, indent=1) + "\n")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill beside `folder`; it takes its place, synced to disk, when the block ends.
+
+    A block that fails leaves what was there. What stood in the place before is deleted.
+    """
+    folder = folder.absolute()
+    partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+    try:
+        yield partial
+        for path in partial.iterdir():
+            path.chmod(partial.stat().st_mode & 0o666)  # safetensors makes them private
+            _sync(path)
+        _sync(partial)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        _sync(folder.parent)
+    except (OSError, SafetensorError) as error:  # a full disk, for one
+        raise UserError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already when all went well
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_teacher(run: Path, step: int | None = None) -> tuple[ElasticBackbone, Config, int]:
+    """(model on the CPU in float32 and eval mode, its recipe, its step).
+
+    run: an output directory (the newest teacher, or that of `step`), or one teacher's folder.
+    """
+    folder = find_teacher(run, step)
+    config, found_step = _read_recipe(folder / RECIPE)
+    with torch.device("meta"):
+        model = backbone(config)
+    tensors = _read_backbone(folder / WEIGHTS)
+    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    problems = differences(wanted, {name: tuple(t.shape) for name, t in tensors.items()})
+    if problems:
+        raise UserError(f"{folder / WEIGHTS} does not fit its {RECIPE}: {'; '.join(problems)}")
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.requires_grad_(False).eval(), config, found_step
+
+
+def find_teacher(run: Path, step: int | None = None) -> Path:
+    """The folder with the teacher's files; UserError says what there is instead."""
+    run = Path(run)
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; expected the output directory of a run")
+    if (run / WEIGHTS).is_file():
+        return run
+    teachers = run / "teacher"
+    steps = {
+        int(path.name.removeprefix("step")): path
+        for path in teachers.glob("step*")
+        if path.name.removeprefix("step").isdecimal() and (path / WEIGHTS).is_file()
+    }
+    if not steps:
+        raise UserError(
+            f"{run} holds no teacher: neither {WEIGHTS} nor {teachers.name}/step*/{WEIGHTS} "
+            "(a run writes one at each evaluation and at its end)"
+        )
+    if step is not None and step not in steps:
+        there = ", ".join(map(str, sorted(steps)))
+        raise UserError(f"{run} has no teacher of step {step}; there are those of {there}")
+    if step is None:
+        latest = teachers / LATEST
+        named = teachers / latest.read_text().strip() if latest.is_file() else None
+        return named if named in steps.values() else steps[max(steps)]
+    return steps[step]
+
+
+def _read_recipe(path: Path) -> tuple[Config, int]:
+    try:
+        about = json.loads(path.read_text())
+        found, step, tree = about["format"], int(about["step"]), about["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is missing or damaged: {error!r}") from error
+    if found != FORMAT:
+        raise UserError(f"{path} has format {found!r}; this program reads format {FORMAT}")
+    return recipes.from_dict(tree), step
+
+
+def _read_backbone(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(BACKBONE)]
+            return {name.removeprefix(BACKBONE): file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is missing or damaged: {error}") from error
+
+
+def differences(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], *, most: int = 4
+) -> list[str]:
+    """What is missing, unexpected or of another shape among named tensors; [] when they agree."""
+    parts = []
+    for kind, names in (
+        ("missing", [n for n in wanted if n not in found]),
+        ("unexpected", [n for n in found if n not in wanted]),
+        (
+            "another shape",
+            [
+                f"{n} {list(found[n])} instead of {list(wanted[n])}"
+                for n in wanted
+                if n in found and found[n] != wanted[n]
+            ],
+        ),
+    ):
+        if names:
+            more = f" and {len(names) - most} more" if len(names) > most else ""
+            parts.append(f"{kind}: {', '.join(names[:most])}{more}")
+    return parts

@@ -1,0 +1,75 @@
+"""Which library decodes the JPEGs that training crops, and at which resolution.
+
+torchvision: the default. simplejpeg: the same pixels, a little faster. simplejpeg_scaled: large
+images at 1/2, 1/4 or 1/8 where no crop can be enlarged by it: other pixels, half the work.
+"""
+
+import functools
+import importlib.util
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from poa_ds.data.image.views import ASPECT, JPEG, CropSpec, decode
+from poa_ds.system.errors import UsageError
+
+Decode = Callable[[bytes], Tensor]  # encoded -> (3, H, W) uint8, or Undecodable
+NAMES = ("torchvision", "simplejpeg", "simplejpeg_scaled")
+SCALES = (8, 4, 2)  # what a JPEG decoder skips at little cost
+SPACES = ("YCbCr", "Gray", "RGB")  # it turns CMYK into other colours than torchvision
+
+
+def installed() -> tuple[str, ...]:
+    """The decoders that this machine has."""
+    return NAMES if importlib.util.find_spec("simplejpeg") else NAMES[:1]
+
+
+def decoder(name: str, crops: CropSpec) -> Decode:
+    """The decoder of a recipe; UsageError where its package is missing."""
+    assert name in NAMES, name
+    if name not in installed():
+        raise UsageError(
+            f"data.decoder {name} needs the package simplejpeg: pip install simplejpeg "
+            f"(or data.decoder={NAMES[0]})"
+        )
+    if name == "torchvision":
+        return decode
+    return functools.partial(_decode, crops=crops if name == "simplejpeg_scaled" else None)
+
+
+def reduction(height: int, width: int, crops: CropSpec) -> int:
+    """1, 2, 4 or 8: the most by which an image may shrink so that no crop of it is enlarged."""
+    kinds = [(crops.global_size, crops.global_scale[0])]
+    if crops.local_count:
+        kinds.append((crops.local_size, crops.local_scale[0]))
+    for scale in SCALES:
+        if all(
+            # the shorter side of the smallest box; boxes of odd images are as wide as the image
+            min(math.sqrt(share * ASPECT[0] * height * width), height, width) >= scale * size
+            for size, share in kinds
+        ):
+            return scale
+    return 1
+
+
+def _decode(content: bytes, crops: CropSpec | None) -> Tensor:
+    """By simplejpeg; what it refuses (damage, rare kinds, no JPEG) goes the usual way."""
+    if not content.startswith(JPEG):
+        return decode(content)
+    import simplejpeg
+
+    size: dict[str, int] = {}
+    try:
+        height, width, space, *_ = simplejpeg.decode_jpeg_header(content)
+        if space not in SPACES:
+            return decode(content)
+        if crops is not None:
+            scale = reduction(height, width, crops)
+            low, narrow = -(-height // scale), -(-width // scale)
+            size = {"min_height": low, "min_width": narrow, "min_factor": scale}
+        image = simplejpeg.decode_jpeg(content, "RGB", **size)
+    except ValueError:
+        return decode(content)
+    return torch.from_numpy(image).permute(2, 0, 1)

@@ -1,0 +1,183 @@
+"""AdamW over the flat shards of ZeRO, with a learning-rate factor per parameter and the teacher.
+
+ZeRO hands an optimizer one flat tensor per parameter group, and every group costs collectives.
+So layer-wise decay is not made of groups: each flat is cut into stretches of equal factor, and
+each factor is one fused call on views. The fp32 teacher is a third state tensor, `ema`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from poa_ds.recipe.tree import Optimizer
+
+STATE = ("exp_avg", "exp_avg_sq", "ema")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """`count` elements of a flat that share a learning-rate factor.
+
+    part: "last_layer" or "" ; the factor of a part can be changed from step to step.
+    """
+
+    offset: int
+    count: int
+    factor: float
+    part: str = ""
+
+
+def lr_factor(name: str, *, depth: int, layer_decay: float, patch_embed_factor: float) -> float:
+    """The learning-rate factor of a parameter by its (our) name below `backbone.`.
+
+    layer_decay ** (depth + 1 - layer): tokens and patches are layer 0, block k is layer k + 1;
+    the final norm and the heads get 1 (REFERENCE.md 6).
+    """
+    if name.startswith("backbone.embed."):
+        patch = patch_embed_factor if name.startswith("backbone.embed.patch.") else 1.0
+        return layer_decay ** (depth + 1) * patch
+    if name.startswith("backbone.blocks."):
+        return layer_decay ** (depth - int(name.split(".")[2]))
+    return 1.0
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay applies: not to biases, norms and LayerScale."""
+    return not (name.endswith(".bias") or "norm" in name or "gamma" in name)
+
+
+def part(name: str) -> str:
+    """ "last_layer" for the prototypes, which are frozen in the first epoch."""
+    return "last_layer" if name.endswith((".weight_g", ".weight_v")) else ""
+
+
+def parameter_groups(student: Iterable[tuple[str, torch.nn.Parameter]]) -> list[dict]:
+    """Few groups: (backbone, heads, ibot_heads) x (decayed, not). Keys `module`, `decays`."""
+    groups: dict[tuple[str, bool], list] = {}
+    for name, p in student:
+        groups.setdefault((name.split(".")[0], decays(name)), []).append(p)
+    return [
+        {"params": params, "module": module, "decays": decayed}
+        for (module, decayed), params in groups.items()
+    ]
+
+
+def stretch(name: str, offset: int, count: int, *, depth: int, recipe: Optimizer) -> Stretch:
+    """A piece of the named parameter with the factor that the recipe gives it."""
+    factor = lr_factor(
+        name,
+        depth=depth,
+        layer_decay=recipe.layer_decay,
+        patch_embed_factor=recipe.patch_embed_factor,
+    )
+    return Stretch(offset, count, factor, part(name))
+
+
+def for_student(student: nn.Module, *, depth: int, recipe: Optimizer) -> "EmaAdamW":
+    """The optimizer of a Branch without DeepSpeed: plain parameters, their factors, no clipping.
+
+    Each step: set `lr` and (where `decays`) `weight_decay` of the groups, `ema_momentum` and
+    `part_factors`, then step(); state[p]["ema"] is the teacher.
+    """
+    optimizer = EmaAdamW(
+        parameter_groups(student.named_parameters()),
+        betas=(recipe.beta1, recipe.beta2),
+        eps=recipe.eps,
+    )
+    for name, p in student.named_parameters():
+        optimizer.make_state(p)
+        whole = stretch(name, 0, p.numel(), depth=depth, recipe=recipe)
+        optimizer.set_stretches(p, [whole])
+    return optimizer
+
+
+class EmaAdamW(torch.optim.Optimizer):
+    """Decoupled AdamW; the moving average of the weights is part of its state.
+
+    ema_momentum: teacher = momentum x teacher + (1 - momentum) x weights, in every step.
+    part_factors: factor per part of the parameters, 0 leaves it unchanged (moments go on).
+    skip: a step with this flag changes nothing. Group key clip_coefficient: None or 0-dim tensor.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[dict],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0}
+        super().__init__(groups, {**defaults, "clip_coefficient": None})
+        self.ema_momentum = 1.0
+        self.part_factors: Mapping[str, float] = {}
+        self.skip = False
+        self._stretches: dict[int, tuple[Stretch, ...]] = {}
+
+    def set_stretches(self, flat: Tensor, stretches: Iterable[Stretch]) -> None:
+        """What the flat consists of, without its padding; neighbours of equal factor are joined."""
+        joined: list[Stretch] = []
+        for s in sorted(stretches, key=lambda s: s.offset):
+            last = joined[-1] if joined else None
+            if last and (last.factor, last.part) == (s.factor, s.part):
+                if last.offset + last.count == s.offset:
+                    joined[-1] = Stretch(last.offset, last.count + s.count, s.factor, s.part)
+                    continue
+            joined.append(s)
+        self._stretches[id(flat)] = tuple(joined)
+
+    def make_state(self, flat: Tensor) -> None:
+        """Zero moments; the teacher starts as the student. Before the first step or loading."""
+        value = flat.detach()
+        self.state[flat] = {
+            "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+            "exp_avg": torch.zeros_like(value),
+            "exp_avg_sq": torch.zeros_like(value),
+            "ema": value.clone(),
+        }
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        assert closure is None
+        if self.skip:
+            return
+        for group in self.param_groups:
+            flats = [flat for flat in group["params"] if flat.grad is not None]
+            if flats:
+                self._update(flats, group)
+
+    def _update(self, flats: Sequence[Tensor], group: dict) -> None:
+        """One fused call for each factor of the group, over all its flats (stage 0 has many)."""
+        states = [self.state[flat] for flat in flats]
+        if group["clip_coefficient"] is not None:
+            gradients = [flat.grad for flat in flats]
+            torch._foreach_mul_(gradients, group["clip_coefficient"].to(gradients[0].dtype))
+        by_factor: dict[float, list[tuple[Tensor, ...]]] = {}
+        for flat, state in zip(flats, states, strict=True):
+            tensors = (flat.detach(), flat.grad, state["exp_avg"], state["exp_avg_sq"])
+            for s in self._stretches.get(id(flat), (Stretch(0, flat.numel(), 1.0),)):
+                factor = s.factor * self.part_factors.get(s.part, 1.0)
+                views = tensors
+                if s.count < flat.numel():
+                    views = tuple(t.view(-1).narrow(0, s.offset, s.count) for t in tensors)
+                by_factor.setdefault(factor, []).append((*views, state["step"].clone()))
+        for factor, members in by_factor.items():
+            *views, steps = (list(column) for column in zip(*members, strict=True))
+            adamw(
+                *views,
+                [],
+                steps,
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"] * factor,
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+        torch._foreach_add_([state["step"] for state in states], 1)
+        averages, weights = [state["ema"] for state in states], [flat.detach() for flat in flats]
+        torch._foreach_lerp_(averages, weights, 1.0 - self.ema_momentum)

@@ -1,0 +1,173 @@
+"""From two shard folders to k-NN accuracies of any features: bank and queries of one evaluation.
+
+Each rank reads, encodes and keeps its share of both; knn.py does the rest.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from poa_ds.data.batch import Bad
+from poa_ds.data.loader import eval_batches
+from poa_ds.data.store.index import ShardFolder
+from poa_ds.evaluate.neighbours import Bank, Deal, accuracies, spread
+from poa_ds.recipe.tree import Evaluation
+from poa_ds.system import dist
+from poa_ds.system.errors import UsageError, UserError
+
+Encoder = Callable[[Tensor], list[Tensor]]  # uint8 images (b, 3, S, S) -> one (b, C_i) per kind
+Progress = Callable[..., Iterable[Any]]  # progress(items, total=, label=, unit=) -> the items
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of a shard folder that take part, with their labels in the bank's numbers.
+
+    numbers: of each of the folder's classes; the last one is that of images without a class.
+    """
+
+    folder: ShardFolder
+    rows: np.ndarray
+    numbers: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        return self.numbers[torch.from_numpy(self.folder.labels[self.rows]).long()]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Labelled queries against a labelled bank. `options` is the recipe's section `evaluation`."""
+
+    bank: Split
+    queries: Split
+    options: Evaluation
+
+    @classmethod
+    def of(cls, bank: ShardFolder, queries: ShardFolder, options: Evaluation) -> "Comparison":
+        """Evenly spread subsets where the recipe asks for them; classes are matched by name.
+
+        UserError: the same images twice, no labels, classes that the bank lacks.
+        """
+        if bank.hash == queries.hash:
+            raise UsageError(
+                f"evaluation.queries {queries.path} and the bank {bank.path} are the same images: "
+                "each would find itself; name another split"
+            )
+        lacking = sorted(set(queries.classes) - set(bank.classes))
+        if lacking:
+            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            raise UserError(
+                f"{queries.path} has classes that the bank {bank.path} lacks: "
+                f"{', '.join(lacking[:3])}{more}"
+            )
+        number = {name: i for i, name in enumerate(bank.classes)}
+        none = len(bank.classes)
+        return cls(
+            Split(bank, _labelled(bank, options.bank_images), torch.arange(none + 1)),
+            Split(
+                queries,
+                _labelled(queries, options.query_images),
+                torch.tensor([*(number[name] for name in queries.classes), none]),
+            ),
+            options,
+        )
+
+    def rows_per_rank(self) -> int:
+        """Images that a rank keeps features of, at most."""
+        deals = (self._deal(split) for split in (self.bank, self.queries))
+        return sum(deal.rounds * deal.block for deal in deals)
+
+    @torch.inference_mode()
+    def measure(
+        self,
+        encode: Encoder,
+        kinds: int,
+        *,
+        device: torch.device,
+        workers: int = 0,
+        progress: Progress | None = None,
+    ) -> list[dict[int, float]]:
+        """Percent top-1 for each k, for each of the `kinds` features of `encode`. A collective."""
+
+        def blocks(split: Split, label: str) -> tuple[list[list[Tensor]], Tensor]:
+            """(unit feature rows [kind][block] of this rank's share on the CPU, all labels)."""
+            bad: list[Bad] = []
+            batches, used = self._batches(split, workers, bad), [torch.zeros(0, dtype=torch.long)]
+            if progress is not None:
+                total = len(self._deal(split).own())
+                batches = progress(batches, total=total, label=label, unit="batches")
+            found: list[list[Tensor]] = [[] for _ in range(kinds)]
+            for images, labels in batches:
+                used.append(labels)
+                for kind, x in enumerate(encode(images.to(device))):
+                    found[kind].append(F.normalize(x.float(), dim=1).cpu())
+            return found, self._labels(split, torch.cat(used), bad, device)
+
+        known, bank_labels = blocks(self.bank, "k-NN bank")
+        asked, query_labels = blocks(self.queries, "k-NN queries")
+        numbers = self._deal(self.bank).own()
+        return [
+            accuracies(
+                Bank(known[kind], numbers),
+                asked[kind],
+                self._deal(self.queries),
+                bank_labels=bank_labels,
+                query_labels=query_labels,
+                classes=len(self.bank.numbers),
+                temperature=self.options.temperature,
+                k=self.options.k,
+                device=device,
+            )
+            for kind in range(kinds)
+        ]
+
+    def _deal(self, split: Split) -> Deal:
+        return Deal(len(split.rows), self.options.batch_size)
+
+    def _places(self, split: Split) -> list[int]:
+        return [i for span in self._deal(split).own() for i in span]
+
+    def _labels(self, split: Split, own: Tensor, bad: list[Bad], device: torch.device) -> Tensor:
+        """Those of the images that were used: a damaged one gives way to another. A collective."""
+        replaced = [entry for rank in dist.all_gather_objects(bad) for entry in rank]
+        if not replaced:
+            return split.labels
+        if dist.is_main():
+            shard, key, cause = replaced[0]
+            print(
+                f"warning: {len(replaced)} damaged images of {split.folder.path} are replaced by "
+                f"others in the evaluation; the first: {shard}, sample {key}: {cause}",
+                file=sys.stderr,
+                flush=True,
+            )
+        labels = torch.full((len(split.rows),), -1)
+        labels[self._places(split)] = split.numbers[own]
+        return dist.all_max(labels.to(device)).cpu()
+
+    def _batches(
+        self, split: Split, workers: int, bad: list[Bad]
+    ) -> Iterable[tuple[Tensor, Tensor]]:
+        """This rank's blocks, one batch each (only the set's last block is short)."""
+        return eval_batches(
+            split.folder,
+            split.rows[self._places(split)],
+            resize=self.options.resize,
+            crop=self.options.crop,
+            batch_size=self.options.batch_size,
+            workers=workers,
+            bad=bad,
+        )
+
+
+def _labelled(folder: ShardFolder, wanted: int) -> np.ndarray:
+    rows = np.flatnonzero(folder.labels >= 0)
+    if not len(rows):
+        raise UserError(f"{folder.path} has no labels: k-NN needs them in bank and queries")
+    return rows[spread(len(rows), wanted)]

@@ -1,0 +1,157 @@
+"""knn.jsonl: every k-NN evaluation of a run with its protocol, one row each, only ever appended.
+
+{"step": 300, "protocol": {...}, "knn": {"384x12": {"10": 61.2, "20": 62.0}},
+ "floors": {"raw_pixels": {"10": ...}, "random_weights": {"384x12": {"10": ...}}}}   in percent
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from poa_ds.model.space import Subnet
+from poa_ds.system.errors import UserError
+
+NAME = "knn.jsonl"
+Accuracies = Mapping[int, float]  # k -> percent
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One row. raw_pixels, random_weights: the floors, where they were measured."""
+
+    step: int
+    protocol: Mapping[str, Any]
+    knn: Mapping[str, Accuracies]  # size -> its accuracies
+    raw_pixels: Accuracies = field(default_factory=dict)
+    random_weights: Mapping[str, Accuracies] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        step: int,
+        protocol: Mapping[str, Any],
+        knn: Mapping[Subnet, Accuracies],
+        *,
+        raw_pixels: Accuracies | None = None,
+        random_weights: Mapping[Subnet, Accuracies] | None = None,
+    ) -> "Evaluation":
+        """A row; sizes without finite features (NaN) are left out."""
+        knn = {
+            subnet: values for subnet, values in knn.items() if not any(map(isnan, values.values()))
+        }
+        named = {str(subnet): values for subnet, values in knn.items()}
+        floors = {str(subnet): values for subnet, values in (random_weights or {}).items()}
+        return cls(step, protocol, named, raw_pixels or {}, floors)
+
+    def to_json(self) -> str:
+        floors = {"raw_pixels": self.raw_pixels, "random_weights": self.random_weights}
+        floors = {name: values for name, values in floors.items() if values}
+        row = {"step": self.step, "protocol": self.protocol, "knn": self.knn, "floors": floors}
+        return json.dumps(row)
+
+    @classmethod
+    def from_json(cls, line: str) -> "Evaluation":
+        row = json.loads(line)
+        floors = row["floors"]
+        random_weights = floors.get("random_weights", {})
+        return cls(
+            row["step"],
+            row["protocol"],
+            {size: _by_k(values) for size, values in row["knn"].items()},
+            _by_k(floors.get("raw_pixels", {})),
+            {size: _by_k(values) for size, values in random_weights.items()},
+        )
+
+
+def _by_k(values: Mapping[str, float]) -> dict[int, float]:
+    return {int(k): percent for k, percent in values.items()}
+
+
+def place(teacher: Path) -> Path:
+    """The file that belongs to a teacher's folder: its run's, or one beside the weights."""
+    run = teacher.parent.parent if teacher.parent.name == "teacher" else teacher
+    return run / NAME
+
+
+def append(path: Path, evaluation: Evaluation) -> None:
+    """Add one row, on the disk when this returns; in the place of one that was cut short."""
+    with open(path, "ab") as file:
+        before = path.read_bytes() if file.tell() else b""
+        if before and not before.endswith(b"\n"):  # or the new row would go on in that line
+            file.truncate(before.rfind(b"\n") + 1)
+        file.write(evaluation.to_json().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[Evaluation]:
+    """All rows, [] without the file; a last line that a kill cut short does not count."""
+    if not path.is_file():
+        return []
+    *lines, _cut_short = path.read_text("utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(Evaluation.from_json(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, line {number} is damaged: {error!r}") from error
+    return rows
+
+
+def newest(rows: Sequence[Evaluation], step: int) -> dict[str, tuple[Accuracies, Mapping]]:
+    """Size -> (accuracies, protocol) of its last evaluation at that step."""
+    return {
+        size: (values, row.protocol)
+        for row in rows
+        if row.step == step
+        for size, values in row.knn.items()
+    }
+
+
+def table(evaluation: Evaluation) -> str:
+    """The evaluation as text: a line per size and floor, a column per k."""
+    columns = sorted({k for values in evaluation.knn.values() for k in values})
+    most = evaluation.protocol.get("k_at_most", 0)
+
+    width = max(10, *map(len, evaluation.knn), 0) + 2
+
+    def line(name: str, values: Accuracies, floor: Accuracies | None) -> str:
+        cells = [f"{values[k]:9.2f}" for k in columns]
+        below = [f"{floor[k]:9.2f}" for k in columns] if floor else []
+        return f"{name:<{width}}" + "".join(cells + below)
+
+    floors = evaluation.random_weights
+    heads = [f"k={k}{'*' * (k > most > 0)}" for k in columns]
+    title = f"k-NN top-1 in %, step {evaluation.step}, {describe(evaluation.protocol)}"
+    lines = [title + (", then random weights" if floors else "")]
+    lines.append(
+        f"{'size':<{width}}" + "".join(f"{head:>9}" for head in heads * (2 if floors else 1))
+    )
+    lines += [line(size, v, floors.get(size)) for size, v in evaluation.knn.items()]
+    if evaluation.raw_pixels:
+        lines.append(line("raw pixels", evaluation.raw_pixels, None))
+    if any(k > most > 0 for k in columns):
+        lines.append(f"* the bank has {most} images: k is {most} there")
+    return "\n".join(lines)
+
+
+def describe(protocol: Mapping[str, Any]) -> str:
+    """The protocol in a few words, the same for the same protocol."""
+    bank, queries = protocol["bank"], protocol["queries"]
+    return (
+        f"{queries['images']:,} queries in a bank of {bank['images']:,} of {bank['of']:,} images, "
+        f"crop {protocol['crop']} of {protocol['resize']}, {protocol['precision']}"
+    )
+
+
+def keep_through(path: Path, step: int) -> None:
+    """Drop the rows after `step`: a run that goes on from there writes them again."""
+    rows = read(path)
+    if any(row.step > step for row in rows):
+        beside = path.with_name(path.name + ".partial")
+        beside.write_text("".join(row.to_json() + "\n" for row in rows if row.step <= step))
+        beside.replace(path)

@@ -1,0 +1,165 @@
+"""poa-ds sizes: what each size costs and reaches, and the best one within a budget."""
+
+import argparse
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from poa_ds.checkpoint.deployed import find_teacher, load_teacher
+from poa_ds.evaluate import results
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.recipe.load import Config
+from poa_ds.system.errors import UserError
+
+SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One size. gflops: of a forward pass of one image, two per multiply-add."""
+
+    size: str
+    name: str
+    parameters: int
+    gflops: float
+    knn: float | None  # percent top-1 at the recipe's report_k
+    best: bool = False
+
+
+def rows(
+    model: ElasticBackbone,
+    config: Config,
+    knn: dict[str, results.Accuracies],
+    *,
+    most_parameters: float = float("inf"),
+    most_gflops: float = float("inf"),
+) -> list[Row]:
+    """Every size within the budget, smallest first; the one with the best k-NN is marked."""
+    names: dict[str, list[str]] = {}
+    for name, subnet in model.space.names.items():
+        names.setdefault(str(subnet), []).append(name)
+    report_k, crop = config.evaluation.report_k, config.evaluation.crop
+    every = [
+        Row(
+            str(subnet),
+            ", ".join(names.get(str(subnet), [])),
+            model.parameter_count(subnet),
+            model.flops(subnet, crop) / 1e9,
+            knn.get(str(subnet), {}).get(report_k),
+        )
+        for subnet in model.space.subnets()
+    ]
+    every.sort(key=lambda row: (row.parameters, row.gflops))
+    fitting = [r for r in every if r.parameters <= most_parameters and r.gflops <= most_gflops]
+    if not fitting:
+        least = min(every, key=lambda row: row.gflops)
+        raise UserError(
+            f"no size is within the budget: {every[0].size} has {short(every[0].parameters)} "
+            f"parameters, {least.size} needs {least.gflops:.3g} GFLOPs"
+        )
+    # equal accuracies: the cheaper one
+    best = max((r for r in fitting if r.knn is not None), key=lambda r: r.knn, default=None)
+    return [Row(**{**asdict(row), "best": row is best}) for row in fitting]
+
+
+def short(count: int) -> str:
+    """A count with three significant digits: 40.2 K, 22.1 M, 304 M."""
+    return f"{count / 1e6:.3g} M" if count >= 999_500 else f"{count / 1e3:.3g} K"
+
+
+def table(found: Sequence[Row], config: Config, title: str) -> str:
+    """The rows as aligned text."""
+    name_width = max([len(row.name) for row in found] + [4])
+    evaluation = config.evaluation
+    size_width = max([len(row.size) for row in found] + [8]) + 2
+    head = (
+        f"  {'size':<{size_width}}{'name':<{name_width}}{'parameters':>12}"
+        f"{f'GFLOPs at {evaluation.crop}':>16}{f'k-NN (k={evaluation.report_k})':>16}"
+    )
+    lines = [title, head]
+    for row in found:
+        accuracy = "-" if row.knn is None else f"{row.knn:.2f} %"
+        lines.append(
+            f"{'*' if row.best else ' '} {row.size:<{size_width}}{row.name:<{name_width}}"
+            f"{short(row.parameters):>12}{row.gflops:>16.3g}{accuracy:>16}"
+        )
+    if any(row.best for row in found):
+        lines.append("* the best k-NN of these")
+    return "\n".join(lines)
+
+
+def as_csv(found: Sequence[Row]) -> str:
+    """The rows as CSV with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in found)
+    return text.getvalue().rstrip("\n")
+
+
+def quantity(text: str) -> float:
+    """A number with an optional K, M or G (or B) behind it: 25M is 25 million."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGB]?)", text.strip().upper())
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 such as 25M or 800K")
+    return float(match[1]) * SUFFIXES[match[2]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds sizes`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="output directory, or one teacher")
+    parser.add_argument("--step", type=int, help="of the teacher (the newest)")
+    parser.add_argument(
+        "--max-params", type=quantity, default=float("inf"), metavar="N", help="e.g. 25M"
+    )
+    parser.add_argument(
+        "--max-gflops",
+        type=quantity,
+        default=float("inf"),
+        metavar="N",
+        help="e.g. 5; two per multiply-add",
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--csv", action="store_true", help="print CSV")
+    output.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the sizes of a run."""
+    model, config, step = load_teacher(args.run, args.step)
+    path = results.place(find_teacher(args.run, args.step))
+    measured = results.newest(results.read(path), step)
+    found = rows(
+        model,
+        config,
+        {size: values for size, (values, _) in measured.items()},
+        most_parameters=args.max_params,
+        most_gflops=args.max_gflops,
+    )
+    if args.csv:
+        print(as_csv(found))
+    elif args.json:
+        print(json.dumps([asdict(row) for row in found], indent=1))
+    else:
+        print(table(found, config, f"{args.run}, step {step}: {len(found)} sizes"))
+        print("\n".join(_remarks(measured, found, args.run)))
+    return 0
+
+
+def _remarks(measured: dict, found: Sequence[Row], run: Path) -> list[str]:
+    """By which protocol the k-NN was measured, and what is missing."""
+    shown = {row.size for row in found if row.knn is not None}
+    protocols = sorted({results.describe(p) for size, (_, p) in measured.items() if size in shown})
+    lines = ["GFLOPs: of one image, two per multiply-add"]
+    lines += [f"k-NN: {protocol}" for protocol in protocols]
+    if len(protocols) > 1:
+        lines.append("These protocols differ: the accuracies cannot be compared.")
+    if len(shown) < len(found):
+        lines.append(
+            f"{len(found) - len(shown)} sizes without k-NN: poa-ds eval knn {run} --sizes all"
+        )
+    return lines

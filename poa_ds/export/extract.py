@@ -1,0 +1,119 @@
+"""One size of an elastic network as a plain model of its own.
+
+An elastic linear layer multiplies its input by max width / width; here that factor moves into the
+weight, in float32, so that a plain network computes the same.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from poa_ds.checkpoint.deployed import find_teacher, load_teacher
+from poa_ds.export.folder import RECIPE, WEIGHTS, Export, Style, check_images, usage
+from poa_ds.export.forms import form
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.space import Subnet
+from poa_ds.recipe.load import Config
+from poa_ds.system.errors import UsageError
+
+BEFORE_SCALE = {"ls1": "attn.proj", "ls2": "mlp.fc2"}  # the layer that each LayerScale follows
+
+
+def extract(
+    model: ElasticBackbone, subnet: Subnet, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """The state dict of one size as a plain network: the ViT's under timm's and DINOv2's names.
+
+    The factors are folded in float32 (float64 for such a model), then all is cast to `dtype`. The
+    final norm is part of it, the mask token is not. Swin: the names of plain/swin.py; ResNet:
+    torchvision's, with group norms in the places of the batch norms.
+    """
+    return form(model).extract(model, subnet, dtype)
+
+
+def fold_layer_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same network without LayerScale: its factors go into the layer before."""
+    folded = {name: t for name, t in state.items() if not name.endswith(".gamma")}
+    for name, gamma in state.items():
+        if name.endswith(".gamma"):
+            block, scale, _ = name.rsplit(".", 2)
+            layer = f"{block}.{BEFORE_SCALE[scale]}"
+            folded[f"{layer}.weight"] = folded[f"{layer}.weight"] * gamma[:, None]
+            folded[f"{layer}.bias"] = folded[f"{layer}.bias"] * gamma
+    return folded
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds extract`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="output directory, or one teacher")
+    parser.add_argument(
+        "--size",
+        required=True,
+        help="name or WIDTHxDEPTH; several by commas, or all: a folder each",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--format",
+        choices=list(WEIGHTS),
+        help="timm where it can express the size exactly, else state-dict, which comes with "
+        "model.py, a module that needs torch alone; onnx",
+    )
+    parser.add_argument("--step", type=int, help="of the teacher (the newest)")
+    parser.add_argument(
+        "--fold-layerscale", action="store_true", help="no LayerScale: its factors into the weights"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="reload what is written, compare features on images"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="SHARDS",
+        help="of --check (recipe's evaluation.queries; random ones where they are not)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write every asked size, and say how to use the first."""
+    model, config, step = load_teacher(args.run, args.step)
+    source = str(find_teacher(args.run, args.step))
+    subnets = model.space.select(args.size)
+    styles = {subnet: _style(config, subnet, args.format) for subnet in subnets}
+    if args.images and not args.check:
+        raise UsageError(f"--images {args.images}: they are for --check, which is not given")
+    images, what = check_images(config, args.images) if args.check else (None, "")
+    folders = _folders(args.out, subnets)
+    for subnet, folder in folders.items():
+        state = extract(model, subnet)
+        state = fold_layer_scale(state) if args.fold_layerscale else state
+        export = Export(model, config, step, source, styles[subnet])
+        difference = export.write(subnet, state, folder, images)
+        print(f"{subnet}, {model.parameter_count(subnet):,} parameters: {folder}")
+        if difference is not None:
+            print(f"  largest difference to the elastic network on {what}: {difference:.2e}")
+    first = next(iter(folders))
+    print(usage(folders[first], first, model, config, styles[first]))
+    return 0
+
+
+def _style(config: Config, subnet: Subnet, asked: Style | None) -> Style:
+    """The asked format, or the best one. UsageError where timm cannot express the size."""
+    why = form(config).not_timm(config, subnet)
+    if asked == "timm" and why:
+        raise UsageError(
+            f"--format timm: timm cannot express {subnet} exactly ({why}):"
+            " use --format state-dict or onnx"
+        )
+    return asked or ("state-dict" if why else "timm")
+
+
+def _folders(out: Path, subnets: Sequence[Subnet]) -> dict[Subnet, Path]:
+    """Where each size goes: OUT itself for one, sub-folders for several."""
+    if len(subnets) == 1:
+        return {subnets[0]: out}
+    if (out / RECIPE).exists():
+        raise UsageError(f"--out {out} holds one exported model: several sizes need a new folder")
+    return {subnet: out / subnet.label for subnet in subnets}

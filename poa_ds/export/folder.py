@@ -1,0 +1,211 @@
+"""An extracted size as a folder that others open, and the proof that it computes the same."""
+
+import json
+import runpy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from poa_ds.checkpoint.deployed import whole_folder
+from poa_ds.data.loader import eval_batches
+from poa_ds.data.store.index import ShardFolder
+from poa_ds.export import onnx_file
+from poa_ds.export.forms import form
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.space import Subnet
+from poa_ds.recipe.load import Config
+from poa_ds.system.errors import UserError
+
+Style = Literal["timm", "state-dict", "onnx"]
+WEIGHTS: dict[Style, str] = {
+    "timm": "model.safetensors",
+    "state-dict": "state_dict.safetensors",
+    "onnx": "model.onnx",
+}
+RECIPE, MODULE = "config.json", "model.py"
+MARK = "poa_ds"  # a key of RECIPE: the folder is one of ours
+LIMIT = 1e-4  # of a check; rounding in float32 amounts to about 1e-5
+CHECKED_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Export:
+    """How sizes of one teacher are written. source: where the teacher came from, for the record."""
+
+    model: ElasticBackbone
+    config: Config
+    step: int
+    source: str
+    style: Style = "timm"
+
+    def write(
+        self,
+        subnet: Subnet,
+        state: Mapping[str, Tensor],
+        folder: Path,
+        images: Tensor | None = None,
+    ) -> float | None:
+        """Write the plain `state` of one size; with images, the difference that `check` finds.
+
+        UserError, and nothing written: a difference above LIMIT, or a folder of someone else.
+        """
+        _refuse_foreign(folder)
+        with whole_folder(folder) as partial:
+            self._fill(partial, subnet, state)
+            if images is None:
+                return None
+            difference = check(partial, self.model, subnet, images)
+            if not difference <= LIMIT:
+                raise UserError(
+                    f"{subnet}: the exported model differs from the elastic network by "
+                    f"{difference:.3g} (at most {LIMIT:g} is rounding); {folder} is not written"
+                )
+        return difference
+
+    def _fill(self, folder: Path, subnet: Subnet, state: Mapping[str, Tensor]) -> None:
+        found = form(self.config)
+        name, arguments = found.arguments(self.config, subnet, state)
+        weights = folder / WEIGHTS[self.style]
+        if self.style == "onnx":
+            network = build(found.module, arguments, state)
+            onnx_file.write(network, found.feature, weights, self.config.crops.global_size)
+        else:
+            if self.style == "timm":
+                name, arguments, state = found.timm(self.config, subnet, state)
+            else:
+                (folder / MODULE).write_text(Path(found.module.__file__).read_text())
+            save_file(dict(state), weights, metadata={"format": "pt"})
+        about = self._about(subnet, name, arguments)
+        (folder / RECIPE).write_text(json.dumps(about, indent=2) + "\n")
+
+    def _about(self, subnet: Subnet, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """config.json; its timm part is what `local-dir:` and `hf_hub:` read."""
+        evaluation, side = self.config.evaluation, self.config.crops.global_size
+        found = form(self.config)
+        preprocessing = {
+            "input_size": [3, side, side],
+            "fixed_input_size": found.fixed_size,
+            "interpolation": "bicubic",
+            "crop_pct": evaluation.crop / evaluation.resize,
+            "crop_mode": "center",
+            "mean": list(self.config.augmentation.mean),
+            "std": list(self.config.augmentation.std),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": found.first_conv,
+            "classifier": found.classifier,
+        }
+        return {
+            "architecture": name,
+            "num_classes": 0,
+            "num_features": self.model.feature_width(subnet),
+            "global_pool": found.pool,
+            "model_args": dict(arguments),
+            "pretrained_cfg": preprocessing,
+            MARK: {
+                "size": str(subnet),
+                "cut_from": str(self.model.space.intact),
+                "source": self.source,
+                "step": self.step,
+                "format": self.style,
+                "note": f"trained at {side} px; {found.note}",
+            },
+        }
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """UserError unless the folder is new, empty, or an export that holds nothing else."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    ours = {RECIPE, MODULE, "__pycache__", *WEIGHTS.values()}  # who imports MODULE leaves one
+    if names and (not names <= ours or MARK not in _json(folder / RECIPE)):
+        raise UserError(f"{folder} exists and is not an export of poa-ds: name another --out")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # not a file of ours
+    return content if isinstance(content, dict) else {}
+
+
+def build(
+    module: ModuleType, arguments: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> nn.Module:
+    """A plain network in eval mode."""
+    network = module.Network(**arguments)
+    network.load_state_dict(dict(state), strict=True)
+    return network.eval()
+
+
+def reload(folder: Path) -> nn.Module:
+    """The exported model, built from the folder alone."""
+    if (folder / WEIGHTS["timm"]).is_file():
+        import timm  # seconds; needed here only
+
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    if (folder / WEIGHTS["onnx"]).is_file():
+        return onnx_file.Network(folder / WEIGHTS["onnx"])
+    # not imported: that would leave its __pycache__ in the folder
+    return runpy.run_path(str(folder / MODULE))["load"](folder)
+
+
+@torch.inference_mode()
+def check(folder: Path, model: ElasticBackbone, subnet: Subnet, images: Tensor) -> float:
+    """The largest difference of any token between the elastic network and the exported one.
+
+    images: normalised float (B, 3, S, S) of the training resolution.
+    """
+    wanted, network = model(images, subnet), reload(folder)
+    tokens = form(model).tokens(network.forward_features(images))
+    feature = network(images)  # what users call: the class feature alone
+    return max((wanted - tokens).abs().max().item(), (wanted[:, 0] - feature).abs().max().item())
+
+
+def check_images(config: Config, shards: Path | None = None) -> tuple[Tensor, str]:
+    """(normalised images, what they are).
+
+    Of the shard folder, else of the evaluation's queries where they are, else random.
+    """
+    evaluation, side = config.evaluation, config.crops.global_size
+    place = shards or Path(evaluation.queries)
+    if shards is None and not (evaluation.queries and place.is_dir()):
+        return torch.randn(CHECKED_IMAGES, 3, side, side), "random images"
+    folder = ShardFolder.open(place)
+    ids = range(min(CHECKED_IMAGES, len(folder)))
+    resize = round(side * evaluation.resize / evaluation.crop)
+    images, _ = next(eval_batches(folder, ids, resize=resize, crop=side, batch_size=CHECKED_IMAGES))
+    mean, std = (
+        torch.tensor(x).view(3, 1, 1) for x in (config.augmentation.mean, config.augmentation.std)
+    )
+    return (images / 255 - mean) / std, f"images of {place}"
+
+
+def usage(
+    folder: Path, subnet: Subnet, model: ElasticBackbone, config: Config, style: Style
+) -> str:
+    """The lines that use an exported model."""
+    side, width = config.crops.global_size, model.feature_width(subnet)
+    load = {
+        "timm": f'timm.create_model("local-dir:{folder}", pretrained=True).eval()',
+        "state-dict": f'runpy.run_path("{folder / MODULE}")["load"]("{folder}")  # torch alone',
+        "onnx": f'onnxruntime.InferenceSession("{folder / WEIGHTS["onnx"]}")',
+    }
+    run = ("feature = model(images)", "features = model.forward_features(images)")
+    if style == "onnx":
+        run = ('feature, features = model.run(None, {"images": images})',)
+    lines = (
+        f"# images: normalised float32 (B, 3, {side}, {side})",
+        f"# feature (B, {width}); features: {form(model).features}",
+        f"model = {load[style]}",
+        *run,
+    )
+    return "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,188 @@
+"""Names and layouts of the published POA code and of timm, to ours and back.
+
+Ours differs in one layout: the rows of qkv are stored head by head (head, q|k|v, channel),
+elsewhere q|k|v first (q|k|v, head, channel).
+"""
+
+import argparse
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from poa_ds.checkpoint.deployed import differences, find_teacher, write_teacher
+from poa_ds.export.forms import form
+from poa_ds.model.build import backbone
+from poa_ds.model.heads import HeadBank
+from poa_ds.model.layers import head_major, third_major
+from poa_ds.model.vit.names import from_poa_backbone, to_timm
+from poa_ds.recipe import load as recipes
+from poa_ds.recipe.load import Config
+from poa_ds.system.errors import UsageError, UserError
+
+__all__ = [
+    "add_arguments",
+    "from_poa_backbone",
+    "from_poa_heads",
+    "from_poa_teacher",
+    "head_major",
+    "read_checkpoint",
+    "run",
+    "third_major",
+    "to_timm",
+]
+
+
+def from_poa_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The published MDINOHead's state dict (any prefix before `mlp0`) under our names."""
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        found = re.search(r"(?:^|\.)(mlp|last_layer)(\d+)\.(.+)$", name)
+        if not found or name.startswith("backbone."):
+            continue
+        kind, head, rest = found.groups()
+        ours[f"{head}.{_head_part(kind, rest)}"] = tensor
+    return ours
+
+
+def _head_part(kind: str, rest: str) -> str:
+    """weight_g stays; mlp part 0.linear.weight -> first.weight; 2.bias -> rest.0.bias."""
+    if kind == "last_layer":
+        return rest
+    rest = rest.replace("linear.", "")
+    place, _, parameter = rest.rpartition(".")
+    if place in ("", "0"):
+        return f"first.{parameter}"
+    return f"rest.{int(place) // 2 - 1}.{parameter}"
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The teacher of a published checkpoint under its own names, without `module.`.
+
+    Reads {"teacher": {...}} or a bare state dict; only tensors, no code in it is run.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(f"{path} is damaged or holds more than tensors: {first}") from error
+    state = content.get("teacher", content) if isinstance(content, dict) else {}
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        found = list(content)[:5] if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path} holds no `teacher` with named tensors, but {found}")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def from_poa_teacher(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Backbone and, where they are there, heads under our names, checked against the recipe."""
+    wanted, head_dim = _shapes(config), config.backbone.head_dim
+    named = re.compile(r"^(?:backbone|dino_head|ibot_head)\.")
+    parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "dino_head": {}, "ibot_head": {}}
+    for name, tensor in state.items():
+        prefix = name.split(".")[0] if named.match(name) else "backbone"
+        parts[prefix][name] = tensor
+    qkv = [t for name, t in state.items() if ".attn.qkv." in name]
+    if any(len(tensor) % (3 * head_dim) for tensor in qkv):
+        raise UserError(
+            f"attention of width {len(qkv[0]) // 3} does not divide into heads of "
+            f"backbone.head_dim {head_dim}: {_described(state)}"
+        )
+    named_ours = form(config).from_published(parts["backbone"], config)
+    ours = {f"backbone.{name}": tensor for name, tensor in named_ours.items()}
+    for theirs, prefix in (("dino_head", "heads"), ("ibot_head", "ibot_heads")):
+        ours |= {f"{prefix}.{n}": t for n, t in from_poa_heads(parts[theirs]).items()}
+    present = {name.split(".")[0] for name in ours}
+    problems = differences(
+        {name: shape for name, shape in wanted.items() if name.split(".")[0] in present},
+        {name: tuple(tensor.shape) for name, tensor in ours.items()},
+    )
+    if problems or "backbone" not in present:
+        sizes = recipes.space(config)
+        raise UserError(
+            f"the tensors do not fit the recipe (largest size {sizes.intact}, patch "
+            f"{config.backbone.patch_size}, heads {list(config.heads.prototypes)}): "
+            f"{_described(state)}. {'; '.join(problems)}"
+        )
+    return ours
+
+
+def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of the recipe's teacher."""
+    heads = config.heads
+    with torch.device("meta"):
+        model = backbone(config)
+        parts = {"backbone": model}
+        for name in ("heads", "ibot_heads"):
+            parts[name] = HeadBank(
+                model.feature_width(model.space.intact),
+                heads.prototypes,
+                hidden=heads.hidden,
+                bottleneck=heads.bottleneck,
+                layers=heads.layers,
+            )
+    return {
+        f"{part}.{name}": tuple(tensor.shape)
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+# of their backbones, the first pattern that a name fits
+_KINDS = (
+    (r"blocks\.\d", "they are a ViT"),
+    (r"stages\.\d\.blocks\.", "they are a Swin"),
+    (r"layer\d\.layers\.", "they are a ResNet"),
+)
+
+
+def _described(state: Mapping[str, Tensor]) -> str:
+    """What the tensors seem to be."""
+    plain = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
+    kinds = [kind for pattern, kind in _KINDS if any(re.match(pattern, name) for name in plain)]
+    if not kinds:
+        return f"they are no network of POA (names such as {', '.join(list(plain)[:3])})"
+    blocks = {m[1] for name in plain if (m := re.match(r"blocks\.((?:\d+\.)+)", name))}
+    patch = plain.get("patch_embed.proj.weight")
+    size = (
+        f" {len(patch)}x{len(blocks)}, patch {patch.shape[-1]}"
+        if blocks and patch is not None
+        else ""
+    )
+    prototypes = [len(t) for name, t in state.items() if name.endswith(".weight_g")]
+    return f"{kinds[0]}{size}, {f'heads {prototypes}' if prototypes else 'no heads'}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds import-poa`."""
+    parser.add_argument(
+        "checkpoint", type=Path, help="teacher_checkpoint.pth of the published code"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path("ds_configs/vit_l16_in1k.yaml"),
+        help="recipe with the sizes, patch_size and head_dim of that network (%(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the checkpoint's teacher as one of ours."""
+    config = recipes.load(args.config)
+    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
+        raise UsageError(f"{args.out} exists and is not an empty folder: name a new one")
+    tensors = from_poa_teacher(read_checkpoint(args.checkpoint), config)
+    write_teacher(args.out, tensors, config, 0, source=str(args.checkpoint))
+    count = sum(tensor.numel() for tensor in tensors.values())
+    print(
+        f"{len(tensors)} tensors, {count / 1e6:.1f} million numbers: {find_teacher(args.out)}\n"
+        f"  poa-ds sizes {args.out}\n"
+        f"  poa-ds eval knn {args.out} --bank SHARDS --queries SHARDS\n"
+        f"  poa-ds extract {args.out} --size {recipes.space(config).intact} --out MODEL --check"
+    )
+    return 0

@@ -1,0 +1,170 @@
+"""The terms of the objective as pure functions of scores and targets (POA eq. 6-10).
+
+Targets are softmax(scores / temperature + bias): Sinkhorn-Knopp over all ranks and centering both
+amount to one bias per prototype.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from poa_ds.system import dist
+from poa_kernels.sinkhorn import column_mass, softmax_mass
+
+ROUNDING = 1e-6  # a distance of float32 unit vectors that may be none at all
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one student says about B images under one head of K prototypes."""
+
+    global_cls: Tensor  # (2, B, K)  class tokens of the global crops
+    local_cls: Tensor  # (L, B, K)  class tokens of the local crops
+    patches: Tensor  # (M, K)     masked patches of the global crops
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Teacher assignments; every row is a distribution over K prototypes."""
+
+    global_cls: Tensor  # (2, B, K)
+    patches: Tensor  # (M, K)
+
+
+def cross_entropy(scores: Tensor, target: Tensor, temperature: float = 0.1) -> Tensor:
+    """Row-wise cross-entropy. scores, target (..., K), broadcastable -> (...)."""
+    return -(target * F.log_softmax(scores / temperature, dim=-1)).sum(-1)
+
+
+def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Balanced assignment over the rows of all ranks. scores (R, K) -> probabilities (R, K)."""
+    scores = scores.float()
+    bias = sinkhorn_biases(lambda: [[scores]], [scores.shape[1]], temperature, iterations)[0]
+    return targets(scores, temperature, bias)
+
+
+def sinkhorn_biases(
+    passes: Callable[[], Iterable[Iterable[Tensor]]],
+    prototypes: Sequence[int],
+    temperature: float,
+    iterations: int = 3,
+) -> list[Tensor]:
+    """The bias (K_i,) per prototype that balances each of several independent assignments.
+
+    passes() yields, part by part, one score matrix (rows, K_i) per assignment; it is called
+    iterations + 1 times, so scores may be recomputed instead of kept. Only sums over all parts
+    and all ranks count; one reduction per iteration serves all assignments. Float32, in the log
+    domain: columns to equal mass, rows to mass one is bias -= log of the column sums of
+    softmax(scores / temperature + bias).
+    """
+    tops = [torch.cat([_column_tops(scores) for scores in part]) for part in passes()]
+    top = dist.all_max(torch.stack(tops).amax(0)) / temperature
+    top = torch.where(top.isfinite(), top, 0.0)  # an assignment without any row
+    bias = -top
+    for iteration in range(iterations):
+        columns = torch.zeros_like(bias)
+        for part in passes():
+            shifts = bias.split(list(prototypes))
+            mass = softmax_mass if iteration else column_mass
+            pairs = zip(part, shifts, strict=True)
+            columns += torch.cat([mass(s, temperature, b) for s, b in pairs])
+        bias = bias - dist.all_sum(columns).clamp_min(torch.finfo(torch.float32).tiny).log()
+    return list(bias.split(list(prototypes)))
+
+
+def _column_tops(scores: Tensor) -> Tensor:
+    if len(scores) == 0:
+        return torch.full(scores.shape[1:], -torch.inf, device=scores.device)
+    return scores.float().amax(0)
+
+
+def centering_bias(center: Tensor, temperature: float) -> Tensor:
+    """The bias (K,) that subtracts the running centre of the scores before the softmax."""
+    return -center.float() / temperature
+
+
+def targets(scores: Tensor, temperature: float, bias: Tensor) -> Tensor:
+    """Teacher assignments of scores (..., K): each row a distribution, in float32."""
+    return F.softmax(scores.float() / temperature + bias, dim=-1)
+
+
+def match(
+    s: Scores, t: Targets, patch_weights: Tensor, temperature: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """(dino, ibot) of one student against the teacher.
+
+    dino: mean over the 2 + 2L pairs of different views (student view, teacher global crop).
+    ibot: mean over the 2B crops of the mean over that crop's masked patches; unmasked crops
+    count 0. patch_weights (M,): 1 / masked patches of that crop. Source: POA eq. 6-8.
+    """
+    across = cross_entropy(s.global_cls, t.global_cls.flip(0), temperature).mean() * 2
+    # cross-entropy is linear in the target: both teacher crops in one product
+    local = cross_entropy(s.local_cls, t.global_cls.sum(0), temperature).mean(-1).sum()
+    pairs = 2 + 2 * len(s.local_cls)
+    patches = cross_entropy(s.patches, t.patches, temperature) * patch_weights
+    return (across + local) / pairs, patches.sum() / (2 * s.global_cls.shape[1])
+
+
+def imitate(elastic: Scores, intact: Scores, temperature: float = 0.1) -> Tensor:
+    """The elastic student towards the intact one, view by view (POA eq. 9).
+
+    No gradient reaches the intact one. Mean over the global rows plus mean over the local rows.
+    """
+
+    def one(a: Tensor, b: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = F.softmax(b / temperature, dim=-1)
+        return cross_entropy(a, target, temperature).mean()
+
+    both = one(elastic.global_cls, intact.global_cls)
+    return both + one(elastic.local_cls, intact.local_cls) if len(elastic.local_cls) else both
+
+
+@dataclass(frozen=True)
+class RowTerms:
+    """Cross-entropies of the rows of both students under one head, from one pass.
+
+    cls (2, V, 2): student, view and image (2B global, then LB local rows), towards teacher and
+    towards intact student. patches (2, M): towards the teacher.
+    """
+
+    cls: Tensor
+    patches: Tensor
+
+    def stacked(self, size: int, patch_weights: Tensor) -> Tensor:
+        """(5,): dino and ibot of the intact, of the elastic student, imitation; eq. 6-10.
+
+        size: B. Each local row met both of the teacher's crops.
+        """
+        views = self.cls.shape[1] // size
+        dino = self.cls[:, :, 0].sum(1) / (size * (2 + 2 * (views - 2)))
+        ibot = (self.patches * patch_weights).sum(1) / (2 * size)
+        towards = self.cls[1, :, 1]
+        imitation = towards[: 2 * size].mean()
+        if views > 2:
+            imitation = imitation + towards[2 * size :].mean()
+        return torch.stack((dino[0], ibot[0], dino[1], ibot[1], imitation))
+
+
+def koleo(x: Tensor) -> Tensor:
+    """Spread of features: mean -log distance to the nearest neighbour. x (B, C), in float32.
+
+    Source: Sablayrolles et al. 2019, as in DINOv2. 0 for fewer than two rows. Rows that are equal
+    but for rounding, and rows of zeros, count in the value and get no gradient: theirs would be
+    the tiny epsilons' (1e7 to 1e14, beyond what fp16 holds), in a direction that means nothing.
+    """
+    if len(x) < 2:
+        return x.sum() * 0
+    x = x if x.dtype == torch.float64 else x.float()
+    with torch.no_grad():
+        empty = x.norm(dim=-1, keepdim=True) <= 1e-8
+    x = F.normalize(torch.where(empty, x.detach(), x), eps=1e-8, dim=-1)
+    with torch.no_grad():
+        dots = x @ x.T
+        nearest = dots.fill_diagonal_(-1).argmax(1)
+    distance = F.pairwise_distance(x, x[nearest], 2, 1e-8)
+    distance = torch.where(distance < ROUNDING, distance.detach(), distance)
+    return -torch.log(distance + 1e-8).mean()

@@ -1,0 +1,125 @@
+"""Names of ResNets elsewhere: the published code's, the plain module's and timm's."""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poa_ds.model.backbone import pooled
+from poa_ds.model.resnet import plain as plain
+from poa_ds.model.resnet.network import ElasticResNet
+from poa_ds.model.shape import shape
+from poa_ds.model.space import Subnet
+from poa_ds.recipe.tree import Config
+
+PUBLISHED_STEM, PUBLISHED_GROUPS = 64, 32  # all that timm's ResNet with group norms can have
+
+
+def from_published(state: Mapping[str, Tensor], stages: Sequence[int]) -> dict[str, Tensor]:
+    """The published ResNet's state dict (with or without `backbone.`) under our names.
+
+    stages: blocks of each. Keys of other parts (heads) are left out; blocks that the stages do not
+    have keep their names.
+    """
+    firsts = [0, *accumulate(stages)]
+    prefixed = any(name.startswith("backbone.") for name in state)
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if prefixed and not name.startswith("backbone."):
+            continue
+        name = name.removeprefix("backbone.")
+        found = re.match(r"layer(\d)\.layers\.(\d+)\.(.+)", name)
+        if found and int(found[2]) >= stages[int(found[1]) - 1]:  # that number is another stage's
+            ours[name] = tensor
+        elif found:
+            place = firsts[int(found[1]) - 1] + int(found[2])
+            ours[f"blocks.{place}.{found[3].replace('.conv.', '.')}"] = tensor
+        else:
+            ours["embed." + re.sub(r"^(conv|norm)1\.", r"\1.", name)] = tensor
+    return ours
+
+
+def _plain(rest: str) -> str:
+    """Of a block: our norms have torchvision's names."""
+    return re.sub(r"^norm(\d)\.", r"bn\1.", rest)
+
+
+class ResNetForm:
+    """How sizes of an ElasticResNet look outside: torchvision's and timm's names."""
+
+    module = plain
+    first_conv, classifier, pool = "conv1", "fc", "avg"
+    features = "the last map (B, C, rows, columns)"
+    fixed_size = False
+    note = "the feature is the mean of the last map"
+
+    @staticmethod
+    def from_published(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+        return from_published(state, shape(config).stages)
+
+    @staticmethod
+    def extract(model: ElasticResNet, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
+        whole, width, place = model.space.intact.width, subnet.width, {}
+        kept_blocks, firsts = model.members(subnet), [0, *accumulate(subnet.depth)]
+        for stage, (first, last) in enumerate(pairwise(firsts)):
+            for i, block in enumerate(kept_blocks[first:last]):
+                place[block] = f"layer{stage + 1}.{i}"
+
+        def cut(rest: str, tensor: Tensor) -> Tensor:
+            rows = len(tensor) * width // whole
+            if rest.startswith(("norm1.", "norm2.", "conv1.")):
+                return tensor[:rows]
+            if rest.startswith(("conv2.", "conv3.")):
+                tensor = tensor[:, : tensor.shape[1] * width // whole] * (whole / width)
+                return tensor[:rows] if rest.startswith("conv2.") else tensor
+            return tensor
+
+        kept: dict[str, Tensor] = {}
+        for name, tensor in model.state_dict().items():
+            exact = tensor if tensor.dtype == torch.float64 else tensor.float()
+            if found := re.match(r"blocks\.(\d+)\.(.+)", name):
+                if int(found[1]) in place:
+                    layer = place[int(found[1])]
+                    kept[f"{layer}.{_plain(found[2])}"] = cut(found[2], exact)
+            elif name != "embed.mask_token":
+                name = name.replace("embed.conv.", "conv1.").replace("embed.norm.", "bn1.")
+                kept[name] = exact
+        return {name: t.to("cpu", dtype).contiguous() for name, t in kept.items()}
+
+    @staticmethod
+    def arguments(
+        config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+    ) -> tuple[str, dict[str, Any]]:
+        found = shape(config)
+        return "resnet", {
+            "width": subnet.width,
+            "outer": 2 * found.widest,
+            "stem": found.stem,
+            "layers": list(subnet.depth),
+            "groups": found.norm_groups,
+        }
+
+    @staticmethod
+    def not_timm(config: Config, subnet: Subnet) -> str:
+        found = shape(config)
+        if (found.stem, found.norm_groups) != (PUBLISHED_STEM, PUBLISHED_GROUPS):
+            return f"timm's has a stem of {PUBLISHED_STEM} and {PUBLISHED_GROUPS} groups per norm"
+        return ""
+
+    @classmethod
+    def timm(
+        cls, config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+    ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+        arguments = {"layers": list(subnet.depth), "base_width": subnet.width}
+        return "resnet50_gn", arguments, dict(state)
+
+    @staticmethod
+    def feature(features: Tensor) -> Tensor:
+        return features.mean((2, 3))
+
+    @staticmethod
+    def tokens(features: Tensor) -> Tensor:
+        return pooled(features.permute(0, 2, 3, 1))

@@ -1,0 +1,163 @@
+"""The elastic ResNet: bottlenecks of which the inner channels and the number per stage vary."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from poa_ds.model.backbone import ElasticBackbone, Streams, enlarge, pooled
+from poa_ds.model.layers import Packing
+from poa_ds.model.shape import ResNetShape
+from poa_ds.model.space import ElasticSpace, Subnet
+
+
+@dataclass(frozen=True)
+class ResNetPlan:
+    """Inner width of this block for each stream, or None where the stream passes it by.
+
+    groups: maps per stream, one for each group of crops.
+    """
+
+    inner: tuple[int | None, ...]
+    groups: int
+
+
+class ElasticConv(nn.Conv2d):
+    """Convolution without bias of which the leading channels are used.
+
+    x (n, in, h, w), out -> (n, out, h, w), as if x were scaled by in_channels / in.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, size, stride, padding=size // 2, bias=False)
+
+    def forward(self, x: Tensor, out: int) -> Tensor:
+        weight, inputs = self.weight[:out, : x.shape[1]], x.shape[1]
+        if inputs < self.in_channels:
+            weight = weight * (self.in_channels / inputs)  # smaller than the map
+        return F.conv2d(x, weight, None, self.stride, self.padding)
+
+
+class ElasticGroupNorm(nn.GroupNorm):
+    """Group norm over the active channels, in as many groups as at full width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = x.shape[1]
+        return F.group_norm(x, self.num_groups, self.weight[:c], self.bias[:c], self.eps)
+
+
+class Bottleneck(nn.Module):
+    """A block that all streams pass together; its maps are those of stream 0, then of stream 1.
+
+    Input and output channels are fixed, the inner ones elastic. A stream that does not use the
+    block leaves as new tensors (see layers.Block).
+    """
+
+    def __init__(
+        self, inputs: int, inner: int, outputs: int, groups: int, *, stride: int, shortcut: bool
+    ) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = ElasticConv(inputs, inner, 1), ElasticGroupNorm(groups, inner)
+        self.conv2 = ElasticConv(inner, inner, 3, stride=stride)
+        self.norm2 = ElasticGroupNorm(groups, inner)
+        self.conv3, self.norm3 = ElasticConv(inner, outputs, 1), ElasticGroupNorm(groups, outputs)
+        # numbered names, as published: this norm's weight is decayed, other norms' are not
+        self.downsample = (
+            nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.GroupNorm(groups, outputs)
+            )
+            if shortcut
+            else None
+        )
+
+    def forward(self, *maps: Tensor, plan: ResNetPlan) -> Streams:
+        inner = [width for width in plan.inner for _ in range(plan.groups)]
+        return tuple(
+            x * 1 if width is None else self._one(x, width)
+            for x, width in zip(maps, inner, strict=True)
+        )
+
+    def _one(self, x: Tensor, inner: int) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x, out=inner)))
+        y = F.relu(self.norm2(self.conv2(y, out=inner)))
+        y = self.norm3(self.conv3(y, out=self.conv3.out_channels))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class Stem(nn.Module):
+    """Images -> maps of a quarter of their side, masked places replaced; no channel is elastic."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 7, 2, padding=3, bias=False)
+        self.norm = nn.GroupNorm(groups, channels)
+        self.mask_token = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, images: Tensor, masks: Tensor | None) -> Tensor:
+        x = F.relu(self.norm(self.conv(images.to(self.conv.weight.dtype))))
+        x = F.max_pool2d(x, 3, 2, padding=1)
+        if masks is None:
+            return x
+        return torch.where(enlarge(masks, *x.shape[2:]).unsqueeze(1), self.mask_token, x)
+
+
+class ElasticResNet(ElasticBackbone):
+    """ResNets of several inner widths (of stage 1) and depths (per stage).
+
+    The tokens are not normalised and as wide for every size; class feature = their mean; patch
+    tokens: the last map enlarged to twice its side. No stochastic depth, as published.
+    """
+
+    kind = "resnet"
+
+    def __init__(
+        self, space: ElasticSpace, shape: ResNetShape, *, activation_checkpointing: bool = False
+    ) -> None:
+        super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
+        groups, inputs = shape.norm_groups, shape.stem
+        self.embed = Stem(inputs, groups)
+        self.blocks = nn.ModuleList()
+        for stage, depth in enumerate(shape.stages):
+            inner, outputs = shape.widest * 2**stage, 2 * shape.widest * 2**stage
+            for block in range(depth):
+                first = block == 0
+                stride = 2 if stage and first else 1
+                made = Bottleneck(inputs, inner, outputs, groups, stride=stride, shortcut=first)
+                self.blocks.append(made)
+                inputs = outputs
+        # block -> its inner width / that of stage 1
+        self.growth = [2**stage for stage, d in enumerate(shape.stages) for _ in range(d)]
+
+    @property
+    def decay_depth(self) -> int:
+        return len(self.blocks) - 1  # no norm follows the last block: it has the full rate
+
+    def members(self, subnet: Subnet) -> list[int]:
+        return self.shape.members(subnet)
+
+    def streams(
+        self,
+        crops: Sequence[Tensor],
+        subnets: Sequence[Subnet],
+        masks: Sequence[Tensor | None],
+        kept: None = None,
+    ) -> list[list[Tensor]]:
+        stem = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
+        maps = tuple(stem * len(subnets))
+        members = [set(self.members(subnet)) for subnet in subnets]
+        for index, block in enumerate(self.blocks):
+            inner = tuple(
+                subnet.width * self.growth[index] if index in blocks else None
+                for subnet, blocks in zip(subnets, members, strict=True)
+            )
+            if any(inner):
+                maps = self._enter(block, maps, ResNetPlan(inner, len(crops)))
+        tokens = [pooled(x.permute(0, 2, 3, 1)) for x in maps]
+        return [tokens[i : i + len(crops)] for i in range(0, len(tokens), len(crops))]
+
+    def packing(self, crops: Sequence[Tensor]) -> Packing:
+        return Packing(
+            tuple((len(images), (images.shape[-1] // self.patch_size) ** 2) for images in crops)
+        )

@@ -1,0 +1,205 @@
+"""Names and layouts of Swin elsewhere: the published code's, the plain module's and timm's."""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poa_ds.model.backbone import pooled
+from poa_ds.model.layers import head_major, third_major
+from poa_ds.model.shape import SwinShape, shape
+from poa_ds.model.space import Subnet
+from poa_ds.model.swin import plain as plain
+from poa_ds.model.swin.network import ElasticSwin, channel_major, position_major
+from poa_ds.recipe.tree import Config
+
+_PARTS = (
+    (r"^mask_token$", "embed.mask_token"),
+    (r"^patch_embed\.", "embed.patch."),
+    (r"\.relative_position_bias_table$", ".position_bias"),
+    (r"\.w_msa\.", "."),
+    (r"\.ffn\.", ".mlp."),
+    (r"\.(norm\d?)\.norm\.", r".\1."),
+    (r"^norm3\.(norm\.)?", "norm."),
+    (r"\.linear\.", "."),
+)
+# of the stages before the last: pre-training neither uses nor moves them; and what we compute
+_UNUSED = re.compile(r"^norm[012]\.|\.relative_position_index$")
+
+
+def from_published(
+    state: Mapping[str, Tensor], stages: Sequence[int], head_dim: int
+) -> dict[str, Tensor]:
+    """The published Swin's state dict (with or without `backbone.`) under our names and layout.
+
+    stages: blocks of each. Keys of other parts (heads) are left out; blocks that the stages do not
+    have keep their names.
+    """
+    firsts = [0, *accumulate(stages)]
+    prefixed = any(name.startswith("backbone.") for name in state)
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if prefixed and not name.startswith("backbone."):
+            continue
+        name = name.removeprefix("backbone.")
+        if _UNUSED.search(name):
+            continue
+        if found := re.match(r"stages\.(\d)\.blocks\.(\d+)\.(.+)", name):
+            if int(found[2]) >= stages[int(found[1])]:  # its number is another stage's block
+                ours[name] = tensor
+                continue
+            name = f"blocks.{firsts[int(found[1])] + int(found[2])}.{found[3]}"
+        elif found := re.match(r"stages\.(\d)\.downsample\.(.+)", name):
+            name = f"blocks.{firsts[int(found[1]) + 1]}.merge.{found[2]}"
+        for pattern, replacement in _PARTS:
+            name = re.sub(pattern, replacement, name)
+        if ".attn.qkv." in name:
+            tensor = head_major(tensor, head_dim)
+        ours[name] = channel_major(tensor) if ".merge." in name else tensor
+    return ours
+
+
+def _cut(name: str, tensor: Tensor, *, whole: int, width: int) -> Tensor:
+    """One parameter of a block at a smaller width (of stage 1), its factor in the weight."""
+
+    def size(full: int) -> int:
+        return full * width // whole
+
+    if name.endswith("position_bias"):
+        return tensor[:, : size(tensor.shape[1])]
+    if tensor.ndim == 2:
+        return tensor[: size(len(tensor)), : size(tensor.shape[1])] * (whole / width)
+    return tensor[: size(len(tensor))]
+
+
+def _shifts(found: SwinShape, subnet: Subnet) -> list[list[bool]]:
+    """For each stage, of each kept block, whether its windows are shifted."""
+    kept, rows, first = found.members(subnet), [], 0
+    for physical in found.stages:
+        own = [block - first for block in kept if first <= block < first + physical]
+        rows.append([block % 2 == 1 for block in own])
+        first += physical
+    return rows
+
+
+class SwinForm:
+    """How sizes of an ElasticSwin look outside: a plain module, and timm's where it is the same."""
+
+    module = plain
+    first_conv, classifier, pool = "patch_embed.proj", "head.fc", "avg"
+    features = "the last map (B, rows, columns, C)"
+    fixed_size = True
+    note = "with timm, only there; the feature is the mean token of the last map"
+
+    @staticmethod
+    def from_published(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+        found = shape(config)
+        return from_published(state, found.stages, found.head_dim)
+
+    @staticmethod
+    def extract(model: ElasticSwin, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Under the names of plain/swin.py, in which a merge is a layer of its own."""
+        whole, width = model.space.intact.width, subnet.width
+        place, layers = {}, 0
+        for block in model.members(subnet):
+            merges = model.blocks[block].merge is not None
+            place[block] = layers + merges
+            layers += 1 + merges
+        kept: dict[str, Tensor] = {}
+        for name, tensor in model.state_dict().items():
+            exact = tensor if tensor.dtype == torch.float64 else tensor.float()
+            part, _, rest = name.partition(".")
+            if part == "blocks":
+                number, _, rest = rest.partition(".")
+                if int(number) not in place:
+                    continue
+                layer = place[int(number)] - rest.startswith("merge.")
+                exact = _cut(rest, exact, whole=whole, width=width)
+                if ".qkv." in rest:
+                    exact = third_major(exact, model.shape.head_dim)
+                if rest.startswith("merge."):
+                    exact = position_major(exact)
+                rest = rest.removeprefix("merge.").removeprefix("mlp.")
+                rest = rest.replace("position_bias", "relative_position_bias_table")
+                kept[f"layers.{layer}.{rest}"] = exact
+            elif part == "norm":
+                kept[name] = exact[: 8 * width]
+            elif rest.startswith("patch."):
+                # the projection stays whole: the norm after it works on all channels
+                part = exact if "proj" in rest else exact[:width]
+                kept[f"embed.{rest.removeprefix('patch.')}"] = part
+        return {name: t.to("cpu", dtype).contiguous() for name, t in kept.items()}
+
+    @staticmethod
+    def arguments(
+        config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+    ) -> tuple[str, dict[str, Any]]:
+        found = shape(config)
+        return "swin", {
+            "width": subnet.width,
+            "projected": found.widest,
+            "shifted": _shifts(found, subnet),
+            "patch_size": found.patch_size,
+            "head_dim": found.head_dim,
+            "window": found.window,
+            "mlp_ratio": found.mlp_ratio,
+        }
+
+    @staticmethod
+    def not_timm(config: Config, subnet: Subnet) -> str:
+        found = shape(config)
+        if subnet.width != found.widest:
+            return f"its patches are normalised over {found.widest} channels, not {subnet.width}"
+        if any(row != [i % 2 == 1 for i in range(len(row))] for row in _shifts(found, subnet)):
+            return "its blocks do not shift their windows in turns"
+        sides = [found.grid(config.crops.global_size) // 2 * 2**i for i in range(4)]
+        if any(side % found.window for side in sides):  # timm rolls before it pads
+            return f"its maps of {sides[-1]} to {sides[0]} rows do not divide into windows"
+        return ""
+
+    @classmethod
+    def timm(
+        cls, config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+    ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+        found, theirs = shape(config), {}
+        depths = found.depths(subnet)
+        starts = [sum(depths[:i]) + max(i - 1, 0) for i in range(4)]  # of the plain layers
+        for name, tensor in state.items():
+            if match := re.match(r"layers\.(\d+)\.(.+)", name):
+                layer, rest = int(match[1]), match[2]
+                stage = max(i for i in range(4) if starts[i] <= layer)
+                block = layer - starts[stage] - (stage > 0)
+                if block < 0:  # timm walks down the columns of a quad first
+                    name = f"layers.{stage}.downsample.{rest}"
+                    quads = tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
+                    tensor = quads.flatten(-2).contiguous()
+                else:
+                    rest = re.sub(r"^fc", "mlp.fc", rest)
+                    name = f"layers.{stage}.blocks.{block}.{rest}"
+            theirs[re.sub("^embed", "patch_embed", name)] = tensor
+        return (
+            "swin_base_patch4_window7_224",
+            {
+                "img_size": config.crops.global_size,
+                "patch_size": found.patch_size,
+                "embed_dim": subnet.width,
+                "depths": list(depths),
+                "num_heads": [subnet.width * 2**i // found.head_dim for i in range(4)],
+                "window_size": found.window,
+                "mlp_ratio": found.mlp_ratio,
+                "always_partition": True,
+                "strict_img_size": False,
+            },
+            theirs,
+        )
+
+    @staticmethod
+    def feature(features: Tensor) -> Tensor:
+        return features.mean((1, 2))
+
+    @staticmethod
+    def tokens(features: Tensor) -> Tensor:
+        return pooled(features)

@@ -1,0 +1,133 @@
+"""Names and layouts of the ViT elsewhere: the published code's, timm's and DINOv2's.
+
+Ours differs in one layout: the rows of qkv are stored head by head (head, q|k|v, channel),
+elsewhere q|k|v first (q|k|v, head, channel).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poa_ds.model.layers import head_major, third_major
+from poa_ds.model.space import Subnet
+from poa_ds.model.vit import plain as plain
+from poa_ds.model.vit.network import ElasticViT
+from poa_ds.recipe.tree import Config
+
+ARCHITECTURE = "vit_small_patch16_224"  # of timm; model_args override every number of it
+# (published pattern, ours): longest first where one contains another
+_BACKBONE = (
+    (r"^(cls_token|pos_embed|mask_token)$", r"embed.\1"),
+    (r"^patch_embed\.proj\.", "embed.patch."),
+    (r"\.(norm[12])\.norm\.", r".\1."),
+    (r"^norm\.norm\.", "norm."),
+    (r"\.linear\.", "."),
+)
+
+
+def from_poa_backbone(state: Mapping[str, Tensor], head_dim: int = 64) -> dict[str, Tensor]:
+    """The published ViT's state dict (with or without `backbone.`) under our names and layout.
+
+    Keys of other parts (heads) are left out. Also reads DINOv2 and timm names, and block
+    numbers in chunks (blocks.<chunk>.<i>).
+    """
+    ours: dict[str, Tensor] = {}
+    prefixed = any(name.startswith("backbone.") for name in state)
+    for name, tensor in state.items():
+        if prefixed and not name.startswith("backbone."):
+            continue
+        name = name.removeprefix("backbone.")
+        name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
+        for pattern, replacement in _BACKBONE:
+            name = re.sub(pattern, replacement, name)
+        ours[name] = head_major(tensor, head_dim) if ".attn.qkv." in name else tensor
+    return ours
+
+
+def to_timm(state: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
+    """Our ViT's state dict under the names and layout of timm and DINOv2."""
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        plain = name.replace("embed.patch.", "patch_embed.proj.", 1).removeprefix("embed.")
+        theirs[plain] = third_major(tensor, head_dim) if ".attn.qkv." in name else tensor
+    return theirs
+
+
+class VitForm:
+    """How sizes of an ElasticViT look outside: timm's own ViT, or a plain module like it."""
+
+    module = plain
+    first_conv, classifier, pool = "patch_embed.proj", "head", "token"
+    features = "the tokens (B, 1 + N, C), the class token first"
+    fixed_size = True
+    note = (
+        "elsewhere timm resizes the position embedding differently from the training, so features"
+        " differ a little there; model.py of --format state-dict does as the training did"
+    )
+
+    @staticmethod
+    def from_published(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+        return from_poa_backbone(state, config.backbone.head_dim)
+
+    @staticmethod
+    def extract(model: ElasticViT, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
+        whole, width = model.space.intact.width, subnet.width
+
+        def cut(name: str, tensor: Tensor) -> Tensor:
+            if name in ("embed.cls_token", "embed.pos_embed"):
+                return tensor[..., :width]
+            rows = len(tensor) * width // whole
+            if tensor.ndim == 2:  # a linear layer
+                return tensor[:rows, : tensor.shape[1] * width // whole] * (whole / width)
+            return tensor[:rows]
+
+        place = {block: i for i, block in enumerate(model.members(subnet))}
+        kept = {}
+        for name, tensor in model.state_dict().items():
+            part, _, rest = name.partition(".")
+            if part == "blocks":
+                number, _, rest = rest.partition(".")
+                if int(number) not in place:
+                    continue
+                name = f"blocks.{place[int(number)]}.{rest}"
+            exact = tensor if tensor.dtype == torch.float64 else tensor.float()
+            if name != "embed.mask_token":
+                kept[name] = cut(name, exact).to("cpu", dtype).contiguous()
+        return to_timm(kept, model.head_dim)
+
+    @staticmethod
+    def arguments(
+        config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+    ) -> tuple[str, dict[str, Any]]:
+        recipe = config.backbone
+        layer_scale = any(name.endswith(".gamma") for name in state)
+        return ARCHITECTURE, {
+            "img_size": config.crops.global_size,
+            "patch_size": recipe.patch_size,
+            "embed_dim": subnet.width,
+            "depth": subnet.depth,
+            "num_heads": subnet.width // recipe.head_dim,
+            "mlp_ratio": recipe.mlp_ratio,
+            "init_values": recipe.layer_scale if layer_scale else None,
+        }
+
+    @classmethod
+    def timm(
+        cls, config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+    ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+        return *cls.arguments(config, subnet, state), dict(state)
+
+    @staticmethod
+    def not_timm(config: Config, subnet: Subnet) -> str:
+        return ""
+
+    @staticmethod
+    def feature(features: Tensor) -> Tensor:
+        return features[:, 0]
+
+    @staticmethod
+    def tokens(features: Tensor) -> Tensor:
+        return features

@@ -1,0 +1,139 @@
+"""The elastic vision transformer: one set of weights, every size of its space a network."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.layers import (
+    Block,
+    BlockPlan,
+    ElasticLayerNorm,
+    Kept,
+    Packing,
+    initialise,
+    keep_sequences,
+    on_device,
+)
+from poa_ds.model.shape import VitShape
+from poa_ds.model.space import ElasticSpace, Subnet
+
+
+class Embed(nn.Module):
+    """Images -> tokens: patch projection, mask token, class token, positions.
+
+    Nothing here mixes channels after the projection, so one pass at full width serves every
+    stream: a narrower one is a column prefix.
+    """
+
+    def __init__(self, dim: int, image_size: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        self.grid = image_size // patch_size
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, dim))
+
+    def forward(self, images: Tensor, masks: Tensor | None) -> Tensor:
+        """images (B, 3, S, S), masks (B, N) bool or None -> tokens (B, 1 + N, C)."""
+        x = self.patch(images.to(self.patch.weight.dtype))
+        positions = self._positions(x.shape[-2], x.shape[-1])
+        x = x.flatten(2).transpose(1, 2)
+        if masks is not None:
+            x = torch.where(masks.unsqueeze(-1), self.mask_token, x)
+        return torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + positions
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """(1, 1 + rows * columns, C): bicubic from the trained grid, in float32.
+
+        The + 0.1 is the published code's, in training and evaluation (REFERENCE.md 2).
+        """
+        side = self.grid
+        if rows == columns == side:
+            return self.pos_embed
+        table = self.pos_embed[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        scale = ((rows + 0.1) / side, (columns + 0.1) / side)
+        table = F.interpolate(table, scale_factor=scale, mode="bicubic")
+        table = table.permute(0, 2, 3, 1).flatten(1, 2).to(self.pos_embed.dtype)
+        return torch.cat((self.pos_embed[:, :1], table), dim=1)
+
+
+class ElasticViT(ElasticBackbone):
+    """Vision transformers of several widths and depths; their tokens are normalised."""
+
+    kind = "vit"
+
+    def __init__(
+        self,
+        space: ElasticSpace,
+        *,
+        image_size: int,
+        patch_size: int = 16,
+        head_dim: int = 64,
+        mlp_ratio: int = 4,
+        layer_scale: float = 1e-5,
+        init: str = "published",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        dim, depth = space.intact.width, space.intact.depth
+        shape = VitShape(dim, depth, image_size, patch_size, mlp_ratio)
+        super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
+        self.head_dim = head_dim
+        self.embed = Embed(dim, image_size, patch_size)
+        self.blocks = nn.ModuleList(
+            Block(dim, head_dim, mlp_ratio, layer_scale) for _ in range(depth)
+        )
+        self.norm = ElasticLayerNorm(dim, 1e-6)
+        initialise(list(self.modules()), init)
+        nn.init.trunc_normal_(self.embed.pos_embed, std=0.02)
+        nn.init.normal_(self.embed.cls_token, std=1e-6)
+
+    def members(self, subnet: Subnet) -> list[int]:
+        return self.space.blocks(subnet.depth)
+
+    def streams(
+        self,
+        crops: Sequence[Tensor],
+        subnets: Sequence[Subnet],
+        masks: Sequence[Tensor | None],
+        kept: Sequence[tuple[tuple[Kept, Kept] | None, ...]] | None = None,
+    ) -> list[list[Tensor]]:
+        tokens = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
+        packing = Packing(tuple(tuple(t.shape[:2]) for t in tokens))
+        rows = torch.cat([t.flatten(0, 1) for t in tokens])
+        streams = tuple(rows[:, : subnet.width] for subnet in subnets)
+        members = [set(self.members(subnet)) for subnet in subnets]
+        for index, block in enumerate(self.blocks):
+            chosen = tuple(index in blocks for blocks in members)
+            if any(chosen):
+                kept_here = kept[index] if kept else (None,) * len(subnets)
+                streams = self._enter(block, streams, BlockPlan(packing, chosen, kept_here))
+        return [packing.split(self.norm(x)) for x in streams]
+
+    def draw_kept(
+        self,
+        packing: Packing,
+        subnets: Sequence[Subnet],
+        rate: float,
+        generator: torch.Generator,
+        device: torch.device | str,
+    ) -> list[tuple[tuple[Kept, Kept] | None, ...]] | None:
+        """The sequences that stochastic depth keeps, for `streams`; None without it."""
+        if rate == 0:
+            return None
+        members = [set(self.members(subnet)) for subnet in subnets]
+        used = [[i in blocks for blocks in members] for i in range(len(self.blocks))]
+        choices = [keep_sequences(packing, rate, generator) for _ in range(2 * sum(map(sum, used)))]
+        following = iter(on_device(choices, device))
+        return [
+            tuple((next(following), next(following)) if is_used else None for is_used in row)
+            for row in used
+        ]
+
+    def packing(self, crops: Sequence[Tensor]) -> Packing:
+        """How the tokens of these crops will be packed."""
+        return Packing(
+            tuple((len(images), 1 + (images.shape[-1] // self.patch_size) ** 2) for images in crops)
+        )

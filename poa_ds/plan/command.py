@@ -1,0 +1,122 @@
+"""poa-ds plan: memory, time and waiting of a run on GPUs that are not here.
+
+What follows from the recipe's shapes is counted, the rest estimated; nothing is measured on a GPU.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from poa_ds.data.places import open_training
+from poa_ds.plan import plan as planning
+from poa_ds.plan import report as plan_report
+from poa_ds.plan.constants import GENERAL, GPUS
+from poa_ds.plan.plan import Plan, Request
+from poa_ds.plan.step_time import Cluster
+from poa_ds.recipe import load as recipes
+from poa_ds.recipe.load import Config
+from poa_ds.system.errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds plan`."""
+    parser.add_argument("--config", type=Path, required=True, metavar="RECIPE.yaml")
+    parser.add_argument("--nodes", type=_count, required=True, metavar="N")
+    parser.add_argument("--gpus", type=_count, required=True, metavar="N", help="of each node")
+    parser.add_argument(
+        "--gpu", choices=list(GPUS), default="a100-80g", help="kind of GPU (%(default)s)"
+    )
+    parser.add_argument(
+        "--network-gbps",
+        type=_positive,
+        metavar="G",
+        help="Gbit/s of a node, all ports together (one InfiniBand port of 200 for each A100, of"
+        " 400 for each H100 or H200; one Ethernet port: 100, 25, ...)",
+    )
+    parser.add_argument(
+        "--images", type=_count, metavar="N", help="of the training set (counted where it is here)"
+    )
+    parser.add_argument(
+        "--images-per-core",
+        type=_positive,
+        default=GENERAL["images_per_core"].value,
+        metavar="R",
+        help="images/s of a loader's core, as `poa-ds bench data` measures it (%(default)g)",
+    )
+    parser.add_argument(
+        "--deepspeed_config", type=Path, metavar="FILE.json", help="buckets and other options"
+    )
+    parser.add_argument("--json", action="store_true", help="print all numbers, in bytes, seconds")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. draws=per_slot")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan."""
+    plan = prepare(args)
+    print(json.dumps(plan_report.record(plan), indent=1) if args.json else plan_report.text(plan))
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> Plan:
+    """The plan of a command line; UsageError where the training would refuse it too."""
+    config = recipes.load(args.config, args.overrides)
+    gbps = args.network_gbps or args.gpus * GPUS[args.gpu].port.value
+    cluster = Cluster(args.gpu, args.nodes, args.gpus, gbps)
+    _check_world(config, cluster)
+    ds_file = recipes.read_json(args.deepspeed_config)
+    images, images_from = _images(config, args.images)
+    request = Request(
+        source=str(args.config),
+        config=config,
+        cluster=cluster,
+        images=images,
+        images_from=images_from,
+        images_per_core=args.images_per_core,
+        ds_file=ds_file,
+        ds_name=str(args.deepspeed_config or "without --deepspeed_config"),
+    )
+    return planning.made(request)
+
+
+def _check_world(config: Config, cluster: Cluster) -> None:
+    try:
+        recipes.check_world(config, cluster.world)
+    except UsageError as error:
+        nodes = [n for n in range(1, 1 + config.batch.slots) if _divides(config, cluster, n)]
+        fitting = f"{', '.join(map(str, nodes))} nodes fit" if nodes else "no number of nodes fits"
+        raise UsageError(f"{error}; with --gpus {cluster.per_node}: {fitting}") from error
+
+
+def _divides(config: Config, cluster: Cluster, nodes: int) -> bool:
+    return config.batch.slots % (nodes * cluster.per_node) == 0
+
+
+def _images(config: Config, given: int | None) -> tuple[int, str]:
+    """(images of the training set, where the number comes from)."""
+    data = config.data
+    if given:
+        return given, "--images"
+    if data.mode == "stream":
+        return data.images, "data.images"
+    if not data.mix and data.train and Path(data.train).is_dir():
+        return len(open_training(data)), data.train
+    place = data.train or "data.train"
+    assumed = int(GENERAL["imagenet"].value)
+    return assumed, f"assumed: ImageNet-1K, as {place} is not here; --images N says otherwise"

@@ -1,0 +1,205 @@
+"""Bytes of weights, gradients, optimizer and teacher of one rank, for ZeRO stages 0 to 3.
+
+Counted from the recipe's parameters and from what DeepSpeed 0.19.8 keeps per stage (measured by
+the tests on real engines). The parameters are those of the networks themselves, built without
+memory on PyTorch's meta device.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from poa_ds.engine import optim
+from poa_ds.recipe.load import Config
+from poa_ds.run import step
+
+FLOAT = 4
+MOMENTS = 2  # exp_avg and exp_avg_sq
+CHECKPOINT_TENSORS = 4  # fp32 weights, two moments, fp32 teacher
+# defaults of DeepSpeed 0.19.8's zero_optimization, in elements
+BUCKET = 500_000_000  # reduce_bucket_size
+PREFETCH = 50_000_000  # stage3_prefetch_bucket_size
+PERSISTENCE = 100_000  # stage3_param_persistence_threshold
+
+
+@dataclass(frozen=True)
+class Network:
+    """Elements of the student's parameters, group by group as the optimizer has them.
+
+    modules: per group the part of the student it belongs to ("backbone", "heads", "ibot_heads").
+    gathered: of the largest block or head, which ZeRO-3 gathers as a whole.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    modules: tuple[str, ...]
+    gathered: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(map(sum, self.groups))
+
+    def of(self, module: str) -> int:
+        """Parameters of one part of the student."""
+        pairs = zip(self.groups, self.modules, strict=True)
+        return sum(sum(group) for group, name in pairs if name == module)
+
+
+def network(config: Config) -> Network:
+    """The parameters of the recipe's student."""
+    with torch.device("meta"):
+        student = step.student_and_teacher(config).student
+    groups = optim.parameter_groups(student.named_parameters())
+    heads = [head for bank in (student.heads, student.ibot_heads) for head in bank or ()]
+    leaves = [*student.backbone.blocks, *heads]
+    return Network(
+        tuple(tuple(p.numel() for p in group["params"]) for group in groups),
+        tuple(group["module"] for group in groups),
+        max(sum(p.numel() for p in leaf.parameters()) for leaf in leaves),
+    )
+
+
+@dataclass(frozen=True)
+class State:
+    """Bytes of one rank; those of the rank that has most. buffers: of the communication."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    teacher: float
+    buffers: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is cut. slots: of one rank. file: the resolved DeepSpeed configuration."""
+
+    stage: int
+    world: int
+    slots: int
+    precision: str
+    file: Mapping[str, Any]
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight in the forward pass."""
+        return FLOAT if self.precision == "fp32" else 2
+
+    @property
+    def sums(self) -> int:
+        """Bytes of an element of the summed gradients."""
+        kinds = {None: self.width, "fp32": FLOAT, "bf16": 2, "fp16": 2}
+        return kinds[self.file.get("data_types", {}).get("grad_accum_dtype")]
+
+    def zero(self, key: str, default: Any) -> Any:
+        """A value of zero_optimization, or DeepSpeed's default."""
+        found = self.file.get("zero_optimization", {}).get(key, default)
+        return default if found in (None, "auto") else found
+
+
+def state(network: Network, layout: Layout) -> State:
+    """The bytes of one rank while the backward pass of its last slot begins."""
+    if layout.stage == 0:
+        whole = network.parameters * FLOAT
+        # the weights are the fp32 masters, and the fp32 teacher is state and weights
+        return State(whole, whole, (MOMENTS + 1) * whole, whole, 0.0)
+    if layout.stage == 3:
+        return _stage_3(network, layout)
+    return _stages_1_2(network, layout)
+
+
+def _stages_1_2(network: Network, layout: Layout) -> State:
+    b, world = layout.width, layout.world
+    # flat groups are padded to two elements for each rank
+    flats = [-(-sum(group) // (2 * world)) * 2 * world for group in network.groups]
+    whole, part = sum(flats), sum(flats) // world
+    if layout.stage == 1 and layout.slots > 1:
+        gradients = network.parameters * b  # of the slots before stay whole
+    elif layout.sums > b:
+        gradients = part * layout.sums
+    else:
+        gradients = _touched(network.groups, flats, world) * b
+    buffers = layout.zero("reduce_bucket_size", BUCKET) * b
+    buffers *= 2 if layout.zero("overlap_comm", False) else 1
+    return State(whole * b, gradients, (1 + MOMENTS + 1) * part * FLOAT, whole * b, buffers)
+
+
+def _touched(groups: Sequence[Sequence[int]], flats: Sequence[int], world: int) -> int:
+    """Elements of the parameters that reach into a rank's partitions; of the rank with most.
+
+    A parameter at the border is kept whole by both neighbours.
+    """
+    most = 0
+    for rank in range(world):
+        total = 0
+        for group, flat in zip(groups, flats, strict=True):
+            low, high, first = flat // world * rank, flat // world * (rank + 1), 0
+            for count in group:
+                total += count if first < high and first + count > low else 0
+                first += count
+            total += max(0, high - max(first, low))  # padding
+        most = max(most, total)
+    return most
+
+
+def _stage_3(network: Network, layout: Layout) -> State:
+    b, world = layout.width, layout.world
+    every = [count for group in network.groups for count in group]
+    part = sum(-(-count // world) for count in every)
+    small = _small(network, layout)  # stay gathered, the student's
+    ahead = layout.zero("stage3_prefetch_bucket_size", PREFETCH)
+    gathered = min(network.parameters, ahead + network.gathered)
+    buffers = (layout.zero("reduce_bucket_size", BUCKET) + gathered) * b
+    return State(
+        (part + (small if world > 1 else 0)) * b,
+        part * layout.sums,
+        (1 + MOMENTS + 1) * part * FLOAT,
+        part * b,
+        buffers,
+    )
+
+
+def _small(network: Network, layout: Layout) -> int:
+    """Elements of the parameters that ZeRO-3 does not cut (`persistent` ones)."""
+    threshold = layout.zero("stage3_param_persistence_threshold", PERSISTENCE)
+    return sum(count for group in network.groups for count in group if count < threshold)
+
+
+def checkpoint_bytes(network: Network) -> int:
+    """Bytes of the tensors of a checkpoint, over all ranks and in any stage."""
+    return network.parameters * CHECKPOINT_TENSORS * FLOAT
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one step's collectives, as the sum of the whole tensors; see `sent`.
+
+    reduced: summed up on all ranks, scattered: summed up and cut, gathered: put together.
+    """
+
+    reduced: float
+    scattered: float
+    gathered: float
+
+    def sent(self, world: int) -> float:
+        """Bytes that each rank sends, and receives, by the ring algorithms."""
+        whole = 2 * self.reduced + self.scattered + self.gathered
+        return whole * (world - 1) / world
+
+
+def traffic(network: Network, layout: Layout) -> Traffic:
+    """What a step's collectives carry; small vectors (norms, Sinkhorn) are left out."""
+    b, whole = layout.width, network.parameters
+    if layout.world == 1 or layout.stage == 0:
+        return Traffic(0.0, 0.0, 0.0)
+    if layout.stage == 3:
+        # the teacher's forward, the students' forward and backward, for every slot; small weights
+        # after the step; what was fetched ahead in vain where the teachers' turn ends, and begins
+        small = _small(network, layout)
+        ahead = min(whole - small, layout.zero("stage3_prefetch_bucket_size", PREFETCH))
+        gathered = 3 * layout.slots * whole + small + 2 * ahead
+        return Traffic(0.0, layout.slots * whole * b, gathered * b)
+    times = layout.slots if layout.stage == 2 else 1
+    # DeepSpeed reduces whole buckets and keeps its part; then weights and teacher are gathered
+    return Traffic(times * whole * b, 0.0, 2 * whole * b)

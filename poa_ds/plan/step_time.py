@@ -1,0 +1,199 @@
+"""How long a step of a planned run takes: operations over rates, bytes over links, and waiting.
+
+Operations and bytes are counted from the recipe; the rates are those of plan_constants.py, so all
+times are estimates. What waiting costs is computed by drawing sizes as the training does.
+"""
+
+import statistics
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+from poa_ds.model.shape import shape
+from poa_ds.model.space import Policy
+from poa_ds.plan.activations import Slot, by_rows, kept_share, most_masked
+from poa_ds.plan.constants import GENERAL, GIB, GPUS, Gpu
+from poa_ds.plan.state import Layout, Network, traffic
+from poa_ds.recipe import load as recipes
+from poa_ds.recipe.derived import derived
+from poa_ds.recipe.load import Config
+
+DRAWN_STEPS = 600  # longer than a lap through the menu of any recipe but ResNet's
+MOST_DRAWS = 64 * DRAWN_STEPS  # thousands of slots tell as much in fewer steps
+POLICIES: tuple[Policy, ...] = ("per_slot", "same", "balanced")
+GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """network_gbps: of all ports of a node together, Gbit/s in one direction."""
+
+    kind: str
+    nodes: int
+    per_node: int
+    network_gbps: float
+
+    @property
+    def gpu(self) -> Gpu:
+        return GPUS[self.kind]
+
+    @property
+    def world(self) -> int:
+        return self.nodes * self.per_node
+
+    def bytes_per_second(self) -> float:
+        """What a ring through all GPUs carries: its slowest link, NVLink or a node's network."""
+        links = [self.gpu.nvlink.value * GIGA]
+        if self.nodes > 1:
+            links.append(self.network_gbps * GIGA / 8)
+        return min(links) * GENERAL["link_share"].value
+
+    def flops_per_second(self, precision: str) -> float:
+        peak = self.gpu.peak_fp32 if precision == "fp32" else self.gpu.peak
+        return peak.value * 1e12 * self.gpu.efficiency.value
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of one slot, two per multiply-add, and bytes of scores that are read and written.
+
+    elastic: of an elastic student as large as the intact one; a size costs its share of it.
+    """
+
+    teacher: float
+    intact: float
+    elastic: float
+    heads: float
+    score_bytes: float
+
+    def flops(self, mean_cost: float) -> float:
+        return self.teacher + self.intact + mean_cost * self.elastic + self.heads
+
+
+def work(config: Config) -> Work:
+    """What one slot of the recipe computes, iBOT included."""
+    intact = recipes.space(config).intact
+    slot, form = Slot(config, intact, intact, most_masked(config)), shape(config)
+    images, heads = config.batch.images_per_slot, config.heads
+    # forward, and twice as much in the backward pass; activation checkpointing repeats the forward
+    passes = 4 if config.backbone.activation_checkpointing else 3
+    student = sum(n * form.flops(intact, side) * kept_share(slot, n) for n, side in slot.crops)
+    widths = [form.features(intact), *[heads.hidden] * (heads.layers - 1), heads.bottleneck]
+    mlps = len(heads.prototypes) * sum(a * b for a, b in pairwise(widths))
+    scores, students = sum(heads.prototypes), 2 * (slot.views + slot.masked)
+    teachers = 2 * images + slot.masked
+    sinkhorn = config.objective.centering == "sinkhorn"
+    # scores are made anew in every pass: largest ones, iterations, targets
+    times = (config.objective.sinkhorn_iterations + 2) if sinkhorn else 2
+    products, moved = _student_scores(slot)
+    linear = (3 * students + teachers) * mlps
+    products += times * teachers * scores
+    moved += times * teachers * scores * GENERAL["teacher_score_bytes"].value
+    return Work(
+        teacher=2 * images * form.flops(intact, config.crops.global_size),
+        intact=passes * student,
+        elastic=passes * student,
+        heads=2.0 * (linear + products * heads.bottleneck),
+        score_bytes=moved,
+    )
+
+
+def _student_scores(slot: Slot) -> tuple[float, float]:
+    """(scores that are multiplied out, bytes that are moved for them), forward and backward."""
+    products = moved = 0.0
+    classes, patches = 2 * slot.views, 2 * slot.masked
+    for prototypes in slot.config.heads.prototypes:
+        if by_rows(slot, prototypes):
+            # each way: the row's own and its targets' (2 crops and intact; 1); then 2 gradients
+            products += prototypes * (classes * (2 * 4 + 2) + patches * (2 * 2 + 2))
+            moved += prototypes * classes * GENERAL["chunked_class_bytes"].value
+            moved += prototypes * patches * GENERAL["chunked_patch_bytes"].value
+        else:
+            products += prototypes * (classes + patches) * 3
+            moved += prototypes * (classes + patches) * GENERAL["score_bytes"].value
+    return products, moved
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Cost of the elastic size under one policy, 1 = the intact one: the mean over all slots, and
+    the mean of the slowest rank in each turn. Ranks meet in the backward pass of every slot."""
+
+    mean: float
+    slowest: float
+
+
+def draws(config: Config, policy: Policy, world: int) -> Draws:
+    """By drawing the first steps of the run."""
+    space, slots = recipes.space(config), config.batch.slots
+    drawn, own = (1, 1) if policy == "same" else (slots, slots // world)
+    slowest, every = [], []
+    for step in range(min(DRAWN_STEPS, max(1, MOST_DRAWS // drawn))):
+        sizes = [
+            space.draw(step, slot, seed=config.seed, slots=slots, policy=policy)
+            for slot in range(drawn)
+        ]
+        costs = [space.cost(size) for size in sizes]
+        every += costs
+        slowest += [max(costs[turn::own]) for turn in range(own)]  # of each rank's turn-th slot
+    return Draws(statistics.fmean(every), statistics.fmean(slowest))
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step by what they are spent on; sent_gib: by each GPU. All estimated."""
+
+    teacher: float
+    intact: float
+    elastic: float
+    heads: float
+    scores: float
+    waiting: float
+    optimizer: float
+    communication: float
+    sent_gib: float
+
+    @property
+    def total(self) -> float:
+        """Nothing is assumed to hide behind anything else."""
+        compute = self.teacher + self.intact + self.elastic + self.heads + self.scores
+        return compute + self.waiting + self.optimizer + self.communication
+
+
+def step_time(
+    config: Config, network: Network, layout: Layout, cluster: Cluster, drawn: Draws
+) -> StepTime:
+    """A step of the recipe under one ZeRO stage."""
+    slots, slot = layout.slots, work(config)
+    rate = cluster.flops_per_second(config.precision)
+    memory = cluster.gpu.bandwidth.value * 1e12 * GENERAL["bandwidth_share"].value
+    elastic = slots * slot.elastic / rate
+    mine = network.parameters / (cluster.world if layout.stage else 1)
+    sent = traffic(network, layout).sent(cluster.world)
+    return StepTime(
+        teacher=slots * slot.teacher / rate,
+        intact=slots * slot.intact / rate,
+        elastic=elastic * drawn.mean,
+        heads=slots * slot.heads / rate,
+        scores=slots * slot.score_bytes / memory,
+        waiting=elastic * (drawn.slowest - drawn.mean),
+        optimizer=mine * GENERAL["optimizer_bytes"].value / memory,
+        communication=sent / cluster.bytes_per_second(),
+        sent_gib=sent / GIB,
+    )
+
+
+@cache
+def published_share() -> float:
+    """Share of an A100's peak that the published run reached, everything included."""
+    config = Config(draws="per_slot")
+    steps = derived(config, int(GENERAL["imagenet"].value)).steps
+    seconds = GENERAL["published_gpu_hours"].value * 3600 / config.batch.slots / steps
+    mean = draws(config, config.draws, config.batch.slots).mean
+    return work(config).flops(mean) / seconds / (GPUS["a100-80g"].peak.value * 1e12)
+
+
+def like_published(config: Config, layout: Layout, cluster: Cluster, drawn: Draws) -> float:
+    """Seconds of a step at the published run's share of the peak of this GPU."""
+    peak = cluster.flops_per_second(config.precision) / cluster.gpu.efficiency.value
+    return layout.slots * work(config).flops(drawn.mean) / (peak * published_share())

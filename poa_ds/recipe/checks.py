@@ -1,0 +1,193 @@
+"""What the values of a recipe must satisfy together, all that is wrong said at once.
+
+The range of a single value is part of its type (recipe.py).
+"""
+
+from collections.abc import Iterator
+from math import isclose
+
+from poa_ds.model.shape import SHAPES, bare_space, shape, values
+from poa_ds.recipe.derived import space
+from poa_ds.recipe.tree import Config, Range
+from poa_ds.system.errors import UsageError
+
+# of MLflow 3; plain folders and file: are not written any more
+STORES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql", "databricks")
+
+
+def check(config: Config) -> None:
+    """UsageError with every contradiction of the recipe, one per line."""
+    problems = [*_space(config)] or [*_names(config)] or [*_evaluation(config)]
+    problems += [*_crops(config), *_schedule(config), *_mlflow(config), *_data(config)]
+    problems += _checkpoint(config)
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def check_world(config: Config, world_size: int) -> None:
+    """UsageError unless the ranks divide the slots; it lists the numbers of ranks that fit."""
+    slots = config.batch.slots
+    if slots % world_size:
+        fitting = [n for n in range(1, slots + 1) if slots % n == 0]
+        raise UsageError(
+            f"batch.slots {slots} cannot be shared out evenly among {world_size} ranks:"
+            f" start {', '.join(map(str, fitting))} ranks, or change batch.slots"
+        )
+
+
+def check_precision(config: Config, device_type: str) -> None:
+    """UsageError where the device ("cpu", "cuda", ...) cannot train in the recipe's precision."""
+    if config.precision == "fp16" and device_type == "cpu":
+        raise UsageError(
+            "precision fp16 needs a GPU (DeepSpeed has no fp16 on a CPU):"
+            " use precision=fp32 or precision=bf16"
+        )
+
+
+def check_places(config: Config) -> None:
+    """UsageError unless the recipe says where its images are and where its results go."""
+    data = config.data
+    missing = [
+        f"{key} is empty: give {key}=DIR, {meaning}"
+        for key, value, meaning in (
+            ("output_dir", config.output_dir, "the folder for checkpoints and metrics"),
+            ("data.train", data.train or data.mix, "a shard folder (poa-ds shard writes them)"),
+        )
+        if not value
+    ]
+    if missing:
+        raise UsageError("\n".join(missing))
+
+
+def _range(key: str, numbers: Range) -> Iterator[str]:
+    if numbers.max < numbers.min:
+        yield f"{key}.max {numbers.max} is below {key}.min {numbers.min}"
+    elif (numbers.max - numbers.min) % numbers.step:
+        reached = values(numbers)[-1]
+        yield (
+            f"{key}.step {numbers.step} does not lead from {numbers.min} to {numbers.max}:"
+            f" {key}.max may be {reached} or {reached + numbers.step}"
+        )
+
+
+def _space(config: Config) -> Iterator[str]:
+    backbone = config.backbone
+    ranges = [*_range("backbone.width", backbone.width), *_range("backbone.depth", backbone.depth)]
+    yield from ranges or SHAPES[backbone.name].problems(backbone)
+
+
+def _names(config: Config) -> Iterator[str]:
+    sizes = bare_space(config)
+    for name, size in config.backbone.names.items():
+        if name == "all" or "," in name:
+            yield f"backbone.names.{name}: a name has no comma and is not `all` (every size)"
+        try:
+            sizes.parse(size)
+        except UsageError as error:
+            yield f"backbone.names.{name}: {error}"
+
+
+def _crops(config: Config) -> Iterator[str]:
+    crops, patch = config.crops, config.backbone.patch_size
+    sizes = {"crops.global_size": crops.global_size, "evaluation.crop": config.evaluation.crop}
+    if crops.local_count:
+        sizes["crops.local_size"] = crops.local_size
+    for key, size in sizes.items():
+        unit, name = patch, f"backbone.patch_size {patch}"
+        if key == "crops.global_size":
+            unit, name = shape(config).multiple()
+        if size % unit:
+            near = max(unit, size // unit * unit)
+            yield f"{key} {size} is not a multiple of {name}: {near} or {near + unit} would be"
+    for key, (low, high), limit in (
+        ("crops.global_scale", crops.global_scale, 1.0),
+        ("crops.local_scale", crops.local_scale, 1.0),
+        ("augmentation.blur_sigma", config.augmentation.blur_sigma, float("inf")),
+        ("masks.ratio", config.masks.ratio, 1.0),
+    ):
+        if low > high or high > limit:
+            top = " and the second at most 1" if limit == 1.0 else ""
+            yield f"{key} is [{low:g}, {high:g}]: the first must not exceed the second{top}"
+    smallest = min(crops.global_size, crops.local_size if crops.local_count else 10**9)
+    if config.augmentation.blur_kernel // 2 >= smallest:
+        yield (
+            f"augmentation.blur_kernel {config.augmentation.blur_kernel} does not fit into crops of"
+            f" {smallest} px: it must be below {2 * smallest}"
+        )
+    if config.augmentation.blur_kernel % 2 == 0:
+        yield f"augmentation.blur_kernel {config.augmentation.blur_kernel} is even: it must be odd"
+    if config.objective.koleo and config.batch.images_per_slot < 2:
+        yield "batch.images_per_slot 1: objective.koleo compares the images of a slot, it needs 2"
+
+
+def _schedule(config: Config) -> Iterator[str]:
+    schedule = config.schedule
+    if schedule.warmup_epochs > schedule.epochs:
+        yield (
+            f"schedule.warmup_epochs {schedule.warmup_epochs:g} exceeds"
+            f" schedule.epochs {schedule.epochs:g}"
+        )
+
+
+def _checkpoint(config: Config) -> Iterator[str]:
+    every, keep = config.checkpoint.every_epochs, config.checkpoint.keep_every_epochs
+    times = round(keep / every)
+    if keep and not (times and isclose(keep, times * every)):
+        yield (
+            f"checkpoint.keep_every_epochs {keep:g} is not a multiple of"
+            f" checkpoint.every_epochs {every:g}: {max(1, times) * every:g} would be"
+        )
+
+
+def _mlflow(config: Config) -> Iterator[str]:
+    uri = config.mlflow.uri
+    if uri and not uri.startswith(STORES):
+        yield (
+            f"mlflow.uri {uri!r} is not a store that MLflow writes to: it begins with one of"
+            f" {', '.join(STORES)} (empty: a sqlite file in the output directory)"
+        )
+
+
+def _data(config: Config) -> Iterator[str]:
+    data = config.data
+    if data.train and data.mix:
+        yield f"data.train {data.train} and data.mix: give one of them"
+    if data.mix and config.evaluation.queries and not config.evaluation.bank:
+        yield "evaluation.bank is empty, and data.mix has no one folder to take its place: name one"
+    if data.mode == "stream":
+        if not data.images:
+            yield "data.images is 0: data.mode stream needs to be told how many images an epoch has"
+        if data.mix or data.block_shards:
+            yield "data.mode stream: data.mix and data.block_shards are for shard folders"
+        if config.evaluation.queries and not config.evaluation.bank:
+            yield "evaluation.bank is empty, and data.mode stream has no folder for it: name one"
+    elif data.images:
+        yield f"data.images {data.images}: a shard folder says itself how many it has (remove it)"
+    train = () if data.mode == "stream" else (data.train,)
+    places = (*train, *data.mix, config.evaluation.queries, config.evaluation.bank)
+    remote = [place for place in places if "://" in place]
+    if remote and not data.cache:
+        yield f"data.cache is empty: {remote[0]} needs a folder for its shards on this node"
+    if data.cache_gb and not data.block_shards:
+        yield (
+            f"data.cache_gb {data.cache_gb:g} needs data.block_shards (such as 16): without blocks"
+            " every step reads everywhere, and shards would be fetched again and again"
+        )
+
+
+def _evaluation(config: Config) -> Iterator[str]:
+    evaluation = config.evaluation
+    try:
+        space(config).select(evaluation.sizes)
+    except UsageError as error:
+        yield f"evaluation.sizes: {error}, or all"
+    if evaluation.report_k not in evaluation.k:
+        yield f"evaluation.report_k {evaluation.report_k} is not in evaluation.k {[*evaluation.k]}"
+    if evaluation.resize < evaluation.crop:
+        yield f"evaluation.resize {evaluation.resize} is below evaluation.crop {evaluation.crop}"
+    largest = max(evaluation.k)
+    if 0 < evaluation.bank_images < largest:
+        yield (
+            f"evaluation.bank_images {evaluation.bank_images} is below the largest evaluation.k"
+            f" {largest} (0 = the whole bank)"
+        )

@@ -1,0 +1,183 @@
+"""Numbers that follow from a recipe and its data set: computed here, written nowhere."""
+
+from dataclasses import dataclass
+from math import sqrt
+
+from poa_ds.model import shape as shapes
+from poa_ds.model.space import ElasticSpace, Subnet
+from poa_ds.recipe.schedules import Schedules
+from poa_ds.recipe.tree import Config
+
+# the batch size at which `base_lr` is meant; source: published code (sqrt_wrt_1024)
+REFERENCE_IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class Derived:
+    """The derived numbers of a run; *_steps and *_step count optimizer steps."""
+
+    images: int
+    images_per_step: int
+    steps_per_epoch: int
+    steps: int
+    lr: float
+    warmup_steps: int
+    ibot_start_step: int
+    freeze_steps: int
+    temperature_steps: int
+    evaluation_steps: int  # between two evaluations; 0 = only at the start and at the end
+    checkpoint_steps: int
+    keep_steps: int  # between two checkpoints that stay for good; 0 = none
+    evaluation_share: float  # estimated forward work of all evaluations / work of the training
+
+
+def space(config: Config) -> ElasticSpace:
+    """The sizes of the recipe's backbone. UsageError: a name stands for no size of it."""
+    bare = shapes.bare_space(config)
+    names = {name: bare.parse(size) for name, size in config.backbone.names.items()}
+    return shapes.costed_space(config, names)
+
+
+def derived(config: Config, images: int) -> Derived:
+    """The derived numbers for a training set of `images` images."""
+    schedule = config.schedule
+    per_step = config.batch.slots * config.batch.images_per_slot
+    per_epoch = schedule.steps_per_epoch or max(1, images // per_step)
+
+    def steps(epochs: float) -> int:
+        return round(epochs * per_epoch)
+
+    growth = per_step / REFERENCE_IMAGES
+    factors = {"sqrt": sqrt(growth), "linear": growth, "none": 1.0}
+    evaluation, checkpoint = config.evaluation.every_epochs, config.checkpoint
+    checkpoint_steps = max(1, steps(checkpoint.every_epochs))
+    return Derived(
+        images=images,
+        images_per_step=per_step,
+        steps_per_epoch=per_epoch,
+        steps=max(1, steps(schedule.epochs)),
+        lr=schedule.base_lr * factors[schedule.lr_scaling],
+        warmup_steps=steps(schedule.warmup_epochs),
+        ibot_start_step=steps(schedule.ibot_start_epoch),
+        freeze_steps=steps(schedule.freeze_last_layer_epochs),
+        temperature_steps=steps(schedule.teacher_temperature_epochs),
+        evaluation_steps=max(1, steps(evaluation)) if evaluation else 0,
+        checkpoint_steps=checkpoint_steps,
+        # a multiple, whatever the rounding of the two
+        keep_steps=checkpoint_steps * round(checkpoint.keep_every_epochs / checkpoint.every_epochs),
+        evaluation_share=_evaluation_share(config, images, per_epoch * per_step),
+    )
+
+
+def schedules(config: Config, images: int) -> Schedules:
+    """The recipe's schedules for a training set of `images` images."""
+    numbers, schedule = derived(config, images), config.schedule
+    return Schedules(
+        total_steps=numbers.steps,
+        warmup_steps=numbers.warmup_steps,
+        freeze_steps=numbers.freeze_steps,
+        ibot_start_step=numbers.ibot_start_step,
+        temperature_steps=numbers.temperature_steps,
+        stretch=schedule.stretch,
+        lr=numbers.lr,
+        min_lr=schedule.min_lr,
+        weight_decay=schedule.weight_decay,
+        weight_decay_end=schedule.weight_decay_end,
+        momentum=schedule.momentum,
+        momentum_end=schedule.momentum_end,
+        temperature_start=schedule.teacher_temperature_start,
+        temperature=schedule.teacher_temperature,
+    )
+
+
+def _evaluation_share(config: Config, images: int, images_per_epoch: int) -> float:
+    """Work of all evaluations / work of the training, in forwards of the intact backbone.
+
+    A student's backward costs two forwards; heads and data loading are left out on both sides.
+    """
+    evaluation, crops, patch = config.evaluation, config.crops, config.backbone.patch_size
+    if not evaluation.queries:
+        return 0.0
+    sizes = space(config)
+    menu = sizes.menu()
+    elastic = sum(sizes.cost(subnet) for subnet in menu) / len(menu)
+    views = 2 * crops.global_size**2 + crops.local_count * crops.local_size**2
+    step = (2 * crops.global_size**2 + 3 * (1 + elastic) * views) / patch**2  # per image
+    chosen: list[Subnet] = sizes.select(evaluation.sizes)
+    forwards = (evaluation.crop / patch) ** 2 * sum(sizes.cost(subnet) for subnet in chosen)
+    bank = evaluation.bank_images or images
+    times = config.schedule.epochs / evaluation.every_epochs if evaluation.every_epochs else 1.0
+    times += evaluation.at_start
+    return times * bank * forwards / (config.schedule.epochs * images_per_epoch * step)
+
+
+def describe(config: Config, images: int) -> str:
+    """The table that a run prints at its start: what the recipe amounts to."""
+    rows = [*_size_rows(config, images), *_schedule_rows(config, images)]
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+
+def _size_rows(config: Config, images: int) -> list[tuple[str, str]]:
+    numbers, sizes, batch = derived(config, images), space(config), config.batch
+    names = config.backbone.names.items()
+    count = len(sizes.subnets())
+    return [
+        ("sizes", f"{count:,} from {sizes.smallest} to {sizes.intact}, drawn {config.draws}"),
+        ("names", ", ".join(f"{name} = {size}" for name, size in names) or "none"),
+        (
+            "images",
+            f"{images:,}; {numbers.images_per_step:,} per step"
+            f" ({batch.slots} slots x {batch.images_per_slot}),"
+            f" {numbers.steps_per_epoch * numbers.images_per_step:,} per epoch",
+        ),
+    ]
+
+
+def _schedule_rows(config: Config, images: int) -> list[tuple[str, str]]:
+    numbers, schedule = derived(config, images), config.schedule
+    end = schedules(config, images).at(numbers.steps - 1)
+    return [
+        (
+            "steps",
+            f"{numbers.steps:,} ({schedule.epochs:g} epochs x {numbers.steps_per_epoch:,})",
+        ),
+        (
+            "learning rate",
+            f"{numbers.lr:.4g} ({schedule.base_lr:g}, scaling {schedule.lr_scaling}),"
+            f" warm-up {numbers.warmup_steps:,} steps, {end.lr:.3g} at the end",
+        ),
+        ("weight decay", f"{schedule.weight_decay:g} to {end.weight_decay:.4g}"),
+        ("momentum", f"{schedule.momentum:g} to {end.momentum:.6g}"),
+        (
+            "teacher temp.",
+            f"{schedule.teacher_temperature_start:g} to {schedule.teacher_temperature:g}"
+            f" over {numbers.temperature_steps:,} steps",
+        ),
+        (
+            "starts",
+            f"prototypes at step {numbers.freeze_steps:,},"
+            f" iBOT at step {numbers.ibot_start_step:,}",
+        ),
+        ("precision", config.precision),
+        ("checkpoint", _describe_checkpoints(config, numbers)),
+        ("evaluation", _describe_evaluation(config, numbers)),
+    ]
+
+
+def _describe_checkpoints(config: Config, numbers: Derived) -> str:
+    kept = f", for good every {numbers.keep_steps:,}" if numbers.keep_steps else ""
+    last = config.checkpoint.keep_last
+    return f"every {numbers.checkpoint_steps:,} steps, the last {last:,} are kept{kept}"
+
+
+def _describe_evaluation(config: Config, numbers: Derived) -> str:
+    evaluation = config.evaluation
+    if not evaluation.queries:
+        return "none (evaluation.queries is empty)"
+    when = f"every {numbers.evaluation_steps:,} steps" if numbers.evaluation_steps else "at the end"
+    everything = f"all {len(space(config).subnets()):,} sizes"
+    sizes = everything if "all" in evaluation.sizes else ", ".join(evaluation.sizes)
+    bank = f"{evaluation.bank_images:,} bank images" if evaluation.bank_images else "the whole bank"
+    share = f"about {100 * numbers.evaluation_share:.2g} % of the training's work"
+    return f"{when}: {sizes} with {bank}, {share}"

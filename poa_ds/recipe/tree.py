@@ -1,0 +1,278 @@
+"""A recipe as a typed tree: every key of the YAML files, with its default and its range.
+
+The defaults are the published ViT-L/16 recipe (POA, ECCV 2024; its code where the paper differs),
+except where the published code is known to be wrong; a recipe says what differs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from poa_ds.model.space import Policy
+from poa_ds.system.typed_yaml import Bounds
+
+Count = Annotated[int, Bounds(1)]
+CountOrNone = Annotated[int, Bounds(0)]
+Positive = Annotated[float, Bounds(0, open_low=True)]
+NotNegative = Annotated[float, Bounds(0)]
+Share = Annotated[float, Bounds(0, 1)]
+Pair = tuple[Positive, Positive]
+
+
+@dataclass(frozen=True)
+class Range:
+    """min, min + step, ..., max."""
+
+    min: Count
+    max: Count
+    step: Count
+
+
+@dataclass(frozen=True)
+class Mlflow:
+    """uri: "" is a sqlite store in the output directory."""
+
+    uri: str = ""
+    experiment: str = "poa"
+    run_name: str = ""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """names: short names of sizes, as in {small: 384x12}.
+
+    width: channels; of stage 1 of swin, inner ones of stage 1 of resnet. depth: blocks of vit;
+    stages: [least, most] blocks of each stage of swin and resnet. head_dim, mlp_ratio and
+    drop_path are of vit and swin, layer_scale of vit, window of swin, norm_groups of resnet.
+
+    small_bias: the smallest size is drawn about small_bias ** 2 times as often as the largest.
+    init: `torch` leaves linear layers at PyTorch's default (short runs move then).
+    """
+
+    name: Literal["vit", "swin", "resnet"] = "vit"
+    width: Range = Range(384, 1024, 64)
+    depth: Range = Range(12, 24, 1)
+    stages: tuple[tuple[Count, Count], ...] = ((2, 2), (2, 2), (6, 18), (2, 2))
+    patch_size: Count = 16
+    head_dim: Count = 64
+    mlp_ratio: Count = 4
+    window: Annotated[int, Bounds(2)] = 7
+    norm_groups: Count = 32
+    layer_scale: Positive = 1e-5
+    drop_path: Annotated[float, Bounds(0, 1, open_high=True)] = 0.2
+    small_bias: Annotated[float, Bounds(1)] = 3.0
+    init: Literal["published", "torch"] = "published"
+    names: Mapping[str, str] = field(default_factory=dict)
+    activation_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Heads:
+    prototypes: tuple[Count, ...] = (8192, 16384, 32768, 65536)
+    hidden: Count = 2048
+    bottleneck: Count = 256
+    layers: Annotated[int, Bounds(1, 3)] = 3
+    separate_ibot: bool = False
+    init: Literal["published", "xavier"] = "published"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """intact_weight: the paper's lambda, elastic students weigh 1 - lambda; then loss weights."""
+
+    intact_weight: Share = 0.8
+    dino: NotNegative = 1.0
+    ibot: NotNegative = 1.0
+    koleo: NotNegative = 0.1
+    student_temperature: Positive = 0.1
+    centering: Literal["sinkhorn", "softmax"] = "sinkhorn"
+    sinkhorn_iterations: Count = 3
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Sizes in pixels, scales as shares of the image's area."""
+
+    global_size: Count = 224
+    global_scale: Pair = (0.32, 1.0)
+    local_count: CountOrNone = 8
+    local_size: Count = 96
+    local_scale: Pair = (0.05, 0.32)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Probabilities and strengths; blur_probability: of global crop 1, global crop 2, local crops.
+
+    blur: `published` uses 1 - blur_probability, as the published code does by mistake.
+    """
+
+    flip: Share = 0.5
+    jitter: Share = 0.8
+    brightness: NotNegative = 0.4
+    contrast: NotNegative = 0.4
+    saturation: NotNegative = 0.2
+    hue: Annotated[float, Bounds(0, 0.5)] = 0.1
+    gray: Share = 0.2
+    blur: Literal["paper", "published"] = "paper"
+    blur_probability: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
+    blur_kernel: Count = 9
+    blur_sigma: Pair = (0.1, 2.0)
+    solarize: Share = 0.2
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """probability: share of the global crops that are masked; ratio: share of their patches."""
+
+    probability: Share = 0.5
+    ratio: tuple[Share, Share] = (0.1, 0.5)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step has slots x images_per_slot images, on any number of ranks that divides `slots`."""
+
+    slots: Count = 32
+    images_per_slot: Count = 50
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Lengths in epochs (fractions allowed); steps_per_epoch 0: images // images of a step.
+
+    stretch: the cosines are laid out over 1 / stretch of the run and cut at its end.
+    lr_scaling: how base_lr grows with images per step / 1024.
+    """
+
+    epochs: Positive = 346.0
+    steps_per_epoch: CountOrNone = 0
+    warmup_epochs: NotNegative = 10.0
+    ibot_start_epoch: NotNegative = 30.0
+    freeze_last_layer_epochs: NotNegative = 1.0
+    stretch: Annotated[float, Bounds(0, 1, open_low=True)] = 0.78
+    base_lr: Positive = 0.004
+    lr_scaling: Literal["sqrt", "linear", "none"] = "sqrt"
+    min_lr: NotNegative = 2e-5
+    weight_decay: NotNegative = 0.04
+    weight_decay_end: NotNegative = 0.4
+    momentum: Share = 0.992
+    momentum_end: Share = 0.9999
+    teacher_temperature_start: Positive = 0.04
+    teacher_temperature: Positive = 0.07
+    teacher_temperature_epochs: NotNegative = 30.0
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """clip_*: largest gradient norm of that module, 0 = no clipping."""
+
+    beta1: Annotated[float, Bounds(0, 1, open_high=True)] = 0.9
+    beta2: Annotated[float, Bounds(0, 1, open_high=True)] = 0.999
+    eps: Positive = 1e-8
+    layer_decay: Annotated[float, Bounds(0, 1, open_low=True)] = 0.9
+    patch_embed_factor: NotNegative = 0.2
+    clip_backbone: NotNegative = 1.5
+    clip_heads: NotNegative = 1.5
+
+
+@dataclass(frozen=True)
+class Data:
+    """train: a shard folder or its address (http://, s3://, ...). mix: several, with weights.
+
+    mode stream: train names tars that are only read from front to back (pipe:..., {000..099}),
+    `images` of them are an epoch; such a run does not continue with the same images.
+    cache: where shards of addresses are kept, cache_gb at most (0: all of them). block_shards: so
+    many shards are mixed at a time (0: all images of the data set). workers: loader processes of
+    each rank. on_error: an undecodable image stops the run, or another one takes its place, up to
+    a share of max_bad_fraction. decoder: simplejpeg (a package of its own) decodes the same pixels,
+    simplejpeg_scaled large images at a fraction of their size: other pixels, less work.
+    """
+
+    train: str = ""
+    mode: Literal["index", "stream"] = "index"
+    images: CountOrNone = 0
+    mix: Mapping[str, Positive] = field(default_factory=dict)
+    cache: str = ""
+    cache_gb: NotNegative = 0.0
+    block_shards: CountOrNone = 0
+    workers: CountOrNone = 8
+    decoder: Literal["torchvision", "simplejpeg", "simplejpeg_scaled"] = "torchvision"
+    on_error: Literal["raise", "replace"] = "replace"
+    max_bad_fraction: Share = 1e-4
+
+    @property
+    def cache_bytes(self) -> int:
+        return int(self.cache_gb * 1e9)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """k-NN during training. queries "": none; bank "": data.train; *_images 0: all of them.
+
+    every_epochs 0: only at the start (at_start) and at the end. sizes: names, WIDTHxDEPTH, or all.
+    """
+
+    queries: str = ""
+    bank: str = ""
+    every_epochs: NotNegative = 10.0
+    at_start: bool = True
+    sizes: tuple[str, ...] = ("all",)
+    bank_images: CountOrNone = 0
+    query_images: CountOrNone = 0
+    k: tuple[Count, ...] = (10, 20, 100, 200)
+    report_k: Count = 20
+    temperature: Positive = 0.07
+    resize: Count = 256
+    crop: Count = 224
+    batch_size: Count = 256
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """keep_every_epochs: those at multiples of it stay beside the last ones; 0: none.
+
+    background: written while training goes on, from a copy in the CPU's memory (16 bytes per
+    parameter, shared out among the ranks).
+    """
+
+    every_epochs: Positive = 1.0
+    keep_last: Count = 3
+    keep_every_epochs: NotNegative = 0.0
+    background: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. max_bad_steps: so many non-finite steps in a row stop it; log_every: steps.
+
+    kernels: what the operators run; compile: torch.compile for the plain functions among them.
+    step_timeout_seconds: a rank that makes no progress for so long ends the run; 0: never. Set-up,
+    the first step, an evaluation's start and a checkpoint get 600 at least.
+    """
+
+    output_dir: str = ""
+    seed: CountOrNone = 0
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    max_bad_steps: Count = 10
+    log_every: Count = 10
+    step_timeout_seconds: NotNegative = 600.0
+    tracking: Literal["mlflow", "none"] = "mlflow"
+    draws: Policy = "balanced"
+    kernels: Literal["auto", "reference", "triton"] = "auto"
+    compile: bool = False
+    mlflow: Mlflow = field(default_factory=Mlflow)
+    backbone: Backbone = field(default_factory=Backbone)
+    heads: Heads = field(default_factory=Heads)
+    objective: Objective = field(default_factory=Objective)
+    crops: Crops = field(default_factory=Crops)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    masks: Masks = field(default_factory=Masks)
+    batch: Batch = field(default_factory=Batch)
+    schedule: Schedule = field(default_factory=Schedule)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    data: Data = field(default_factory=Data)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)

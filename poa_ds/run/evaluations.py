@@ -1,0 +1,160 @@
+"""The k-NN curves of a run: evaluates the teacher along the way, keeps it, and tells everybody."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from poa_ds.checkpoint import deployed as snapshot
+from poa_ds.data.places import open_folder
+from poa_ds.engine.engine import Engine
+from poa_ds.evaluate import knn as evaluate
+from poa_ds.evaluate import results
+from poa_ds.evaluate.knn_protocol import Comparison
+from poa_ds.model.build import backbone
+from poa_ds.recipe import load as recipes
+from poa_ds.recipe.derived import Derived
+from poa_ds.recipe.load import Config
+from poa_ds.system import dist
+from poa_ds.system.progress import progress
+from poa_ds.track.metrics_file import Floors
+from poa_ds.track.tracker import Tracker
+
+BACKBONE = "backbone."
+
+
+class Curves:
+    """Evaluations during training, on all ranks. queries empty: only the teacher is kept.
+
+    first_step: the step that a resumed run goes on with; None for a new run, to which nothing
+    belongs that another one left in its folder. between_batches: called between the batches of an
+    evaluation, equally often on all ranks; it may raise.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        tracker: Tracker,
+        *,
+        first_step: int | None,
+        between_batches: Callable[[], None],
+    ) -> None:
+        self.config, self.engine, self.tracker = config, engine, tracker
+        self.between_batches, self.resumed = between_batches, first_step is not None
+        self.output = Path(config.output_dir)
+        self.subnets = recipes.space(config).select(config.evaluation.sizes)
+        self.path = self.output / results.NAME
+        if dist.is_main():
+            results.keep_through(self.path, -1 if first_step is None else first_step)
+        dist.barrier()
+        self.rows = results.read(self.path)
+        if config.evaluation.queries:
+            self.queries = open_folder(config.evaluation.queries, config.data)
+            self.bank = open_folder(config.evaluation.bank or config.data.train, config.data)
+            Comparison.of(self.bank, self.queries, config.evaluation)  # mistakes show now
+
+    def due(self, step: int, numbers: Derived) -> bool:
+        """Whether this step ends with an evaluation; the last one always does."""
+        every = numbers.evaluation_steps
+        return step == numbers.steps or bool(every and step % every == 0)
+
+    def owes(self, step: int, numbers: Derived) -> bool:
+        """Whether the evaluation after this step is missing: a run may have been stopped in it."""
+        if not (self.due(step, numbers) if step else self.config.evaluation.at_start):
+            return False
+        if self.config.evaluation.queries:
+            there = any(row.step == step for row in self.rows)
+        else:
+            there = self.resumed and snapshot.place(self.output, step).exists()
+        return not dist.broadcast_object(there)  # the same answer everywhere
+
+    def evaluate(self, step: int) -> None:
+        """Keep the teacher of this step, and measure the sizes that the recipe names."""
+        tensors = self.engine.teacher.consolidated()
+        if dist.is_main():
+            snapshot.publish(self.output, tensors, self.config, step)
+        if not self.config.evaluation.queries:
+            return
+        start, device = time.perf_counter(), self.engine.device
+        settings = evaluate.of_recipe(self.config, device)
+        model = backbone(self.config)
+        model.load_state_dict(
+            {n.removeprefix(BACKBONE): t for n, t in tensors.items() if n.startswith(BACKBONE)}
+        )
+        measured = evaluate.knn(
+            model.to(device),
+            self.subnets,
+            self.bank,
+            self.queries,
+            self.config.evaluation,
+            device=device,
+            progress=self._batches,
+            **settings,
+        )
+        pixels, random = self._floors(measured, step)
+        row = results.Evaluation.of(
+            step,
+            evaluate.protocol(
+                self.bank, self.queries, self.config.evaluation, precision=settings["precision"]
+            ),
+            measured,
+            raw_pixels=pixels,
+            random_weights=random,
+        )
+        self._tell(step, row, measured, time.perf_counter() - start)
+        self.rows.append(row)
+        if dist.is_main():  # last: what is in this file is not measured again
+            results.append(self.path, row)
+
+    def _floors(self, measured: dict, step: int) -> tuple[dict, dict]:
+        """(raw pixels, random weights): the sizes at step 0 are the second."""
+        if self.rows:
+            first = self.rows[0]
+            space = recipes.space(self.config)
+            return dict(first.raw_pixels), {
+                space.parse(name): values for name, values in first.random_weights.items()
+            }
+        pixels = evaluate.raw_pixel_floor(
+            self.bank,
+            self.queries,
+            self.config.evaluation,
+            device=self.engine.device,
+            workers=self.config.data.workers,
+            progress=self._batches,
+        )
+        return pixels, measured if step == 0 else {}
+
+    def _batches(self, items: Iterable, *, total: int, label: str, unit: str) -> Iterator:
+        """The batches of this rank; ranks that have fewer wait here for the others."""
+        most = int(dist.all_max(torch.tensor(total, device=self.engine.device)))
+        if dist.is_main() and sys.stderr.isatty():
+            items = progress(items, total=total, label=label, unit=unit)
+        for item in items:
+            yield item
+            self.between_batches()
+        for _ in range(most - total):
+            self.between_batches()
+
+    def _tell(self, step: int, row: results.Evaluation, measured: dict, seconds: float) -> None:
+        k = self.config.evaluation.report_k
+        ks = [x for x in next(iter(measured.values())) if x <= k]
+        k = max(ks) if ks else min(next(iter(measured.values())))
+        random = {
+            s: row.random_weights[str(s)][k] for s in measured if str(s) in row.random_weights
+        }
+        floors = Floors(pixels=row.raw_pixels[k], random=random)
+        table = results.table(row)
+        self.tracker.log_knn(step, measured, floors, row.protocol, table=table)
+        self.tracker.log(step, {"speed/evaluation_seconds": seconds})
+        if dist.is_main():
+            top1 = {size: values[k] for size, values in measured.items()}
+            low, high = min(top1, key=top1.get), max(top1, key=top1.get)
+            print(
+                f"k-NN at step {step:,} (k = {k}, {len(top1)} sizes, {seconds:.1f} s): "
+                f"{top1[low]:.1f} % ({low}) to {top1[high]:.1f} % ({high}); "
+                f"raw pixels {floors.pixels:.1f} %",
+                flush=True,
+            )

@@ -1,0 +1,137 @@
+"""A thread per rank that ends it when nothing moves any more, or when it is told to stop twice.
+
+A rank that hangs, or a host that is cut off, is otherwise noticed after 30 minutes at best.
+"""
+
+import math
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from poa_ds.run import exit_status as ended
+from poa_ds.run.faults import leave, name, say
+from poa_ds.system.stopping import Requests
+
+LOOK_SECONDS = 0.5
+# set-up, the first step, the start of an evaluation and a checkpoint take longer than a step
+SLOW_SECONDS = 600.0
+STOP_SECONDS = 120.0  # from a request to the end of the step
+ROLL_CALL_SECONDS = 5.0  # the watchdogs of the ranks notice the same fault within this time
+ASKING_SECONDS = 30.0  # a roll call and an import on a busy machine
+NAMED = 8  # ranks that one message names
+WAITS = "waits for other ranks"
+COLLECTIVES = ("torch/distributed", "deepspeed/comm")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What the rank is doing; replaced as a whole, because two threads look at it."""
+
+    doing: str
+    details: Callable[[], str]
+    allowed_seconds: float
+    slow: bool
+    since: float = field(default_factory=time.monotonic)
+
+
+class Watchdog:
+    """`beat` says that there is progress, and what begins. timeout_seconds 0: it is never late."""
+
+    def __init__(self, requests: Requests, timeout_seconds: float) -> None:
+        self.requests = requests
+        self._timeout_seconds = timeout_seconds or math.inf
+        self.beat("set-up", slow=True)
+        self._watches = True
+        # a daemon: the process ends without asking it
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def beat(
+        self, doing: str, *, slow: bool = False, details: Callable[[], str] = lambda: ""
+    ) -> None:
+        """Progress was made, `doing` begins.
+
+        slow: it may take SLOW_SECONDS in any case. details: more to say about it, if need be.
+        """
+        allowed_seconds = max(self._timeout_seconds, SLOW_SECONDS if slow else 0.0)
+        self._phase = Phase(doing, details, allowed_seconds, slow)
+
+    def rest(self) -> None:
+        """No more: this rank is about to end, whatever is asked of it."""
+        self._watches = False
+
+    def where(self) -> str:
+        """What this rank is doing, in which step and with which sub-networks."""
+        phase = self._phase
+        return ", ".join(text for text in (phase.doing, phase.details()) if text)
+
+    def _watch(self) -> None:
+        while self._watches:
+            number = self.requests.look()
+            if number:
+                say(f"poa_ds.train: {name()} ends at once, without saving: asked a second time")
+                leave(ended.of_signal(number))
+            if _is_late(self._phase, self.requests.wanted_since):
+                self._give_up(self._phase)
+            time.sleep(LOOK_SECONDS)
+
+    def _give_up(self, phase: Phase) -> None:
+        """Say what this rank and the others are doing, and end it."""
+        seconds, main = time.monotonic() - phase.since, threading.main_thread().ident
+        stack = traceback.extract_stack(sys._current_frames()[main])
+        waits = any(part in stack[-1].filename for part in COLLECTIVES)
+        called = _call_roll(WAITS if waits else phase.doing)
+        answers = called[0] if called else None
+        lines = [
+            f"poa_ds.train: {name()} gives up: no progress for {seconds:.0f} s "
+            f"(step_timeout_seconds), {self.where()}",
+            *([f"it {WAITS}"] if waits else []),
+            *(_about_others(answers) if called else []),
+        ]
+        first = min(answers) if answers else -1
+        if not waits or first in (-1, int(os.environ.get("RANK", "0"))):  # one stack is enough
+            lines += ["its main thread:", *"".join(traceback.format_list(stack)).splitlines()]
+        say("\n  ".join(lines))
+        leave(ended.HUNG)
+
+
+def _call_roll(answer: str) -> list[dict[int, str] | None]:
+    """[what the ranks answer]; [] where this one is not far enough to ask them."""
+    found = []
+
+    def ask() -> None:
+        from poa_ds.system import (
+            dist,  # torch: seconds to import, and the watchdog starts before that
+        )
+
+        found.append(dist.roll_call(answer, ROLL_CALL_SECONDS))
+
+    # a thread: where the main thread hangs in an import, this one waits for it
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ASKING_SECONDS)
+    return found
+
+
+def _is_late(phase: Phase, wanted_since: float) -> bool:
+    """wanted_since: when a stop was asked for, infinite as long as nobody asks."""
+    now = time.monotonic()
+    if not phase.slow and now - max(phase.since, wanted_since) > STOP_SECONDS:
+        return True
+    return now - phase.since > phase.allowed_seconds
+
+
+def _about_others(answers: Mapping[int, str] | None) -> list[str]:
+    """Lines about the ranks that explain the silence. None: the store of rank 0 is silent."""
+    if answers is None:
+        return ["rank 0 does not answer: its process is stopped, or its host cut off"]
+    silent = [rank for rank in range(int(os.environ.get("WORLD_SIZE", "1"))) if rank not in answers]
+    busy = [f"rank {rank}: {doing}" for rank, doing in sorted(answers.items()) if doing != WAITS]
+    lines = [f"do not wait for others: {'; '.join(busy[:NAMED])}"] if busy else []
+    if silent:
+        ranks = ", ".join(map(str, silent[:NAMED])) + (", ..." if len(silent) > NAMED else "")
+        lines.append(f"no answer from rank {ranks}: stopped processes, or a host that is cut off")
+    return lines

@@ -1,0 +1,242 @@
+"""YAML and `a.b=c` overrides into a tree of frozen dataclasses, whatever the keys mean.
+
+Every mistake is a UsageError that names the key, its value and what is allowed.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from poa_ds.system.errors import UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The allowed range of a number, as in `Annotated[float, Bounds(0, 1)]`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, x: float) -> bool:
+        above = x > self.low if self.open_low else x >= self.low
+        return above and (x < self.high if self.open_high else x <= self.high)
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
+        high = f"{'below' if self.open_high else 'at most'} {self.high:g}"
+        return " and ".join(
+            text for text, end in ((low, self.low), (high, self.high)) if math.isfinite(end)
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars: 5e-4 is a number, `on` is text, 12:30 is not a number; no key twice."""
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+
+for _tag, _pattern in (
+    ("null", r"~|null|Null|NULL|"),
+    ("bool", r"true|True|TRUE|false|False|FALSE"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan"),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), None
+    )
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+    keys = [key.value for key, _ in node.value]
+    for key_node, _ in node.value:
+        if keys.count(key_node.value) > 1:
+            raise yaml.constructor.ConstructorError(
+                problem=f"the key {key_node.value!r} is there twice",
+                problem_mark=key_node.start_mark,
+            )
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def parse(text: str, *, source: str) -> Any:
+    """The value that a YAML text stands for; `source` names it in the message."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source} is not valid YAML: {error}") from error
+
+
+def override(tree: dict, assignment: str, cls: type) -> dict:
+    """`tree` with one `a.b=c` applied; the key must exist in the dataclass `cls`."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise UsageError(f"override {assignment!r} is not of the form key=value")
+    hint = _hint_of(key, cls)
+    if hint is str and text[:1] not in ("'", '"'):
+        value: Any = text  # a run called 2024, an empty path: the text as it stands
+    else:
+        value = parse(text, source=f"the value of {key}")
+    if is_dataclass(hint) and isinstance(value, dict):  # a section changes key by key
+        for part, item in value.items():
+            tree = _with(tree, [*key.split("."), part], item)
+        return tree
+    return _with(tree, key.split("."), value)
+
+
+def _with(tree: object, keys: Sequence[str], value: object) -> dict:
+    tree = tree if isinstance(tree, dict) else {}
+    rest = _with(tree.get(keys[0]), keys[1:], value) if keys[1:] else value
+    return {**tree, keys[0]: rest}
+
+
+def build(default: T, tree: object) -> T:
+    """`default`, a tree of dataclasses, with the values of nested mappings in their places."""
+    return _section(default, tree, "", type(default))
+
+
+def _section(default: T, tree: object, path: str, root: type) -> T:
+    tree = {} if tree is None else tree  # all keys of a section are commented out
+    hints = _hints(type(default))
+    if not isinstance(tree, Mapping):
+        keys = ", ".join(hints)
+        raise UsageError(
+            f"{path or 'the recipe'} is {tree!r}: it is a section with the keys {keys}"
+        )
+    values = {}
+    for key, value in tree.items():
+        below = f"{path}.{key}" if path else str(key)
+        if key not in hints:
+            raise _unknown(below, root)
+        current = getattr(default, key)
+        values[key] = (
+            _section(current, value, below, root)
+            if is_dataclass(current)
+            else _value(hints[key], value, below)
+        )
+    return replace(default, **values)
+
+
+def _value(hint: Any, value: object, path: str) -> Any:
+    """`value` as the type `hint` says, or a UsageError."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        number = _value(arguments[0], value, path)
+        if number not in arguments[1]:
+            raise UsageError(f"{path} is {value!r}: it must be {arguments[1]}")
+        return number
+    if origin is Literal:
+        if value not in arguments:
+            raise UsageError(f"{path} is {value!r}: allowed are {', '.join(arguments)}")
+        return value
+    if origin is tuple:
+        return _tuple(arguments, value, path)
+    if origin in (Mapping, dict):
+        return _map(arguments[1], value, path)
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if hint is not float and type(value) is hint:  # a bool is not an int here
+        return value
+    raise UsageError(f"{path} is {value!r}: expected {_NAMES[hint]}")
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _tuple(arguments: tuple, value: object, path: str) -> tuple:
+    endless = arguments[-1] is Ellipsis
+    if endless and arguments[0] is str and isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]  # sizes=small,base
+    length = "a list" if endless else f"a list of {len(arguments)} values"
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise UsageError(f"{path} is {value!r}: expected {length}, as in [a, b]")
+    if len(value) == 0 or not (endless or len(value) == len(arguments)):
+        raise UsageError(f"{path} is {value!r}: expected {length}{' that is not empty' * endless}")
+    hints = [arguments[0]] * len(value) if endless else arguments
+    return tuple(
+        _value(hint, item, f"{path}[{i}]")
+        for i, (hint, item) in enumerate(zip(hints, value, strict=True))
+    )
+
+
+def _map(hint: Any, value: object, path: str) -> Mapping:
+    """Names with a value of one type each, such as {small: 384x12}."""
+    if not isinstance(value, Mapping):
+        kind = "text" if hint is str else "number"
+        raise UsageError(f"{path} is {value!r}: expected name: {kind}, one per line")
+    for key in value:
+        if not isinstance(key, str):
+            raise UsageError(f"{path}.{key} is {value[key]!r}: expected a name, quoted")
+    return {key: _value(hint, item, f"{path}.{key}") for key, item in value.items()}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
+
+
+def leaves(cls: type, path: str = "") -> Iterator[str]:
+    """Every dotted key of the tree that holds a value."""
+    for name, hint in _hints(cls).items():
+        if is_dataclass(hint):
+            yield from leaves(hint, f"{path}{name}.")
+        else:
+            yield path + name
+
+
+def _hint_of(key: str, cls: type) -> Any:
+    hint: Any = cls
+    for part in key.split("."):
+        if get_origin(hint) in (Mapping, dict):
+            return get_args(hint)[1]
+        if not is_dataclass(hint) or part not in _hints(hint):
+            raise _unknown(key, cls)
+        hint = _hints(hint)[part]
+    return hint
+
+
+def _unknown(key: str, root: type) -> UsageError:
+    known = list(leaves(root))
+    sections = {name.rsplit(".", 1)[0] for name in known if "." in name}
+    by_end = {name.rsplit(".", 1)[-1]: name for name in [*sections, *known]}
+    end = key.rsplit(".", 1)[-1]
+    near = get_close_matches(key, [*known, *sections], n=1, cutoff=0.75)
+    near = near or [by_end[name] for name in by_end if end in name.split("_")]  # lr: base_lr
+    near = near or [by_end[name] for name in get_close_matches(end, by_end, n=1, cutoff=0.6)]
+    hint = f"; the nearest known key is {near[0]}" if near else f"; sections: {sorted(sections)}"
+    return UsageError(f"unknown key {key}{hint}")
+
+
+def plain(value: object) -> Any:
+    """A dataclass tree as dictionaries, lists and scalars, in the order of its fields."""
+    if is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+class _Dumper(yaml.SafeDumper):
+    """One key per line, lists on one line."""
+
+
+_Dumper.add_representer(
+    list,
+    lambda dumper, items: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", items, flow_style=True
+    ),
+)
+
+
+def dump(value: object) -> str:
+    """The dataclass tree as YAML text that `parse` and `build` turn into the same tree."""
+    return yaml.dump(plain(value), Dumper=_Dumper, sort_keys=False, width=100)

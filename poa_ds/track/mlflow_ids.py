@@ -1,0 +1,45 @@
+"""mlflow.json: by which ids a run and the runs of its sizes go on in MLflow.
+
+{"key": "...", "run": "...", "children": {"w0384_d12": "...", ...}}: `key` is the run's own and made
+at its start, so that a run is found in any store, even where nobody heard its id.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from poa_ds.checkpoint.folders import write_durably
+from poa_ds.system.errors import UserError
+
+IDS = "mlflow.json"  # in the output directory: the runs' ids, before any checkpoint has them
+
+
+def keep(folder: Path, ids: Mapping[str, Any]) -> None:
+    """Write the ids into the run's folder."""
+    beside = folder / f"{IDS}.partial"
+    write_durably(beside, json.dumps(ids))
+    beside.replace(folder / IDS)
+
+
+def known(folder: Path, resumed: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The ids to go on with, at least a key. resumed: those of the checkpoint; None: a new run.
+
+    Those in the folder are newer than the checkpoint's, unless they are another run's.
+    """
+    found = _read(folder / IDS) if resumed is not None else {}
+    ids = dict(resumed or {})
+    if not ids or ids.get("key") == found.get("key", ""):
+        ids = found
+    return {"key": uuid.uuid4().hex} | ids
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes())) if path.exists() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): remove it, a run that continues then takes the ids of "
+            "its checkpoint"
+        ) from error

@@ -1,0 +1,303 @@
+"""One training run in an MLflow store: the run, a run for each size, points, pictures, files.
+
+Every call may take seconds and may raise, and may be made again then: nothing comes twice. The only
+importer of mlflow, and only when a store is opened.
+"""
+
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from poa_ds.model.space import Subnet
+from poa_ds.recipe.load import Config
+from poa_ds.system.typed_yaml import plain
+from poa_ds.track import metrics_file
+from poa_ds.track import mlflow_ids as run_ids
+from poa_ds.track.logged_points import AllSteps, Known, LastSteps
+from poa_ds.track.metrics_file import rows_after, split_by_size, values_of
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+FILES = ("config.yaml", "deepspeed.json", "derived.json")  # of a run's folder, kept with the run
+RUN_TAG = "poa_run"  # has `key` of the ids: the run is found by it where the ids do not help
+
+# MLflow's limits for one log_batch call
+MOST_METRICS, MOST_PARAMS, LONGEST_PARAM = 1000, 100, 6000
+ROWS_AT_A_TIME = 200
+# few retries, short time-outs: MLflow's own would hold on to a dead server for minutes per call
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+# A fork (data loader workers) in the middle of an import leaves that module's lock taken for ever
+# in the child, so forks wait for the import of mlflow.
+IMPORTING = threading.RLock()
+os.register_at_fork(
+    before=IMPORTING.acquire,
+    after_in_parent=IMPORTING.release,
+    after_in_child=IMPORTING.release,
+)
+
+
+def open_store(
+    config: Config,
+    folder: Path,
+    ids: dict[str, Any],
+    sizes: Mapping[Subnet, int | None],
+    *,
+    uri: str = "",
+    mode: Literal["new", "resume", "sync"] = "new",
+) -> "MlflowStore":
+    """The store of a recipe, mlflow being imported on the way; see MlflowStore for the rest.
+
+    uri: another place than the recipe's.
+    """
+    with IMPORTING:
+        import PIL.Image  # noqa: F401 - mlflow would import it later
+        from mlflow import MlflowClient, entities
+
+    # what goes wrong is raised, and said in one line; they would print tracebacks and retries
+    for name in ("mlflow", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    uri = uri or config.mlflow.uri
+    client = MlflowClient(uri or f"sqlite:///{folder}/mlflow.db")
+    return MlflowStore(client, entities, config, folder, uri=uri, ids=ids, sizes=sizes, mode=mode)
+
+
+class MlflowStore:
+    """One run and the runs of its sizes in MLflow. Every call may take seconds, and may raise."""
+
+    def __init__(
+        self,
+        client: Any,
+        entities: Any,
+        config: Config,
+        folder: Path,
+        *,
+        uri: str,
+        ids: dict[str, Any],
+        sizes: Mapping[Subnet, int | None],
+        mode: Literal["new", "resume", "sync"],
+    ) -> None:
+        """Opens the run of `ids` (or with their key), or a new one; the ids are put there.
+
+        client, entities: an mlflow.MlflowClient and mlflow.entities. sizes: with their parameters.
+        """
+        self._client, self._entities = client, entities
+        self._config, self._folder, self._uri, self._ids = config, folder, uri, ids
+        self._sizes = {size.label: (size, parameters) for size, parameters in sizes.items()}
+        self._knowledge = AllSteps if mode == "sync" else LastSteps
+        self._known: dict[str, Known] = {}
+        self._offset, self._note = 0, ""
+        self.experiment = self._experiment_id()
+        run = self._find()
+        if run is None:
+            run = self._create(config.mlflow.run_name or folder.name, {RUN_TAG: ids["key"]})
+        self.experiment = run.info.experiment_id
+        ids |= {"run": run.info.run_id, "children": ids.get("children", {})}
+        self._remember(run)
+        params = _flat(plain(config))
+        if mode == "resume" and run.data.params:
+            self._resume(run, params)
+        self._log_params(run, params)
+        self._keep_ids()
+
+    def catch_up(self) -> int:
+        """The number of points of metrics.jsonl that the runs lacked; they are there now."""
+        return sum(self.fill())
+
+    def fill(self) -> Iterator[int]:
+        """Log what catch_up says; the number of points after every ROWS_AT_A_TIME rows."""
+        rows = rows_after(self._folder / metrics_file.NAME, self._offset)
+        while some := list(islice(rows, ROWS_AT_A_TIME)):
+            points: dict[str, list] = {}
+            for _, row in some:
+                for label, values in split_by_size(values_of(row)).items():
+                    run = self._run_of_size(label) if label else self._ids["run"]
+                    points.setdefault(run, []).extend(
+                        self._entities.Metric(name, x, round(1000 * row["time"]), row["step"])
+                        for name, x in ((_allowed(name), x) for name, x in values.items())
+                        if not self._known[run].has(name, row["step"])
+                    )
+            for run, found in points.items():
+                self._log_points(run, found)
+            self._offset = some[-1][0]
+            yield sum(map(len, points.values()))
+
+    def _log_points(self, run: str, points: list) -> None:
+        for start in range(0, len(points), MOST_METRICS):
+            batch = points[start : start + MOST_METRICS]
+            self._client.log_batch(run, metrics=batch)
+            for point in batch:
+                self._known[run].add(point.key, point.step)
+
+    def has_picture(self, step: int) -> bool:
+        """Whether the heat map of that step is there, in both forms."""
+        return all(self._pictures(step))
+
+    def picture(self, step: int, figure: Any, pixels: Any) -> None:
+        """The heat map twice: with a step slider among the charts, and as a file."""
+        run, (slider, file) = self._ids["run"], self._pictures(step)
+        if not slider:
+            self._client.log_image(run, pixels, key="knn_heatmap", step=step)
+        if not file:
+            self._client.log_figure(run, figure, _heat_map(step))
+
+    def _pictures(self, step: int) -> tuple[bool, bool]:
+        images = " ".join(self._artifacts("images"))
+        slider = re.search(rf"knn_heatmap\Wstep\W{step}\W\S*\.webp", images)  # written last
+        return slider is not None, _heat_map(step) in self._artifacts("knn")
+
+    def table(self, step: int, text: str) -> bool:
+        """Whether the table of that step's k-NN accuracies was missing, and is there now."""
+        name = f"knn/table_{step:07d}.txt"
+        missing = name not in self._artifacts("knn")
+        if missing:
+            self._client.log_text(self._ids["run"], text, name)
+        return missing
+
+    def protocol(self, protocol: Mapping[str, Any]) -> None:
+        """How the k-NN numbers were measured, shown as the run's description."""
+        note = "k-NN: " + ", ".join(f"{key} {value}" for key, value in protocol.items())
+        if note != self._note:
+            self._client.set_tag(self._ids["run"], "mlflow.note.content", note)
+            self._note = note
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        log(self._ids["run"], str(path), folder or None)
+
+    def missing_files(self) -> list[Path]:
+        """Those of FILES that the run's folder has and the store has not."""
+        there = self._artifacts("")
+        return [
+            p
+            for p in (self._folder / name for name in FILES)
+            if p.name not in there and p.is_file()
+        ]
+
+    def _artifacts(self, folder: str) -> set[str]:
+        found = self._client.list_artifacts(self._ids["run"], folder or None)
+        return {item.path for item in found}
+
+    def close(self, status: Status, end: float | None = None) -> None:
+        """End the runs now; at a time in seconds: those that have not ended so before."""
+        for run in (self._ids["run"], *self._ids["children"].values()):
+            if end is None or self._client.get_run(run).info.status != status:
+                self._client.set_terminated(run, status, end and round(1000 * end))
+
+    def _experiment_id(self) -> str:
+        name, uri = self._config.mlflow.experiment, self._uri
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        local = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else ""
+        folder = Path(local).resolve().parent if local else self._folder
+        # a server decides for itself where it keeps files
+        place = None if uri and not local else (folder / "mlartifacts").as_uri()
+        return self._client.create_experiment(name, artifact_location=place)
+
+    def _find(self) -> Any:
+        """The run of the ids, or else the one with their key; None where there is neither."""
+        run = self._alive(self._ids["run"]) if "run" in self._ids else None
+        if run is None:
+            run = self._search(f"tags.{RUN_TAG} = '{self._ids['key']}'")
+        if run is None and "run" in self._ids:
+            text = f"MLflow knows no run {self._ids['run']}: the resumed run gets a new one"
+            print(text, file=sys.stderr, flush=True)
+        if run is None or run.info.run_id != self._ids.get("run"):
+            self._ids["children"] = {}
+        return run
+
+    def _alive(self, run_id: str) -> Any:
+        """The run with that id; None where there is none, or only a deleted one."""
+        try:
+            run = self._client.get_run(run_id)
+        except Exception as error:
+            if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _search(self, condition: str) -> Any:
+        return next(
+            iter(self._client.search_runs([self.experiment], condition, max_results=1)), None
+        )
+
+    def _resume(self, run: Any, params: Mapping[str, str]) -> None:
+        """The run is running again; what the recipe changed is noted in tags."""
+        self._client.update_run(run.info.run_id, status="RUNNING")
+        count = int(run.data.tags.get("resumes", "0")) + 1
+        changed = {k: v for k, v in params.items() if run.data.params.get(k, v) != v}
+        tags = {f"resume.{count}.{k}": v for k, v in changed.items()} | {"resumes": str(count)}
+        for key, value in tags.items():
+            self._client.set_tag(run.info.run_id, key, value)
+
+    def _create(self, name: str, tags: Mapping[str, str]) -> Any:
+        """A new run, begun when the first row was written (or now)."""
+        _, first = next(rows_after(self._folder / metrics_file.NAME), (0, None))
+        start = round(1000 * first["time"]) if first else None
+        return self._client.create_run(self.experiment, start, dict(tags), run_name=name)
+
+    def _remember(self, run: Any) -> None:
+        self._known[run.info.run_id] = self._knowledge(self._client, run)
+
+    def _run_of_size(self, label: str) -> str:
+        """The id of the size's run, which is made where there is none."""
+        children, parent = self._ids["children"], self._ids["run"]
+        if label in children and children[label] in self._known:
+            return children[label]
+        run = self._alive(children[label]) if label in children else None
+        if run is None:  # one made after the checkpoint that has the ids, or by a call that failed
+            below = f"tags.`mlflow.parentRunId` = '{parent}'"
+            run = self._search(f"{below} AND attributes.run_name = '{label}'")
+        if run is None:
+            run = self._create(label, {"mlflow.parentRunId": parent})
+        size, parameters = self._sizes.get(label, (None, None))
+        if size is not None:
+            found = {"width": size.width, "depth": size.depth, "parameters": parameters}
+            known = {key: str(value) for key, value in found.items() if value is not None}
+            self._log_params(run, known)
+        self._remember(run)
+        if children.get(label) != run.info.run_id:
+            children[label] = run.info.run_id
+            self._keep_ids()
+        return children[label]
+
+    def _log_params(self, run: Any, params: Mapping[str, str]) -> None:
+        """Log those that the run lacks; none can be changed."""
+        missing = {key: value for key, value in params.items() if key not in run.data.params}
+        items = [self._entities.Param(key, value) for key, value in missing.items()]
+        for start in range(0, len(items), MOST_PARAMS):
+            self._client.log_batch(run.info.run_id, params=items[start : start + MOST_PARAMS])
+
+    def _keep_ids(self) -> None:
+        if self._uri == self._config.mlflow.uri:  # those of another store are found by their key
+            run_ids.keep(self._folder, self._ids)
+
+
+def _heat_map(step: int) -> str:
+    return f"knn/heatmap_{step:07d}.png"
+
+
+def _allowed(name: str) -> str:
+    """The metric's name without the characters that MLflow refuses."""
+    return re.sub(r"[^\w\-./ :]", "_", name)
+
+
+def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """Dotted keys and short texts, as MLflow's parameters are."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        below = _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else None
+        flat |= {f"{path}{key}": str(value)[:LONGEST_PARAM]} if below is None else below
+    return flat

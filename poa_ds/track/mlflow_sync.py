@@ -1,0 +1,146 @@
+"""poa-ds mlflow-sync: fill an MLflow store from a run's folder, after its server was away.
+
+The same runs, names and points as training makes. What is there stays as it is, so that the command
+may be repeated, interrupted, or run beside the training.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from poa_ds.evaluate import results
+from poa_ds.model.space import Subnet
+from poa_ds.recipe import load as recipes
+from poa_ds.recipe.load import Config
+from poa_ds.system.errors import UserError
+from poa_ds.system.progress import progress
+from poa_ds.track import metrics_file, mlflow_store
+from poa_ds.track import mlflow_ids as run_ids
+from poa_ds.track import tracker as tracking
+from poa_ds.track.mlflow_store import MlflowStore
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `poa-ds mlflow-sync`."""
+    parser.add_argument("folder", type=Path, metavar="RUN", help="output directory of a run")
+    parser.add_argument(
+        "--uri",
+        default="",
+        help="another store than the recipe's mlflow.uri, such as http://localhost:5000 or "
+        "sqlite:////absolute/path/mlflow.db",
+    )
+
+
+@dataclass
+class Added:
+    """What the store lacked."""
+
+    points: int = 0
+    pictures: int = 0
+    tables: int = 0
+    files: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.points:,} points, {self.pictures} pictures, {self.tables} tables and "
+            f"{self.files} files"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fill the store; the exit status."""
+    folder = args.folder.resolve()
+    config, rows = _recipe(args.folder), _rows(args.folder)
+    for name, value in mlflow_store.ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    uri = args.uri or config.mlflow.uri
+    place = uri or f"sqlite:///{folder}/mlflow.db"
+    ids = run_ids.known(folder, {})
+    if not (folder / run_ids.IDS).exists():  # a training that goes on writes it too
+        run_ids.keep(folder, ids)
+    if uri != config.mlflow.uri:
+        ids = {"key": ids["key"]}
+    print(f"{args.folder}: {len(rows):,} rows into {place}", flush=True)
+    try:
+        store = mlflow_store.open_store(config, folder, ids, _sizes(config), uri=uri, mode="sync")
+        added = _fill(store, config, args.folder, rows)
+        if _is_complete(folder, rows):
+            store.close("FINISHED", rows[-1]["time"])
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"mlflow is not installed here: {error}") from error
+    except Exception as error:  # MLflow's and its libraries' own, of many kinds
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        again = "what is there stays, the same command goes on"
+        raise UserError(f"MLflow at {place} failed ({again}): {cause}") from error
+    children = len(ids["children"])
+    print(
+        f"added {added}; run {ids['run']} and {children} runs of sizes, {config.mlflow.experiment}"
+    )
+    return 0
+
+
+def _fill(store: MlflowStore, config: Config, folder: Path, rows: list[metrics_file.Row]) -> Added:
+    added, evaluations = Added(), results.read(folder / results.NAME)
+    parts = ceil(len(rows) / mlflow_store.ROWS_AT_A_TIME)
+    added.points = sum(progress(store.fill(), total=parts, label="metrics", unit="parts"))
+    maps = list(_evaluations(rows))
+    for step, top1 in progress(maps, total=len(maps), label="pictures", unit="pictures"):
+        added.pictures += tracking.draw(store, step, top1, config.evaluation.report_k)
+    count = len(evaluations)
+    for evaluation in progress(evaluations, total=count, label="tables", unit="tables"):
+        added.tables += store.table(evaluation.step, results.table(evaluation))
+    if evaluations:
+        store.protocol(evaluations[-1].protocol)
+    for path in store.missing_files():
+        store.artifact(path)
+        added.files += 1
+    return added
+
+
+def _evaluations(rows: list[metrics_file.Row]) -> Iterator[tuple[int, dict[Subnet, float]]]:
+    """(step, k-NN accuracies by size) of the rows that have some."""
+    for row in rows:
+        curves, _ = metrics_file.knn_curves([row])
+        if curves:
+            yield row["step"], {size: points[0][1] for size, points in curves.items()}
+
+
+def _recipe(folder: Path) -> Config:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{path} is absent: {folder} is no output directory of a run")
+    return recipes.load(path)
+
+
+def _rows(folder: Path) -> list[metrics_file.Row]:
+    path = folder / metrics_file.NAME
+    if not path.is_file():
+        raise UserError(f"{path} is absent: {folder} is no output directory of a run")
+    rows = metrics_file.read_rows(path)
+    if not rows:
+        raise UserError(f"{path} has no rows yet")
+    return rows
+
+
+def _sizes(config: Config) -> dict[Subnet, int]:
+    """Every size with its parameters."""
+    import torch  # seconds; `--help` does without
+
+    from poa_ds.model.build import backbone
+
+    with torch.device("meta"):
+        model = backbone(config)
+    return {size: model.parameter_count(size) for size in recipes.space(config).subnets()}
+
+
+def _is_complete(folder: Path, rows: list[Any]) -> bool:
+    """Whether the run has come to its last step; one that has not may still go on."""
+    path = folder / "derived.json"
+    return path.is_file() and rows[-1]["step"] >= json.loads(path.read_text())["steps"]

@@ -1,0 +1,218 @@
+"""The metrics of a run into metrics.jsonl and MLflow; nothing in here stops or delays training.
+
+metrics.jsonl is written first, in the calling thread. A second thread alone touches MLflow: it
+imports it, makes the store (seconds), reads the rows back from the file. Whatever goes wrong there
+is said and tried again; the file has everything.
+"""
+
+import json
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from poa_ds.model.space import Subnet
+from poa_ds.recipe.load import Config
+from poa_ds.system.background import Background
+from poa_ds.system.errors import UserError
+from poa_ds.track import metrics_file
+from poa_ds.track import mlflow_ids as run_ids
+from poa_ds.track.metrics_file import Floors, MetricsFile, Row, knn_values, read_rows, values_of
+from poa_ds.track.mlflow_store import ENVIRONMENT, IMPORTING, MlflowStore, Status, open_store
+
+FINAL_ERRORS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
+
+
+class Tracker:
+    """What the training loop talks to; on ranks other than the main one every call does nothing."""
+
+    def __init__(
+        self, metrics: MetricsFile | None, background: Background[MlflowStore] | None, report_k: int
+    ) -> None:
+        self._metrics, self._background, self._report_k = metrics, background, report_k
+        self._ids: dict[str, Any] = {}
+        self._nonfinite: Counter[str] = Counter()
+        self._folder, self._broken = Path(), False
+
+    @classmethod
+    def start(
+        cls,
+        config: Config,
+        *,
+        output_dir: Path,
+        is_main: bool,
+        resumed_ids: Mapping[str, Any] | None = None,
+        first_step: int = 0,
+        sizes: Sequence[Subnet] = (),
+        parameters: Mapping[Subnet, int] | None = None,
+    ) -> Self:
+        """A tracker at work.
+
+        resumed_ids: `ids` from the checkpoint ({} if it has none); None is a new run. first_step:
+        the step a resumed run goes on with. sizes: those that have a run of their own, with their
+        numbers of parameters where known. UserError: output_dir cannot be written.
+        """
+        if not is_main:
+            return cls(None, None, config.evaluation.report_k)
+        resumed = resumed_ids is not None
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            path = output_dir / metrics_file.NAME
+            metrics = MetricsFile(path, keep_through=first_step if resumed else None)
+            ids = {} if config.tracking == "none" else run_ids.known(output_dir, resumed_ids)
+            if ids:
+                run_ids.keep(output_dir, ids)
+        except OSError as error:
+            raise UserError(f"output_dir {output_dir} cannot be written: {error}") from error
+        tracker = cls(metrics, None, config.evaluation.report_k)
+        tracker._folder, tracker._ids = output_dir, ids
+        tracker._nonfinite.update(_nonfinite_counts(read_rows(path)))
+        if ids:
+            known = {subnet: (parameters or {}).get(subnet) for subnet in sizes}
+            tracker._track(config, known, resumed=resumed)
+        return tracker
+
+    def _track(self, config: Config, sizes: Mapping[Subnet, int | None], *, resumed: bool) -> None:
+        """Start the thread that talks to MLflow."""
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        folder, mode = self._folder.resolve(), "resume" if resumed else "new"
+        self._background = Background(
+            "MLflow",
+            lambda: open_store(config, folder, self._ids, sizes, mode=mode),
+            is_final=_is_final,
+            advice=f"training goes on, every metric is in {self._folder / metrics_file.NAME}",
+        )
+        self._background.submit(MlflowStore.catch_up)
+        self._background.submit(_keep_files)
+
+    @property
+    def ids(self) -> dict[str, Any]:
+        """What a checkpoint stores so that a resumed run goes on in the same MLflow runs."""
+        return json.loads(json.dumps(self._ids))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Metrics of one step. Points at or before a metric's last step are dropped."""
+        self._record(step, values)
+
+    def log_knn(
+        self,
+        step: int,
+        top1: Mapping[Subnet, Mapping[int, float]],
+        floors: Floors | None,
+        protocol: Mapping[str, Any],
+        *,
+        table: str = "",
+    ) -> None:
+        """k-NN top-1 in percent by size and k, with a heat map for the k that the recipe reports.
+
+        protocol: how it was measured (bank, k, temperature, ...), kept with the run, and so is the
+        table, where there is one.
+        """
+        values = knn_values(top1, floors or Floors(), report_k=self._report_k)
+        if self._record(step, values) and self._background:
+            reported = {size: by_k[self._report_k] for size, by_k in top1.items()}
+            self._background.submit(lambda store: store.protocol(protocol))
+            self._background.submit(lambda store: draw(store, step, reported, self._report_k))
+            if table:
+                self._background.submit(lambda store: store.table(step, table))
+
+    def sync(self) -> None:
+        """Bring the rows onto the disk: a checkpoint must not know more steps than they do."""
+        try:
+            if self._metrics:
+                self._metrics.sync()
+        except OSError as error:
+            self._unwritable(error)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Keep a file or a folder with the run in MLflow."""
+        if self._background:
+            self._background.submit(lambda store: store.artifact(path, folder))
+
+    def flush(self, timeout_seconds: float = 30.0) -> bool:
+        """Whether MLflow has everything logged so far after at most that time."""
+        return self._background is None or self._background.flush(timeout_seconds)
+
+    def close(self, status: Status = "FINISHED", timeout_seconds: float = 30.0) -> None:
+        """End the MLflow runs with this status, waiting at most that long."""
+        if self._metrics:
+            try:
+                self._metrics.close()
+            except OSError as error:
+                _say(f"{metrics_file.NAME} lacks its last rows: {error}")
+        if self._background:
+            self._background.submit(lambda store: store.close(status))
+            undone = self._background.close(timeout_seconds)
+            if undone:
+                _say(
+                    f"MLflow has not taken the last {undone} entries; the run's folder has them "
+                    f"all, and this brings them there: poa-ds mlflow-sync {self._folder}"
+                )
+            self._background = None
+        self._metrics = None
+
+    def _record(self, step: int, values: Mapping[str, float]) -> bool:
+        """Into the file and into the queue; False where nothing was new."""
+        if self._metrics is None:
+            return False
+        finite = self._finite(values)
+        try:
+            row = self._metrics.append(step, finite)
+        except OSError as error:
+            self._unwritable(error)
+            return True
+        if self._broken:
+            _say(f"{metrics_file.NAME} is written again, and complete")
+            self._broken = False
+        fresh = bool(values_of(row))
+        if fresh and self._background:
+            self._background.submit(MlflowStore.catch_up)
+        return fresh
+
+    def _unwritable(self, error: OSError) -> None:
+        """A full disk must not end a run that can still save."""
+        if not self._broken:
+            advice = "its rows wait in memory until it can"
+            _say(f"{metrics_file.NAME} cannot be written, {advice}: {error}")
+        self._broken = True
+
+    def _finite(self, values: Mapping[str, float]) -> dict[str, float]:
+        """nan and inf would ruin a chart's scale: they become counts of themselves."""
+        numbers = {name: float(value) for name, value in values.items()}
+        bad = [name for name, value in numbers.items() if not math.isfinite(value)]
+        self._nonfinite.update(f"nonfinite/{name}" for name in bad)
+        counts = {f"nonfinite/{name}": float(self._nonfinite[f"nonfinite/{name}"]) for name in bad}
+        return {name: x for name, x in numbers.items() if name not in bad} | counts
+
+
+def _nonfinite_counts(rows: Iterable[Row]) -> dict[str, int]:
+    found = (item for row in rows for item in values_of(row).items())
+    return {name: int(count) for name, count in found if name.startswith("nonfinite/")}
+
+
+def _is_final(error: Exception) -> bool:
+    return isinstance(error, ImportError) or getattr(error, "error_code", None) in FINAL_ERRORS
+
+
+def _keep_files(store: MlflowStore) -> None:
+    for path in store.missing_files():
+        store.artifact(path)
+
+
+def draw(store: MlflowStore, step: int, top1: Mapping[Subnet, float], k: int) -> bool:
+    """Whether the heat map of an evaluation was missing, and is there now."""
+    if store.has_picture(step):
+        return False
+    with IMPORTING:
+        from poa_ds.track import plots
+    figure = plots.heat_map(top1, title=f"k-NN top-1 (k = {k}), step {step:,}")
+    store.picture(step, figure, plots.pixels(figure))
+    return True
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,218 @@
+"""What the ranks of the tests run: a few real training steps on made batches, any ZeRO stage.
+
+python -m tests.distributed.programs.worker OUT '{"stages": [2], "steps": [0, 4], ...}'
+"""
+
+import json
+import sys
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from poa_ds.checkpoint import state as checkpoint
+from poa_ds.checkpoint.saver import Saver
+from poa_ds.checkpoint.state import RunState
+from poa_ds.data.batch import Batch
+from poa_ds.engine import engine
+from poa_ds.engine.engine import Engine
+from poa_ds.model.shape import shape
+from poa_ds.recipe import load as recipes
+from poa_ds.recipe.load import Config
+from poa_ds.run import step
+from poa_ds.run.step import Stepper
+from poa_ds.system import dist
+
+IMAGES, SLOTS = 4, 4
+
+
+def recipe(**changes: object) -> Config:
+    """A tiny run whose slots draw different sizes, with stochastic depth."""
+    tree = {
+        "precision": "fp32",
+        "draws": "per_slot",
+        "tracking": "none",
+        "backbone": {
+            "width": {"min": 32, "max": 64, "step": 16},
+            "depth": {"min": 2, "max": 4, "step": 1},
+            "patch_size": 8,
+            "head_dim": 16,
+            "layer_scale": 1.0,
+            "drop_path": 0.2,
+            "init": "torch",
+        },
+        "heads": {"prototypes": [48, 96], "hidden": 64, "bottleneck": 24, "init": "xavier"},
+        "crops": {"global_size": 32, "local_count": 3, "local_size": 16},
+        "batch": {"slots": SLOTS, "images_per_slot": IMAGES},
+        "schedule": {
+            "epochs": 1,
+            "steps_per_epoch": 20,
+            "warmup_epochs": 0.1,
+            "ibot_start_epoch": 0.1,
+            "freeze_last_layer_epochs": 0.05,
+            "base_lr": 0.02,
+            "momentum": 0.9,
+            "teacher_temperature_epochs": 0.5,
+        },
+        "evaluation": {"sizes": ["all"]},
+    }
+    for path, value in changes.items():
+        section, _, key = path.partition("__")
+        if key:
+            tree.setdefault(section, {})[key] = value
+        else:
+            tree[section] = value
+    return recipes.from_dict(tree)
+
+
+def made_batch(config: Config, at: int, slot: int) -> Batch:
+    g = torch.Generator().manual_seed(1000 * at + slot)
+    return Batch.of(
+        torch.randn(2 * IMAGES, 3, 32, 32, generator=g),
+        torch.randn(config.crops.local_count * IMAGES, 3, 16, 16, generator=g),
+        torch.rand(2 * IMAGES, shape(config).grid(32) ** 2, generator=g) < 0.3,
+        step=at,
+        slot=slot,
+    )
+
+
+class Run:
+    """One engine of one ZeRO stage, and the steps it takes."""
+
+    def __init__(self, stage: int, config: Config, zero: dict | None = None) -> None:
+        file = {"zero_optimization": {"stage": stage} | (zero or {})}
+        if config.precision == "bf16" and stage == 1:
+            file["data_types"] = {"grad_accum_dtype": "bf16"}
+        ds_config = recipes.deepspeed_json(config, file, dist.world_size())
+        self.config = config
+        self.engine = Engine(step.student_and_teacher(config), config.optimizer, ds_config)
+        self.stepper = Stepper(config, self.engine)
+        self.schedules = recipes.schedules(config, 10**6)
+
+    def steps(self, first: int, last: int, *, poison: int | None = None) -> list[dict]:
+        """Train; one record per step. poison: a step whose first image of slot 1 is NaN."""
+        return [self._one(at, poison == at) for at in range(first, last)]
+
+    def _one(self, at: int, poisoned: bool) -> dict:
+        own = SLOTS // dist.world_size()
+        batches = [made_batch(self.config, at, dist.rank() * own + i) for i in range(own)]
+        if poisoned:
+            batches = [_poisoned(b) if b.slot == 1 else b for b in batches]
+        result = self.stepper.step(batches, self.schedules.at(at))
+        return {
+            "terms": result.means(),
+            "norms": result.gradient_norms,
+            "finite": result.finite,
+            "applied": result.applied,
+            "sizes": [str(s) for r in dist.all_gather_objects(result.sizes) for s in r],
+            "teacher": self.fingerprint(),
+        }
+
+    def save(self, root: Path, at: int) -> None:
+        """A checkpoint after `at` steps, and beside it what its tensors were."""
+        saver = Saver(root, keep_last=2, keep_every_steps=0, background=True)
+        state, recipe = RunState(step=at, samples_seen=1), recipes.to_yaml(self.config)
+        centers = self.stepper.centers
+        taken = checkpoint.snapshot(self.engine, state, extra=centers, recipe=recipe, copied=True)
+        saver.begin(taken)
+        saver.finish()
+        digests = self.digests()
+        if dist.is_main():
+            (root / "digests.json").write_text(json.dumps(digests))
+
+    def load(self, root: Path) -> RunState:
+        """Continue from the newest checkpoint; every tensor must be what it was, to the bit."""
+        folder, _ = checkpoint.find_together(root)
+        state, self.stepper.centers = checkpoint.load(self.engine, folder)
+        assert self.digests() == json.loads((root / "digests.json").read_text())
+        return state
+
+    def digests(self) -> dict[str, int]:
+        """Checksums of the whole masters, moments and teacher, wherever their pieces are."""
+        found = {}
+        for key in checkpoint.KEYS:
+            mine = self.engine.shards.state(key)
+            own = [(p.name, p.first, mine[p.name].numpy()) for p in self.engine.shards.pieces]
+            pieces = [piece for rank in dist.all_gather_objects(own) for piece in rank]
+            for name, _, values in sorted(pieces, key=lambda piece: piece[:2]):
+                found[f"{name}|{key}"] = zlib.crc32(values, found.get(f"{name}|{key}", 0))
+        return found
+
+    def fingerprint(self) -> list[float]:
+        """A few numbers that any change of the teacher's fp32 weights moves."""
+        rows = []
+        for name, tensor in sorted(self.engine.teacher.consolidated().items()):
+            x = tensor.double().flatten() * torch.linspace(1, 2, tensor.numel()).double()
+            rows.append((x.sum() / x.abs().sum().clamp_min(1e-12)).item())
+            assert name.startswith(("backbone.", "heads.", "ibot_heads."))
+        return rows
+
+
+def _poisoned(batch: Batch) -> Batch:
+    crops = batch.global_crops.clone()
+    crops[0, 0, 0, 0] = torch.nan
+    return replace(batch, global_crops=crops)
+
+
+def teacher_is_exact(run: Run, first: int, last: int) -> dict:
+    """Follow the average by hand from the masters; compare with the state and the forward."""
+    shards, by_hand = run.engine.shards, None
+    worst, moved = 0.0, 0.0
+    start = {n: t.clone() for n, t in shards.state("ema").items()}
+    for at in range(first, last):
+        momentum = run.schedules.at(at).momentum
+        run.steps(at, at + 1)
+        masters, ema = shards.state("fp32"), shards.state("ema")
+        by_hand = by_hand or {n: t.double() for n, t in start.items()}
+        for name, master in masters.items():
+            by_hand[name] = momentum * by_hand[name] + (1 - momentum) * master.double()
+            worst = max(worst, (by_hand[name] - ema[name]).abs().max().item())
+    for name, t in shards.state("ema").items():
+        moved = max(moved, (t - start[name]).abs().max().item())
+    return {"worst": worst, "moved": moved, "forward": forward_difference(run)}
+
+
+def forward_difference(run: Run) -> float:
+    """The teacher's working weights against its rounded fp32 master."""
+    import deepspeed
+
+    whole, worst = run.engine.teacher.consolidated(), 0.0
+    for name, (_, teacher) in run.engine.teacher.pairs.items():
+        gathered = [teacher] if run.engine.shards.stage == 3 else []
+        with deepspeed.zero.GatheredParameters(gathered):
+            rounded = whole[name].to(teacher.dtype)
+            worst = max(worst, (teacher.data.float() - rounded.float()).abs().max().item())
+    return worst
+
+
+def main() -> None:
+    out, wanted = Path(sys.argv[1]), json.loads(sys.argv[2])
+    engine.start_processes("cpu")
+    config, result = recipe(**wanted.get("recipe", {})), {}
+    for stage in wanted["stages"]:
+        if wanted.get("teacher"):
+            run = Run(stage, config)
+            result[str(stage)] = teacher_is_exact(run, *wanted["teacher"])
+            continue
+        sources = wanted.get("load", [None])  # of all stages, or a list for each
+        for source in sources[str(stage)] if isinstance(sources, dict) else sources:
+            run = Run(stage, config)
+            if source:
+                state = run.load(Path(source))
+                assert state.step == wanted["steps"][0], state
+            records = run.steps(*wanted["steps"], poison=wanted.get("poison"))
+            result[
+                f"{stage}" + (f"<{Path(source).parent.name}/{Path(source).name}" if source else "")
+            ] = records
+            if wanted.get("save"):
+                run.save(out / f"stage{stage}", wanted["steps"][1])
+                result[f"{stage}+"] = run.steps(wanted["steps"][1], wanted["save"])
+    if dist.is_main():
+        (out / "result.json").write_text(json.dumps(result))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

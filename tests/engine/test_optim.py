@@ -1,0 +1,107 @@
+"""The optimizer against torch's AdamW with a group per parameter; factors against the published."""
+
+import json
+
+import pytest
+import torch
+
+from poa_ds.engine import optim
+from poa_ds.engine.optim import EmaAdamW, Stretch
+from poa_ds.export.import_poa import from_poa_backbone, from_poa_heads
+from tests.conftest import shared
+
+
+def our_name(published: str) -> str:
+    """The name that interop gives to one published parameter."""
+    probe = {published: torch.zeros(192)}
+    if published.startswith("backbone."):
+        return "backbone." + next(iter(from_poa_backbone(probe, head_dim=64)))
+    return "heads." + next(iter(from_poa_heads(probe)))
+
+
+def test_factors_and_decay_are_the_published_parameter_groups() -> None:
+    recipe = json.loads(shared("golden/06_schedules_groups/case.json").read_text())["recipes"]
+    groups, checked = recipe["vit"]["param_groups"], 0
+    for published, (lr, decay, is_last_layer, *_) in groups.items():
+        name = our_name(published)
+        factor = optim.lr_factor(name, depth=24, layer_decay=0.9, patch_embed_factor=0.2)
+        assert factor == pytest.approx(lr, rel=1e-9), name
+        assert optim.decays(name) == bool(decay), name
+        assert (optim.part(name) == "last_layer") == is_last_layer, name
+        checked += 1
+    assert checked > 300
+
+
+def flat_of(parameters: list[torch.Tensor]) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
+
+
+def test_stretches_of_one_flat_equal_a_group_per_parameter() -> None:
+    torch.manual_seed(0)
+    shapes, factors = [(5, 3), (7,), (4, 4), (2,)], [0.5, 0.5, 1.0, 0.25]
+    plain = [torch.nn.Parameter(torch.randn(s)) for s in shapes]
+    flat = flat_of(plain)
+    reference = torch.optim.AdamW(
+        [{"params": [p]} for p in plain], lr=1.0, betas=(0.9, 0.99), eps=1e-8
+    )
+    ours = EmaAdamW([{"params": [flat]}], betas=(0.9, 0.99))
+    ours.make_state(flat)
+    parts = ["", "", "last_layer", ""]
+    offsets = [0, 15, 22, 38]
+    ours.set_stretches(
+        flat,
+        [
+            Stretch(o, p.numel(), f, part)
+            for o, p, f, part in zip(offsets, plain, factors, parts, strict=True)
+        ],
+    )
+    average = flat.detach().clone()
+    for step in range(6):
+        lr, decay, frozen = 0.01 * (step + 1), 0.1 * step, float(step >= 2)
+        gradients = [torch.randn(s) for s in shapes]
+        for p, g, group, factor, part in zip(
+            plain, gradients, reference.param_groups, factors, parts, strict=True
+        ):
+            p.grad = g.clone()
+            group["lr"] = lr * factor * (frozen if part else 1.0)
+            group["weight_decay"] = decay
+        reference.step()
+        flat.grad = torch.cat([g.flatten() for g in gradients])
+        ours.ema_momentum, ours.part_factors = 0.8, {"last_layer": frozen}
+        ours.param_groups[0].update(lr=lr, weight_decay=decay)
+        ours.step()
+        average = 0.8 * average + 0.2 * flat.detach()
+        assert torch.allclose(flat, flat_of(plain), atol=1e-6)
+        assert torch.allclose(ours.state[flat]["ema"], average, atol=1e-6)
+
+
+def test_neighbours_of_equal_factor_become_one_stretch() -> None:
+    flat = torch.nn.Parameter(torch.zeros(10))
+    ours = EmaAdamW([{"params": [flat]}])
+    ours.set_stretches(flat, [Stretch(4, 2, 1.0), Stretch(0, 4, 1.0), Stretch(6, 4, 0.5)])
+    assert ours._stretches[id(flat)] == (Stretch(0, 6, 1.0), Stretch(6, 4, 0.5))
+
+
+def test_a_skipped_step_changes_nothing_and_clipping_scales_the_gradient() -> None:
+    flat = torch.nn.Parameter(torch.ones(4))
+    ours = EmaAdamW([{"params": [flat]}])
+    ours.make_state(flat)
+    flat.grad, ours.skip, ours.ema_momentum = torch.ones(4), True, 0.5
+    ours.param_groups[0]["lr"] = 0.1
+    ours.step()
+    assert torch.equal(flat.detach(), torch.ones(4)) and ours.state[flat]["step"] == 0
+    ours.skip = False
+    ours.param_groups[0]["clip_coefficient"] = torch.tensor(0.25)
+    ours.step()
+    assert torch.allclose(ours.state[flat]["exp_avg"], torch.full((4,), 0.1 * 0.25))
+
+
+def test_four_groups_hold_every_parameter_once() -> None:
+    names = ["backbone.norm.weight", "backbone.blocks.0.mlp.fc1.weight", "heads.0.weight_v"]
+    named = [(n, torch.nn.Parameter(torch.zeros(1))) for n in names]
+    groups = optim.parameter_groups(named)
+    assert [(g["module"], g["decays"]) for g in groups] == [
+        ("backbone", False),
+        ("backbone", True),
+        ("heads", True),
+    ]

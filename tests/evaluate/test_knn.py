@@ -1,0 +1,379 @@
+"""k-NN against the published numbers, a slow loop, and its own promises."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from poa_ds import cli
+from poa_ds.checkpoint.deployed import publish
+from poa_ds.data.image.views import center_view
+from poa_ds.data.loader import eval_batches
+from poa_ds.data.store.index import ShardFolder
+from poa_ds.evaluate import knn as evaluate
+from poa_ds.evaluate import results
+from poa_ds.evaluate.knn_protocol import Comparison
+from poa_ds.evaluate.neighbours import (
+    Bank,
+    Deal,
+    accuracies,
+    local_neighbours,
+    rank_keys,
+    read_keys,
+    spread,
+    vote,
+)
+from poa_ds.model import build as backbones
+from poa_ds.model.space import Subnet
+from poa_ds.recipe import load as recipes
+from poa_ds.system.errors import UsageError, UserError
+from tests.conftest import shared
+from tests.data.test_loader import damage
+from tests.support.shards import image, make_shards
+
+RECIPE = Path(__file__).parents[2] / "ds_configs" / "photos.yaml"
+CPU = torch.device("cpu")
+
+
+def tiny(*overrides: str) -> recipes.Config:
+    space = ("backbone.width.max=48", "backbone.depth.max=3", "backbone.names={small: 32x2}")
+    options = ("evaluation.batch_size=7", "evaluation.k=[1, 5, 20]", "data.workers=0")
+    return recipes.load(RECIPE, [*space, *options, *overrides])
+
+
+def published() -> dict[str, torch.Tensor]:
+    with np.load(shared("golden/09_mask_knn/knn.npz")) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+@pytest.mark.parametrize("recipe", ["photos", "photos_swin", "photos_resnet"])
+def test_autocast_gives_nearly_the_same_features(recipe: str) -> None:
+    config = recipes.load(RECIPE.with_name(f"{recipe}.yaml"), [])
+    model, images = backbones.backbone(config), torch.randn(4, 3, 32, 32)
+    space = recipes.space(config)
+    for subnet in (space.smallest, space.intact):
+        exact = evaluate.features(model, images, subnet)
+        # fp16: some virtual machines announce bf16 products that they do not have
+        with evaluate._autocast(CPU, "fp16"):
+            low = evaluate.features(model, images, subnet)
+        apart = (low.float() - exact).norm() / exact.norm()
+        assert 1e-6 < apart < 1e-2, (subnet, apart)
+
+
+def test_probabilities_and_accuracy_are_the_published_ones() -> None:
+    z, case = published(), json.loads(shared("golden/09_mask_knn/case.json").read_text())["knn"]
+    blocks = list(z["train"].split(50))
+    bank = Bank(blocks, [range(i, min(i + 50, 320)) for i in range(0, 320, 50)])
+    (keys,) = local_neighbours([z["test"]], bank, 200)
+    similarity, numbers = read_keys(keys)
+    scores = vote(similarity, z["train_labels"][numbers], 8, case["T"], case["ks"])
+    for k in case["ks"]:
+        assert (scores[k] - z[f"proba_k{k}"]).abs().max() < 1e-6, k
+    found = accuracies(
+        bank,
+        list(z["test"].split(32)),
+        Deal(96, 32),
+        bank_labels=z["train_labels"],
+        query_labels=z["test_labels"],
+        classes=8,
+        temperature=case["T"],
+        k=case["ks"],
+        device=CPU,
+    )
+    for k in case["ks"]:
+        # stored as float32
+        assert found[k] == pytest.approx(100 * case["results"][str(k)]["top-1"], abs=1e-5), k
+
+
+def test_keys_sort_like_similarity_and_then_by_number() -> None:
+    values = torch.tensor([[0.5, -0.25, 0.5, -0.0, 0.0, 1.0, -1.0, 0.5 + 2**-24]])
+    numbers = torch.arange(8)
+    order = rank_keys(values, numbers).sort(descending=True).values
+    similarity, best = read_keys(order)
+    assert best.tolist() == [[5, 7, 0, 2, 3, 4, 1, 6]]
+    assert torch.equal(similarity, values[0, best])
+    large = torch.tensor([0, 2**31, 2**32 - 1])
+    assert torch.equal(read_keys(rank_keys(values[:, :3], large))[1], large[None])
+
+
+def test_equal_neighbours_are_taken_in_the_order_of_the_bank_however_it_is_cut() -> None:
+    rows = F.normalize(torch.ones(40, 4), dim=1)
+    whole = Bank([rows], [range(40)])
+    shuffled = Bank([rows[:8]] * 5, [range(i, i + 8) for i in (16, 0, 32, 8, 24)])
+    for bank in (whole, shuffled):
+        assert (
+            read_keys(local_neighbours([rows[:3]], bank, 5)[0])[1].tolist() == [[0, 1, 2, 3, 4]] * 3
+        )
+
+
+def test_vote_weighs_by_softmax_over_all_neighbours() -> None:
+    similarity, labels = torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[2, 0, 2]])
+    e = [math.exp(s / 0.07) for s in (0.9, 0.8, 0.7)]
+    scores = vote(similarity, labels, 3, 0.07, (1, 3))
+    assert scores[1][0].tolist() == pytest.approx([0, 0, e[0] / sum(e)], abs=1e-6)
+    assert scores[3][0].tolist() == pytest.approx(
+        [e[1] / sum(e), 0, (e[0] + e[2]) / sum(e)], abs=1e-6
+    )
+
+
+def test_subsets_are_evenly_spread() -> None:
+    assert spread(10, 4).tolist() == [0, 2, 5, 7]
+    assert spread(10, 0).tolist() == spread(10, 99).tolist() == list(range(10))
+
+
+def slow_knn(model, subnet, bank, queries, config) -> dict[int, float]:
+    """One image at a time, a Python loop over queries."""
+    recipe = config.augmentation
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (recipe.mean, recipe.std))
+
+    def feature(number: int) -> torch.Tensor:
+        pixels = torch.from_numpy(image(number)).permute(2, 0, 1)
+        x = (center_view(pixels, 32, 32) / 255 - mean) / std
+        with torch.no_grad():
+            return F.normalize(model(x[None], subnet)[0, 0], dim=0)
+
+    def samples(folder) -> list:
+        numbers = [int(folder.key(i).removeprefix("image_")) for i in range(len(folder))]
+        return [(feature(n), n % 3) for n in numbers]
+
+    known, right = samples(bank), dict.fromkeys(config.evaluation.k, 0)
+    asked = samples(queries)
+    for x, truth in asked:
+        near = sorted(((float(x @ y), label) for y, label in known), reverse=True)[:20]
+        weights = [math.exp(s / 0.07) for s, _ in near]
+        for k in right:
+            score = [0.0, 0.0, 0.0]
+            for w, (_, label) in list(zip(weights, near, strict=True))[:k]:
+                score[label] += w
+            right[k] += score.index(max(score)) == truth
+    return {k: 100 * n / len(asked) for k, n in right.items()}
+
+
+def test_accuracy_of_every_size_equals_that_of_a_slow_loop(tmp_path: Path) -> None:
+    config = tiny()
+    bank, queries = make_shards(tmp_path / "bank", 40), make_shards(tmp_path / "queries", 25)
+    model = evaluate.random_weights(config)
+    subnets = model.space.select("32x2,48x3")
+    settings = evaluate.of_recipe(config, CPU)
+    found = evaluate.knn(model, subnets, bank, queries, config.evaluation, device="cpu", **settings)
+    assert list(found) == subnets and model.training
+    for subnet in subnets:
+        assert found[subnet] == slow_knn(model, subnet, bank, queries, config)
+
+
+def test_sizes_that_do_not_fit_into_memory_take_another_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny()
+    bank, queries = make_shards(tmp_path / "bank", 30), make_shards(tmp_path / "queries", 12)
+    model, passes = evaluate.random_weights(config), []
+
+    def progress(items, **words):
+        passes.append(words["label"])
+        return items
+
+    arguments = (model, model.space.subnets(), bank, queries, config.evaluation)
+    settings = evaluate.of_recipe(config, CPU) | {"device": "cpu", "progress": progress}
+    together = evaluate.knn(*arguments, **settings)
+    assert passes == ["k-NN bank", "k-NN queries"]
+    monkeypatch.setattr(evaluate, "FEATURE_BYTES", 1)
+    assert evaluate.knn(*arguments, **settings) == together
+    assert len(passes) == 2 + 2 * len(model.space.subnets())
+
+
+def test_a_k_beyond_the_bank_takes_the_whole_bank_and_is_marked(tmp_path: Path) -> None:
+    config = tiny("evaluation.bank_images=20")
+    bank, queries = make_shards(tmp_path / "bank", 9), make_shards(tmp_path / "queries", 12)
+    model = evaluate.random_weights(config)
+    found = evaluate.knn(
+        model,
+        [Subnet(32, 2)],
+        bank,
+        queries,
+        config.evaluation,
+        device="cpu",
+        **evaluate.of_recipe(config, CPU),
+    )
+    protocol = evaluate.protocol(bank, queries, config.evaluation, precision="fp32")
+    assert protocol["k_at_most"] == 9 and set(found[Subnet(32, 2)]) == {1, 5, 20}
+    text = results.table(results.Evaluation.of(3, protocol, found))
+    assert "k=20*" in text and "k=5*" not in text and "9 images: k is 9" in text
+
+
+def test_features_that_are_not_finite_have_no_accuracy(tmp_path: Path) -> None:
+    config = tiny()
+    bank, queries = make_shards(tmp_path / "bank", 30), make_shards(tmp_path / "queries", 12)
+    model = evaluate.random_weights(config)
+    model.norm.bias.data[40] = float("nan")
+    found = evaluate.knn(
+        model,
+        [Subnet(32, 2), Subnet(48, 2)],
+        bank,
+        queries,
+        config.evaluation,
+        device="cpu",
+        **evaluate.of_recipe(config, CPU),
+    )
+    assert math.isnan(found[Subnet(48, 2)][5]) and found[Subnet(32, 2)][5] > 0
+    assert list(results.Evaluation.of(0, {}, found).knn) == ["32x2"]
+
+
+def test_raw_pixels_are_compared_at_32_px_at_most(tmp_path: Path) -> None:
+    options = tiny("evaluation.resize=36", "evaluation.crop=32").evaluation
+    options = dataclasses.replace(options, crop=36)  # above PIXEL_SIDE
+    bank, queries = make_shards(tmp_path / "bank", 30), make_shards(tmp_path / "queries", 12)
+    found = evaluate.raw_pixel_floor(bank, queries, options)
+
+    def pixels(folder) -> torch.Tensor:
+        numbers = [int(folder.key(i).removeprefix("image_")) for i in range(len(folder))]
+        views = [center_view(torch.from_numpy(image(n)).permute(2, 0, 1), 36, 36) for n in numbers]
+        x = F.interpolate(torch.stack(views).float(), (32, 32), mode="bicubic", antialias=True)
+        return F.normalize(x.flatten(1), dim=1)
+
+    nearest = (pixels(queries) @ pixels(bank).T).argmax(1)
+    right = torch.from_numpy(bank.labels)[nearest] == torch.from_numpy(queries.labels)
+    assert found[1] == pytest.approx(100 * right.double().mean().item())
+
+
+def test_damaged_images_are_replaced_with_their_labels_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = dataclasses.replace(tiny().evaluation, k=(1,))
+    sets = {"bank": 30, "queries": 12}
+    for name, images in sets.items():
+        make_shards(tmp_path / name, images)
+    bank, queries = (damage(tmp_path / name, (2, 7)) for name in sets)
+    found = evaluate.raw_pixel_floor(bank, queries, options)
+    told = capsys.readouterr().err
+    assert f"2 damaged images of {bank.path} are replaced" in told and bank.key(2) in told
+    assert f"2 damaged images of {queries.path} are replaced" in told
+
+    def read(folder: ShardFolder) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit pixels and labels, substitutes among them."""
+        sizes = {"resize": options.resize, "crop": options.crop, "batch_size": 30}
+        [(images, labels)] = eval_batches(folder, range(len(folder)), **sizes, bad=[])
+        assert labels.tolist() != folder.labels.tolist()
+        return F.normalize(images.float().flatten(1), dim=1), labels
+
+    (known, labels), (asked, truth) = read(bank), read(queries)
+    right = labels[(asked @ known.T).argmax(1)] == truth
+    assert found[1] == pytest.approx(100 * right.double().mean().item())
+
+
+def test_classes_are_matched_by_name_and_unlabelled_images_left_out(tmp_path: Path) -> None:
+    options = tiny().evaluation
+    bank, queries = make_shards(tmp_path / "bank", 30), make_shards(tmp_path / "queries", 12)
+    queries.classes = ("cat", "ant", "bee")
+    labels = queries.labels.copy()
+    labels[3] = -1
+    queries.labels = labels
+    split = Comparison.of(bank, queries, options).queries
+    names = [queries.classes[label] for i, label in enumerate(labels) if i != 3]
+    assert [bank.classes[label] for label in split.labels] == names
+    assert 3 not in split.rows
+
+
+def test_mistakes_name_the_folder(tmp_path: Path) -> None:
+    options = tiny().evaluation
+    bank, queries = make_shards(tmp_path / "bank", 30), make_shards(tmp_path / "queries", 12)
+    with pytest.raises(UsageError, match="the same images"):
+        Comparison.of(bank, bank, options)
+    queries.classes = ("ant", "bee", "dog")
+    with pytest.raises(UserError, match=r"queries has classes that the bank .* lacks: dog"):
+        Comparison.of(bank, queries, options)
+    queries.classes, queries.labels = bank.classes, np.full(12, -1)
+    with pytest.raises(UserError, match="queries has no labels"):
+        Comparison.of(bank, queries, options)
+
+
+def test_cost_is_that_of_the_forward_passes() -> None:
+    model = evaluate.random_weights(tiny())
+    sizes = [Subnet(32, 2), Subnet(48, 3)]
+    expected = 1000 * sum(model.flops(subnet, 32) for subnet in sizes)
+    assert evaluate.knn_flops(model, sizes, 1000, 32) == expected
+
+
+def make_run(folder: Path, *overrides: str) -> recipes.Config:
+    """A run folder with teachers of steps 0 and 20."""
+    make_shards(folder / "train", 40)
+    make_shards(folder / "val", 25)
+    data = (f"data.train={folder / 'train'}", f"evaluation.queries={folder / 'val'}")
+    config = tiny(*data, *overrides)
+    for step in (0, 20):
+        torch.manual_seed(step)
+        model = evaluate.random_weights(dataclasses.replace(config, seed=step))
+        tensors = {f"backbone.{name}": t for name, t in model.state_dict().items()}
+        publish(folder, tensors, config, step)
+    return config
+
+
+def test_the_command_measures_prints_and_remembers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path)
+    assert cli.main(["eval", "knn", str(tmp_path), "--sizes", "small,48x3", "--floors"]) == 0
+    first = results.read(tmp_path / "knn.jsonl")
+    assert [row.step for row in first] == [20] and set(first[0].knn) == {"32x2", "48x3"}
+    assert set(first[0].random_weights) == {"32x2", "48x3"} and first[0].raw_pixels.keys() == {
+        1,
+        5,
+        20,
+    }
+    assert "raw pixels" in capsys.readouterr().out
+    command = ["eval", "knn", str(tmp_path / "teacher" / "step00000000"), "--bank-images", "20"]
+    assert cli.main([*command, "--sizes", "32x2"]) == 0
+    row = results.read(tmp_path / "knn.jsonl")[1]
+    assert row.step == 0 and row.protocol["bank"]["images"] == 20
+    # step 0 has the weights of seed 0, which are the random floor
+    assert cli.main(["eval", "knn", str(tmp_path), "--step", "0", "--sizes", "all"]) == 0
+    assert results.read(tmp_path / "knn.jsonl")[2].knn["32x2"] == first[0].random_weights["32x2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--sizes", "33x2"], 2, "size '33x2' is not in the space"),
+        (["--step", "5"], 1, "no teacher of step 5; there are those of 0, 20"),
+        (["--queries", "nowhere"], 1, "nowhere"),
+        (["--batch-size", "0"], 2, "--batch-size 0 is too small"),
+        (["--bank-images", "3"], 2, "evaluation.bank_images 3"),
+    ],
+)
+def test_wrong_options_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], status: int, message: str
+) -> None:
+    make_run(tmp_path)
+    assert cli.main(["eval", "knn", str(tmp_path), *words]) == status
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "knn.jsonl").exists()
+
+
+def test_a_cut_last_row_does_not_count_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "knn.jsonl"
+    row = results.Evaluation.of(3, {"crop": 32}, {Subnet(32, 2): {1: 50.0}}, raw_pixels={1: 20.0})
+    results.append(path, row)
+    whole = path.read_text()
+    path.write_text(whole + whole[:10])
+    assert results.read(path) == [row]
+    results.append(path, row)
+    assert path.read_text() == 2 * whole
+    path.write_text(whole[:10])
+    results.append(path, row)
+    assert path.read_text() == whole
+    path.write_text("{}\n" + whole)
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        results.read(path)
+
+
+def test_rows_after_a_step_are_dropped_when_a_run_goes_back_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "knn.jsonl"
+    results.keep_through(path, 5)
+    for step in (0, 5, 10):
+        results.append(path, results.Evaluation.of(step, {}, {Subnet(32, 2): {1: 50.0}}))
+    results.keep_through(path, 5)
+    assert [row.step for row in results.read(path)] == [0, 5]

@@ -1,0 +1,132 @@
+"""The table of sizes: costs, accuracies, budgets and the three forms of output."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from poa_ds import cli
+from poa_ds.evaluate import knn as evaluate
+from poa_ds.evaluate import results, sizes
+from poa_ds.model.space import Subnet
+from tests.evaluate.test_knn import tiny
+from tests.export.test_extract import run_folder
+
+PROTOCOL = {
+    "bank": {"images": 40, "of": 40},
+    "queries": {"images": 25, "of": 25},
+    "crop": 32,
+    "resize": 32,
+    "precision": "fp32",
+}
+
+
+def measured(folder: Path, knn: dict[Subnet, float], *, step: int = 7, images: int = 40) -> None:
+    protocol = PROTOCOL | {"bank": {"images": images, "of": 40}}
+    row = results.Evaluation.of(step, protocol, {s: {20: x} for s, x in knn.items()})
+    results.append(folder / "knn.jsonl", row)
+
+
+def found(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict]:
+    assert cli.main(["sizes", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_costs_of_a_size_are_those_of_the_network_by_itself() -> None:
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from poa_ds.export.extract import extract
+
+    config = tiny()
+    model = evaluate.random_weights(config)
+    for row in sizes.rows(model, config, {}):
+        subnet = model.space.parse(row.size)
+        # the mask token is not part of an extracted size
+        assert row.parameters == sum(t.numel() for t in extract(model, subnet).values())
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, 3, 32, 32), subnet)
+        # the patch projection runs at full width in the elastic network
+        patches = 2 * 16 * 3 * 8 * 8 * (48 - subnet.width)
+        assert row.gflops * 1e9 == pytest.approx(counter.get_total_flops() - patches)
+
+
+def test_deep_narrow_sizes_stand_where_their_parameters_put_them() -> None:
+    config = tiny("backbone.depth={min: 2, max: 6, step: 2}")
+    rows = sizes.rows(evaluate.random_weights(config), config, {})
+    assert [row.size for row in rows] == ["32x2", "32x4", "48x2", "32x6", "48x4", "48x6"]
+
+
+def test_the_best_size_of_the_budget_is_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder(tmp_path, "evaluation.k=[20]")
+    assert {row["knn"] for row in found(capsys, tmp_path)} == {None}
+    measured(tmp_path, {Subnet(32, 2): 50.0, Subnet(48, 2): 62.0, Subnet(32, 3): 60.0})
+    measured(tmp_path, {Subnet(32, 3): 99.0}, step=3)  # of another teacher
+    measured(tmp_path, {Subnet(48, 3): 62.0})
+    rows = found(capsys, tmp_path)
+    assert [row["size"] for row in rows] == ["32x2", "32x3", "48x2", "48x3"]
+    assert [row["knn"] for row in rows] == [50.0, 60.0, 62.0, 62.0]
+    assert [row["best"] for row in rows] == [False, False, True, False]  # the cheaper of two
+    small = found(capsys, tmp_path, "--max-params", f"{rows[1]['parameters'] / 1e3}K")
+    assert [(row["size"], row["best"]) for row in small] == [("32x2", False), ("32x3", True)]
+    least = found(capsys, tmp_path, "--max-gflops", rows[0]["gflops"])
+    assert [row["size"] for row in least] == ["32x2"]
+
+
+def test_table_is_aligned_and_says_how_it_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder(tmp_path, "evaluation.k=[20]")
+    measured(tmp_path, {Subnet(32, 2): 50.0})
+    measured(tmp_path, {Subnet(48, 2): 61.5}, images=20)
+    assert cli.main(["sizes", str(tmp_path)]) == 0
+    title, head, *lines = capsys.readouterr().out.splitlines()
+    assert "step 7: 4 sizes" in title and head.endswith("k-NN (k=20)")
+    assert {len(line) for line in [head, *lines[:4]]} == {len(head)}
+    assert lines[0].startswith("  32x2") and "small" in lines[0] and lines[0].endswith("50.00 %")
+    assert lines[2].startswith("* 48x2")
+    rest = "\n".join(lines[4:])
+    assert "bank of 40 of 40" in rest and "bank of 20 of 40" in rest
+    assert "cannot be compared" in rest and "2 sizes without k-NN: poa-ds eval knn" in rest
+
+
+def test_csv_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder(tmp_path)
+    assert cli.main(["sizes", str(tmp_path), "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["size"] for row in rows] == ["32x2", "32x3", "48x2", "48x3"]
+    assert rows[0]["name"] == "small" and rows[0]["knn"] == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--max-params", "10"], 1, "no size is within the budget: 32x2 has 32.4 K parameters"),
+        (["--max-params", "lots"], 2, "'lots' is not a number above 0 such as 25M"),
+        (["--csv", "--json"], 2, "not allowed with"),
+    ],
+)
+def test_wrong_options_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], status: int, message: str
+) -> None:
+    run_folder(tmp_path)
+    try:
+        assert cli.main(["sizes", str(tmp_path), *words]) == status
+    except SystemExit as error:  # argparse's own
+        assert error.code == status
+    assert message in capsys.readouterr().err
+
+
+def test_quantities() -> None:
+    assert [sizes.short(n) for n in (32_416, 999_499, 999_500, 303_350_784)] == [
+        "32.4 K",
+        "999 K",
+        "1 M",
+        "303 M",
+    ]
+    assert sizes.quantity("25M") == 25e6 and sizes.quantity("0.3b") == 3e8
+    assert sizes.quantity("800k") == 8e5 and sizes.quantity("5") == 5

@@ -1,0 +1,209 @@
+"""Sizes of all three backbones as plain networks: timm, modules that need torch alone, ONNX."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from poa_ds import cli
+from poa_ds.checkpoint.deployed import load_teacher, publish
+from poa_ds.evaluate import knn as evaluate
+from poa_ds.export import forms
+from poa_ds.export.extract import extract
+from poa_ds.export.folder import Export, reload
+from poa_ds.model.space import Subnet
+from poa_ds.recipe import load as recipes
+from poa_ds.system.errors import UsageError, UserError
+from tests.model.resnet.test_network import published_model as published_resnet
+from tests.model.swin.test_network import published_model as published_swin
+
+SMALL = {
+    "vit": {
+        "width": {"min": 32, "max": 48, "step": 16},
+        "depth": {"min": 2, "max": 3, "step": 1},
+        "patch_size": 8,
+        "head_dim": 16,
+    },
+    "swin": {
+        "name": "swin",
+        "width": {"min": 16, "max": 32, "step": 8},
+        "stages": [[1, 1], [2, 2], [2, 4], [2, 2]],
+        "patch_size": 2,
+        "head_dim": 8,
+        "window": 4,
+    },
+    "resnet": {
+        "name": "resnet",
+        "width": {"min": 64, "max": 128, "step": 32},
+        "stages": [[1, 1], [1, 2], [1, 3], [1, 1]],
+        "patch_size": 4,
+    },
+}
+SIZES = {
+    "vit": ("32x2", "48x3"),
+    "swin": ("16x2", "24x3", "32x4"),
+    "resnet": ("64x1-1-1-1", "96x1-1-2-1", "128x1-2-3-1"),
+}
+
+
+def made(kind: str, folder: Path, **changes: object) -> recipes.Config:
+    """A run with one teacher whose every weight is random, biases, norms and tables too."""
+    config = recipes.from_dict(
+        {
+            "backbone": SMALL[kind] | changes,
+            "crops": {"global_size": 64, "local_size": 32},
+            "evaluation": {"resize": 64, "crop": 64, "sizes": ["all"]},
+        }
+    )
+    model, generator = evaluate.random_weights(config), torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        loud = tensor.ndim == 1 or "embed." in name or "position_bias" in name
+        tensor += 0.3 * noise if loud else 0.02 * noise
+    publish(folder, {f"backbone.{n}": t for n, t in model.state_dict().items()}, config, 7)
+    return config
+
+
+@pytest.mark.parametrize("style", ["state-dict", "onnx", None])
+@pytest.mark.parametrize("kind", SMALL)
+def test_every_format_of_every_backbone_equals_the_elastic_network(
+    kind: str,
+    style: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    made(kind, tmp_path / "run")
+    words = ["--size", ",".join(SIZES[kind]), "--out", str(tmp_path / "out"), "--check"]
+    words += ["--format", style] if style else []
+    assert cli.main(["extract", str(tmp_path / "run"), *words]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert printed.count("largest difference to the elastic network") == len(SIZES[kind])
+    for label in sorted(path.name for path in (tmp_path / "out").iterdir()):
+        folder = tmp_path / "out" / label
+        about = json.loads((folder / "config.json").read_text())
+        assert about["poa_ds"]["size"] == str(Subnet.read(label))
+        wanted = {"state-dict": {"state_dict.safetensors", "model.py"}, "onnx": {"model.onnx"}}
+        if style:  # and nothing that the check leaves
+            found = {path.name for path in folder.iterdir()}
+            assert found == wanted[style] | {"config.json"}
+
+
+def test_the_written_modules_need_torch_alone(tmp_path: Path) -> None:
+    """At other resolutions too: maps of odd sides, a position embedding that is resized."""
+    wanted, images = {}, [torch.randn(2, 3, side, side) for side in (64, 40, 72)]
+    torch.save(images, tmp_path / "images.pt")
+    for kind in SMALL:
+        config, subnet = made(kind, tmp_path / "run" / kind), Subnet.read(SIZES[kind][1])
+        model, _, _ = load_teacher(tmp_path / "run" / kind)
+        Export(model, config, 7, "here", "state-dict").write(
+            subnet, extract(model, subnet), tmp_path / kind
+        )
+        wanted[kind] = [model(given, subnet)[:, 0] for given in images]
+    program = (
+        "import runpy, sys, torch\n"
+        "images = torch.load('images.pt')\n"
+        "for kind in sys.argv[1:]:\n"
+        "    network = runpy.run_path(f'{kind}/model.py')['load'](kind)\n"
+        "    with torch.no_grad(): torch.save([*map(network, images)], f'{kind}.pt')\n"
+        "wrong = {'poa_ds', 'timm', 'safetensors', 'torchvision'} & set(sys.modules)\n"
+        "assert not wrong, wrong\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *SMALL],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for kind, expected in wanted.items():
+        for found, tokens in zip(torch.load(tmp_path / f"{kind}.pt"), expected, strict=True):
+            assert (found - tokens).abs().max() < 1e-4 * tokens.abs().max(), kind
+
+
+def test_all_of_the_published_model_sizes_extract_exactly_in_float64() -> None:
+    """The published tool is off by 0.25 (width) and 0.72 (depth) on these Swin weights."""
+    for model, images in (
+        (published_swin(torch.float64), torch.randn(2, 3, 64, 64).double()),
+        (published_resnet(torch.float64), torch.randn(2, 3, 48, 48).double()),
+    ):
+        model.requires_grad_(False)
+        found = forms.form(model)
+        recipe = {"width": {"min": 8, "max": model.space.intact.width, "step": 4}}
+        stages = [[1, d] for d in model.shape.stages]
+        if model.kind == "swin":
+            recipe |= {"head_dim": 8, "width": {"min": 8, "max": 24, "step": 8}}
+            stages = [[2, 2], [2, 2], [2, 6], [2, 2]]
+        else:
+            stages[0], stages[3], recipe["norm_groups"] = [1, 1], [1, 1], 4
+        config = recipes.from_dict(
+            {
+                "backbone": {"name": model.kind, "patch_size": 4, "stages": stages, **recipe},
+                "evaluation": {"sizes": ["all"]},
+            }
+        )
+        for subnet in model.space.subnets():
+            state = extract(model, subnet, torch.float64)
+            _, arguments = found.arguments(config, subnet, state)
+            if model.kind == "resnet":
+                arguments["stem"] = 12  # this golden model's own
+            plain = found.module.Network(**arguments).double()
+            plain.load_state_dict(state, strict=True)
+            with torch.no_grad():
+                tokens = found.tokens(plain.forward_features(images))
+            assert (tokens - model(images, subnet)).abs().max() < 1e-9, subnet
+
+
+def test_timm_takes_every_resnet_and_the_intact_swin(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    for kind, sizes in (("resnet", SIZES["resnet"]), ("swin", SIZES["swin"][-1:])):
+        config = made(kind, tmp_path / kind)
+        model, images = evaluate.random_weights(config), torch.randn(2, 3, 64, 64)
+        for text in sizes:
+            subnet, out = Subnet.read(text), tmp_path / f"{kind}{text}"
+            difference = Export(model, config, 7, "here").write(
+                subnet, extract(model, subnet), out, images
+            )
+            assert difference < 1e-4
+            assert type(reload(out)).__module__.startswith("timm")
+
+
+def test_windows_that_need_padding_are_exact_in_the_module_and_refused_for_timm(
+    tmp_path: Path,
+) -> None:
+    config = made("swin", tmp_path / "run", window=5)
+    model, subnet = evaluate.random_weights(config), Subnet(32, 4)
+    assert "do not divide into windows" in forms.form(config).not_timm(config, subnet)
+    export = Export(model, config, 7, "here", "state-dict")
+    images = torch.randn(2, 3, 64, 64)
+    assert export.write(subnet, extract(model, subnet), tmp_path / "out", images) < 1e-4
+
+
+def test_timm_is_refused_where_it_would_be_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made("swin", tmp_path / "run")
+    for size, why in (("24x4", "normalised over 32 channels"), ("32x3", "in turns")):
+        words = ["--size", size, "--out", str(tmp_path / "out"), "--format", "timm"]
+        assert cli.main(["extract", str(tmp_path / "run"), *words]) == UsageError.exit_status
+        assert why in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("style", ["state-dict", "onnx"])
+def test_a_wrong_network_fails_the_check_and_is_not_written(style: str, tmp_path: Path) -> None:
+    config = made("swin", tmp_path / "run")
+    model, subnet = evaluate.random_weights(config), Subnet(24, 3)
+    state = extract(model, subnet)
+    name = next(n for n in state if n.endswith("attn.qkv.weight"))
+    state[name] = state[name] * (subnet.width / model.space.intact.width)  # the factor forgotten
+    export = Export(model, config, 7, "here", style)
+    with pytest.raises(UserError, match="differs from the elastic network"):
+        export.write(subnet, state, tmp_path / "out", torch.randn(2, 3, 64, 64))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,382 @@
+"""Swin and ResNet through the same step, sizes, parameter groups and recipes as the ViT."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from poa_ds.data.batch import Batch
+from poa_ds.engine import optim
+from poa_ds.export.import_poa import from_poa_backbone, from_poa_heads
+from poa_ds.methods import poa as branches
+from poa_ds.methods.poa import Branch
+from poa_ds.model import shape as shapes
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.heads import HeadBank
+from poa_ds.model.layers import third_major
+from poa_ds.model.resnet import names as resnet_names
+from poa_ds.model.resnet.network import ElasticResNet
+from poa_ds.model.shape import ResNetShape, SwinShape
+from poa_ds.model.space import ElasticSpace, Subnet
+from poa_ds.model.swin import names as swin_names
+from poa_ds.model.swin.network import ElasticSwin, position_major
+from poa_ds.recipe import load as recipes
+from tests.conftest import shared
+
+FOLDER = Path(__file__).parents[2] / "ds_configs"
+
+STEPS = {
+    "swin": (
+        "ibot_w8_d2",
+        lambda: ElasticSwin(
+            ElasticSpace((8, 16), (2, 3), 2.0), SwinShape(16, (1, 1, 3, 1), 4, 8, 7, 4)
+        ),
+        lambda state: swin_names.from_published(state, (1, 1, 3, 1), 8),
+    ),
+    "resnet": (
+        "ibot_small",
+        lambda: ElasticResNet(
+            ElasticSpace((8, 12, 16), ((1, 1, 1, 1), (1, 1, 2, 1), (1, 2, 1, 1), (1, 2, 2, 1))),
+            ResNetShape(16, (1, 2, 2, 1), norm_groups=4, stem=8),
+        ),
+        lambda state: resnet_names.from_published(state, (1, 2, 2, 1)),
+    ),
+}
+RECIPES = {
+    "swin": {
+        "name": "swin",
+        "width": {"min": 96, "max": 128, "step": 16},
+        "stages": [[2, 2], [2, 2], [6, 18], [2, 2]],
+        "patch_size": 4,
+        "head_dim": 16,
+        "small_bias": 2.0,
+        "names": {"tiny": "96x6", "small": "96x18", "base": "128x18"},
+    },
+    "resnet": {
+        "name": "resnet",
+        "width": {"min": 64, "max": 128, "step": 32},
+        "stages": [[3, 3], [4, 8], [6, 36], [3, 3]],
+        "patch_size": 4,
+        "small_bias": 2.0,
+        "names": {"R50": "64x3-4-6-3", "R101": "64x3-4-23-3", "R152": "64x3-8-36-3"},
+    },
+}
+
+
+@functools.cache
+def arrays(name: str) -> dict[str, torch.Tensor]:
+    with np.load(shared(f"golden/05_step/{name}.npz")) as z:
+        return {
+            key: torch.from_numpy(z[key].astype("float32") if z[key].dtype == "float16" else z[key])
+            for key in z.files
+        }
+
+
+def published(file: str) -> dict:
+    return json.loads(shared(f"golden/{file}/case.json").read_text())
+
+
+def config_of(kind: str, **changes: object) -> recipes.Config:
+    return recipes.from_dict(
+        {"backbone": RECIPES[kind] | changes, "evaluation": {"sizes": ["all"]}}
+    )
+
+
+def subnet_of(width: int | list[int], depth: int | list[int]) -> Subnet:
+    """The published notation: stage widths and depths as lists for ResNet."""
+    if isinstance(width, list):
+        assert width == [width[0] * 2**i for i in range(4)]
+        return Subnet(width[0], tuple(depth))
+    return Subnet(width, depth)
+
+
+def branch(kind: str, part: str) -> Branch:
+    _, build, names = STEPS[kind]
+    state, backbone = arrays(f"{kind}_{part}"), build()
+    heads = HeadBank(
+        backbone.feature_width(backbone.space.intact), (16, 24, 32, 48), hidden=64, bottleneck=16
+    )
+    backbone.load_state_dict(names(state))
+    heads.load_state_dict(from_poa_heads(state))
+    return Branch(backbone, heads, None).double()
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_total_and_gradients_of_a_step_are_the_published_ones(kind: str) -> None:
+    run, _, names = STEPS[kind]
+    wanted, stored = published("05_step")[kind]["runs"][run], arrays("batch")
+    batch = Batch.of(
+        stored["collated_global_crops"].double(),
+        stored["collated_local_crops"].double(),
+        stored["collated_masks"],
+    )
+    student, teacher = branch(kind, "student"), branch(kind, "teacher")
+    intact = student.backbone.space.intact
+    slots = [branches.teach(teacher, batch, intact, ibot=True)]
+    terms = branches.poa_terms(
+        student,
+        batch,
+        branches.balance(slots, 0.05)[0],
+        (intact, subnet_of(*wanted["network"])),
+        ibot=True,
+    )
+    total = terms.total(intact_weight=0.8)
+    total.backward()
+    assert abs(total.item() / wanted["total_loss"] - 1) < 1e-6
+    full, checked = arrays(f"{kind}_{run}_grads"), 0
+    for name, norm in wanted["grad_norm"].items():
+        probe = {name: torch.zeros(24)}
+        ours = [f"backbone.{n}" for n in names(probe)] if name.startswith("backbone.") else []
+        ours += [f"heads.{n}" for n in from_poa_heads(probe)]
+        if not ours:
+            assert norm is None, name  # norms that pre-training does not use
+            continue
+        got = student.get_parameter(ours[0]).grad
+        assert (got is None) if norm is None else abs(got.norm().item() / norm - 1) < 1e-5, name
+        if name in full:
+            got = third_major(got, 8) if ".qkv." in name else got
+            if ".downsample." in name and isinstance(student.backbone, ElasticSwin):
+                got = position_major(got)
+            assert (got - full[name]).norm() / full[name].norm() < 2e-5, name
+        checked += norm is not None
+    assert checked > 60
+
+
+@pytest.mark.parametrize(("kind", "distinct", "entries"), [("swin", 39, 89), ("resnet", 465, 699)])
+def test_sizes_menus_blocks_and_draws_are_the_published_ones(
+    kind: str, distinct: int, entries: int
+) -> None:
+    wanted, config = published("07_networks")["recipes"][kind], config_of(kind)
+    space = recipes.space(config)
+    times: dict[Subnet, int] = {}
+    for subnet in space.menu():
+        times[subnet] = times.get(subnet, 0) + 1
+    listed = [(subnet_of(w, d), n) for w, d, n in wanted["networks_in_order"]]
+    assert [subnet for subnet, _ in listed] == space.subnets() and len(listed) == distinct
+    assert listed.pop()[0] == space.intact
+    assert times == dict(listed) and len(space.menu()) == entries - 1
+    order = [subnet for subnet, n in listed for _ in range(n)]
+    for rank, sequence in wanted["network_id_sequence_per_rank"].items():
+        laps = (0, sequence["first20"]), (len(order), sequence["first5_of_second_pass"])
+        for first, ids in laps:
+            drawn = [
+                space.draw(first + i, int(rank), seed=0, slots=32, policy="per_slot")
+                for i in range(len(ids))
+            ]
+            assert drawn == [order[i] for i in ids]
+    for name, found in wanted["get_by_type"].items():
+        if name in space.names:
+            width = found.get("patch_width", found["width"] if kind == "resnet" else None)
+            depth = found.get("s3_depth", found.get("depths"))
+            assert space.parse(name) == subnet_of(width, depth)
+            assert shapes.shape(config).features(space.parse(name)) == found["feat_dim"]
+
+
+def test_blocks_of_every_depth_are_the_published_ones() -> None:
+    recipes_of = published("07_networks")["recipes"]
+    swin, resnet = (shapes.shape(config_of(kind)) for kind in ("swin", "resnet"))
+    for depth, kept in recipes_of["swin"]["block_idx_stage3"].items():
+        got = swin.members(Subnet(96, int(depth)))
+        assert got == [0, 1, 2, 3, *[4 + block for block in kept], 22, 23]
+    for d2, kept2 in recipes_of["resnet"]["block_idx_stage2"].items():
+        for d3, kept3 in recipes_of["resnet"]["block_idx_stage3"].items():
+            got = resnet.members(Subnet(64, (3, int(d2), int(d3), 3)))
+            wanted = [0, 1, 2, *[3 + b for b in kept2], *[11 + b for b in kept3], 47, 48, 49]
+            assert got == wanted
+
+
+@pytest.mark.parametrize(("kind", "depth", "decay"), [("swin", 24, 0.9), ("resnet", 49, 0.95)])
+def test_factors_and_decay_are_the_published_parameter_groups(
+    kind: str, depth: int, decay: float
+) -> None:
+    groups = published("06_schedules_groups")["recipes"][kind]["param_groups"]
+    checked, head_dim = 0, 16
+    for name, (lr, decayed, is_last_layer, *_) in groups.items():
+        probe = {name: torch.zeros(3 * head_dim)}
+        if not name.startswith("backbone."):
+            ours = ["heads." + n for n in from_poa_heads(probe)]
+        elif kind == "swin":
+            ours = ["backbone." + n for n in swin_names.from_published(probe, (2, 2, 18, 2), 16)]
+        else:
+            ours = ["backbone." + n for n in resnet_names.from_published(probe, (3, 8, 36, 3))]
+        if not ours:
+            continue
+        factor = optim.lr_factor(ours[0], depth=depth, layer_decay=decay, patch_embed_factor=0.2)
+        assert factor == pytest.approx(lr, rel=1e-9), name
+        assert optim.decays(ours[0]) == bool(decayed), name
+        assert (optim.part(ours[0]) == "last_layer") == is_last_layer, name
+        checked += 1
+    assert checked > 350
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_the_published_sizes_have_the_published_number_of_parameters(kind: str) -> None:
+    from poa_ds.model.build import backbone
+
+    config = config_of(kind)
+    with torch.device("meta"):
+        model = backbone(config)
+    assert isinstance(model, ElasticBackbone)
+    wanted = published("06_schedules_groups")["recipes"][kind]
+    unused = 2 * (128 + 256 + 512) if kind == "swin" else 0  # norms of the first three stages
+    assert sum(p.numel() for p in model.parameters()) == wanted["n_params_backbone"] - unused
+    assert model.feature_width(model.space.intact) == wanted["max_embed_dim"]
+    assert model.decay_depth == {"swin": 24, "resnet": 49}[kind]
+
+
+SHALLOW = {
+    "vit": ({"depth": {"min": 1, "max": 1, "step": 1}}, lambda probe: from_poa_backbone(probe)),
+    "swin": (
+        {**RECIPES["swin"], "stages": [[1, 1]] * 4, "names": {}},
+        lambda probe: swin_names.from_published(probe, (1, 1, 1, 1), 16),
+    ),
+    "resnet": (
+        {**RECIPES["resnet"], "stages": [[1, 1]] * 4, "names": {}},
+        lambda probe: resnet_names.from_published(probe, (1, 1, 1, 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SHALLOW)
+def test_weights_start_as_the_published_ones_do(kind: str) -> None:
+    """Of the first block of every stage: mean, spread and range of each tensor."""
+    from poa_ds.model.build import backbone
+
+    changes, names = SHALLOW[kind]
+    torch.manual_seed(0)
+    state = backbone(
+        recipes.from_dict({"backbone": changes, "evaluation": {"sizes": ["all"]}})
+    ).state_dict()
+    wanted, compared = published("06_schedules_groups")["recipes"][kind], set()
+    for name, numbers in wanted["init_stats_mean_std_min_max"].items():
+        for ours in names({name: torch.zeros(192)}).keys() & state.keys():
+            mean, std, low, high = numbers
+            got, few = state[ours].double(), state[ours].numel() ** -0.5  # sampling error
+            assert abs(got.mean().item() - mean) <= 8 * few * std + 1e-9, name
+            assert abs(got.std(correction=0).item() - std) <= 4 * few * std + 1e-9, name
+            wide = got.abs().max().item(), max(-low, high)
+            assert wide[0] == pytest.approx(wide[1], rel=0.25), name
+            compared.add(ours)
+    assert len(compared) >= 16, compared
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_balanced_draws_go_by_counted_work_and_use_every_entry_once(kind: str) -> None:
+    config = config_of(kind)
+    space, shape = recipes.space(config), shapes.shape(config)
+    assert space.cost(space.intact) == 1
+    relative = shape.flops(space.smallest, 224) / shape.flops(space.intact, 224)
+    assert space.cost(space.smallest) == pytest.approx(relative)
+    n, slots = len(space.menu()), 4
+    drawn = [
+        [space.draw(step, slot, seed=1, slots=slots, policy="balanced") for slot in range(slots)]
+        for step in range(n)  # as many laps as slots
+    ]
+    assert sorted(s for step in drawn for s in step) == sorted(space.menu() * slots)
+    spans = [max(map(space.cost, step)) - min(map(space.cost, step)) for step in drawn]
+    assert np.median(spans) < 0.1
+
+
+def test_names_and_labels_of_sizes_with_stages() -> None:
+    subnet = Subnet(96, (3, 5, 20, 3))
+    assert str(subnet) == "96x3-5-20-3" and subnet.label == "w0096_d03-05-20-03"
+    assert Subnet.read(str(subnet)) == Subnet.read(subnet.label) == subnet
+    assert Subnet.read("384x12") == Subnet(384, 12) and Subnet.read("384") is None
+    space = recipes.space(config_of("resnet"))
+    assert space.select("R50,96x3-5-20-3") == [Subnet(64, (3, 4, 6, 3)), subnet]
+    for text in ("96x20", "96x3-9-20-3", "80x3-5-20-3"):
+        with pytest.raises(recipes_error(), match=r"depth in \[3..3\]-\[4..8\]-\[6..36\]-\[3..3\]"):
+            space.parse(text)
+
+
+def recipes_error() -> type[Exception]:
+    from poa_ds.system.errors import UsageError
+
+    return UsageError
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("swin", {"width": {"min": 96, "max": 128, "step": 8}}, "104 is not a multiple of"),
+        ("swin", {"stages": [[2, 2], [2, 3], [6, 18], [2, 2]]}, r"stages\[1\] is \[2, 3\]: swin"),
+        ("swin", {"stages": [[2, 2], [2, 2], [6, 18]]}, "has 3 stages"),
+        ("swin", {"patch_size": 16}, "crops.global_size 224 is not a multiple of 8 x"),
+        ("swin", {"depth": {"min": 6, "max": 18, "step": 1}}, "depth is vit's"),
+        ("resnet", {"width": {"min": 64, "max": 128, "step": 16}}, "norm_groups 32"),
+        ("resnet", {"patch_size": 16}, "stem reduces by 4"),
+        ("resnet", {"stages": [[3, 3], [8, 4], [6, 36], [3, 3]]}, "must not exceed"),
+        ("resnet", {"name": "vit", "names": {}}, "stages belongs to swin and resnet"),
+    ],
+)
+def test_a_mistake_in_the_sizes_is_named(kind: str, changes: dict, words: str) -> None:
+    with pytest.raises(recipes_error(), match=words):
+        config_of(kind, **changes)
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_a_recipe_survives_its_own_yaml_and_masks_have_a_cell_per_16_px(kind: str) -> None:
+    from poa_ds.data.spec import batch_spec
+    from poa_ds.system.typed_yaml import parse
+
+    config = config_of(kind)
+    assert recipes.from_dict(parse(recipes.to_yaml(config), source="")) == config
+    assert batch_spec(config).masks.grid == 14
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind"), [("swin_b_in1k", "swin"), ("resnet152x2_in1k", "resnet")]
+)
+def test_the_imagenet_recipes_are_the_published_ones(recipe: str, kind: str) -> None:
+    config = recipes.load(FOLDER / f"{recipe}.yaml")
+    theirs = published("06_schedules_groups")["recipes"][kind]
+    keys, numbers = theirs["config"], recipes.derived(config, 1_281_167)
+    assert config.batch.images_per_slot == keys["train"]["batch_size_per_gpu"]
+    assert config.batch.slots == 32 and list(config.masks.ratio) == [0.1, 0.3]
+    assert numbers.lr == pytest.approx(keys["optim"]["lr"], rel=1e-12)
+    assert numbers.steps == theirs["total_iters"]
+    assert numbers.ibot_start_step == theirs["ibot_activate_iter"]
+    assert config.optimizer.layer_decay == keys["optim"]["layerwise_decay"]
+    assert config.backbone.drop_path == keys["student"].get("drop_path_rate", 0.2)
+    assert recipes.space(config).subnets() == recipes.space(config_of(kind)).subnets()
+    schedules = recipes.schedules(config, 1_281_167)
+    for i, step in enumerate(theirs["iterations"]):
+        values = schedules.at(step)
+        assert values.lr == pytest.approx(theirs["values"]["lr"][i], rel=1e-12, abs=0)
+        assert values.momentum == pytest.approx(theirs["values"]["momentum"][i], rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_the_sizes_of_a_run_are_listed_within_a_budget(kind: str) -> None:
+    from poa_ds.evaluate import sizes
+    from poa_ds.model.build import backbone
+
+    config = config_of(kind)
+    with torch.device("meta"):
+        model = backbone(config)
+    rows = sizes.rows(model, config, {}, most_parameters=30e6)
+    assert 0 < len(rows) < len(model.space.subnets())
+    lines = sizes.table(rows, config, "title").splitlines()
+    assert len({len(line) for line in lines[1:]}) == 1  # columns stay apart
+    name = {"swin": "tiny", "resnet": "R50"}[kind]
+    (row,) = [row for row in rows if row.name == name]
+    # source: timm's Swin-T has 27.5 M without its head, of which ours shares all but the patches
+    assert abs(row.parameters / {"swin": 27.5e6, "resnet": 23.5e6}[kind] - 1) < 0.01
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_pictures_of_many_sizes_are_drawn(kind: str) -> None:
+    from poa_ds.track import plots
+
+    values = {s: 50.0 + i % 7 for i, s in enumerate(recipes.space(config_of(kind)).subnets())}
+    figure = plots.heat_map(values, title="k-NN")
+    assert max(figure.get_size_inches()) < 40
+    rows = [
+        {"step": step, f"knn_top1/{s.label}": value + step}
+        for step in (0, 5)
+        for s, value in values.items()
+    ]
+    plots.curves(rows, title="k-NN")

@@ -1,0 +1,144 @@
+"""ElasticViT against the published features and gradients of every stored size and resolution."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from poa_ds.export.import_poa import from_poa_backbone, third_major
+from poa_ds.model.layers import Packing, keep_sequences
+from poa_ds.model.space import ElasticSpace, Subnet
+from poa_ds.model.vit.network import ElasticViT
+from poa_kernels.add_ln import Rows, add_rows
+from tests.conftest import shared
+
+SPACE = ElasticSpace(tuple(range(64, 193, 32)), (3, 4, 5, 6), 3.0)
+
+
+def load(path: str) -> dict[str, torch.Tensor]:
+    with np.load(shared("golden/01_vit") / path) as arrays:
+        return {
+            name: torch.from_numpy(a.astype(np.float32) if a.dtype == np.float16 else a)
+            for name, a in ((name, arrays[name]) for name in arrays.files)
+        }
+
+
+def published_model(dtype: torch.dtype) -> ElasticViT:
+    model = ElasticViT(SPACE, image_size=64, head_dim=32)
+    model.load_state_dict(from_poa_backbone(load("state_dict.npz"), head_dim=32), strict=True)
+    return model.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_features_of_every_size_are_the_published_ones(dtype: torch.dtype) -> None:
+    model, inputs, outputs = published_model(dtype), load("inputs.npz"), load("outputs_f64.npz")
+    compared = 0
+    for key, expected in outputs.items():
+        size, tag, *kind = key.split("/")
+        if kind not in (["x_norm_clstoken"], ["x_norm_patchtokens"]):
+            continue
+        width, depth = (int(part[1:]) for part in size.split("_"))
+        side, masked = tag.rstrip("m"), tag.endswith("m")
+        mask = inputs[f"mask{side}"] if masked else None
+        with torch.no_grad():
+            tokens = model(inputs[f"img{side}"].to(dtype), Subnet(width, depth), mask)
+        got = tokens[:, 0] if kind == ["x_norm_clstoken"] else tokens[:, 1:]
+        tolerance = 1e-4 if dtype == torch.float32 else (1e-9 if side == "64" else 1e-5)
+        assert (got - expected).abs().max() < tolerance, key
+        compared += 1
+    assert compared == 44
+
+
+def test_gradients_are_the_published_ones() -> None:
+    model, inputs, wanted = (
+        published_model(torch.float64),
+        load("inputs.npz"),
+        load("grad_w128_d4_64m.npz"),
+    )
+    tokens = model(inputs["img64"].double(), Subnet(128, 4), inputs["mask64"])
+    (
+        (tokens[:, 0] * wanted.pop("_wc")).sum() + (tokens[:, 1:] * wanted.pop("_wp")).sum()
+    ).backward()
+    compared = 0
+    for name, expected in wanted.items():
+        ours = next(iter(from_poa_backbone({name: torch.zeros(96)}, head_dim=32)))
+        got = model.get_parameter(ours).grad
+        if ".qkv." in name:
+            got = third_major(got, 32)
+        assert torch.allclose(got, expected, rtol=1e-8, atol=1e-9), name
+        compared += 1
+    norms = json.loads(shared("golden/01_vit/case.json").read_text())["grad"]["grad_norm_all"]
+    for name, norm in norms.items():
+        ours = next(iter(from_poa_backbone({name: torch.zeros(96)}, head_dim=32)))
+        got = model.get_parameter(ours).grad
+        assert (got is None) if norm is None else abs(got.norm().item() / norm - 1) < 1e-8, name
+    assert compared > 5
+
+
+def small_model() -> ElasticViT:
+    torch.manual_seed(0)
+    space = ElasticSpace((32, 48, 64), (2, 3, 4))
+    return ElasticViT(space, image_size=32, patch_size=8, head_dim=16, layer_scale=1.0).double()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_lockstep_on_packed_crops_equals_one_pass_per_crop_size_and_student(
+    checkpointing: bool,
+) -> None:
+    model = small_model()
+    large, small = torch.randn(4, 3, 32, 32).double(), torch.randn(6, 3, 16, 16).double()
+    masks = torch.rand(4, 16) < 0.4
+    subnets = (Subnet(64, 4), Subnet(48, 3))
+
+    def gradients(tokens: list[torch.Tensor]) -> list[torch.Tensor]:
+        model.zero_grad()
+        sum((t * torch.linspace(-1, 1, t.numel()).view_as(t)).sum() for t in tokens).backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    plain = [model(x, s, m) for s in subnets for x, m in ((large, masks), (small, None))]
+    wanted = gradients(plain)
+    model.activation_checkpointing = checkpointing
+    by_subnet = model.streams((large, small), subnets, (masks, None))
+    packed = [tokens for crops in by_subnet for tokens in crops]
+    for a, b in zip(plain, packed, strict=True):
+        assert (a - b).abs().max() < 1e-12
+    for (name, _), a, b in zip(model.named_parameters(), wanted, gradients(packed), strict=True):
+        # positions are interpolated in float32, once in place of twice
+        limit = 1e-5 if name == "embed.pos_embed" else 1e-11
+        assert torch.allclose(a, b, rtol=1e-9, atol=limit), name
+
+
+def test_stochastic_depth_follows_the_published_numbers() -> None:
+    with np.load(shared("golden/10_extras/drop_path_subset.npz")) as z:
+        for run in ("b10", "b7", "b3", "b2"):
+            x, rows = torch.from_numpy(z[f"{run}/x"]), torch.from_numpy(z[f"{run}/kept"])
+            n, tokens, _ = x.shape
+            rate = 0.6 if run == "b2" else 0.2
+            kept = keep_sequences(Packing(((n, tokens),)), rate, torch.Generator())
+            assert kept.packing.segments == ((len(rows), tokens),)
+            # the published choice in the place of ours
+            where = (rows[:, None] * tokens + torch.arange(tokens)).flatten()
+            added = Rows.of(where, n * tokens, kept.rows.factor)
+            rows, ones = x.flatten(0, 1), x.new_ones(x.shape[-1])
+            got = add_rows(rows, 2 * rows[where] + 1, ones, added=added)
+            assert torch.allclose(got.view_as(x), torch.from_numpy(z[f"{run}/y"]), atol=1e-12)
+
+
+def test_stochastic_depth_keeps_its_share_of_each_segment() -> None:
+    packing = Packing(((10, 5), (40, 2)))
+    kept = keep_sequences(packing, 0.2, torch.Generator().manual_seed(1))
+    assert kept.packing.segments == ((8, 5), (32, 2))
+    rows = kept.rows.rows
+    assert (rows < 50).sum() == 40 and len(rows.unique()) == 40 + 64
+    sparse = keep_sequences(Packing(((10_000, 1),)), 0.1, torch.Generator().manual_seed(1))
+    share = len(sparse.rows.rows) / 10_000
+    assert 0.88 < share < 0.92 and sparse.rows.factor[0] == pytest.approx(1 / 0.9)
+
+
+def test_parameter_count_is_that_of_timm() -> None:
+    timm = pytest.importorskip("timm")
+    space = ElasticSpace((192, 384), (6, 12))
+    model = ElasticViT(space, image_size=224)
+    other = timm.create_model("vit_small_patch16_224", num_classes=0, init_values=1e-5)
+    assert model.parameter_count(Subnet(384, 12)) == sum(p.numel() for p in other.parameters())
