@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
         description="Pre-train one elastic network; the same command continues a stopped run.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     p.add_argument("--config", type=Path, required=True, metavar="RECIPE.yaml")
     p.add_argument(
@@ -45,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--dry-run", action="store_true", help="two steps; print time and memory")
     p.add_argument("--print-config", action="store_true", help="print the whole recipe and stop")
-    p.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher appends it
+    p.add_argument("--deepspeed", action="store_true", help="changes nothing: it always is used")
+    # appended by launchers
+    p.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. schedule.epochs=100")
     return p
 

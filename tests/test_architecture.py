@@ -196,6 +196,19 @@ def test_importing_it_does_not_import_torch(start: str):
         names += [other for other in imports_at_once(name) if own(other) and other not in names]
 
 
+def test_no_parser_takes_abbreviations():
+    """A new option would change what an old command means."""
+    wrong = [
+        f"{name}:{node.lineno}"
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith(("ArgumentParser", "add_parser"))
+        if "allow_abbrev=False" not in ast.unparse(node)
+    ]
+    assert not wrong
+
+
 def test_package_init_files_are_empty():
     assert not [
         path for path in modules().values() if path.name == "__init__.py" and path.stat().st_size

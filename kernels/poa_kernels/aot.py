@@ -109,7 +109,9 @@ def _complaint(case: Case, capability: int, shared: int, counts: dict[str, int])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m poa_kernels.aot", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m poa_kernels.aot", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     parser.add_argument("--chip", choices=CHIPS, action="append", help="default: all")
     parser.add_argument("--json", type=Path, help="also write the reports to this file")

@@ -51,7 +51,9 @@ class Ceilings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m poa_kernels.bench", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m poa_kernels.bench", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny, in the interpreter")
     parser.add_argument("--only", default="", help="comparisons whose name contains this; no step")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
