@@ -21,7 +21,7 @@ CHIPS = {"sm_80": 80, "sm_90": 90}
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes of a block, CUDA programming guide
 OPERATORS = (
     *("two_stream_linear", "two_stream_descriptors", "attention", "add_ln", "gelu"),
-    *("sinkhorn", "prototype_ce", "prototype_ce_in_place", "photometric"),
+    *("sinkhorn", "prototype_ce", "photometric"),
 )
 COUNTED = {  # instructions of the machine code
     "hgmma": r"\bHGMMA",  # Hopper's matrix product

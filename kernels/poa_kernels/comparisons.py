@@ -22,7 +22,6 @@ from poa_kernels import (
     two_stream_linear,
 )
 from poa_kernels.gelu import gelu
-from poa_kernels.prototype_ce_in_place import prototype_ce_in_place
 
 Run = Callable[[], Sequence[Tensor]]
 
@@ -316,17 +315,9 @@ def cross_entropies(scene: Scene) -> Iterator[Comparison]:
         def published(x: Tensor, p: Tensor, targets=targets) -> list[Tensor]:
             return [prototype_ce.reference(x, p, targets(x), 0.1)]
 
-        def in_place(leaves=leaves, targets=targets) -> list[Tensor]:
-            x, p = leaves
-            (weights,) = _small_numbers([x.new_empty(len(x), 1, dtype=torch.float32)])
-            total, losses = prototype_ce_in_place(x, p, targets(x), 0.1, weights)
-            return [losses, *torch.autograd.grad(total, leaves)]
-
-        ways = _ways(ours, published, leaves)
-        ways["contenders"]["triton in place"] = _mode("triton", in_place)
         yield Comparison(
             f"prototype cross-entropy {prototypes}",
-            **ways,
+            **_ways(ours, published, leaves),
             lines=(prototype_ce.OPERATOR,),
             flops=3 * 2.0 * rows * prototypes * width,
             floor=3e-3,

@@ -132,7 +132,7 @@ def text_of(lines: dict[str, dict]) -> str:
 
 @cache
 def measured(device: torch.device) -> bool:
-    """Whether the table speaks of this very chip; its relatives have less shared memory."""
+    """Whether the table's choices were made for this chip: others have less shared memory."""
     if device.type != "cuda":
         return True
     return torch.cuda.get_device_capability(device) in ((8, 0), (9, 0))

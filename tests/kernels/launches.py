@@ -17,7 +17,6 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from poa_kernels import add_ln, aot, attention, dispatch, photometric, prototype_ce, sinkhorn
-from poa_kernels import prototype_ce_in_place as in_place
 from poa_kernels.gelu import gelu
 from poa_kernels.prototype_ce import Target
 from poa_kernels.two_stream_linear import two_stream_linear
@@ -107,8 +106,6 @@ def losses(rows: int, shown: int) -> None:
     classes = [Target(*teacher, 0.06, bias, two), Target(*teacher, 0.1, None, one)]
     for targets in (patches, classes):
         back(prototype_ce.prototype_ce(leaf(rows, 256), prototypes, targets, 0.1))
-    weights = torch.ones(rows, 2)
-    in_place.prototype_ce_in_place(leaf(rows, 256), prototypes, classes, 0.1, weights)
     scores = teacher[0] @ teacher[1].t()
     sinkhorn.column_mass(scores, 0.06, bias)
     sinkhorn.softmax_mass(scores, 0.06, bias)

@@ -1,12 +1,10 @@
 """Cross-entropy against prototypes: losses and both gradients against float64."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
 
-from poa_kernels import dispatch, prototype_ce, prototype_ce_chunks, prototype_ce_in_place
+from poa_kernels import dispatch, prototype_ce, prototype_ce_chunks
 from poa_kernels.prototype_ce import Target
 from tests.kernels.truth import DEVICE, DTYPES, check, randn, strided, transposed
 
@@ -81,39 +79,6 @@ def test_losses_and_gradients(shape: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", ["odd width", "two links", "one prototype", "no rows"])
-def test_the_in_place_variant(
-    shape: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prototype_ce_in_place, "CHUNK", 16)
-    n, k, d, _, two = SHAPES[shape]
-    weights = randn(n, 1 + two, seed=11).abs().float()
-    seen: list[Tensor] = []
-
-    def kernel(x: Tensor, p: Tensor) -> Tensor:
-        targets, w = targets_of(shape, x, dtype), weights.to(x.device)
-        total, losses = prototype_ce_in_place.prototype_ce_in_place(x, p, targets, TEMPERATURE, w)
-        seen.append(losses.cpu())
-        return total
-
-    def weighted(function):
-        return lambda x, p: (
-            function(x, p, targets_of(shape, x, dtype)) * weights.to(x.device)
-        ).sum()
-
-    def naive(x: Tensor, p: Tensor, targets: list[Target]) -> Tensor:
-        return prototype_ce.reference(x, p, targets, TEMPERATURE)
-
-    leaves = [unit(n, d, seed=0), unit(k, d, seed=1)]
-    # fp16 logits of up to 1, over the temperature
-    ill = {"conditioning": 4.0 if dtype == torch.float32 else 3e3}
-    check(kernel, weighted(written_out), leaves, dtype, naive=weighted(naive), **ill)
-    x, p = (leaf.to(dtype).double() for leaf in leaves)
-    expected = written_out(x, p, targets_of(shape, x, dtype))
-    assert torch.allclose(seen[0].double(), expected, rtol=5e-3 if n else 1, atol=5e-3)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_in_chunks_of_plain_pytorch(
     shape: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -147,19 +112,11 @@ def test_inputs_need_not_be_contiguous(lay_out) -> None:
 
     n, k, d, *_ = SHAPES["two targets"]
     leaves = [unit(n, d, seed=0), unit(k, d, seed=1)]
-    weights = torch.ones(n, 2, device=DEVICE)
-
-    def in_place(x: Tensor, p: Tensor) -> Tensor:
-        targets = targets_of("two targets", x, torch.float32)
-        targets = [replace(t, index=lay_out(t.index)) for t in targets]
-        found = prototype_ce_in_place.prototype_ce_in_place(x, p, targets, TEMPERATURE, weights)
-        return found[0]
 
     def truth(x: Tensor, p: Tensor) -> Tensor:
         return written_out(x, p, targets_of("two targets", x, torch.float32))
 
     check(kernel, truth, leaves, torch.float32, lay_out=lay_out, **ILL)
-    check(in_place, lambda *x: truth(*x).sum(), leaves, torch.float32, lay_out=lay_out, **ILL)
 
 
 def test_tiny_gradients_lose_nothing_in_fp16() -> None:
