@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from poa_ds.system.allocator import prepare_allocator
 from poa_ds.system.errors import UsageError, UserError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -186,6 +187,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     command = COMMANDS[name]
+    prepare_allocator(os.environ)
     module = importlib.import_module(command.module)
     parser = argparse.ArgumentParser(
         prog=f"poa-ds {name}",

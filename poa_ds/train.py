@@ -16,6 +16,7 @@ from pathlib import Path
 from poa_ds.run import exit_status as ended
 from poa_ds.run import faults
 from poa_ds.run.watchdog import Watchdog
+from poa_ds.system.allocator import prepare_allocator
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.stopping import Requests
 
@@ -88,6 +89,7 @@ def _run(args: argparse.Namespace) -> int:
     watchdog = Watchdog(Requests(), config.step_timeout_seconds)
     source = str(args.deepspeed_config or "without --deepspeed_config")
     settings = {"source": source, "dry_run": args.dry_run, "watchdog": watchdog}
+    prepare_allocator(os.environ)
     try:
         from poa_ds.run.training import Training  # torch and DeepSpeed: seconds to import
 

@@ -32,7 +32,7 @@ class Clock:
         return slots
 
     def step_done(self) -> None:
-        if torch.cuda.is_available() and self.steps < 2:  # a dry run times these
+        if torch.cuda.is_available() and len(self.seconds) < 2:  # a dry run times these
             torch.cuda.synchronize()
         self.steps += 1
         self.seconds.append(time.perf_counter())
