@@ -10,14 +10,15 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from poa_ds import train
+from poa_ds.checkpoint import folders
 from poa_ds.run import exit_status as ended
-from poa_ds.system.errors import UsageError
+from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.processes import Group, beside_python, free_port
 from poa_ds.system.stopping import requests
 
@@ -144,8 +145,12 @@ def _gpus() -> int:
 
 def _attempt(start: Start, asked: Asked) -> int:
     """Run it once, to the end of the last of its processes; how it ended."""
-    if start.records:
-        ended.forget(start.output)
+    before = ended.mark(start.output)  # another run may be at work there: it stays
+
+    def record() -> ended.Ended | None:
+        fresh = start.records and ended.mark(start.output) != before
+        return ended.read(start.output) if fresh else None
+
     device = {} if _gpus() else {"DS_ACCELERATOR": "cpu"}
     group = Group(start.command(), device | os.environ)
     try:
@@ -158,14 +163,14 @@ def _attempt(start: Start, asked: Asked) -> int:
         # also when the launcher died first: its ranks have noticed, and save
         group.wait(GRACE_SECONDS, unless=lambda: len(asked.numbers) > 1)
         if start.hostfile and len(asked.numbers) == 1:
-            _await_record(start.output, asked)
+            _await(record, asked)
     finally:
         group.signal(signal.SIGKILL)
-    record = ended.read(start.output) if start.records else None
+    left = record()
     if asked.numbers:
-        return _asked_status(asked, record)
-    if record:
-        return record.status
+        return _asked_status(asked, left)
+    if left:
+        return left.status
     # 0 without a record: deepspeed ends so when its second process was killed
     return ended.CRASHED if start.records and group.status() == 0 else group.status()
 
@@ -183,10 +188,10 @@ def _hand_on(group: Group, start: Start) -> None:
         group.signal(signal.SIGUSR1)
 
 
-def _await_record(output: Path, asked: Asked) -> None:
+def _await(record: Callable[[], ended.Ended | None], asked: Asked) -> None:
     """Give ranks of other hosts, which are not in the group, the time that their launcher gives."""
     end = time.monotonic() + REMOTE_SECONDS
-    while time.monotonic() < end and ended.read(output) is None and len(asked.numbers) < 2:
+    while time.monotonic() < end and record() is None and len(asked.numbers) < 2:
         time.sleep(LOOK_SECONDS)
 
 
@@ -210,8 +215,12 @@ def _pause(seconds: float, asked: Asked) -> bool:
 
 def _newest(output: Path) -> str:
     """The name of the newest checkpoint, empty without one."""
-    path = output / "checkpoints" / "latest"
-    return path.read_text().strip() if path.exists() else ""
+    try:
+        found = folders.newest(output / "checkpoints")
+    except UserError as error:  # the run has met it as well, and the attempt has its status
+        _say(str(error))
+        return ""
+    return found.name if found else ""
 
 
 def _cause(status: int) -> str:

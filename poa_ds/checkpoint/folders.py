@@ -48,6 +48,15 @@ def folders(root: Path) -> list[Path]:
     return sorted((root / name for name in names if re.fullmatch(r"step\d+", name)), key=_step)
 
 
+def newest(root: Path) -> Path | None:
+    """The newest checkpoint that is whole by names and sizes: what training tries first.
+
+    UserError: it cannot be told.
+    """
+    whole = (f for f in reversed(folders(root)) if problem(f, checksums=False) is None)
+    return next(whole, None)
+
+
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step"))
 

@@ -189,8 +189,8 @@ class Saver:
             )
 
     def _newest_whole(self) -> str:
-        older = [f for f in files.folders(self.root) if not files.problem(f, checksums=False)]
-        return f"the newest checkpoint is {older[-1]}" if older else "there is no checkpoint"
+        found = files.newest(self.root)
+        return f"the newest checkpoint is {found}" if found else "there is no checkpoint"
 
 
 def _write(root: Path, snapshot: Snapshot) -> dict[str, Any]:

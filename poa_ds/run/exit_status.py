@@ -9,6 +9,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from poa_ds.system.errors import UserError
+
 NAME = "ended.json"
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
@@ -52,10 +54,25 @@ def write(folder: Path, record: Ended) -> None:
 
 def read(folder: Path) -> Ended | None:
     """The record of a run that came to its end or was stopped; None while it runs."""
-    path = folder / NAME
-    return Ended(**json.loads(path.read_text())) if path.exists() else None
+    try:
+        found = Ended(**json.loads((folder / NAME).read_bytes()))
+    except (OSError, ValueError, TypeError):  # none, or what stands there is none
+        return None
+    return found if isinstance(found.status, int) else None
+
+
+def mark(folder: Path) -> tuple[int, int] | None:
+    """What tells the record that is there from a later one; None where there is none."""
+    try:
+        found = (folder / NAME).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def forget(folder: Path) -> None:
     """Remove the record: the run begins again."""
-    (folder / NAME).unlink(missing_ok=True)
+    try:
+        (folder / NAME).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder / NAME} cannot be removed: {error.strerror}") from error

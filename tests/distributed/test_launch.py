@@ -105,6 +105,18 @@ def test_mistakes_are_not_tried_again(
         assert "restart" not in job.said() and job.said().count("error:") == 1
 
 
+def test_garbage_in_the_folder_of_a_run_does_not_end_the_supervisor(tmp_path: Path) -> None:
+    """What it reads there is the record of the end and the newest checkpoint."""
+    out = tmp_path / "run"
+    (out / "checkpoints" / "step00000004").mkdir(parents=True)
+    for name in ("ended.json", "checkpoints/latest", "checkpoints/step00000004/manifest.json"):
+        (out / name).write_bytes(b"\xff\xfe{")
+    options = ["--nproc", "1", "--max-restarts", "2"]
+    with launched(options, tmp_path, out, "data.train=nowhere") as job:
+        assert job.statuses() == [1]
+        assert "nowhere" in job.said() and "Traceback" not in job.said()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"),
