@@ -14,6 +14,7 @@ from poa_ds.data.store.index import INDEX, SampleError, ShardFolder
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
 from poa_ds.data.store.tarwalk import scan_tar
 from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.printable import printable
 from poa_ds.system.progress import progress
 
 SHOWN = 20  # problems; more of them say nothing new
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         for problem in problems(folder, decode=not args.no_decode, workers=args.workers):
             found.append(problem)
             if len(found) <= SHOWN:
-                print(problem)
+                print(printable(problem))
         if found:
             cut = f", the first {SHOWN} shown" if len(found) > SHOWN else ""
             noun = "problem" if len(found) == 1 else "problems"

@@ -10,6 +10,7 @@ from poa_ds.data.batch import Bad, Batch, Sample
 from poa_ds.data.image.photometric import GLOBAL_1, GLOBAL_2, LOCAL, draw
 from poa_ds.data.image.views import views
 from poa_ds.data.spec import BatchSpec
+from poa_ds.data.store.index import SampleError
 from poa_ds.system.errors import UserError
 
 
@@ -31,10 +32,9 @@ def bounded(batches: Iterable[Batch | UserError], spec: BatchSpec, images: int) 
             raise batch
         bad.update(batch.bad)
         if len(bad) > allowed:
-            shard, key, cause = batch.bad[-1]
             raise UserError(
                 f"{len(bad)} damaged images are more than data.max_bad_fraction "
                 f"{spec.max_bad_fraction} of {images} ({allowed}); the last: "
-                f"{shard}, sample {key}: {cause}"
+                f"{SampleError(*batch.bad[-1])}"
             )
         yield batch

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poa_ds.data.batch import Bad
 from poa_ds.data.loader import eval_batches
-from poa_ds.data.store.index import ShardFolder
+from poa_ds.data.store.index import SampleError, ShardFolder
 from poa_ds.evaluate.neighbours import Bank, Deal, accuracies, spread
 from poa_ds.recipe.tree import Evaluation
 from poa_ds.system import dist
@@ -143,7 +143,7 @@ class Comparison:
             shard, key, cause = replaced[0]
             print(
                 f"warning: {len(replaced)} damaged images of {split.folder.path} are replaced by "
-                f"others in the evaluation; the first: {shard}, sample {key}: {cause}",
+                f"others in the evaluation; the first: {SampleError(shard, key, cause)}",
                 file=sys.stderr,
                 flush=True,
             )

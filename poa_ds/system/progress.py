@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from poa_ds.system.printable import printable
+
 LINE_SECONDS = 5.0
 Item = TypeVar("Item")
 
@@ -15,7 +17,7 @@ def progress(
     items: Iterable[Item], *, total: int, label: str, unit: str, first: int = 0
 ) -> Iterator[Item]:
     """The items, with count, rate and time left on stderr; `first` were done before."""
-    terminal = sys.stderr.isatty()
+    label, terminal = printable(label), sys.stderr.isatty()
     started = said = time.monotonic()
     with tqdm(
         total=total, initial=first, desc=label, unit=unit, disable=not terminal, leave=False

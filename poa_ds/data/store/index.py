@@ -19,6 +19,7 @@ import numpy as np
 from poa_ds.data.store.manifest import MANIFEST, Manifest
 from poa_ds.data.store.tarwalk import BLOCK, ROW, split_name
 from poa_ds.system.errors import UserError
+from poa_ds.system.printable import printable
 
 INDEX = "index.npy"
 LISTED = 5  # problems that one message names before it says "and n more"
@@ -28,7 +29,7 @@ class SampleError(UserError):
     """One sample cannot be used: its shard, its key and the cause."""
 
     def __init__(self, shard: str, key: str, cause: str) -> None:
-        super().__init__(f"{shard}, sample {key}: {cause}")
+        super().__init__(f"{printable(shard)}, sample {printable(key)}: {cause}")
         self.shard, self.key, self.cause = shard, key, cause
 
     def __reduce__(self) -> tuple:
