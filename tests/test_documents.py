@@ -1,0 +1,79 @@
+"""What the documents say is so: files and sections that they cite, packages, figures, output."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from poa_ds.cli import main
+from poa_ds.recipe import load as recipes
+from tests.test_architecture import FLOORS, ROOT
+
+METHOD = ROOT / "docs" / "method.md"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PATH = r"(?<![\w./<-])(?:[\w.-]+/)+[\w-]+\.(?:py|md|yaml|json|png)\b"
+WRITTEN_BY_RUNS = r"^(output_dir|step\d+|runs|RUN|OUT|DIR)/"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_documents_name_exist(document: Path):
+    names = [m for m in re.findall(PATH, document.read_text()) if not re.match(WRITTEN_BY_RUNS, m)]
+    assert not [name for name in names if not (ROOT / name).exists()]
+
+
+def test_the_drawing_shows_the_floors():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    drawing = text.partition("## The floors")[2].partition("\n## ")[0]
+    lines = re.findall(r"^    (\S.*)$", drawing, re.MULTILINE)
+    packages = [re.match(r"((?:\w+  )*\w+)  +\S", line)[1] for line in lines]
+    assert [" ".join(line.split()) for line in packages] == list(reversed(FLOORS))
+
+
+def test_numbers_of_sizes_are_those_of_the_recipes():
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| (\d+) \|$", METHOD.read_text(), re.MULTILINE)
+    assert len(rows) == 3
+    for name, sizes, entries in rows:
+        space = recipes.space(recipes.load(ROOT / "ds_configs" / f"{name}.yaml"))
+        assert (len(space.subnets()), len(space.menu())) == (int(sizes), int(entries)), name
+
+
+def test_readme_s_table_of_recipes_is_right():
+    """`name.yaml` | 143, from 384x12 to 1024x24: for every recipe that a row describes alone."""
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)\.yaml` \| (\d+)[^|]*, from (\S+) to (\S+) ", text, re.MULTILINE)
+    assert len(rows) >= 7
+    for name, sizes, smallest, largest in rows:
+        space = recipes.space(recipes.load(ROOT / "ds_configs" / f"{name}.yaml"))
+        found = (len(space.subnets()), str(space.smallest), str(space.intact))
+        assert found == (int(sizes), smallest, largest), name
+
+
+def excerpts() -> Iterator[tuple[str, str, list[str]]]:
+    """(document, command, lines below it) of every excerpt that begins with `$ poa-ds`."""
+    for document in DOCUMENTS:
+        blocks = re.findall(r"^    \$ (poa-ds .*)\n((?:    .*\n|\n)*)", document.read_text(), re.M)
+        for command, below in blocks:
+            yield document.name, command, [line[4:].rstrip() for line in below.splitlines()]
+
+
+@pytest.mark.parametrize(("document", "command", "lines"), list(excerpts()))
+def test_excerpts_are_what_the_program_prints(
+    document: str, command: str, lines: list[str], capsys, monkeypatch: pytest.MonkeyPatch
+):
+    """Line by line, figures included. `...` stands for lines that are left out."""
+    monkeypatch.chdir(ROOT)
+    assert main(shlex.split(command)[1:]) == 0
+    printed = iter(capsys.readouterr().out.splitlines())
+    skips = True  # what comes before an excerpt is left out
+    for wanted in filter(None, lines):
+        if wanted == "...":
+            skips = True
+            continue
+        found = next(line for line in printed if line.rstrip())
+        while skips and found.rstrip() != wanted:
+            found = next(printed, None)
+            assert found is not None, f"{document}, `{command}` does not print: {wanted}"
+        assert found.rstrip() == wanted, f"{document}, `{command}`"
+        skips = False
