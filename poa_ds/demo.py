@@ -82,9 +82,9 @@ runs" at the eye above it (MLflow shows 10 of them otherwise): the chart knn_top
 def _train(out: Path, shards: Path, seed: int) -> None:
     import torch  # seconds; `poa-ds demo --help` does without
 
-    from poa_ds.recipe import load as config
+    from poa_ds.recipe import load
 
-    slots = config.load(RECIPE).batch.slots
+    slots = load.recipe(RECIPE).batch.slots
     gpus = torch.cuda.device_count()
     environment = {"OMP_NUM_THREADS": "1"} | ({} if gpus else {"DS_ACCELERATOR": "cpu"})
     ranks = max(n for n in range(1, slots + 1) if slots % n == 0 and n <= (gpus or 2))

@@ -119,10 +119,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _start(args: argparse.Namespace) -> Start:
     """What the arguments ask for; wrong use is found before anything starts."""
-    from poa_ds.recipe import load as config
+    from poa_ds.recipe import load
 
     words = train.parser().parse_intermixed_args(args.words)
-    recipe = config.load(words.config, words.overrides)
+    recipe = load.recipe(words.config, words.overrides)
     if args.nproc is not None and args.nproc < 1:
         raise UsageError(f"--nproc {args.nproc}: at least one process")
     if args.hostfile and not args.hostfile.is_file():

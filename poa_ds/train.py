@@ -77,30 +77,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from poa_ds.recipe import load as recipes
+    from poa_ds.recipe import checks, ds_json, load
 
-    config = recipes.load(args.config, args.overrides)
-    ds_file = recipes.read_json(args.deepspeed_config)
+    recipe = load.recipe(args.config, args.overrides)
+    ds_file = ds_json.read(args.deepspeed_config)
     if args.print_config:
-        print(recipes.to_yaml(config), end="")
+        print(load.to_yaml(recipe), end="")
         return 0
-    recipes.check_places(config)
+    checks.check_places(recipe)
 
-    watchdog = Watchdog(Requests(), config.step_timeout_seconds)
+    watchdog = Watchdog(Requests(), recipe.step_timeout_seconds)
     source = str(args.deepspeed_config or "without --deepspeed_config")
     settings = {"source": source, "dry_run": args.dry_run, "watchdog": watchdog}
     prepare_allocator(os.environ)
     try:
         from poa_ds.run.training import Training  # torch and DeepSpeed: seconds to import
 
-        with Training(config, ds_file, **settings) as training:
+        with Training(recipe, ds_file, **settings) as training:
             return training.run()
     except UserError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise UserError(
-                f"{error.filename or config.output_dir}: {error.strerror} ({watchdog.where()}); "
+                f"{error.filename or recipe.output_dir}: {error.strerror} ({watchdog.where()}); "
                 "once there is room, the same command continues from the newest checkpoint"
             ) from error
         return faults.told(error, watchdog.where())

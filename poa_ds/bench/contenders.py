@@ -24,9 +24,9 @@ from poa_ds.data.spec import batch_spec
 from poa_ds.data.store.order import MASKS, keyed
 from poa_ds.engine import engine
 from poa_ds.model.space import ElasticSpace, Subnet
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import derived
 from poa_ds.recipe.schedules import StepValues
+from poa_ds.recipe.tree import Recipe
 from poa_ds.run import step
 from poa_ds.system.errors import UserError
 from poa_kernels import dispatch
@@ -56,14 +56,14 @@ class OneSize(ElasticSpace):
 class Job:
     """What both contenders run. size: the elastic one of every step, None draws as the recipe."""
 
-    config: Config
+    recipe: Recipe
     ds_config: dict
     size: Subnet | None
     device: str
 
     @property
     def space(self) -> ElasticSpace:
-        space = recipes.space(self.config)
+        space = derived.space(self.recipe)
         if self.size is None:
             return space
         return OneSize(
@@ -78,17 +78,17 @@ class Job:
 
     def values(self) -> StepValues:
         """Those of the middle of the run, everything switched on."""
-        batch, objective = self.config.batch, self.config.objective
-        schedules = recipes.schedules(self.config, batch.slots * batch.images_per_slot)
+        batch, objective = self.recipe.batch, self.recipe.objective
+        schedules = derived.schedules(self.recipe, batch.slots * batch.images_per_slot)
         values = schedules.at(schedules.total_steps // 2)
         return dataclasses.replace(values, ibot_active=objective.ibot > 0, last_layer_factor=1.0)
 
     def batches(self, number: int) -> list[Batch]:
         """All slots of one step: random crops in their final form, masks as in training."""
-        return [self._slot(number, slot) for slot in range(self.config.batch.slots)]
+        return [self._slot(number, slot) for slot in range(self.recipe.batch.slots)]
 
     def _slot(self, number: int, slot: int) -> Batch:
-        spec = batch_spec(self.config)
+        spec = batch_spec(self.recipe)
         crops, images, masks = spec.crops, spec.images_per_slot, spec.masks
         rng = keyed(MASKS, spec.seed, number, slot)
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
@@ -134,15 +134,15 @@ class Memory:
 
 def build(kind: Kind, job: Job) -> Step:
     """The contender's step: (batches of all slots, values) -> (loss, gradient norms)."""
-    poa = step.student_and_teacher(job.config)
+    poa = step.student_and_teacher(job.recipe)
     if kind == "three passes":
-        return ThreePasses(job.config, job.space, poa.student.state_dict(), job.device).step
+        return ThreePasses(job.recipe, job.space, poa.student.state_dict(), job.device).step
     if kind == "ours":
-        dispatch.select(job.config.kernels, job.device, compiled=job.config.compile)
+        dispatch.select(job.recipe.kernels, job.device, compiled=job.recipe.compile)
     else:
         mode = "triton" if kind == "triton" else "reference"
         dispatch.select(mode, job.device, compiled=kind == "compiled")
-    stepper = step.Stepper(job.config, engine.Engine(poa, job.config.optimizer, job.ds_config))
+    stepper = step.Stepper(job.recipe, engine.Engine(poa, job.recipe.optimizer, job.ds_config))
     stepper.space = job.space
 
     def ours(batches: Sequence[Batch], values: StepValues) -> tuple[Tensor, dict]:

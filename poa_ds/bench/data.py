@@ -29,7 +29,7 @@ from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.order import VIEWS, Order, keyed
 from poa_ds.data.stream import stream_images
 from poa_ds.engine import engine
-from poa_ds.recipe import load as recipes
+from poa_ds.recipe import load
 from poa_ds.system.errors import UsageError, UserError
 
 PUBLISHED_SHARE = 8  # the published pipeline is slow: it is measured on so many times fewer images
@@ -86,12 +86,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--images and --rate: more than 0")
     if args.json and not args.json.parent.is_dir():
         raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
-    config = recipes.load(args.config, args.overrides)
-    if not config.data.train:
+    recipe = load.recipe(args.config, args.overrides)
+    if not recipe.data.train:
         raise UsageError("data.train is empty: give data.train=DIR, a shard folder")
-    folder, device = ShardFolder.open(config.data.train), engine.pick_device()
+    folder, device = ShardFolder.open(recipe.data.train), engine.pick_device()
     torch.set_num_threads(1)
-    figures = measure(folder, batch_spec(config), args.images, counts, device)
+    figures = measure(folder, batch_spec(recipe), args.images, counts, device)
     place = machine(device)
     print(table(folder.path, figures, place, args.rate), flush=True)
     if args.json:

@@ -22,8 +22,8 @@ from poa_ds.methods import poa as branches
 from poa_ds.methods.poa import Branch
 from poa_ds.model.heads import HeadBank
 from poa_ds.model.shape import shape
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import checks, derived, load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from poa_kernels import dispatch, prototype_ce_chunks
 
@@ -52,26 +52,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     device = engine.pick_device()
-    config = recipes.load(args.config, args.overrides)
-    recipes.check_precision(config, device)
+    recipe = load.recipe(args.config, args.overrides)
+    checks.check_precision(recipe, device)
     # not in the interpreter, which would take hours
     kernels = device == "cuda" and not dispatch.unable(torch.device(device))
     ways = [WHOLE, PARTS, *([TRITON] if kernels else [])]
-    found = {way: _alone(way, config, device, max(args.repeat, 1)) for way in ways}
+    found = {way: _alone(way, recipe, device, max(args.repeat, 1)) for way in ways}
     first = found[WHOLE].terms
     for way, figures in found.items():
         apart = max(abs(a / b - 1) for a, b in zip(figures.terms, first, strict=True))
         if not apart <= AGREE:
             raise UserError(f"{way}: terms differ by {apart:.1e} from {WHOLE}: no figures")
-    print(_table(" ".join([str(args.config), *args.overrides]), config, device, found))
+    print(_table(" ".join([str(args.config), *args.overrides]), recipe, device, found))
     return 0
 
 
-def _alone(way: str, config: Config, device: str, repeat: int) -> Figures:
+def _alone(way: str, recipe: Recipe, device: str, repeat: int) -> Figures:
     """The figures of one way, from a process that ends with it."""
     context = multiprocessing.get_context("spawn")
     theirs, ours = context.Pipe()
-    process = context.Process(target=_measure, args=(ours, way, config, device, repeat))
+    process = context.Process(target=_measure, args=(ours, way, recipe, device, repeat))
     process.start()
     ours.close()
     try:
@@ -83,11 +83,11 @@ def _alone(way: str, config: Config, device: str, repeat: int) -> Figures:
         ) from error
 
 
-def _measure(connection: Connection, way: str, config: Config, device: str, repeat: int) -> None:
+def _measure(connection: Connection, way: str, recipe: Recipe, device: str, repeat: int) -> None:
     dispatch.select("triton" if way == TRITON else "reference", device)
     if way == WHOLE:
         prototype_ce_chunks.LARGE = 1 << 62  # nothing is large
-    work = _work(config, device)
+    work = _work(recipe, device)
     held = _start_of_peak(device)
     seconds = []
     for _ in range(repeat):
@@ -99,13 +99,13 @@ def _measure(connection: Connection, way: str, config: Config, device: str, repe
     connection.send(Figures(terms.tolist(), seconds, _peak(device) - held))
 
 
-def _work(config: Config, device: str) -> Callable[[], torch.Tensor]:
+def _work(recipe: Recipe, device: str) -> Callable[[], torch.Tensor]:
     """A function that runs heads and losses of one slot, forward and backward; (5,) terms."""
     torch.manual_seed(0)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    place = {"dtype": dtype[config.precision], "device": device}
-    heads, space = config.heads, recipes.space(config)
-    dim = shape(config).features(space.intact)
+    place = {"dtype": dtype[recipe.precision], "device": device}
+    heads, space = recipe.heads, derived.space(recipe)
+    dim = shape(recipe).features(space.intact)
 
     def bank() -> Branch:
         made = HeadBank(dim, heads.prototypes, hidden=heads.hidden, bottleneck=heads.bottleneck)
@@ -114,10 +114,10 @@ def _work(config: Config, device: str) -> Callable[[], torch.Tensor]:
     student, teacher = bank(), bank().requires_grad_(False)
     for parameter in student.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    batch = Job(config, {}, None, device).batches(0)[0]
+    batch = Job(recipe, {}, None, device).batches(0)[0]
     views, masked = 2 * batch.size + len(batch.local_crops), len(batch.mask_indices)
     middle = space.subnets()[len(space.subnets()) // 2]
-    widths = (dim, shape(config).features(middle))
+    widths = (dim, shape(recipe).features(middle))
     cls = [torch.randn(views, n, **place).requires_grad_() for n in widths]
     patches = [torch.randn(masked, n, **place).requires_grad_() for n in widths]
     shown = torch.randn(2 * batch.size, dim, **place), torch.randn(masked, dim, **place)
@@ -126,7 +126,7 @@ def _work(config: Config, device: str) -> Callable[[], torch.Tensor]:
     def work() -> torch.Tensor:
         with torch.no_grad():
             slot = teacher.project([shown[0]], [shown[1]], ibot=True).for_scores()
-        assignments = branches.balance([slot], config.schedule.teacher_temperature)[0]
+        assignments = branches.balance([slot], recipe.schedule.teacher_temperature)[0]
         projections = student.project(cls, patches, ibot=True)
         terms = branches.cross_entropies(projections, assignments, size, weights)
         terms.sum().backward()
@@ -149,16 +149,16 @@ def _peak(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else host_bytes("VmHWM")
 
 
-def _table(what: str, config: Config, device: str, found: dict[str, Figures]) -> str:
-    m, batch = bench_report.machine(device), config.batch
+def _table(what: str, recipe: Recipe, device: str, found: dict[str, Figures]) -> str:
+    m, batch = bench_report.machine(device), recipe.batch
     rows = [f"{'':24}{'seconds':>10}{'peak GiB':>10}"]
     for way, figures in found.items():
         rows.append(f"{way:24}{min(figures.seconds):>10.3f}{figures.peak / GIB:>10.2f}")
     return "\n".join(
         [
             f"heads and losses of one slot, forward and backward: {what}",
-            f"{batch.images_per_slot} images, {sum(config.heads.prototypes):,} prototypes in "
-            f"{len(config.heads.prototypes)} heads, {config.precision}; peak above weights, "
+            f"{batch.images_per_slot} images, {sum(recipe.heads.prototypes):,} prototypes in "
+            f"{len(recipe.heads.prototypes)} heads, {recipe.precision}; peak above weights, "
             "gradients and inputs",
             f"{m.processor}, threads {m.threads}, load {m.load:.1f}; torch {m.torch}; {m.date}",
             "",

@@ -82,7 +82,7 @@ class Report:
 
     def table(self) -> str:
         """What the command prints."""
-        m, batch = self.machine, self.job.config.batch
+        m, batch = self.machine, self.job.recipe.batch
         stage = self.job.ds_config.get("zero_optimization", {}).get("stage", 0)
         ours, *others = self.results
         first = self.results[ours]
@@ -105,7 +105,7 @@ class Report:
             [
                 f"one training step: {self.arguments}",
                 f"slots {batch.slots}, images per slot {batch.images_per_slot}, elastic size "
-                f"{self.job.size or 'as drawn'}, {self.job.config.precision}; "
+                f"{self.job.size or 'as drawn'}, {self.job.recipe.precision}; "
                 f"{len(first.steps)} steps of each, {order}",
                 f"{m.processor}, cores {m.cores}, threads {m.threads}, load {m.load:.1f}; "
                 f"torch {m.torch}, deepspeed {m.deepspeed}; {m.date}",
@@ -130,7 +130,7 @@ class Report:
             "results": {kind: dataclasses.asdict(r) for kind, r in self.results.items()},
             "speed_ratios": {kind: self.speed_ratio(kind) for kind in list(self.results)[1:]},
             "deepspeed_config": self.job.ds_config,
-            "config": dataclasses.asdict(self.job.config),
+            "config": dataclasses.asdict(self.job.recipe),
         }
 
     @property
@@ -143,7 +143,7 @@ class Report:
         return statistics.median(other / ours for other, ours in pairs)
 
     def _row(self, name: str, result: Result) -> tuple[str, ...]:
-        times, batch = result.milliseconds, self.job.config.batch
+        times, batch = result.milliseconds, self.job.recipe.batch
         middle = statistics.median(times)
         return (
             name,

@@ -20,7 +20,7 @@ from poa_ds.bench import report as bench_report
 from poa_ds.bench.contenders import Contender, Job, Kind, Sample
 from poa_ds.bench.report import Report, Result
 from poa_ds.engine import engine
-from poa_ds.recipe import load as recipes
+from poa_ds.recipe import derived, ds_json, load
 from poa_ds.system import dist
 from poa_ds.system.errors import UsageError, UserError
 from poa_kernels import dispatch
@@ -107,20 +107,20 @@ def prepare(args: argparse.Namespace) -> Job:
         raise UsageError(f"bench step is one process: start it without a launcher (of {world})")
     device = engine.pick_device()
     overrides = (["precision=bf16"] if device == "cuda" else []) + args.overrides
-    config = recipes.load(args.config, overrides)
-    if config.precision not in TOLERANCE:
-        raise UsageError(f"precision {config.precision}: bench step measures fp32 and bf16")
-    if config.objective.centering != "sinkhorn":
+    recipe = load.recipe(args.config, overrides)
+    if recipe.precision not in TOLERANCE:
+        raise UsageError(f"precision {recipe.precision}: bench step measures fp32 and bf16")
+    if recipe.objective.centering != "sinkhorn":
         raise UsageError(
-            f"objective.centering {config.objective.centering}: the step that ours is measured "
+            f"objective.centering {recipe.objective.centering}: the step that ours is measured "
             "against has sinkhorn only"
         )
-    size = None if args.size == "draw" else recipes.space(config).parse(args.size)
-    ds_file = recipes.read_json(args.deepspeed_config)
-    if args.deepspeed_config is None and config.precision == "bf16":
+    size = None if args.size == "draw" else derived.space(recipe).parse(args.size)
+    ds_file = ds_json.read(args.deepspeed_config)
+    if args.deepspeed_config is None and recipe.precision == "bf16":
         ds_file = {"zero_optimization": {"stage": 2}}  # stage 0 is for fp32
     source = str(args.deepspeed_config or "without --deepspeed_config")
-    return Job(config, recipes.deepspeed_json(config, ds_file, 1, source=source), size, device)
+    return Job(recipe, ds_json.resolved(recipe, ds_file, 1, source=source), size, device)
 
 
 def compare(ours: Sample, other: Sample, precision: str, kind: Kind = "three passes") -> None:
@@ -161,7 +161,7 @@ def _measure(
     def begin(contender: Contender) -> None:
         begun[contender.kind] = take(contender, before)
         first = begun[kinds[0]][0]
-        compare(first, begun[contender.kind][0], job.config.precision, contender.kind)
+        compare(first, begun[contender.kind][0], job.recipe.precision, contender.kind)
 
     results: dict[Kind, Result] = {}
     with bar, ExitStack() as running:

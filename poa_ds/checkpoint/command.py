@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from poa_ds.checkpoint import folders as files
-from poa_ds.recipe import load as recipes
+from poa_ds.recipe import load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.typed_yaml import parse
 
@@ -95,16 +96,16 @@ def _row(folder: Path, problem: str | None) -> tuple[str, ...]:
 def _differences(folder: Path, other: Path) -> Iterator[str]:
     """The recipe of `other`, then that of `folder`, key by key."""
     old, new = (files.read_manifest(f)["recipe"] for f in (other, folder))
-    changed = recipes.changes(old, _config(new, folder))
+    changed = load.changes(old, _recipe(new, folder))
     yield f"recipe of {other} -> {folder}: " + ("" if changed else "no difference")
     yield from (f"  {change}" for change in changed)
 
 
-def _config(text: str, folder: Path) -> recipes.Config:
+def _recipe(text: str, folder: Path) -> Recipe:
     tree = parse(text, source=f"the recipe in {folder / files.MANIFEST}")
     if not isinstance(tree, dict):
         raise UserError(f"{folder / files.MANIFEST} holds no recipe")
-    return recipes.from_dict(tree)
+    return load.from_dict(tree)
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,9 +136,9 @@ def convert(args: argparse.Namespace) -> int:
         from poa_ds.checkpoint.deployed import write_teacher
 
         manifest = files.read_manifest(folder)
-        config = _config(manifest["recipe"], folder)
+        recipe = _recipe(manifest["recipe"], folder)
         tensors = teacher(folder, manifest)
-        write_teacher(args.out, tensors, config, manifest["state"]["step"], source=str(folder))
+        write_teacher(args.out, tensors, recipe, manifest["state"]["step"], source=str(folder))
         print(f"{len(tensors)} tensors of the teacher in {args.out}")
         return 0
     reshard(folder, args.out, args.ranks or 1)

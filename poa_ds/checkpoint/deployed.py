@@ -18,8 +18,8 @@ from torch import Tensor
 
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.build import backbone
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from poa_ds.system.typed_yaml import plain
 
@@ -33,10 +33,10 @@ def place(run: Path, step: int) -> Path:
     return run / "teacher" / f"step{step:08d}"
 
 
-def publish(run: Path, tensors: Mapping[str, Tensor], config: Config, step: int) -> Path:
+def publish(run: Path, tensors: Mapping[str, Tensor], recipe: Recipe, step: int) -> Path:
     """The folder RUN/teacher/step<step>, written whole; `latest` names it afterwards."""
     folder = place(run, step)
-    write_teacher(folder, tensors, config, step)
+    write_teacher(folder, tensors, recipe, step)
     beside = folder.parent / f".{LATEST}.partial"
     beside.write_text(folder.name + "\n")
     beside.replace(folder.parent / LATEST)
@@ -44,10 +44,10 @@ def publish(run: Path, tensors: Mapping[str, Tensor], config: Config, step: int)
 
 
 def write_teacher(
-    folder: Path, tensors: Mapping[str, Tensor], config: Config, step: int, *, source: str = ""
+    folder: Path, tensors: Mapping[str, Tensor], recipe: Recipe, step: int, *, source: str = ""
 ) -> None:
     """Write `backbone.*`, `heads.*`, `ibot_heads.*` in float32 and the recipe into a new folder."""
-    about = {"format": FORMAT, "step": step, "source": source, "config": plain(config)}
+    about = {"format": FORMAT, "step": step, "source": source, "config": plain(recipe)}
     whole = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
     with whole_folder(folder) as partial:
         save_file(whole, partial / WEIGHTS, metadata={"format": "pt"})
@@ -94,22 +94,22 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def load_teacher(run: Path, step: int | None = None) -> tuple[ElasticBackbone, Config, int]:
+def load_teacher(run: Path, step: int | None = None) -> tuple[ElasticBackbone, Recipe, int]:
     """(model on the CPU in float32 and eval mode, its recipe, its step).
 
     run: an output directory (the newest teacher, or that of `step`), or one teacher's folder.
     """
     folder = find_teacher(run, step)
-    config, found_step = _read_recipe(folder / RECIPE)
+    recipe, found_step = _read_recipe(folder / RECIPE)
     with torch.device("meta"):
-        model = backbone(config)
+        model = backbone(recipe)
     tensors = _read_backbone(folder / WEIGHTS)
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     problems = differences(wanted, {name: tuple(t.shape) for name, t in tensors.items()})
     if problems:
         raise UserError(f"{folder / WEIGHTS} does not fit its {RECIPE}: {'; '.join(problems)}")
     model.load_state_dict(tensors, strict=True, assign=True)
-    return model.requires_grad_(False).eval(), config, found_step
+    return model.requires_grad_(False).eval(), recipe, found_step
 
 
 def find_teacher(run: Path, step: int | None = None) -> Path:
@@ -140,7 +140,7 @@ def find_teacher(run: Path, step: int | None = None) -> Path:
     return steps[step]
 
 
-def _read_recipe(path: Path) -> tuple[Config, int]:
+def _read_recipe(path: Path) -> tuple[Recipe, int]:
     try:
         about = json.loads(path.read_text())
         found, step, tree = about["format"], int(about["step"]), about["config"]
@@ -148,7 +148,7 @@ def _read_recipe(path: Path) -> tuple[Config, int]:
         raise UserError(f"{path} is missing or damaged: {error!r}") from error
     if found != FORMAT:
         raise UserError(f"{path} has format {found!r}; this program reads format {FORMAT}")
-    return recipes.from_dict(tree), step
+    return load.from_dict(tree), step
 
 
 def _read_backbone(path: Path) -> dict[str, Tensor]:

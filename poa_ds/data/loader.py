@@ -27,7 +27,7 @@ from poa_ds.data.spec import BatchSpec, OnError, batch_spec
 from poa_ds.data.store.index import SampleError
 from poa_ds.data.store.order import MASKS, SUBSTITUTE, VIEWS, keyed, slot_positions
 from poa_ds.data.stream import Stream, stream_batches
-from poa_ds.recipe.tree import Config
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from poa_ds.system.stopping import leave_signals_to_the_parent
 
@@ -35,7 +35,7 @@ SUBSTITUTES = 10  # tries for one damaged image before the folder counts as unre
 
 
 def train_batches(
-    config: Config,
+    recipe: Recipe,
     folder: Folder | Stream,
     *,
     rank: int = 0,
@@ -44,7 +44,7 @@ def train_batches(
     workers: int = 0,
 ) -> Iterator[Batch]:
     """The rank's slots of every step from `first_step` on, in order and without end."""
-    spec = batch_spec(config)
+    spec = batch_spec(recipe)
     place = {"rank": rank, "world": world, "first_step": first_step, "workers": workers}
     if isinstance(folder, Stream):
         return stream_batches(spec, folder, **place)

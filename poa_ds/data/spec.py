@@ -6,7 +6,7 @@ from typing import Literal
 from poa_ds.data.image.photometric import PhotometricSpec
 from poa_ds.data.image.views import CropSpec
 from poa_ds.model.shape import shape
-from poa_ds.recipe.tree import Config
+from poa_ds.recipe.tree import Recipe
 
 OnError = Literal["raise", "replace"]
 
@@ -37,50 +37,50 @@ class BatchSpec:
     decoder: str = "torchvision"  # one of decoders.NAMES
 
 
-def batch_spec(config: Config) -> BatchSpec:
+def batch_spec(recipe: Recipe) -> BatchSpec:
     """The specification that a recipe asks for."""
-    crops = config.crops
+    crops = recipe.crops
     return BatchSpec(
-        seed=config.seed,
-        slots=config.batch.slots,
-        images_per_slot=config.batch.images_per_slot,
+        seed=recipe.seed,
+        slots=recipe.batch.slots,
+        images_per_slot=recipe.batch.images_per_slot,
         crops=CropSpec(
             global_size=crops.global_size,
             global_scale=crops.global_scale,
             local_count=crops.local_count,
             local_size=crops.local_size,
             local_scale=crops.local_scale,
-            flip=config.augmentation.flip,
+            flip=recipe.augmentation.flip,
         ),
-        photometric=photometric_spec(config),
+        photometric=photometric_spec(recipe),
         masks=MaskSpec(
-            shape(config).grid(crops.global_size),
-            config.masks.probability,
-            config.masks.ratio,
+            shape(recipe).grid(crops.global_size),
+            recipe.masks.probability,
+            recipe.masks.ratio,
         ),
-        on_error=config.data.on_error,
-        max_bad_fraction=config.data.max_bad_fraction,
-        block_shards=config.data.block_shards,
-        cache_bytes=config.data.cache_bytes,
-        decoder=config.data.decoder,
+        on_error=recipe.data.on_error,
+        max_bad_fraction=recipe.data.max_bad_fraction,
+        block_shards=recipe.data.block_shards,
+        cache_bytes=recipe.data.cache_bytes,
+        decoder=recipe.data.decoder,
     )
 
 
-def photometric_spec(config: Config) -> PhotometricSpec:
+def photometric_spec(recipe: Recipe) -> PhotometricSpec:
     """The colours of a recipe; `blur: published` inverts the probabilities, as that code does."""
-    recipe = config.augmentation
-    blur = tuple(1 - p if recipe.blur == "published" else p for p in recipe.blur_probability)
+    options = recipe.augmentation
+    blur = tuple(1 - p if options.blur == "published" else p for p in options.blur_probability)
     return PhotometricSpec(
-        jitter=recipe.jitter,
-        brightness=recipe.brightness,
-        contrast=recipe.contrast,
-        saturation=recipe.saturation,
-        hue=recipe.hue,
-        grey=recipe.gray,
+        jitter=options.jitter,
+        brightness=options.brightness,
+        contrast=options.contrast,
+        saturation=options.saturation,
+        hue=options.hue,
+        grey=options.gray,
         blur=blur,
-        blur_kernel=recipe.blur_kernel,
-        blur_sigma=recipe.blur_sigma,
-        solarize=recipe.solarize,
-        mean=recipe.mean,
-        std=recipe.std,
+        blur_kernel=options.blur_kernel,
+        blur_sigma=options.blur_sigma,
+        solarize=options.solarize,
+        mean=options.mean,
+        std=options.std,
     )

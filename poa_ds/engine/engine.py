@@ -69,7 +69,7 @@ def _deepspeed():
 class Engine:
     """Student and teacher, sharded as `ds_config` says. See StepReport for what a step returns."""
 
-    def __init__(self, poa: Poa, recipe: Optimizer, ds_config: dict) -> None:
+    def __init__(self, poa: Poa, options: Optimizer, ds_config: dict) -> None:
         deepspeed = _deepspeed()
         if ds_config.get("zero_optimization", {}).get("stage", 0) == 3:
             # a block and a head are gathered as a whole, once for both students
@@ -77,19 +77,19 @@ class Engine:
             deepspeed.utils.set_z3_leaf_modules(poa, [*blocks, PrototypeHead])
         optimizer = EmaAdamW(
             parameter_groups(poa.student.named_parameters()),
-            betas=(recipe.beta1, recipe.beta2),
-            eps=recipe.eps,
+            betas=(options.beta1, options.beta2),
+            eps=options.eps,
         )
         self.deepspeed, *_ = deepspeed.initialize(model=poa, optimizer=optimizer, config=ds_config)
         self.optimizer = optimizer
         self.shards = Shards(self.deepspeed)
-        self._set_stretches(poa, recipe)
+        self._set_stretches(poa, options)
         for flat in self.shards.flats():
             optimizer.make_state(flat)
         self.teacher = Teacher(self.shards, poa.pairs())
-        clips = {"backbone": recipe.clip_backbone}  # heads of both kinds have the other limit
+        clips = {"backbone": options.clip_backbone}  # heads of both kinds have the other limit
         modules = {group["module"] for group in self.shards.zero.param_groups}
-        self.limits = {module: clips.get(module, recipe.clip_heads) for module in modules}
+        self.limits = {module: clips.get(module, options.clip_heads) for module in modules}
         if self.shards.stage in (1, 2):
             # it would take the norm of all gradients again, which _clip has taken per module
             unused = torch.zeros((), device=self.device)
@@ -105,11 +105,11 @@ class Engine:
         """The factor on fp16 gradients; None in other precisions."""
         return float(self.shards.loss_scale()) if self._fp16 else None
 
-    def _set_stretches(self, poa: Poa, recipe: Optimizer) -> None:
+    def _set_stretches(self, poa: Poa, options: Optimizer) -> None:
         depth = poa.student.backbone.decay_depth
         by_flat: dict[int, list[Stretch]] = {}
         for piece in self.shards.pieces:
-            found = stretch(piece.name, piece.offset, piece.count, depth=depth, recipe=recipe)
+            found = stretch(piece.name, piece.offset, piece.count, depth=depth, options=options)
             by_flat.setdefault(piece.flat, []).append(found)
         for i, flat in enumerate(self.shards.flats()):
             self.optimizer.set_stretches(flat, by_flat.get(i, ()))

@@ -65,18 +65,18 @@ def parameter_groups(student: Iterable[tuple[str, torch.nn.Parameter]]) -> list[
     ]
 
 
-def stretch(name: str, offset: int, count: int, *, depth: int, recipe: Optimizer) -> Stretch:
+def stretch(name: str, offset: int, count: int, *, depth: int, options: Optimizer) -> Stretch:
     """A piece of the named parameter with the factor that the recipe gives it."""
     factor = lr_factor(
         name,
         depth=depth,
-        layer_decay=recipe.layer_decay,
-        patch_embed_factor=recipe.patch_embed_factor,
+        layer_decay=options.layer_decay,
+        patch_embed_factor=options.patch_embed_factor,
     )
     return Stretch(offset, count, factor, part(name))
 
 
-def for_student(student: nn.Module, *, depth: int, recipe: Optimizer) -> "EmaAdamW":
+def for_student(student: nn.Module, *, depth: int, options: Optimizer) -> "EmaAdamW":
     """The optimizer of a Branch without DeepSpeed: plain parameters, their factors, no clipping.
 
     Each step: set `lr` and (where `decays`) `weight_decay` of the groups, `ema_momentum` and
@@ -84,12 +84,12 @@ def for_student(student: nn.Module, *, depth: int, recipe: Optimizer) -> "EmaAda
     """
     optimizer = EmaAdamW(
         parameter_groups(student.named_parameters()),
-        betas=(recipe.beta1, recipe.beta2),
-        eps=recipe.eps,
+        betas=(options.beta1, options.beta2),
+        eps=options.eps,
     )
     for name, p in student.named_parameters():
         optimizer.make_state(p)
-        whole = stretch(name, 0, p.numel(), depth=depth, recipe=recipe)
+        whole = stretch(name, 0, p.numel(), depth=depth, options=options)
         optimizer.set_stretches(p, [whole])
     return optimizer
 

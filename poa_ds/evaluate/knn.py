@@ -25,9 +25,8 @@ from poa_ds.evaluate.knn_protocol import Comparison, Progress
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.build import backbone
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
-from poa_ds.recipe.tree import Evaluation
+from poa_ds.recipe import checks
+from poa_ds.recipe.tree import Evaluation, Recipe
 from poa_ds.system import dist
 from poa_ds.system.errors import UsageError
 from poa_ds.system.progress import progress
@@ -123,11 +122,11 @@ def raw_pixel_floor(
     )[0]
 
 
-def random_weights(config: Config) -> ElasticBackbone:
+def random_weights(recipe: Recipe) -> ElasticBackbone:
     """The recipe's backbone before any training: the other floor, when `knn` measures it."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return backbone(config)
+        torch.manual_seed(recipe.seed)
+        return backbone(recipe)
 
 
 def knn_flops(model: ElasticBackbone, subnets: Sequence[Subnet], images: int, size: int) -> float:
@@ -135,14 +134,14 @@ def knn_flops(model: ElasticBackbone, subnets: Sequence[Subnet], images: int, si
     return images * sum(model.flops(subnet, size) for subnet in subnets)
 
 
-def of_recipe(config: Config, device: torch.device | str) -> dict[str, Any]:
+def of_recipe(recipe: Recipe, device: torch.device | str) -> dict[str, Any]:
     """The keyword arguments of `knn` that a recipe determines. On a CPU: always fp32."""
     gpu = torch.device(device).type == "cuda"
     return {
-        "mean": config.augmentation.mean,
-        "std": config.augmentation.std,
-        "precision": config.precision if gpu else "fp32",
-        "workers": config.data.workers,
+        "mean": recipe.augmentation.mean,
+        "std": recipe.augmentation.std,
+        "precision": recipe.precision if gpu else "fp32",
+        "workers": recipe.data.workers,
     }
 
 
@@ -185,19 +184,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main_knn(args: argparse.Namespace) -> int:
     """Measure, print a table, add a row to the run's knn.jsonl. Runs under torchrun as well."""
     with _all_ranks() as device:
-        model, config, step = load_teacher(args.run, args.step)
-        config = _overridden(config, args)
-        subnets = model.space.select(args.sizes or config.evaluation.sizes)
-        options, settings = config.evaluation, of_recipe(config, device)
-        bank = open_folder(options.bank or config.data.train, config.data)
-        queries = open_folder(options.queries, config.data)
+        model, recipe, step = load_teacher(args.run, args.step)
+        recipe = _overridden(recipe, args)
+        subnets = model.space.select(args.sizes or recipe.evaluation.sizes)
+        options, settings = recipe.evaluation, of_recipe(recipe, device)
+        bank = open_folder(options.bank or recipe.data.train, recipe.data)
+        queries = open_folder(options.queries, recipe.data)
         settings |= {"device": device, "progress": progress if dist.is_main() else None}
         found = knn(model.to(device), subnets, bank, queries, options, **settings)
         pixels, untrained = None, None
         if args.floors:
             shared = {name: settings[name] for name in ("device", "workers", "progress")}
             pixels = raw_pixel_floor(bank, queries, options, **shared)
-            other = random_weights(config).to(device)
+            other = random_weights(recipe).to(device)
             untrained = knn(other, subnets, bank, queries, options, **settings)
         how = protocol(bank, queries, options, precision=settings["precision"])
         row = results.Evaluation.of(step, how, found, raw_pixels=pixels, random_weights=untrained)
@@ -224,24 +223,24 @@ def _all_ranks() -> Iterator[torch.device]:
         torch.distributed.destroy_process_group()
 
 
-def _overridden(config: Config, args: argparse.Namespace) -> Config:
+def _overridden(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     """The recipe with the command's options in the place of its own."""
     names = ("queries", "bank", "query_images", "bank_images", "batch_size")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     data = {} if args.workers is None else {"workers": args.workers}
-    config = dataclasses.replace(
-        config,
-        evaluation=dataclasses.replace(config.evaluation, **given),
-        data=dataclasses.replace(config.data, **data),
+    recipe = dataclasses.replace(
+        recipe,
+        evaluation=dataclasses.replace(recipe.evaluation, **given),
+        data=dataclasses.replace(recipe.data, **data),
     )
     for name, folder in (
-        ("--queries", config.evaluation.queries),
-        ("--bank", config.evaluation.bank or config.data.train),
+        ("--queries", recipe.evaluation.queries),
+        ("--bank", recipe.evaluation.bank or recipe.data.train),
     ):
         if not folder:
             raise UsageError(f"the run's recipe names no such images: give {name} SHARD_FOLDER")
     for name in names[2:]:
         if given.get(name, 1) < (name == "batch_size"):
             raise UsageError(f"--{name.replace('_', '-')} {given[name]} is too small")
-    recipes.check(config)
-    return config
+    checks.check(recipe)
+    return recipe

@@ -12,7 +12,7 @@ from pathlib import Path
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.evaluate import results
 from poa_ds.model.backbone import ElasticBackbone
-from poa_ds.recipe.load import Config
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 
 SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
@@ -32,7 +32,7 @@ class Row:
 
 def rows(
     model: ElasticBackbone,
-    config: Config,
+    recipe: Recipe,
     knn: dict[str, results.Accuracies],
     *,
     most_parameters: float = float("inf"),
@@ -42,7 +42,7 @@ def rows(
     names: dict[str, list[str]] = {}
     for name, subnet in model.space.names.items():
         names.setdefault(str(subnet), []).append(name)
-    report_k, crop = config.evaluation.report_k, config.evaluation.crop
+    report_k, crop = recipe.evaluation.report_k, recipe.evaluation.crop
     every = [
         Row(
             str(subnet),
@@ -71,10 +71,10 @@ def short(count: int) -> str:
     return f"{count / 1e6:.3g} M" if count >= 999_500 else f"{count / 1e3:.3g} K"
 
 
-def table(found: Sequence[Row], config: Config, title: str) -> str:
+def table(found: Sequence[Row], recipe: Recipe, title: str) -> str:
     """The rows as aligned text."""
     name_width = max([len(row.name) for row in found] + [4])
-    evaluation = config.evaluation
+    evaluation = recipe.evaluation
     size_width = max([len(row.size) for row in found] + [8]) + 2
     head = (
         f"  {'size':<{size_width}}{'name':<{name_width}}{'parameters':>12}"
@@ -130,12 +130,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the sizes of a run."""
-    model, config, step = load_teacher(args.run, args.step)
+    model, recipe, step = load_teacher(args.run, args.step)
     path = results.place(find_teacher(args.run, args.step))
     measured = results.newest(results.read(path), step)
     found = rows(
         model,
-        config,
+        recipe,
         {size: values for size, (values, _) in measured.items()},
         most_parameters=args.max_params,
         most_gflops=args.max_gflops,
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.json:
         print(json.dumps([asdict(row) for row in found], indent=1))
     else:
-        print(table(found, config, f"{args.run}, step {step}: {len(found)} sizes"))
+        print(table(found, recipe, f"{args.run}, step {step}: {len(found)} sizes"))
         print("\n".join(_remarks(measured, found, args.run)))
     return 0
 

@@ -16,7 +16,7 @@ from poa_ds.export.folder import RECIPE, WEIGHTS, Export, Style, check_images, u
 from poa_ds.export.forms import form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
-from poa_ds.recipe.load import Config
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
 
 BEFORE_SCALE = {"ls1": "attn.proj", "ls2": "mlp.fc2"}  # the layer that each LayerScale follows
@@ -78,30 +78,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write every asked size, and say how to use the first."""
-    model, config, step = load_teacher(args.run, args.step)
+    model, recipe, step = load_teacher(args.run, args.step)
     source = str(find_teacher(args.run, args.step))
     subnets = model.space.select(args.size)
-    styles = {subnet: _style(config, subnet, args.format) for subnet in subnets}
+    styles = {subnet: _style(recipe, subnet, args.format) for subnet in subnets}
     if args.images and not args.check:
         raise UsageError(f"--images {args.images}: they are for --check, which is not given")
-    images, what = check_images(config, args.images) if args.check else (None, "")
+    images, what = check_images(recipe, args.images) if args.check else (None, "")
     folders = _folders(args.out, subnets)
     for subnet, folder in folders.items():
         state = extract(model, subnet)
         state = fold_layer_scale(state) if args.fold_layerscale else state
-        export = Export(model, config, step, source, styles[subnet])
+        export = Export(model, recipe, step, source, styles[subnet])
         difference = export.write(subnet, state, folder, images)
         print(f"{subnet}, {model.parameter_count(subnet):,} parameters: {folder}")
         if difference is not None:
             print(f"  largest difference to the elastic network on {what}: {difference:.2e}")
     first = next(iter(folders))
-    print(usage(folders[first], first, model, config, styles[first]))
+    print(usage(folders[first], first, model, recipe, styles[first]))
     return 0
 
 
-def _style(config: Config, subnet: Subnet, asked: Style | None) -> Style:
+def _style(recipe: Recipe, subnet: Subnet, asked: Style | None) -> Style:
     """The asked format, or the best one. UsageError where timm cannot express the size."""
-    why = form(config).not_timm(config, subnet)
+    why = form(recipe).not_timm(recipe, subnet)
     if asked == "timm" and why:
         raise UsageError(
             f"--format timm: timm cannot express {subnet} exactly ({why}):"

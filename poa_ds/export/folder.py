@@ -19,7 +19,7 @@ from poa_ds.export import onnx_file
 from poa_ds.export.forms import form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
-from poa_ds.recipe.load import Config
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 
 Style = Literal["timm", "state-dict", "onnx"]
@@ -39,7 +39,7 @@ class Export:
     """How sizes of one teacher are written. source: where the teacher came from, for the record."""
 
     model: ElasticBackbone
-    config: Config
+    recipe: Recipe
     step: int
     source: str
     style: Style = "timm"
@@ -69,15 +69,15 @@ class Export:
         return difference
 
     def _fill(self, folder: Path, subnet: Subnet, state: Mapping[str, Tensor]) -> None:
-        found = form(self.config)
-        name, arguments = found.arguments(self.config, subnet, state)
+        found = form(self.recipe)
+        name, arguments = found.arguments(self.recipe, subnet, state)
         weights = folder / WEIGHTS[self.style]
         if self.style == "onnx":
             network = build(found.module, arguments, state)
-            onnx_file.write(network, found.feature, weights, self.config.crops.global_size)
+            onnx_file.write(network, found.feature, weights, self.recipe.crops.global_size)
         else:
             if self.style == "timm":
-                name, arguments, state = found.timm(self.config, subnet, state)
+                name, arguments, state = found.timm(self.recipe, subnet, state)
             else:
                 (folder / MODULE).write_text(Path(found.module.__file__).read_text())
             save_file(dict(state), weights, metadata={"format": "pt"})
@@ -86,16 +86,16 @@ class Export:
 
     def _about(self, subnet: Subnet, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """config.json; its timm part is what `local-dir:` and `hf_hub:` read."""
-        evaluation, side = self.config.evaluation, self.config.crops.global_size
-        found = form(self.config)
+        evaluation, side = self.recipe.evaluation, self.recipe.crops.global_size
+        found = form(self.recipe)
         preprocessing = {
             "input_size": [3, side, side],
             "fixed_input_size": found.fixed_size,
             "interpolation": "bicubic",
             "crop_pct": evaluation.crop / evaluation.resize,
             "crop_mode": "center",
-            "mean": list(self.config.augmentation.mean),
-            "std": list(self.config.augmentation.std),
+            "mean": list(self.recipe.augmentation.mean),
+            "std": list(self.recipe.augmentation.std),
             "num_classes": 0,
             "pool_size": None,
             "first_conv": found.first_conv,
@@ -170,12 +170,12 @@ def check(folder: Path, model: ElasticBackbone, subnet: Subnet, images: Tensor) 
     return max((wanted - tokens).abs().max().item(), (wanted[:, 0] - feature).abs().max().item())
 
 
-def check_images(config: Config, shards: Path | None = None) -> tuple[Tensor, str]:
+def check_images(recipe: Recipe, shards: Path | None = None) -> tuple[Tensor, str]:
     """(normalised images, what they are).
 
     Of the shard folder, else of the evaluation's queries where they are, else random.
     """
-    evaluation, side = config.evaluation, config.crops.global_size
+    evaluation, side = recipe.evaluation, recipe.crops.global_size
     place = shards or Path(evaluation.queries)
     if shards is None and not (evaluation.queries and place.is_dir()):
         return torch.randn(CHECKED_IMAGES, 3, side, side), "random images"
@@ -184,16 +184,16 @@ def check_images(config: Config, shards: Path | None = None) -> tuple[Tensor, st
     resize = round(side * evaluation.resize / evaluation.crop)
     images, _ = next(eval_batches(folder, ids, resize=resize, crop=side, batch_size=CHECKED_IMAGES))
     mean, std = (
-        torch.tensor(x).view(3, 1, 1) for x in (config.augmentation.mean, config.augmentation.std)
+        torch.tensor(x).view(3, 1, 1) for x in (recipe.augmentation.mean, recipe.augmentation.std)
     )
     return (images / 255 - mean) / std, f"images of {place}"
 
 
 def usage(
-    folder: Path, subnet: Subnet, model: ElasticBackbone, config: Config, style: Style
+    folder: Path, subnet: Subnet, model: ElasticBackbone, recipe: Recipe, style: Style
 ) -> str:
     """The lines that use an exported model."""
-    side, width = config.crops.global_size, model.feature_width(subnet)
+    side, width = recipe.crops.global_size, model.feature_width(subnet)
     load = {
         "timm": f'timm.create_model("local-dir:{folder}", pretrained=True).eval()',
         "state-dict": f'runpy.run_path("{folder / MODULE}")["load"]("{folder}")  # torch alone',

@@ -12,7 +12,7 @@ from poa_ds.model.resnet.names import ResNetForm
 from poa_ds.model.space import Subnet
 from poa_ds.model.swin.names import SwinForm
 from poa_ds.model.vit.names import VitForm
-from poa_ds.recipe.load import Config
+from poa_ds.recipe.tree import Recipe
 
 
 class Form(Protocol):
@@ -30,7 +30,7 @@ class Form(Protocol):
     fixed_size: bool
     note: str
 
-    def from_published(self, state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    def from_published(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
         """The published code's backbone (with or without `backbone.`) under our names."""
 
     def extract(
@@ -39,15 +39,15 @@ class Form(Protocol):
         """The plain state dict of one size; factors folded in float32 or better, then cast."""
 
     def arguments(
-        self, config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+        self, recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:
         """(name, arguments) of the network that takes the plain state."""
 
-    def not_timm(self, config: Config, subnet: Subnet) -> str:
+    def not_timm(self, recipe: Recipe, subnet: Subnet) -> str:
         """Why timm cannot express this size exactly, or an empty text."""
 
     def timm(
-        self, config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+        self, recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
         """(architecture, model_args, state) of timm."""
 
@@ -61,6 +61,6 @@ class Form(Protocol):
 FORMS: dict[str, Form] = {"vit": VitForm(), "swin": SwinForm(), "resnet": ResNetForm()}
 
 
-def form(owner: Config | ElasticBackbone) -> Form:
+def form(owner: Recipe | ElasticBackbone) -> Form:
     """Of a recipe's backbone, or of a backbone itself."""
     return FORMS[owner.kind if isinstance(owner, ElasticBackbone) else owner.backbone.name]

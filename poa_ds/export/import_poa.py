@@ -19,8 +19,8 @@ from poa_ds.model.build import backbone
 from poa_ds.model.heads import HeadBank
 from poa_ds.model.layers import head_major, third_major
 from poa_ds.model.vit.names import from_poa_backbone, to_timm
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import derived, load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
 
 __all__ = [
@@ -78,9 +78,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def from_poa_teacher(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+def from_poa_teacher(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
     """Backbone and, where they are there, heads under our names, checked against the recipe."""
-    wanted, head_dim = _shapes(config), config.backbone.head_dim
+    wanted, head_dim = _shapes(recipe), recipe.backbone.head_dim
     named = re.compile(r"^(?:backbone|dino_head|ibot_head)\.")
     parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "dino_head": {}, "ibot_head": {}}
     for name, tensor in state.items():
@@ -92,7 +92,7 @@ def from_poa_teacher(state: Mapping[str, Tensor], config: Config) -> dict[str, T
             f"attention of width {len(qkv[0]) // 3} does not divide into heads of "
             f"backbone.head_dim {head_dim}: {_described(state)}"
         )
-    named_ours = form(config).from_published(parts["backbone"], config)
+    named_ours = form(recipe).from_published(parts["backbone"], recipe)
     ours = {f"backbone.{name}": tensor for name, tensor in named_ours.items()}
     for theirs, prefix in (("dino_head", "heads"), ("ibot_head", "ibot_heads")):
         ours |= {f"{prefix}.{n}": t for n, t in from_poa_heads(parts[theirs]).items()}
@@ -102,20 +102,20 @@ def from_poa_teacher(state: Mapping[str, Tensor], config: Config) -> dict[str, T
         {name: tuple(tensor.shape) for name, tensor in ours.items()},
     )
     if problems or "backbone" not in present:
-        sizes = recipes.space(config)
+        sizes = derived.space(recipe)
         raise UserError(
             f"the tensors do not fit the recipe (largest size {sizes.intact}, patch "
-            f"{config.backbone.patch_size}, heads {list(config.heads.prototypes)}): "
+            f"{recipe.backbone.patch_size}, heads {list(recipe.heads.prototypes)}): "
             f"{_described(state)}. {'; '.join(problems)}"
         )
     return ours
 
 
-def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
+def _shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of the recipe's teacher."""
-    heads = config.heads
+    heads = recipe.heads
     with torch.device("meta"):
-        model = backbone(config)
+        model = backbone(recipe)
         parts = {"backbone": model}
         for name in ("heads", "ibot_heads"):
             parts[name] = HeadBank(
@@ -173,16 +173,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint's teacher as one of ours."""
-    config = recipes.load(args.config)
+    recipe = load.recipe(args.config)
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise UsageError(f"{args.out} exists and is not an empty folder: name a new one")
-    tensors = from_poa_teacher(read_checkpoint(args.checkpoint), config)
-    write_teacher(args.out, tensors, config, 0, source=str(args.checkpoint))
+    tensors = from_poa_teacher(read_checkpoint(args.checkpoint), recipe)
+    write_teacher(args.out, tensors, recipe, 0, source=str(args.checkpoint))
     count = sum(tensor.numel() for tensor in tensors.values())
     print(
         f"{len(tensors)} tensors, {count / 1e6:.1f} million numbers: {find_teacher(args.out)}\n"
         f"  poa-ds sizes {args.out}\n"
         f"  poa-ds eval knn {args.out} --bank SHARDS --queries SHARDS\n"
-        f"  poa-ds extract {args.out} --size {recipes.space(config).intact} --out MODEL --check"
+        f"  poa-ds extract {args.out} --size {derived.space(recipe).intact} --out MODEL --check"
     )
     return 0

@@ -7,28 +7,28 @@ from poa_ds.model.resnet.network import ElasticResNet
 from poa_ds.model.shape import shape
 from poa_ds.model.swin.network import ElasticSwin
 from poa_ds.model.vit.network import ElasticViT
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import derived
+from poa_ds.recipe.tree import Recipe
 
 
-def _vit(config: Config) -> ElasticBackbone:
-    recipe = config.backbone
+def _vit(recipe: Recipe) -> ElasticBackbone:
+    options = recipe.backbone
     return ElasticViT(
-        recipes.space(config),
-        image_size=config.crops.global_size,
-        patch_size=recipe.patch_size,
-        head_dim=recipe.head_dim,
-        mlp_ratio=recipe.mlp_ratio,
-        layer_scale=recipe.layer_scale,
-        init=recipe.init,
-        activation_checkpointing=recipe.activation_checkpointing,
+        derived.space(recipe),
+        image_size=recipe.crops.global_size,
+        patch_size=options.patch_size,
+        head_dim=options.head_dim,
+        mlp_ratio=options.mlp_ratio,
+        layer_scale=options.layer_scale,
+        init=options.init,
+        activation_checkpointing=options.activation_checkpointing,
     )
 
 
-def _of(kind: type[ElasticSwin] | type[ElasticResNet]) -> Callable[[Config], ElasticBackbone]:
-    def build(config: Config) -> ElasticBackbone:
-        checkpointing = config.backbone.activation_checkpointing
-        return kind(recipes.space(config), shape(config), activation_checkpointing=checkpointing)
+def _of(kind: type[ElasticSwin] | type[ElasticResNet]) -> Callable[[Recipe], ElasticBackbone]:
+    def build(recipe: Recipe) -> ElasticBackbone:
+        checkpointing = recipe.backbone.activation_checkpointing
+        return kind(derived.space(recipe), shape(recipe), activation_checkpointing=checkpointing)
 
     return build
 
@@ -36,6 +36,6 @@ def _of(kind: type[ElasticSwin] | type[ElasticResNet]) -> Callable[[Config], Ela
 BACKBONES = {"vit": _vit, "swin": _of(ElasticSwin), "resnet": _of(ElasticResNet)}
 
 
-def backbone(config: Config) -> ElasticBackbone:
+def backbone(recipe: Recipe) -> ElasticBackbone:
     """The backbone that the recipe describes, newly initialised from torch's global generator."""
-    return BACKBONES[config.backbone.name](config)
+    return BACKBONES[recipe.backbone.name](recipe)

@@ -9,7 +9,7 @@ from itertools import product
 from typing import ClassVar, Protocol
 
 from poa_ds.model.space import Depth, ElasticSpace, Subnet, spread
-from poa_ds.recipe.tree import Backbone, Config, Range
+from poa_ds.recipe.tree import Backbone, Range, Recipe
 
 Stages = tuple[int, ...]
 
@@ -20,14 +20,14 @@ class Shape(Protocol):
     patch_size: int
 
     @classmethod
-    def of(cls, recipe: Backbone, image_size: int) -> "Shape": ...
+    def of(cls, options: Backbone, image_size: int) -> "Shape": ...
 
     @staticmethod
-    def axes(recipe: Backbone) -> tuple[tuple[Depth, ...], float]:
+    def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
         """(the depths, smallest first; how much more often the narrowest is drawn)."""
 
     @staticmethod
-    def problems(recipe: Backbone) -> Iterator[str]:
+    def problems(options: Backbone) -> Iterator[str]:
         """What is wrong with the recipe's sizes, in words."""
 
     def features(self, subnet: Subnet) -> int:
@@ -54,25 +54,25 @@ def values(numbers: Range) -> tuple[int, ...]:
     return tuple(range(numbers.min, numbers.max + 1, numbers.step))
 
 
-def _heads_divide(recipe: Backbone) -> Iterator[str]:
-    wrong = [width for width in values(recipe.width) if width % recipe.head_dim]
+def _heads_divide(options: Backbone) -> Iterator[str]:
+    wrong = [width for width in values(options.width) if width % options.head_dim]
     if wrong:
         yield (
-            f"backbone.width {wrong[0]} is not a multiple of backbone.head_dim {recipe.head_dim}:"
+            f"backbone.width {wrong[0]} is not a multiple of backbone.head_dim {options.head_dim}:"
             " width.min and width.step must be"
         )
 
 
-def _stages_are_right(recipe: Backbone, elastic: tuple[int, ...]) -> Iterator[str]:
-    if recipe.depth != Backbone().depth:
-        yield f"backbone.depth is vit's: {recipe.name} has backbone.stages, [least, most] blocks"
-    if len(recipe.stages) != 4:
-        yield f"backbone.stages has {len(recipe.stages)} stages: {recipe.name} has 4"
-    for i, (least, most) in enumerate(recipe.stages):
+def _stages_are_right(options: Backbone, elastic: tuple[int, ...]) -> Iterator[str]:
+    if options.depth != Backbone().depth:
+        yield f"backbone.depth is vit's: {options.name} has backbone.stages, [least, most] blocks"
+    if len(options.stages) != 4:
+        yield f"backbone.stages has {len(options.stages)} stages: {options.name} has 4"
+    for i, (least, most) in enumerate(options.stages):
         if least > most:
             yield f"backbone.stages[{i}] is [{least}, {most}]: the first must not exceed the second"
         if least != most and i not in elastic:
-            yield f"backbone.stages[{i}] is [{least}, {most}]: {recipe.name} keeps this one fixed"
+            yield f"backbone.stages[{i}] is [{least}, {most}]: {options.name} keeps this one fixed"
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,18 @@ class VitShape:
     mlp_ratio: int
 
     @classmethod
-    def of(cls, recipe: Backbone, image_size: int) -> "VitShape":
-        widest, deepest = recipe.width.max, recipe.depth.max
-        return cls(widest, deepest, image_size, recipe.patch_size, recipe.mlp_ratio)
+    def of(cls, options: Backbone, image_size: int) -> "VitShape":
+        widest, deepest = options.width.max, options.depth.max
+        return cls(widest, deepest, image_size, options.patch_size, options.mlp_ratio)
 
     @staticmethod
-    def axes(recipe: Backbone) -> tuple[tuple[Depth, ...], float]:
-        return values(recipe.depth), recipe.small_bias
+    def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
+        return values(options.depth), options.small_bias
 
     @staticmethod
-    def problems(recipe: Backbone) -> Iterator[str]:
-        yield from _heads_divide(recipe)
-        if recipe.stages != Backbone().stages:
+    def problems(options: Backbone) -> Iterator[str]:
+        yield from _heads_divide(options)
+        if options.stages != Backbone().stages:
             yield "backbone.stages belongs to swin and resnet: vit has backbone.depth"
 
     def features(self, subnet: Subnet) -> int:
@@ -147,20 +147,20 @@ class SwinShape:
     elastic: ClassVar[int] = 2  # the stage whose depth varies
 
     @classmethod
-    def of(cls, recipe: Backbone, image_size: int) -> "SwinShape":
-        stages = tuple(most for _, most in recipe.stages)
-        numbers = recipe.patch_size, recipe.head_dim, recipe.window, recipe.mlp_ratio
-        return cls(recipe.width.max, stages, *numbers)
+    def of(cls, options: Backbone, image_size: int) -> "SwinShape":
+        stages = tuple(most for _, most in options.stages)
+        numbers = options.patch_size, options.head_dim, options.window, options.mlp_ratio
+        return cls(options.width.max, stages, *numbers)
 
     @staticmethod
-    def axes(recipe: Backbone) -> tuple[tuple[Depth, ...], float]:
-        least, most = recipe.stages[SwinShape.elastic]
-        return tuple(range(least, most + 1)), recipe.small_bias
+    def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
+        least, most = options.stages[SwinShape.elastic]
+        return tuple(range(least, most + 1)), options.small_bias
 
     @staticmethod
-    def problems(recipe: Backbone) -> Iterator[str]:
-        yield from _heads_divide(recipe)
-        yield from _stages_are_right(recipe, (SwinShape.elastic,))
+    def problems(options: Backbone) -> Iterator[str]:
+        yield from _heads_divide(options)
+        yield from _stages_are_right(options, (SwinShape.elastic,))
 
     def features(self, subnet: Subnet) -> int:
         return 8 * subnet.width
@@ -220,25 +220,25 @@ class ResNetShape:
     patch_size: int = 4  # stride of stem and pooling
 
     @classmethod
-    def of(cls, recipe: Backbone, image_size: int) -> "ResNetShape":
-        stages = tuple(most for _, most in recipe.stages)
-        return cls(recipe.width.max, stages, recipe.norm_groups, recipe.width.max // 2)
+    def of(cls, options: Backbone, image_size: int) -> "ResNetShape":
+        stages = tuple(most for _, most in options.stages)
+        return cls(options.width.max, stages, options.norm_groups, options.width.max // 2)
 
     @staticmethod
-    def axes(recipe: Backbone) -> tuple[tuple[Depth, ...], float]:
-        ranges = (range(least, most + 1) for least, most in recipe.stages)
+    def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
+        ranges = (range(least, most + 1) for least, most in options.stages)
         return tuple(sorted(product(*ranges), key=sum)), 1.0
 
     @staticmethod
-    def problems(recipe: Backbone) -> Iterator[str]:
-        yield from _stages_are_right(recipe, (0, 1, 2, 3))
-        if recipe.patch_size != ResNetShape.patch_size:
-            yield f"backbone.patch_size {recipe.patch_size}: resnet's stem reduces by 4, write 4"
-        for width in (*values(recipe.width), recipe.width.max // 2):
-            if width % recipe.norm_groups:
+    def problems(options: Backbone) -> Iterator[str]:
+        yield from _stages_are_right(options, (0, 1, 2, 3))
+        if options.patch_size != ResNetShape.patch_size:
+            yield f"backbone.patch_size {options.patch_size}: resnet's stem reduces by 4, write 4"
+        for width in (*values(options.width), options.width.max // 2):
+            if width % options.norm_groups:
                 yield (
                     f"backbone.width: {width} channels do not divide into backbone.norm_groups"
-                    f" {recipe.norm_groups} (the stem has half of width.max)"
+                    f" {options.norm_groups} (the stem has half of width.max)"
                 )
                 return
 
@@ -293,22 +293,22 @@ def spread_stages(depths: Stages, stages: Stages) -> list[int]:
 SHAPES: dict[str, type[Shape]] = {"vit": VitShape, "swin": SwinShape, "resnet": ResNetShape}
 
 
-def shape(config: Config) -> Shape:
+def shape(recipe: Recipe) -> Shape:
     """The numbers of the recipe's backbone."""
-    return SHAPES[config.backbone.name].of(config.backbone, config.crops.global_size)
+    return SHAPES[recipe.backbone.name].of(recipe.backbone, recipe.crops.global_size)
 
 
-def bare_space(config: Config) -> ElasticSpace:
+def bare_space(recipe: Recipe) -> ElasticSpace:
     """The recipe's sizes without their names."""
-    recipe = config.backbone
-    depths, width_bias = SHAPES[recipe.name].axes(recipe)
-    return ElasticSpace(values(recipe.width), depths, recipe.small_bias, width_bias=width_bias)
+    options = recipe.backbone
+    depths, width_bias = SHAPES[options.name].axes(options)
+    return ElasticSpace(values(options.width), depths, options.small_bias, width_bias=width_bias)
 
 
-def costed_space(config: Config, names: dict[str, Subnet]) -> ElasticSpace:
+def costed_space(recipe: Recipe, names: dict[str, Subnet]) -> ElasticSpace:
     """The recipe's sizes with names and the work of each."""
-    bare, recipe = bare_space(config), config.backbone
-    costs = shape(config).costs(bare, config.crops.global_size)
+    bare, options = bare_space(recipe), recipe.backbone
+    costs = shape(recipe).costs(bare, recipe.crops.global_size)
     return ElasticSpace(
-        bare.widths, bare.depths, recipe.small_bias, names, width_bias=bare.width_bias, costs=costs
+        bare.widths, bare.depths, options.small_bias, names, width_bias=bare.width_bias, costs=costs
     )

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from poa_ds.model.shape import map_sides, shape
 from poa_ds.model.space import Subnet, spread
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import derived
+from poa_ds.recipe.tree import Recipe
 from poa_kernels.prototype_ce_chunks import LARGE
 
 FLOAT = 4  # bytes of statistics, scores and losses in every precision
@@ -25,7 +25,7 @@ Named = dict[str, float]
 class Slot:
     """One slot of a recipe and its two sizes. masked: masked patches of its global crops."""
 
-    config: Config
+    recipe: Recipe
     intact: Subnet
     elastic: Subnet
     masked: int
@@ -33,7 +33,7 @@ class Slot:
     @property
     def width(self) -> int:
         """Bytes of one number of the networks."""
-        return FLOAT if self.config.precision == "fp32" else 2
+        return FLOAT if self.recipe.precision == "fp32" else 2
 
     @property
     def subnets(self) -> tuple[Subnet, Subnet]:
@@ -42,7 +42,7 @@ class Slot:
     @property
     def crops(self) -> list[tuple[int, int]]:
         """(crops, pixels of a side) of the global and of the local crops."""
-        crops, images = self.config.crops, self.config.batch.images_per_slot
+        crops, images = self.recipe.crops, self.recipe.batch.images_per_slot
         both = [(2 * images, crops.global_size), (crops.local_count * images, crops.local_size)]
         return [group for group in both if group[0]]
 
@@ -56,13 +56,13 @@ class Slot:
         return sum(n for n, _ in self.crops)
 
 
-def most_masked(config: Config) -> int:
+def most_masked(recipe: Recipe) -> int:
     """The most masked patches that a slot can have; 0 without iBOT."""
-    if not config.objective.ibot:
+    if not recipe.objective.ibot:
         return 0
-    patches = shape(config).grid(config.crops.global_size) ** 2
-    count = int(2 * config.batch.images_per_slot * config.masks.probability)
-    low, high = config.masks.ratio
+    patches = shape(recipe).grid(recipe.crops.global_size) ** 2
+    count = int(2 * recipe.batch.images_per_slot * recipe.masks.probability)
+    low, high = recipe.masks.ratio
     return sum(int(patches * (low + (high - low) * (i + 1) / count)) for i in range(count))
 
 
@@ -102,7 +102,7 @@ def _sum(*parts: Named) -> Named:
 
 def backbone(slot: Slot) -> Counted:
     """What both students' backbones keep of the slot."""
-    return BACKBONES[slot.config.backbone.name](slot)
+    return BACKBONES[slot.recipe.backbone.name](slot)
 
 
 def _kept(count: int, rate: float) -> float:
@@ -114,22 +114,22 @@ def _kept(count: int, rate: float) -> float:
 
 def kept_share(slot: Slot, count: int) -> float:
     """Share of `count` sequences that a branch computes; only ViTs leave the others out."""
-    left_out = slot.config.backbone.name in SKIPPING
-    return _kept(count, slot.config.backbone.drop_path) / count if left_out else 1.0
+    left_out = slot.recipe.backbone.name in SKIPPING
+    return _kept(count, slot.recipe.backbone.drop_path) / count if left_out else 1.0
 
 
 def _vit(slot: Slot) -> Counted:
-    recipe, b = slot.config.backbone, slot.width
-    lengths = [(n, 1 + (side // recipe.patch_size) ** 2) for n, side in slot.crops]
+    options, b = slot.recipe.backbone, slot.width
+    lengths = [(n, 1 + (side // options.patch_size) ** 2) for n, side in slot.crops]
     rows = sum(n * tokens for n, tokens in lengths)
-    some = sum(_kept(n, recipe.drop_path) * tokens for n, tokens in lengths)
+    some = sum(_kept(n, options.drop_path) * tokens for n, tokens in lengths)
     drops, members = (
-        recipe.drop_path > 0,
-        [set(spread(subnet.depth, recipe.depth.max)) for subnet in slot.subnets],
+        options.drop_path > 0,
+        [set(spread(subnet.depth, options.depth.max)) for subnet in slot.subnets],
     )
     outside: Named = {"crops": slot.pixels * b}
     blocks = []
-    for index in range(recipe.depth.max):
+    for index in range(options.depth.max):
         entry, inside = 0.0, []
         for number, subnet in enumerate(slot.subnets):
             c, shared = subnet.width, bool(number) and index == 0
@@ -150,20 +150,20 @@ def _vit(slot: Slot) -> Counted:
 
 def _vit_stream(slot: Slot, c: int, rows: float) -> Named:
     """One block of a ViT for one stream of width c on `rows` rows."""
-    recipe, b = slot.config.backbone, slot.width
-    hidden = recipe.mlp_ratio * c
+    options, b = slot.recipe.backbone, slot.width
+    hidden = options.mlp_ratio * c
     return {
         "inputs of the norms": rows * (2 * c * b + 4 * FLOAT),
         "inputs of qkv and fc1": rows * 2 * c * b,
-        "attention: q, k, v, result twice": rows * (5 * c * b + c // recipe.head_dim * FLOAT),
+        "attention: q, k, v, result twice": rows * (5 * c * b + c // options.head_dim * FLOAT),
         "MLP: before and after GELU": rows * 2 * hidden * b,
         "results of both branches": rows * 2 * c * b,
     }
 
 
 def _swin(slot: Slot) -> Counted:
-    recipe, b, form = slot.config.backbone, slot.width, shape(slot.config)
-    sides = [(n, map_sides(side, recipe.patch_size)) for n, side in slot.crops]
+    options, b, form = slot.recipe.backbone, slot.width, shape(slot.recipe)
+    sides = [(n, map_sides(side, options.patch_size)) for n, side in slot.crops]
     rows = [sum(n * side[stage] ** 2 for n, side in sides) for stage in range(4)]
     members = [set(form.members(subnet)) for subnet in slot.subnets]
     outside: Named = {
@@ -172,7 +172,7 @@ def _swin(slot: Slot) -> Counted:
     }
     blocks, index = [], 0
     for stage, depth in enumerate(form.stages):
-        windows = [(n, -(-side[stage] // recipe.window)) for n, side in sides]
+        windows = [(n, -(-side[stage] // options.window)) for n, side in sides]
         for place in range(depth):
             merges, entry, inside = stage > 0 and place == 0, 0.0, []
             for number, subnet in enumerate(slot.subnets):
@@ -198,20 +198,20 @@ def _swin_stream(slot: Slot, c: int, rows: int, windows: list[tuple[int, int]]) 
 
     Attention as PyTorch computes it on a CPU with a trained bias: the probabilities are kept.
     """
-    recipe, b = slot.config.backbone, slot.width
-    places = [n * (side * recipe.window) ** 2 for n, side in windows]
+    options, b = slot.recipe.backbone, slot.width
+    places = [n * (side * options.window) ** 2 for n, side in windows]
     # scaled q and k, v; with several windows v lies in a copy of all three
     copies = sum(
         count * (5 if side > 1 else 3) for count, (_, side) in zip(places, windows, strict=True)
     )
-    pairs = sum(places) * recipe.window**2
-    hidden = recipe.mlp_ratio * c
-    dropped = 2 * FLOAT if recipe.drop_path > 0 else 0
+    pairs = sum(places) * options.window**2
+    hidden = options.mlp_ratio * c
+    dropped = 2 * FLOAT if options.drop_path > 0 else 0
     return {
         "inputs of the norms": rows * (2 * c * b + 4 * FLOAT),
         "inputs of qkv and fc1": rows * 2 * c * b,
         "attention: q, k, v": copies * c * b,
-        "attention: probabilities": pairs * (c // recipe.head_dim) * b,
+        "attention: probabilities": pairs * (c // options.head_dim) * b,
         "attention: windows put back": rows * c * b,
         "MLP: before and after GELU": rows * 2 * hidden * b,
         "factors of stochastic depth": rows * dropped,
@@ -219,8 +219,8 @@ def _swin_stream(slot: Slot, c: int, rows: int, windows: list[tuple[int, int]]) 
 
 
 def _resnet(slot: Slot) -> Counted:
-    recipe, b, form = slot.config.backbone, slot.width, shape(slot.config)
-    sides = [(n, map_sides(side, recipe.patch_size)) for n, side in slot.crops]
+    options, b, form = slot.recipe.backbone, slot.width, shape(slot.recipe)
+    sides = [(n, map_sides(side, options.patch_size)) for n, side in slot.crops]
     areas = [sum(n * side[stage] ** 2 for n, side in sides) for stage in range(4)]
     members = [set(form.members(subnet)) for subnet in slot.subnets]
     halves = sum(n * (-(-side // 2)) ** 2 for n, side in slot.crops)
@@ -260,8 +260,8 @@ def _resnet_stream(slot: Slot, inner: int, maps: tuple[int, int, int], *, shortc
 
 def heads_and_losses(slot: Slot) -> Named:
     """What the heads and losses of both students keep of the slot, over all heads."""
-    heads, b, images = slot.config.heads, slot.width, slot.config.batch.images_per_slot
-    form, count = shape(slot.config), len(slot.config.heads.prototypes)
+    heads, b, images = slot.recipe.heads, slot.width, slot.recipe.batch.images_per_slot
+    form, count = shape(slot.recipe), len(slot.recipe.heads.prototypes)
     features = sum(form.features(subnet) for subnet in slot.subnets)
     per_student = slot.views + slot.masked
     rows, scores = 2 * per_student, sum(heads.prototypes)
@@ -289,7 +289,7 @@ def by_rows(slot: Slot, prototypes: int) -> bool:
 
 def _probabilities(slot: Slot, prototypes: int) -> int:
     """Bytes of the probabilities that the losses of one head keep."""
-    images = slot.config.batch.images_per_slot
+    images = slot.recipe.batch.images_per_slot
     if by_rows(slot, prototypes):
         # the rows' own, and of each target: teacher and intact student, or teacher
         kinds = ((2 * slot.views, 3), (2 * slot.masked, 2))
@@ -303,7 +303,7 @@ def _probabilities(slot: Slot, prototypes: int) -> int:
 
 def beside(slot: Slot, slots: int) -> Named:
     """What lies in memory beside the saved tensors: of `slots` slots, and while losses are made."""
-    heads, b, images = slot.config.heads, slot.width, slot.config.batch.images_per_slot
+    heads, b, images = slot.recipe.heads, slot.width, slot.recipe.batch.images_per_slot
     rows, scores = 2 * images + slot.masked, sum(heads.prototypes)
     targets = rows * heads.bottleneck * len(heads.prototypes) * b
     student_rows = 2 * (slot.views + slot.masked)
@@ -319,9 +319,9 @@ def beside(slot: Slot, slots: int) -> Named:
 BACKBONES: dict[str, Callable[[Slot], Counted]] = {"vit": _vit, "swin": _swin, "resnet": _resnet}
 
 
-def largest(config: Config) -> Iterator[tuple[float, Slot]]:
+def largest(recipe: Recipe) -> Iterator[tuple[float, Slot]]:
     """(bytes of the backbones, slot) of every elastic size that is drawn."""
-    masked, space = most_masked(config), recipes.space(config)
+    masked, space = most_masked(recipe), derived.space(recipe)
     for subnet in dict.fromkeys(space.menu()):
-        slot = Slot(config, space.intact, subnet, masked)
+        slot = Slot(recipe, space.intact, subnet, masked)
         yield sum(backbone(slot).all_kept().values()), slot

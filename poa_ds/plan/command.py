@@ -14,8 +14,8 @@ from poa_ds.plan import report as plan_report
 from poa_ds.plan.constants import GENERAL, GPUS
 from poa_ds.plan.plan import Plan, Request
 from poa_ds.plan.step_time import Cluster
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import checks, ds_json, load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
 
 
@@ -76,15 +76,15 @@ def run(args: argparse.Namespace) -> int:
 
 def prepare(args: argparse.Namespace) -> Plan:
     """The plan of a command line; UsageError where the training would refuse it too."""
-    config = recipes.load(args.config, args.overrides)
+    recipe = load.recipe(args.config, args.overrides)
     gbps = args.network_gbps or args.gpus * GPUS[args.gpu].port.value
     cluster = Cluster(args.gpu, args.nodes, args.gpus, gbps)
-    _check_world(config, cluster)
-    ds_file = recipes.read_json(args.deepspeed_config)
-    images, images_from = _images(config, args.images)
+    _check_world(recipe, cluster)
+    ds_file = ds_json.read(args.deepspeed_config)
+    images, images_from = _images(recipe, args.images)
     request = Request(
         source=str(args.config),
-        config=config,
+        recipe=recipe,
         cluster=cluster,
         images=images,
         images_from=images_from,
@@ -95,22 +95,22 @@ def prepare(args: argparse.Namespace) -> Plan:
     return planning.made(request)
 
 
-def _check_world(config: Config, cluster: Cluster) -> None:
+def _check_world(recipe: Recipe, cluster: Cluster) -> None:
     try:
-        recipes.check_world(config, cluster.world)
+        checks.check_world(recipe, cluster.world)
     except UsageError as error:
-        nodes = [n for n in range(1, 1 + config.batch.slots) if _divides(config, cluster, n)]
+        nodes = [n for n in range(1, 1 + recipe.batch.slots) if _divides(recipe, cluster, n)]
         fitting = f"{', '.join(map(str, nodes))} nodes fit" if nodes else "no number of nodes fits"
         raise UsageError(f"{error}; with --gpus {cluster.per_node}: {fitting}") from error
 
 
-def _divides(config: Config, cluster: Cluster, nodes: int) -> bool:
-    return config.batch.slots % (nodes * cluster.per_node) == 0
+def _divides(recipe: Recipe, cluster: Cluster, nodes: int) -> bool:
+    return recipe.batch.slots % (nodes * cluster.per_node) == 0
 
 
-def _images(config: Config, given: int | None) -> tuple[int, str]:
+def _images(recipe: Recipe, given: int | None) -> tuple[int, str]:
     """(images of the training set, where the number comes from)."""
-    data = config.data
+    data = recipe.data
     if given:
         return given, "--images"
     if data.mode == "stream":

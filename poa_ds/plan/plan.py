@@ -12,8 +12,9 @@ from poa_ds.plan.activations import Slot
 from poa_ds.plan.constants import GENERAL, GIB
 from poa_ds.plan.state import Layout, Network, State
 from poa_ds.plan.step_time import POLICIES, Cluster, Draws, StepTime
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config, Derived
+from poa_ds.recipe import derived, ds_json
+from poa_ds.recipe.derived import Derived
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
 
 STAGES = (0, 1, 2, 3)
@@ -63,7 +64,7 @@ class Plan:
     """Everything that the command says. images_from: where the number of images comes from."""
 
     source: str
-    config: Config
+    recipe: Recipe
     cluster: Cluster
     derived: Derived
     images_from: str
@@ -85,7 +86,7 @@ class Request:
     """What a plan is made for. ds_file: a DeepSpeed file's content, ds_name: its name."""
 
     source: str
-    config: Config
+    recipe: Recipe
     cluster: Cluster
     images: int
     images_from: str
@@ -96,17 +97,17 @@ class Request:
 
 def made(request: Request) -> Plan:
     """The plan of a request whose number of GPUs divides the slots."""
-    config, cluster = request.config, request.cluster
-    network = plan_state.network(config)
-    drawn = {policy: plan_time.draws(config, policy, cluster.world) for policy in POLICIES}
-    _, largest = max(plan_saved.largest(config), key=lambda pair: pair[0])
+    recipe, cluster = request.recipe, request.cluster
+    network = plan_state.network(recipe)
+    drawn = {policy: plan_time.draws(recipe, policy, cluster.world) for policy in POLICIES}
+    _, largest = max(plan_saved.largest(recipe), key=lambda pair: pair[0])
     layouts = [_layout(request, stage) for stage in STAGES]
-    known = (cluster, drawn[config.draws])
+    known = (cluster, drawn[recipe.draws])
     times = tuple(
         Times(
             layout.stage,
-            plan_time.step_time(config, network, layout, *known),
-            plan_time.like_published(config, layout, *known),
+            plan_time.step_time(recipe, network, layout, *known),
+            plan_time.like_published(recipe, layout, *known),
         )
         for layout, refused in layouts
         if not refused
@@ -114,20 +115,20 @@ def made(request: Request) -> Plan:
     counted = plan_saved.backbone(largest)
     return Plan(
         source=request.source,
-        config=config,
+        recipe=recipe,
         cluster=cluster,
-        derived=recipes.derived(config, request.images),
+        derived=derived.of(recipe, request.images),
         images_from=request.images_from,
         network=network,
         largest=largest,
         memory=tuple(_memory(network, layout, largest, refused) for layout, refused in layouts),
         times=times,
         draws=drawn,
-        loader=_loader(config, cluster, times, request.images_per_core),
+        loader=_loader(recipe, cluster, times, request.images_per_core),
         named={
             "activations": counted.all_kept(),
             "recomputed": counted.recomputed(),
-            "losses": _losses(largest, config.batch.slots // cluster.world),
+            "losses": _losses(largest, recipe.batch.slots // cluster.world),
         },
         images_per_core=request.images_per_core,
     )
@@ -135,15 +136,15 @@ def made(request: Request) -> Plan:
 
 def _layout(request: Request, stage: int) -> tuple[Layout, str]:
     """(one stage, why the training would refuse it); a refused one is counted all the same."""
-    config, world, file = request.config, request.cluster.world, request.ds_file
+    recipe, world, file = request.recipe, request.cluster.world, request.ds_file
     resolved = {**file, "zero_optimization": {**file.get("zero_optimization", {}), "stage": stage}}
     refused = ""
     try:
-        resolved = recipes.deepspeed_json(config, resolved, world, source=request.ds_name)
+        resolved = ds_json.resolved(recipe, resolved, world, source=request.ds_name)
     except UsageError as error:
         refused = str(error).removeprefix(f"{request.ds_name}: ")
-    precision = config.precision if stage else "fp32"
-    return Layout(stage, world, config.batch.slots // world, precision, resolved), refused
+    precision = recipe.precision if stage else "fp32"
+    return Layout(stage, world, recipe.batch.slots // world, precision, resolved), refused
 
 
 def _losses(slot: Slot, slots: int) -> dict[str, float]:
@@ -151,8 +152,8 @@ def _losses(slot: Slot, slots: int) -> dict[str, float]:
 
 
 def _memory(network: Network, layout: Layout, largest: Slot, refused: str) -> Memory:
-    config = dataclasses.replace(largest.config, precision=layout.precision)
-    slot = dataclasses.replace(largest, config=config)
+    recipe = dataclasses.replace(largest.recipe, precision=layout.precision)
+    slot = dataclasses.replace(largest, recipe=recipe)
     counted = plan_saved.backbone(slot)
     return Memory(
         layout.stage,
@@ -165,7 +166,7 @@ def _memory(network: Network, layout: Layout, largest: Slot, refused: str) -> Me
     )
 
 
-def _loader(config: Config, cluster: Cluster, times: tuple[Times, ...], per_core: float) -> Loader:
-    images = config.batch.slots * config.batch.images_per_slot / cluster.nodes
+def _loader(recipe: Recipe, cluster: Cluster, times: tuple[Times, ...], per_core: float) -> Loader:
+    images = recipe.batch.slots * recipe.batch.images_per_slot / cluster.nodes
     rate = images / min(times, key=lambda t: t.step.total).step.total if times else 0.0
-    return Loader(rate, math.ceil(rate / per_core), config.data.workers * cluster.per_node)
+    return Loader(rate, math.ceil(rate / per_core), recipe.data.workers * cluster.per_node)

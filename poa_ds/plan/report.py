@@ -25,7 +25,7 @@ def text(plan: Plan) -> str:
 
 
 def _head(plan: Plan) -> str:
-    c, batch, network = plan.cluster, plan.config.batch, plan.network
+    c, batch, network = plan.cluster, plan.recipe.batch, plan.network
     modules = ", ".join(f"{m} {short(network.of(m))}" for m in dict.fromkeys(network.modules))
     nodes = f"{c.nodes} {'node' if c.nodes == 1 else 'nodes'} x {c.per_node} {c.kind}"
     network_speed = f", network {c.network_gbps:,.0f} Gbit/s per node" if c.nodes > 1 else ""
@@ -34,7 +34,7 @@ def _head(plan: Plan) -> str:
             f"{plan.source} on {nodes} = {c.world} GPUs",
             *textwrap.wrap(NOTICE, WIDE),
             "",
-            f"network  {short(network.parameters)} parameters ({modules}), {plan.config.precision}",
+            f"network  {short(network.parameters)} parameters ({modules}), {plan.recipe.precision}",
             f"batch    {plan.derived.images_per_step:,} images per step: {batch.slots} slots x"
             f" {batch.images_per_slot} images, {batch.slots // c.world} per GPU",
             f"links    NVLink {c.gpu.nvlink.value:.0f} GB/s per GPU{network_speed}",
@@ -112,7 +112,7 @@ def _remarks(plan: Plan) -> list[str]:
 
 def _advice(plan: Plan) -> str:
     """Which stage to take: the fastest that fits, without recomputing where that is possible."""
-    always = plan.config.backbone.activation_checkpointing
+    always = plan.recipe.backbone.activation_checkpointing
     by_stage = {m.stage: m for m in plan.memory}
     fastest = sorted(plan.times, key=lambda t: (t.step.total, t.stage))
     for recomputing in (False, True)[always:]:
@@ -143,7 +143,7 @@ def _time(plan: Plan) -> str:
 
     steps = [t.step for t in plan.times]
     images = plan.derived.images_per_step
-    drawn = plan.draws[plan.config.draws]
+    drawn = plan.draws[plan.recipe.draws]
     elastic = f"elastic student ({drawn.mean:.2f} of the intact)"
     parts = (
         ("teacher", "teacher"),
@@ -177,11 +177,11 @@ def _time(plan: Plan) -> str:
 
 def _draws(plan: Plan) -> str:
     elastic = {t.stage: t.step.elastic for t in plan.times}
-    mean = plan.draws[plan.config.draws].mean
+    mean = plan.draws[plan.recipe.draws].mean
     unit = next(iter(elastic.values()), 0.0) / mean
     rows = [["elastic sizes by `draws`: cost, 1 = intact", "", "mean", "slowest", "ms lost"]]
     for policy, drawn in plan.draws.items():
-        chosen = " (the recipe's)" if policy == plan.config.draws else ""
+        chosen = " (the recipe's)" if policy == plan.recipe.draws else ""
         lost = 1000 * unit * (drawn.slowest - drawn.mean)
         cells = (f"{drawn.mean:.3f}", f"{drawn.slowest:.3f}", f"{lost:.1f}")
         rows.append([policy + chosen, "counted", *cells])
@@ -194,7 +194,7 @@ def _draws(plan: Plan) -> str:
 
 
 def _run(plan: Plan) -> str:
-    numbers, loader, data = plan.derived, plan.loader, plan.config.data
+    numbers, loader, data = plan.derived, plan.loader, plan.recipe.data
     share = f"{100 * numbers.evaluation_share:.1f} %"
     wanted = -(-loader.workers // plan.cluster.per_node)
     enough = "enough" if loader.has >= loader.workers else f"too few: data.workers={wanted}"
@@ -205,7 +205,7 @@ def _run(plan: Plan) -> str:
         (
             "checkpoint",
             f"{checkpoint_bytes(plan.network) / GIB:.2f} GiB each (counted);"
-            f" checkpoint.keep_last {plan.config.checkpoint.keep_last}",
+            f" checkpoint.keep_last {plan.recipe.checkpoint.keep_last}",
         ),
         (
             "loader",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from poa_ds.engine import optim
-from poa_ds.recipe.load import Config
+from poa_ds.recipe.tree import Recipe
 from poa_ds.run import step
 
 FLOAT = 4
@@ -46,10 +46,10 @@ class Network:
         return sum(sum(group) for group, name in pairs if name == module)
 
 
-def network(config: Config) -> Network:
+def network(recipe: Recipe) -> Network:
     """The parameters of the recipe's student."""
     with torch.device("meta"):
-        student = step.student_and_teacher(config).student
+        student = step.student_and_teacher(recipe).student
     groups = optim.parameter_groups(student.named_parameters())
     heads = [head for bank in (student.heads, student.ibot_heads) for head in bank or ()]
     leaves = [*student.backbone.blocks, *heads]

@@ -14,9 +14,9 @@ from poa_ds.model.space import Policy
 from poa_ds.plan.activations import Slot, by_rows, kept_share, most_masked
 from poa_ds.plan.constants import GENERAL, GIB, GPUS, Gpu
 from poa_ds.plan.state import Layout, Network, traffic
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.derived import derived
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import derived
+from poa_ds.recipe.derived import of
+from poa_ds.recipe.tree import Recipe
 
 DRAWN_STEPS = 600  # longer than a lap through the menu of any recipe but ResNet's
 MOST_DRAWS = 64 * DRAWN_STEPS  # thousands of slots tell as much in fewer steps
@@ -70,27 +70,27 @@ class Work:
         return self.teacher + self.intact + mean_cost * self.elastic + self.heads
 
 
-def work(config: Config) -> Work:
+def work(recipe: Recipe) -> Work:
     """What one slot of the recipe computes, iBOT included."""
-    intact = recipes.space(config).intact
-    slot, form = Slot(config, intact, intact, most_masked(config)), shape(config)
-    images, heads = config.batch.images_per_slot, config.heads
+    intact = derived.space(recipe).intact
+    slot, form = Slot(recipe, intact, intact, most_masked(recipe)), shape(recipe)
+    images, heads = recipe.batch.images_per_slot, recipe.heads
     # forward, and twice as much in the backward pass; activation checkpointing repeats the forward
-    passes = 4 if config.backbone.activation_checkpointing else 3
+    passes = 4 if recipe.backbone.activation_checkpointing else 3
     student = sum(n * form.flops(intact, side) * kept_share(slot, n) for n, side in slot.crops)
     widths = [form.features(intact), *[heads.hidden] * (heads.layers - 1), heads.bottleneck]
     mlps = len(heads.prototypes) * sum(a * b for a, b in pairwise(widths))
     scores, students = sum(heads.prototypes), 2 * (slot.views + slot.masked)
     teachers = 2 * images + slot.masked
-    sinkhorn = config.objective.centering == "sinkhorn"
+    sinkhorn = recipe.objective.centering == "sinkhorn"
     # scores are made anew in every pass: largest ones, iterations, targets
-    times = (config.objective.sinkhorn_iterations + 2) if sinkhorn else 2
+    times = (recipe.objective.sinkhorn_iterations + 2) if sinkhorn else 2
     products, moved = _student_scores(slot)
     linear = (3 * students + teachers) * mlps
     products += times * teachers * scores
     moved += times * teachers * scores * GENERAL["teacher_score_bytes"].value
     return Work(
-        teacher=2 * images * form.flops(intact, config.crops.global_size),
+        teacher=2 * images * form.flops(intact, recipe.crops.global_size),
         intact=passes * student,
         elastic=passes * student,
         heads=2.0 * (linear + products * heads.bottleneck),
@@ -102,7 +102,7 @@ def _student_scores(slot: Slot) -> tuple[float, float]:
     """(scores that are multiplied out, bytes that are moved for them), forward and backward."""
     products = moved = 0.0
     classes, patches = 2 * slot.views, 2 * slot.masked
-    for prototypes in slot.config.heads.prototypes:
+    for prototypes in slot.recipe.heads.prototypes:
         if by_rows(slot, prototypes):
             # each way: the row's own and its targets' (2 crops and intact; 1); then 2 gradients
             products += prototypes * (classes * (2 * 4 + 2) + patches * (2 * 2 + 2))
@@ -123,14 +123,14 @@ class Draws:
     slowest: float
 
 
-def draws(config: Config, policy: Policy, world: int) -> Draws:
+def draws(recipe: Recipe, policy: Policy, world: int) -> Draws:
     """By drawing the first steps of the run."""
-    space, slots = recipes.space(config), config.batch.slots
+    space, slots = derived.space(recipe), recipe.batch.slots
     drawn, own = (1, 1) if policy == "same" else (slots, slots // world)
     slowest, every = [], []
     for step in range(min(DRAWN_STEPS, max(1, MOST_DRAWS // drawn))):
         sizes = [
-            space.draw(step, slot, seed=config.seed, slots=slots, policy=policy)
+            space.draw(step, slot, seed=recipe.seed, slots=slots, policy=policy)
             for slot in range(drawn)
         ]
         costs = [space.cost(size) for size in sizes]
@@ -161,11 +161,11 @@ class StepTime:
 
 
 def step_time(
-    config: Config, network: Network, layout: Layout, cluster: Cluster, drawn: Draws
+    recipe: Recipe, network: Network, layout: Layout, cluster: Cluster, drawn: Draws
 ) -> StepTime:
     """A step of the recipe under one ZeRO stage."""
-    slots, slot = layout.slots, work(config)
-    rate = cluster.flops_per_second(config.precision)
+    slots, slot = layout.slots, work(recipe)
+    rate = cluster.flops_per_second(recipe.precision)
     memory = cluster.gpu.bandwidth.value * 1e12 * GENERAL["bandwidth_share"].value
     elastic = slots * slot.elastic / rate
     mine = network.parameters / (cluster.world if layout.stage else 1)
@@ -186,14 +186,14 @@ def step_time(
 @cache
 def published_share() -> float:
     """Share of an A100's peak that the published run reached, everything included."""
-    config = Config(draws="per_slot")
-    steps = derived(config, int(GENERAL["imagenet"].value)).steps
-    seconds = GENERAL["published_gpu_hours"].value * 3600 / config.batch.slots / steps
-    mean = draws(config, config.draws, config.batch.slots).mean
-    return work(config).flops(mean) / seconds / (GPUS["a100-80g"].peak.value * 1e12)
+    recipe = Recipe(draws="per_slot")
+    steps = of(recipe, int(GENERAL["imagenet"].value)).steps
+    seconds = GENERAL["published_gpu_hours"].value * 3600 / recipe.batch.slots / steps
+    mean = draws(recipe, recipe.draws, recipe.batch.slots).mean
+    return work(recipe).flops(mean) / seconds / (GPUS["a100-80g"].peak.value * 1e12)
 
 
-def like_published(config: Config, layout: Layout, cluster: Cluster, drawn: Draws) -> float:
+def like_published(recipe: Recipe, layout: Layout, cluster: Cluster, drawn: Draws) -> float:
     """Seconds of a step at the published run's share of the peak of this GPU."""
-    peak = cluster.flops_per_second(config.precision) / cluster.gpu.efficiency.value
-    return layout.slots * work(config).flops(drawn.mean) / (peak * published_share())
+    peak = cluster.flops_per_second(recipe.precision) / cluster.gpu.efficiency.value
+    return layout.slots * work(recipe).flops(drawn.mean) / (peak * published_share())

@@ -1,6 +1,6 @@
 """What the values of a recipe must satisfy together, all that is wrong said at once.
 
-The range of a single value is part of its type (recipe.py).
+The range of a single value is part of its type (tree.py).
 """
 
 from collections.abc import Iterator
@@ -8,25 +8,25 @@ from math import isclose
 
 from poa_ds.model.shape import SHAPES, bare_space, shape, values
 from poa_ds.recipe.derived import space
-from poa_ds.recipe.tree import Config, Range
+from poa_ds.recipe.tree import Range, Recipe
 from poa_ds.system.errors import UsageError
 
 # of MLflow 3; plain folders and file: are not written any more
 STORES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql", "databricks")
 
 
-def check(config: Config) -> None:
+def check(recipe: Recipe) -> None:
     """UsageError with every contradiction of the recipe, one per line."""
-    problems = [*_space(config)] or [*_names(config)] or [*_evaluation(config)]
-    problems += [*_crops(config), *_schedule(config), *_mlflow(config), *_data(config)]
-    problems += _checkpoint(config)
+    problems = [*_space(recipe)] or [*_names(recipe)] or [*_evaluation(recipe)]
+    problems += [*_crops(recipe), *_schedule(recipe), *_mlflow(recipe), *_data(recipe)]
+    problems += _checkpoint(recipe)
     if problems:
         raise UsageError("\n".join(problems))
 
 
-def check_world(config: Config, world_size: int) -> None:
+def check_world(recipe: Recipe, world_size: int) -> None:
     """UsageError unless the ranks divide the slots; it lists the numbers of ranks that fit."""
-    slots = config.batch.slots
+    slots = recipe.batch.slots
     if slots % world_size:
         fitting = [n for n in range(1, slots + 1) if slots % n == 0]
         raise UsageError(
@@ -35,22 +35,22 @@ def check_world(config: Config, world_size: int) -> None:
         )
 
 
-def check_precision(config: Config, device_type: str) -> None:
+def check_precision(recipe: Recipe, device_type: str) -> None:
     """UsageError where the device ("cpu", "cuda", ...) cannot train in the recipe's precision."""
-    if config.precision == "fp16" and device_type == "cpu":
+    if recipe.precision == "fp16" and device_type == "cpu":
         raise UsageError(
             "precision fp16 needs a GPU (DeepSpeed has no fp16 on a CPU):"
             " use precision=fp32 or precision=bf16"
         )
 
 
-def check_places(config: Config) -> None:
+def check_places(recipe: Recipe) -> None:
     """UsageError unless the recipe says where its images are and where its results go."""
-    data = config.data
+    data = recipe.data
     missing = [
         f"{key} is empty: give {key}=DIR, {meaning}"
         for key, value, meaning in (
-            ("output_dir", config.output_dir, "the folder for checkpoints and metrics"),
+            ("output_dir", recipe.output_dir, "the folder for checkpoints and metrics"),
             ("data.train", data.train or data.mix, "a shard folder (poa-ds shard writes them)"),
         )
         if not value
@@ -70,15 +70,15 @@ def _range(key: str, numbers: Range) -> Iterator[str]:
         )
 
 
-def _space(config: Config) -> Iterator[str]:
-    backbone = config.backbone
+def _space(recipe: Recipe) -> Iterator[str]:
+    backbone = recipe.backbone
     ranges = [*_range("backbone.width", backbone.width), *_range("backbone.depth", backbone.depth)]
     yield from ranges or SHAPES[backbone.name].problems(backbone)
 
 
-def _names(config: Config) -> Iterator[str]:
-    sizes = bare_space(config)
-    for name, size in config.backbone.names.items():
+def _names(recipe: Recipe) -> Iterator[str]:
+    sizes = bare_space(recipe)
+    for name, size in recipe.backbone.names.items():
         if name == "all" or "," in name:
             yield f"backbone.names.{name}: a name has no comma and is not `all` (every size)"
         try:
@@ -87,41 +87,41 @@ def _names(config: Config) -> Iterator[str]:
             yield f"backbone.names.{name}: {error}"
 
 
-def _crops(config: Config) -> Iterator[str]:
-    crops, patch = config.crops, config.backbone.patch_size
-    sizes = {"crops.global_size": crops.global_size, "evaluation.crop": config.evaluation.crop}
+def _crops(recipe: Recipe) -> Iterator[str]:
+    crops, patch = recipe.crops, recipe.backbone.patch_size
+    sizes = {"crops.global_size": crops.global_size, "evaluation.crop": recipe.evaluation.crop}
     if crops.local_count:
         sizes["crops.local_size"] = crops.local_size
     for key, size in sizes.items():
         unit, name = patch, f"backbone.patch_size {patch}"
         if key == "crops.global_size":
-            unit, name = shape(config).multiple()
+            unit, name = shape(recipe).multiple()
         if size % unit:
             near = max(unit, size // unit * unit)
             yield f"{key} {size} is not a multiple of {name}: {near} or {near + unit} would be"
     for key, (low, high), limit in (
         ("crops.global_scale", crops.global_scale, 1.0),
         ("crops.local_scale", crops.local_scale, 1.0),
-        ("augmentation.blur_sigma", config.augmentation.blur_sigma, float("inf")),
-        ("masks.ratio", config.masks.ratio, 1.0),
+        ("augmentation.blur_sigma", recipe.augmentation.blur_sigma, float("inf")),
+        ("masks.ratio", recipe.masks.ratio, 1.0),
     ):
         if low > high or high > limit:
             top = " and the second at most 1" if limit == 1.0 else ""
             yield f"{key} is [{low:g}, {high:g}]: the first must not exceed the second{top}"
     smallest = min(crops.global_size, crops.local_size if crops.local_count else 10**9)
-    if config.augmentation.blur_kernel // 2 >= smallest:
+    if recipe.augmentation.blur_kernel // 2 >= smallest:
         yield (
-            f"augmentation.blur_kernel {config.augmentation.blur_kernel} does not fit into crops of"
+            f"augmentation.blur_kernel {recipe.augmentation.blur_kernel} does not fit into crops of"
             f" {smallest} px: it must be below {2 * smallest}"
         )
-    if config.augmentation.blur_kernel % 2 == 0:
-        yield f"augmentation.blur_kernel {config.augmentation.blur_kernel} is even: it must be odd"
-    if config.objective.koleo and config.batch.images_per_slot < 2:
+    if recipe.augmentation.blur_kernel % 2 == 0:
+        yield f"augmentation.blur_kernel {recipe.augmentation.blur_kernel} is even: it must be odd"
+    if recipe.objective.koleo and recipe.batch.images_per_slot < 2:
         yield "batch.images_per_slot 1: objective.koleo compares the images of a slot, it needs 2"
 
 
-def _schedule(config: Config) -> Iterator[str]:
-    schedule = config.schedule
+def _schedule(recipe: Recipe) -> Iterator[str]:
+    schedule = recipe.schedule
     if schedule.warmup_epochs > schedule.epochs:
         yield (
             f"schedule.warmup_epochs {schedule.warmup_epochs:g} exceeds"
@@ -129,8 +129,8 @@ def _schedule(config: Config) -> Iterator[str]:
         )
 
 
-def _checkpoint(config: Config) -> Iterator[str]:
-    every, keep = config.checkpoint.every_epochs, config.checkpoint.keep_every_epochs
+def _checkpoint(recipe: Recipe) -> Iterator[str]:
+    every, keep = recipe.checkpoint.every_epochs, recipe.checkpoint.keep_every_epochs
     times = round(keep / every)
     if keep and not (times and isclose(keep, times * every)):
         yield (
@@ -139,8 +139,8 @@ def _checkpoint(config: Config) -> Iterator[str]:
         )
 
 
-def _mlflow(config: Config) -> Iterator[str]:
-    uri = config.mlflow.uri
+def _mlflow(recipe: Recipe) -> Iterator[str]:
+    uri = recipe.mlflow.uri
     if uri and not uri.startswith(STORES):
         yield (
             f"mlflow.uri {uri!r} is not a store that MLflow writes to: it begins with one of"
@@ -148,23 +148,23 @@ def _mlflow(config: Config) -> Iterator[str]:
         )
 
 
-def _data(config: Config) -> Iterator[str]:
-    data = config.data
+def _data(recipe: Recipe) -> Iterator[str]:
+    data = recipe.data
     if data.train and data.mix:
         yield f"data.train {data.train} and data.mix: give one of them"
-    if data.mix and config.evaluation.queries and not config.evaluation.bank:
+    if data.mix and recipe.evaluation.queries and not recipe.evaluation.bank:
         yield "evaluation.bank is empty, and data.mix has no one folder to take its place: name one"
     if data.mode == "stream":
         if not data.images:
             yield "data.images is 0: data.mode stream needs to be told how many images an epoch has"
         if data.mix or data.block_shards:
             yield "data.mode stream: data.mix and data.block_shards are for shard folders"
-        if config.evaluation.queries and not config.evaluation.bank:
+        if recipe.evaluation.queries and not recipe.evaluation.bank:
             yield "evaluation.bank is empty, and data.mode stream has no folder for it: name one"
     elif data.images:
         yield f"data.images {data.images}: a shard folder says itself how many it has (remove it)"
     train = () if data.mode == "stream" else (data.train,)
-    places = (*train, *data.mix, config.evaluation.queries, config.evaluation.bank)
+    places = (*train, *data.mix, recipe.evaluation.queries, recipe.evaluation.bank)
     remote = [place for place in places if "://" in place]
     if remote and not data.cache:
         yield f"data.cache is empty: {remote[0]} needs a folder for its shards on this node"
@@ -175,10 +175,10 @@ def _data(config: Config) -> Iterator[str]:
         )
 
 
-def _evaluation(config: Config) -> Iterator[str]:
-    evaluation = config.evaluation
+def _evaluation(recipe: Recipe) -> Iterator[str]:
+    evaluation = recipe.evaluation
     try:
-        space(config).select(evaluation.sizes)
+        space(recipe).select(evaluation.sizes)
     except UsageError as error:
         yield f"evaluation.sizes: {error}, or all"
     if evaluation.report_k not in evaluation.k:

@@ -6,7 +6,7 @@ from math import sqrt
 from poa_ds.model import shape as shapes
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.recipe.schedules import Schedules
-from poa_ds.recipe.tree import Config
+from poa_ds.recipe.tree import Recipe
 
 # the batch size at which `base_lr` is meant; source: published code (sqrt_wrt_1024)
 REFERENCE_IMAGES = 1024
@@ -31,17 +31,17 @@ class Derived:
     evaluation_share: float  # estimated forward work of all evaluations / work of the training
 
 
-def space(config: Config) -> ElasticSpace:
+def space(recipe: Recipe) -> ElasticSpace:
     """The sizes of the recipe's backbone. UsageError: a name stands for no size of it."""
-    bare = shapes.bare_space(config)
-    names = {name: bare.parse(size) for name, size in config.backbone.names.items()}
-    return shapes.costed_space(config, names)
+    bare = shapes.bare_space(recipe)
+    names = {name: bare.parse(size) for name, size in recipe.backbone.names.items()}
+    return shapes.costed_space(recipe, names)
 
 
-def derived(config: Config, images: int) -> Derived:
+def of(recipe: Recipe, images: int) -> Derived:
     """The derived numbers for a training set of `images` images."""
-    schedule = config.schedule
-    per_step = config.batch.slots * config.batch.images_per_slot
+    schedule = recipe.schedule
+    per_step = recipe.batch.slots * recipe.batch.images_per_slot
     per_epoch = schedule.steps_per_epoch or max(1, images // per_step)
 
     def steps(epochs: float) -> int:
@@ -49,7 +49,7 @@ def derived(config: Config, images: int) -> Derived:
 
     growth = per_step / REFERENCE_IMAGES
     factors = {"sqrt": sqrt(growth), "linear": growth, "none": 1.0}
-    evaluation, checkpoint = config.evaluation.every_epochs, config.checkpoint
+    evaluation, checkpoint = recipe.evaluation.every_epochs, recipe.checkpoint
     checkpoint_steps = max(1, steps(checkpoint.every_epochs))
     return Derived(
         images=images,
@@ -65,13 +65,13 @@ def derived(config: Config, images: int) -> Derived:
         checkpoint_steps=checkpoint_steps,
         # a multiple, whatever the rounding of the two
         keep_steps=checkpoint_steps * round(checkpoint.keep_every_epochs / checkpoint.every_epochs),
-        evaluation_share=_evaluation_share(config, images, per_epoch * per_step),
+        evaluation_share=_evaluation_share(recipe, images, per_epoch * per_step),
     )
 
 
-def schedules(config: Config, images: int) -> Schedules:
+def schedules(recipe: Recipe, images: int) -> Schedules:
     """The recipe's schedules for a training set of `images` images."""
-    numbers, schedule = derived(config, images), config.schedule
+    numbers, schedule = of(recipe, images), recipe.schedule
     return Schedules(
         total_steps=numbers.steps,
         warmup_steps=numbers.warmup_steps,
@@ -90,15 +90,15 @@ def schedules(config: Config, images: int) -> Schedules:
     )
 
 
-def _evaluation_share(config: Config, images: int, images_per_epoch: int) -> float:
+def _evaluation_share(recipe: Recipe, images: int, images_per_epoch: int) -> float:
     """Work of all evaluations / work of the training, in forwards of the intact backbone.
 
     A student's backward costs two forwards; heads and data loading are left out on both sides.
     """
-    evaluation, crops, patch = config.evaluation, config.crops, config.backbone.patch_size
+    evaluation, crops, patch = recipe.evaluation, recipe.crops, recipe.backbone.patch_size
     if not evaluation.queries:
         return 0.0
-    sizes = space(config)
+    sizes = space(recipe)
     menu = sizes.menu()
     elastic = sum(sizes.cost(subnet) for subnet in menu) / len(menu)
     views = 2 * crops.global_size**2 + crops.local_count * crops.local_size**2
@@ -106,24 +106,24 @@ def _evaluation_share(config: Config, images: int, images_per_epoch: int) -> flo
     chosen: list[Subnet] = sizes.select(evaluation.sizes)
     forwards = (evaluation.crop / patch) ** 2 * sum(sizes.cost(subnet) for subnet in chosen)
     bank = evaluation.bank_images or images
-    times = config.schedule.epochs / evaluation.every_epochs if evaluation.every_epochs else 1.0
+    times = recipe.schedule.epochs / evaluation.every_epochs if evaluation.every_epochs else 1.0
     times += evaluation.at_start
-    return times * bank * forwards / (config.schedule.epochs * images_per_epoch * step)
+    return times * bank * forwards / (recipe.schedule.epochs * images_per_epoch * step)
 
 
-def describe(config: Config, images: int) -> str:
+def describe(recipe: Recipe, images: int) -> str:
     """The table that a run prints at its start: what the recipe amounts to."""
-    rows = [*_size_rows(config, images), *_schedule_rows(config, images)]
+    rows = [*_size_rows(recipe, images), *_schedule_rows(recipe, images)]
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
 
 
-def _size_rows(config: Config, images: int) -> list[tuple[str, str]]:
-    numbers, sizes, batch = derived(config, images), space(config), config.batch
-    names = config.backbone.names.items()
+def _size_rows(recipe: Recipe, images: int) -> list[tuple[str, str]]:
+    numbers, sizes, batch = of(recipe, images), space(recipe), recipe.batch
+    names = recipe.backbone.names.items()
     count = len(sizes.subnets())
     return [
-        ("sizes", f"{count:,} from {sizes.smallest} to {sizes.intact}, drawn {config.draws}"),
+        ("sizes", f"{count:,} from {sizes.smallest} to {sizes.intact}, drawn {recipe.draws}"),
         ("names", ", ".join(f"{name} = {size}" for name, size in names) or "none"),
         (
             "images",
@@ -134,9 +134,9 @@ def _size_rows(config: Config, images: int) -> list[tuple[str, str]]:
     ]
 
 
-def _schedule_rows(config: Config, images: int) -> list[tuple[str, str]]:
-    numbers, schedule = derived(config, images), config.schedule
-    end = schedules(config, images).at(numbers.steps - 1)
+def _schedule_rows(recipe: Recipe, images: int) -> list[tuple[str, str]]:
+    numbers, schedule = of(recipe, images), recipe.schedule
+    end = schedules(recipe, images).at(numbers.steps - 1)
     return [
         (
             "steps",
@@ -159,24 +159,24 @@ def _schedule_rows(config: Config, images: int) -> list[tuple[str, str]]:
             f"prototypes at step {numbers.freeze_steps:,},"
             f" iBOT at step {numbers.ibot_start_step:,}",
         ),
-        ("precision", config.precision),
-        ("checkpoint", _describe_checkpoints(config, numbers)),
-        ("evaluation", _describe_evaluation(config, numbers)),
+        ("precision", recipe.precision),
+        ("checkpoint", _describe_checkpoints(recipe, numbers)),
+        ("evaluation", _describe_evaluation(recipe, numbers)),
     ]
 
 
-def _describe_checkpoints(config: Config, numbers: Derived) -> str:
+def _describe_checkpoints(recipe: Recipe, numbers: Derived) -> str:
     kept = f", for good every {numbers.keep_steps:,}" if numbers.keep_steps else ""
-    last = config.checkpoint.keep_last
+    last = recipe.checkpoint.keep_last
     return f"every {numbers.checkpoint_steps:,} steps, the last {last:,} are kept{kept}"
 
 
-def _describe_evaluation(config: Config, numbers: Derived) -> str:
-    evaluation = config.evaluation
+def _describe_evaluation(recipe: Recipe, numbers: Derived) -> str:
+    evaluation = recipe.evaluation
     if not evaluation.queries:
         return "none (evaluation.queries is empty)"
     when = f"every {numbers.evaluation_steps:,} steps" if numbers.evaluation_steps else "at the end"
-    everything = f"all {len(space(config).subnets()):,} sizes"
+    everything = f"all {len(space(recipe).subnets()):,} sizes"
     sizes = everything if "all" in evaluation.sizes else ", ".join(evaluation.sizes)
     bank = f"{evaluation.bank_images:,} bank images" if evaluation.bank_images else "the whole bank"
     share = f"about {100 * numbers.evaluation_share:.2g} % of the training's work"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from poa_ds.recipe.checks import check_world
-from poa_ds.recipe.tree import Config
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
 
 # what DeepSpeed could do as well, and who does it here
@@ -31,7 +31,7 @@ OFFLOADS = ("offload_optimizer", "offload_param", "cpu_offload", "cpu_offload_pa
 FEW_PRINTS = 10**9  # DeepSpeed's own progress lines; ours come every log_every steps
 
 
-def read_json(path: Path | None) -> dict[str, Any]:
+def read(path: Path | None) -> dict[str, Any]:
     """The content of a DeepSpeed file, or an empty one (stage 0) without a path."""
     if path is None:
         return {}
@@ -52,15 +52,15 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def deepspeed_json(
-    config: Config, file: dict[str, Any], world_size: int, *, source: str = "the DeepSpeed file"
+def resolved(
+    recipe: Recipe, file: dict[str, Any], world_size: int, *, source: str = "the DeepSpeed file"
 ) -> dict[str, Any]:
     """The whole DeepSpeed configuration of a run on `world_size` ranks.
 
     file: the user's JSON, passed through where the recipe owns nothing; `source` is its name in
     messages. UsageError: a conflict, or something that this program cannot do under DeepSpeed.
     """
-    check_world(config, world_size)
+    check_world(recipe, world_size)
     for section in ("zero_optimization", "data_types", "bf16", "fp16"):
         if not isinstance(file.get(section, {}), dict):
             raise UsageError(f"{source}: {section} is {file[section]!r}: expected an object")
@@ -69,31 +69,31 @@ def deepspeed_json(
     if type(stage) is not int or stage not in (0, 1, 2, 3):
         raise UsageError(f"{source}: zero_optimization.stage is {stage!r}: allowed are 0, 1, 2, 3")
     _check_features(file, zero, source)
-    _check_stage(config, file, stage, world_size, source)
+    _check_stage(recipe, file, stage, world_size, source)
     merged = dict(file)
-    for path, value, owner in _owned(config, world_size):
+    for path, value, owner in _owned(recipe, world_size):
         _set(merged, path, value, owner, source)
-    if config.precision == "bf16" and stage in (2, 3) and config.batch.slots > world_size:
+    if recipe.precision == "bf16" and stage in (2, 3) and recipe.batch.slots > world_size:
         # the sum over a rank's slots would lose the small gradients in bf16
         merged["data_types"] = {"grad_accum_dtype": "fp32"} | merged.get("data_types", {})
     return merged
 
 
-def _owned(config: Config, world_size: int) -> Iterator[tuple[str, object, str]]:
+def _owned(recipe: Recipe, world_size: int) -> Iterator[tuple[str, object, str]]:
     """(DeepSpeed key, value, where the recipe says so)."""
-    batch = config.batch
+    batch = recipe.batch
     images, slots = batch.images_per_slot, batch.slots
     yield "train_micro_batch_size_per_gpu", images, f"batch.images_per_slot {images}"
     yield "train_batch_size", images * slots, f"batch.slots {slots} x images_per_slot {images}"
     accumulation = slots // world_size
     shared = f"batch.slots {slots} on {world_size} ranks"
     yield "gradient_accumulation_steps", accumulation, shared
-    clips = f"optimizer.clip_backbone {config.optimizer.clip_backbone:g} and clip_heads"
+    clips = f"optimizer.clip_backbone {recipe.optimizer.clip_backbone:g} and clip_heads"
     yield "gradient_clipping", 0.0, f"{clips} (each module is clipped on its own)"
     for kind in ("bf16", "fp16"):
-        yield f"{kind}.enabled", config.precision == kind, f"precision {config.precision}"
+        yield f"{kind}.enabled", recipe.precision == kind, f"precision {recipe.precision}"
     yield "zero_allow_untested_optimizer", True, "the optimizer, which is not one of DeepSpeed's"
-    yield "steps_per_print", FEW_PRINTS, f"log_every {config.log_every}"
+    yield "steps_per_print", FEW_PRINTS, f"log_every {recipe.log_every}"
 
 
 def _set(merged: dict[str, Any], path: str, value: object, owner: str, source: str) -> None:
@@ -128,14 +128,14 @@ def _check_features(file: dict[str, Any], zero: dict[str, Any], source: str) -> 
 
 
 def _check_stage(
-    config: Config, file: dict[str, Any], stage: int, world_size: int, source: str
+    recipe: Recipe, file: dict[str, Any], stage: int, world_size: int, source: str
 ) -> None:
-    if stage == 0 and (world_size > 1 or config.precision != "fp32"):
+    if stage == 0 and (world_size > 1 or recipe.precision != "fp32"):
         raise UsageError(
             f"{source}: ZeRO stage 0 is for one process in fp32, and this run has {world_size}"
-            f" with precision {config.precision}: use --deepspeed_config ds_configs/zero1.json"
+            f" with precision {recipe.precision}: use --deepspeed_config ds_configs/zero1.json"
         )
-    if config.precision != "bf16" or stage != 1:
+    if recipe.precision != "bf16" or stage != 1:
         return
     sums = file.get("data_types", {}).get("grad_accum_dtype")
     if sums == "fp32":
@@ -143,9 +143,9 @@ def _check_stage(
             f"{source}: data_types.grad_accum_dtype fp32 with ZeRO stage 1 and precision bf16"
             " selects another DeepSpeed optimizer, which is not supported: use stage 2 or 3"
         )
-    if config.batch.slots > world_size and sums != "bf16":
+    if recipe.batch.slots > world_size and sums != "bf16":
         raise UsageError(
-            f"{source}: ZeRO stage 1 would add up the {config.batch.slots // world_size} slots of"
+            f"{source}: ZeRO stage 1 would add up the {recipe.batch.slots // world_size} slots of"
             " each rank in bf16: use ds_configs/zero2.json (fp32 sums), or say in this file that"
             ' bf16 sums are wanted: "data_types": {"grad_accum_dtype": "bf16"}'
         )

@@ -1,48 +1,27 @@
-"""From a YAML file and overrides to a checked Config, and the numbers that follow from it.
+"""From a YAML file and overrides to a checked Recipe.
 
-The tree itself is in recipe.py; every mistake of the user is found here, before anything starts.
+The tree itself is in tree.py; every mistake of the user is found here, before anything starts.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from poa_ds.recipe.checks import check, check_places, check_precision, check_world
-from poa_ds.recipe.derived import Derived, derived, describe, schedules, space
-from poa_ds.recipe.ds_json import deepspeed_json, read_json
-from poa_ds.recipe.tree import Config
+from poa_ds.recipe.checks import check
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
 from poa_ds.system.typed_yaml import build, dump, override, parse, plain
 
-__all__ = [
-    "Config",
-    "Derived",
-    "changes",
-    "check",
-    "check_places",
-    "check_precision",
-    "check_world",
-    "deepspeed_json",
-    "derived",
-    "describe",
-    "from_dict",
-    "load",
-    "read_json",
-    "schedules",
-    "space",
-    "to_yaml",
-]
+
+def from_dict(tree: Mapping[str, Any]) -> Recipe:
+    """The checked Recipe of nested mappings; missing keys take the defaults of tree.py."""
+    found = build(Recipe(), tree)
+    check(found)
+    return found
 
 
-def from_dict(tree: Mapping[str, Any]) -> Config:
-    """The checked Config of nested mappings; missing keys take the defaults of recipe.py."""
-    config = build(Config(), tree)
-    check(config)
-    return config
-
-
-def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The checked Config of a YAML file with `a.b=c` overrides on top, the last one winning.
+def recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """The checked Recipe of a YAML file with `a.b=c` overrides on top, the last one winning.
 
     None: of the defaults alone.
     """
@@ -54,13 +33,13 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(tree, dict):
         raise UsageError(f"recipe {path}: expected `key: value` lines, found {type(tree).__name__}")
     for assignment in overrides:
-        tree = override(tree, assignment, Config)
+        tree = override(tree, assignment, Recipe)
     return from_dict(tree)
 
 
-def changes(before: str, config: Config) -> list[str]:
+def changes(before: str, recipe: Recipe) -> list[str]:
     """What differs from an earlier recipe (its `to_yaml` text), one "key: old -> new" each."""
-    old, new = _flat(parse(before, source="the earlier recipe") or {}), _flat(plain(config))
+    old, new = _flat(parse(before, source="the earlier recipe") or {}), _flat(plain(recipe))
     return [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
         for key in sorted(old.keys() | new.keys())
@@ -76,6 +55,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def to_yaml(config: Config) -> str:
-    """The whole Config as YAML: `load` of this text gives the same Config."""
-    return dump(config)
+def to_yaml(recipe: Recipe) -> str:
+    """The whole Recipe as YAML: `recipe` of this text gives the same Recipe."""
+    return dump(recipe)

@@ -245,7 +245,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Config:
+class Recipe:
     """A whole run. max_bad_steps: so many non-finite steps in a row stop it; log_every: steps.
 
     kernels: what the operators run; compile: torch.compile for the plain functions among them.

@@ -14,9 +14,9 @@ from poa_ds.evaluate import knn as evaluate
 from poa_ds.evaluate import results
 from poa_ds.evaluate.knn_protocol import Comparison
 from poa_ds.model.build import backbone
-from poa_ds.recipe import load as recipes
+from poa_ds.recipe import derived
 from poa_ds.recipe.derived import Derived
-from poa_ds.recipe.load import Config
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system import dist
 from poa_ds.system.progress import progress
 from poa_ds.track.metrics_file import Floors
@@ -35,26 +35,26 @@ class Curves:
 
     def __init__(
         self,
-        config: Config,
+        recipe: Recipe,
         engine: Engine,
         tracker: Tracker,
         *,
         first_step: int | None,
         between_batches: Callable[[], None],
     ) -> None:
-        self.config, self.engine, self.tracker = config, engine, tracker
+        self.recipe, self.engine, self.tracker = recipe, engine, tracker
         self.between_batches, self.resumed = between_batches, first_step is not None
-        self.output = Path(config.output_dir)
-        self.subnets = recipes.space(config).select(config.evaluation.sizes)
+        self.output = Path(recipe.output_dir)
+        self.subnets = derived.space(recipe).select(recipe.evaluation.sizes)
         self.path = self.output / results.NAME
         if dist.is_main():
             results.keep_through(self.path, -1 if first_step is None else first_step)
         dist.barrier()
         self.rows = results.read(self.path)
-        if config.evaluation.queries:
-            self.queries = open_folder(config.evaluation.queries, config.data)
-            self.bank = open_folder(config.evaluation.bank or config.data.train, config.data)
-            Comparison.of(self.bank, self.queries, config.evaluation)  # mistakes show now
+        if recipe.evaluation.queries:
+            self.queries = open_folder(recipe.evaluation.queries, recipe.data)
+            self.bank = open_folder(recipe.evaluation.bank or recipe.data.train, recipe.data)
+            Comparison.of(self.bank, self.queries, recipe.evaluation)  # mistakes show now
 
     def due(self, step: int, numbers: Derived) -> bool:
         """Whether this step ends with an evaluation; the last one always does."""
@@ -63,9 +63,9 @@ class Curves:
 
     def owes(self, step: int, numbers: Derived) -> bool:
         """Whether the evaluation after this step is missing: a run may have been stopped in it."""
-        if not (self.due(step, numbers) if step else self.config.evaluation.at_start):
+        if not (self.due(step, numbers) if step else self.recipe.evaluation.at_start):
             return False
-        if self.config.evaluation.queries:
+        if self.recipe.evaluation.queries:
             there = any(row.step == step for row in self.rows)
         else:
             there = self.resumed and snapshot.place(self.output, step).exists()
@@ -75,12 +75,12 @@ class Curves:
         """Keep the teacher of this step, and measure the sizes that the recipe names."""
         tensors = self.engine.teacher.consolidated()
         if dist.is_main():
-            snapshot.publish(self.output, tensors, self.config, step)
-        if not self.config.evaluation.queries:
+            snapshot.publish(self.output, tensors, self.recipe, step)
+        if not self.recipe.evaluation.queries:
             return
         start, device = time.perf_counter(), self.engine.device
-        settings = evaluate.of_recipe(self.config, device)
-        model = backbone(self.config)
+        settings = evaluate.of_recipe(self.recipe, device)
+        model = backbone(self.recipe)
         model.load_state_dict(
             {n.removeprefix(BACKBONE): t for n, t in tensors.items() if n.startswith(BACKBONE)}
         )
@@ -89,7 +89,7 @@ class Curves:
             self.subnets,
             self.bank,
             self.queries,
-            self.config.evaluation,
+            self.recipe.evaluation,
             device=device,
             progress=self._batches,
             **settings,
@@ -98,7 +98,7 @@ class Curves:
         row = results.Evaluation.of(
             step,
             evaluate.protocol(
-                self.bank, self.queries, self.config.evaluation, precision=settings["precision"]
+                self.bank, self.queries, self.recipe.evaluation, precision=settings["precision"]
             ),
             measured,
             raw_pixels=pixels,
@@ -113,16 +113,16 @@ class Curves:
         """(raw pixels, random weights): the sizes at step 0 are the second."""
         if self.rows:
             first = self.rows[0]
-            space = recipes.space(self.config)
+            space = derived.space(self.recipe)
             return dict(first.raw_pixels), {
                 space.parse(name): values for name, values in first.random_weights.items()
             }
         pixels = evaluate.raw_pixel_floor(
             self.bank,
             self.queries,
-            self.config.evaluation,
+            self.recipe.evaluation,
             device=self.engine.device,
-            workers=self.config.data.workers,
+            workers=self.recipe.data.workers,
             progress=self._batches,
         )
         return pixels, measured if step == 0 else {}
@@ -139,7 +139,7 @@ class Curves:
             self.between_batches()
 
     def _tell(self, step: int, row: results.Evaluation, measured: dict, seconds: float) -> None:
-        k = self.config.evaluation.report_k
+        k = self.recipe.evaluation.report_k
         ks = [x for x in next(iter(measured.values())) if x <= k]
         k = max(ks) if ks else min(next(iter(measured.values())))
         random = {

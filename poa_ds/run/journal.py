@@ -9,9 +9,9 @@ from tqdm import tqdm
 from poa_ds.checkpoint.state import RunState
 from poa_ds.engine.engine import Engine
 from poa_ds.methods.health import Alarms
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import derived
 from poa_ds.recipe.schedules import StepValues
+from poa_ds.recipe.tree import Recipe
 from poa_ds.run.clock import Clock
 from poa_ds.run.step import StepResult
 from poa_ds.system import dist
@@ -24,7 +24,7 @@ class Journal:
 
     def __init__(
         self,
-        config: Config,
+        recipe: Recipe,
         engine: Engine,
         tracker: Tracker | None,
         *,
@@ -32,8 +32,8 @@ class Journal:
         earlier: Iterable[Row] = (),
     ) -> None:
         """earlier: the rows of a run that goes on; what was said of them is not said again."""
-        self._config, self._engine, self._tracker = config, engine, tracker
-        self._space = recipes.space(config)
+        self._recipe, self._engine, self._tracker = recipe, engine, tracker
+        self._space = derived.space(recipe)
         self._alarms = Alarms(warmup_steps=warmup_steps)
         for row in earlier:
             if "loss/total" in row:
@@ -44,7 +44,7 @@ class Journal:
     ) -> None:
         """The row of the step that is done."""
         row = self._row(state, result, values, clock)
-        warning = clock.warning(row, self._config.data.workers)
+        warning = clock.warning(row, self._recipe.data.workers)
         own, alarms = self._alarms.judge(state.step, row)
         row |= own
         if not dist.is_main():
@@ -75,7 +75,7 @@ class Journal:
             "schedule/teacher_temperature": values.teacher_temperature,
             "size/width": result.sizes[0].width,
             "size/depth": sum(result.sizes[0].stages),
-            "size/mean_cost": cost / self._config.batch.slots,
+            "size/mean_cost": cost / self._recipe.batch.slots,
             "skipped_total": float(state.skipped),
             **clock.take(),
         }

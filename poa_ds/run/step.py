@@ -19,31 +19,31 @@ from poa_ds.model import build as backbones
 from poa_ds.model.heads import HeadBank
 from poa_ds.model.shape import shape
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import derived
 from poa_ds.recipe.schedules import StepValues
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system import dist
 
 
-def student_and_teacher(config: Config) -> Poa:
+def student_and_teacher(recipe: Recipe) -> Poa:
     """The two networks of a recipe, with the same weights, which follow from its seed alone."""
 
     def heads() -> HeadBank:
-        recipe = config.heads
+        options = recipe.heads
         return HeadBank(
-            shape(config).features(recipes.space(config).intact),
-            recipe.prototypes,
-            hidden=recipe.hidden,
-            bottleneck=recipe.bottleneck,
-            layers=recipe.layers,
-            init=recipe.init,
+            shape(recipe).features(derived.space(recipe).intact),
+            options.prototypes,
+            hidden=options.hidden,
+            bottleneck=options.bottleneck,
+            layers=options.layers,
+            init=options.init,
         )
 
     def branch() -> Branch:
-        own = heads() if config.heads.separate_ibot else None
-        return Branch(backbones.backbone(config), heads(), own)
+        own = heads() if recipe.heads.separate_ibot else None
+        return Branch(backbones.backbone(recipe), heads(), own)
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(recipe.seed)
     return Poa(branch(), branch())
 
 
@@ -74,10 +74,10 @@ class StepResult:
 class Stepper:
     """Trains on batches. centers: the running centres of softmax targets, empty with Sinkhorn."""
 
-    def __init__(self, config: Config, engine: Engine) -> None:
-        self.config, self.engine = config, engine
-        self.space = recipes.space(config)
-        self.photometric = photometric_spec(config)
+    def __init__(self, recipe: Recipe, engine: Engine) -> None:
+        self.recipe, self.engine = recipe, engine
+        self.space = derived.space(recipe)
+        self.photometric = photometric_spec(recipe)
         self.centers: dict[str, Tensor] = {}
 
     def step(
@@ -93,7 +93,7 @@ class Stepper:
         stop: whether this rank asks all to stop, looked up as late as possible. examine: with
         figures of the teacher's health.
         """
-        engine, ibot = self.engine, values.ibot_active and self.config.objective.ibot > 0
+        engine, ibot = self.engine, values.ibot_active and self.recipe.objective.ibot > 0
         batches = [b.to(engine.device).augmented(self.photometric) for b in batches]
         projections = [
             engine.forward(
@@ -122,7 +122,7 @@ class Stepper:
 
     def details(self, step: int) -> str:
         """What this rank trains in that step, for messages of faults."""
-        batch = self.config.batch
+        batch = self.recipe.batch
         own = batch.slots // dist.world_size()
         slots = range(dist.rank() * own, (dist.rank() + 1) * own)
         sizes = ", ".join(str(self.draw(step, slot)) for slot in slots)
@@ -136,7 +136,7 @@ class Stepper:
         temperature: float,
         centers: dict[str, Tensor],
     ) -> list[Assignments]:
-        objective = self.config.objective
+        objective = self.recipe.objective
         if objective.centering == "softmax":
             return branches.center(projections, temperature, centers)
         iterations = objective.sinkhorn_iterations
@@ -144,23 +144,23 @@ class Stepper:
 
     def draw(self, step: int, slot: int) -> Subnet:
         """The elastic size that a slot trains in a step."""
-        config = self.config
+        recipe = self.recipe
         return self.space.draw(
             step,
             slot,
-            seed=config.seed,
-            slots=config.batch.slots,
-            policy=config.draws,
+            seed=recipe.seed,
+            slots=recipe.batch.slots,
+            policy=recipe.draws,
         )
 
     def _learn(
         self, batch: Batch, assignments: Assignments, elastic: Subnet, *, ibot: bool
     ) -> dict[str, Tensor]:
         """Forward and backward of both students on one slot; the detached terms and total."""
-        config, subnets = self.config, (self.space.intact, elastic)
-        objective = config.objective
+        recipe, subnets = self.recipe, (self.space.intact, elastic)
+        objective = recipe.objective
         # of the step and slot alone: any rank that gets this slot keeps the same sequences
-        rng = keyed(DROP_PATH, config.seed, batch.step, batch.slot)
+        rng = keyed(DROP_PATH, recipe.seed, batch.step, batch.slot)
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         terms: list[LossTerms] = []
 
@@ -170,7 +170,7 @@ class Stepper:
             kept = backbone.draw_kept(
                 backbone.packing(crops),
                 subnets,
-                config.backbone.drop_path,
+                recipe.backbone.drop_path,
                 generator,
                 self.engine.device,
             )

@@ -20,9 +20,9 @@ from poa_ds.data.loader import train_batches
 from poa_ds.data.places import open_training, order_name
 from poa_ds.engine import engine
 from poa_ds.engine.engine import Engine
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import checks, derived, ds_json, load
 from poa_ds.recipe.schedules import StepValues
+from poa_ds.recipe.tree import Recipe
 from poa_ds.run import bad_samples, environment, step
 from poa_ds.run import exit_status as ended
 from poa_ds.run.clock import Clock
@@ -46,30 +46,30 @@ class Training:
     """One process's part of a run; a context that closes tracking and the process group."""
 
     def __init__(
-        self, config: Config, ds_file: dict, *, source: str, dry_run: bool, watchdog: Watchdog
+        self, recipe: Recipe, ds_file: dict, *, source: str, dry_run: bool, watchdog: Watchdog
     ) -> None:
-        self.config, self.dry_run = config, dry_run
+        self.recipe, self.dry_run = recipe, dry_run
         self.watchdog, self.requests = watchdog, watchdog.requests
-        self.folder = open_training(config.data)
-        self.data_hash = order_name(self.folder, config.data.block_shards)
-        images = config.batch.slots * config.batch.images_per_slot
+        self.folder = open_training(recipe.data)
+        self.data_hash = order_name(self.folder, recipe.data.block_shards)
+        images = recipe.batch.slots * recipe.batch.images_per_slot
         if images > len(self.folder):
             raise UserError(
                 f"a step has {images:,} images (batch.slots x images_per_slot), {self.folder.path}"
                 f" only {len(self.folder):,}: an image would meet itself; use smaller batches"
             )
         device = engine.pick_device()
-        recipes.check_precision(config, device)
-        self.operators = _select_kernels(config, device)
+        checks.check_precision(recipe, device)
+        self.operators = _select_kernels(recipe, device)
         engine.start_processes(device)
         environment.say_differences()
-        ds_config = recipes.deepspeed_json(config, ds_file, dist.world_size(), source=source)
-        self.numbers = recipes.derived(config, len(self.folder))
-        self.schedules = recipes.schedules(config, len(self.folder))
-        self.output = Path(config.output_dir)
+        ds_config = ds_json.resolved(recipe, ds_file, dist.world_size(), source=source)
+        self.numbers = derived.of(recipe, len(self.folder))
+        self.schedules = derived.schedules(recipe, len(self.folder))
+        self.output = Path(recipe.output_dir)
         self.bad_samples = self.output / bad_samples.NAME
-        self.engine = Engine(step.student_and_teacher(config), config.optimizer, ds_config)
-        self.stepper = Stepper(config, self.engine)
+        self.engine = Engine(step.student_and_teacher(recipe), recipe.optimizer, ds_config)
+        self.stepper = Stepper(recipe, self.engine)
         self._announce(ds_config)
         self.state = RunState(data_hash=self.data_hash)
         self.resumed = not dry_run and self._resume()
@@ -85,14 +85,14 @@ class Training:
         """All steps that are left; the exit status, STOPPED where all ranks agreed to stop."""
         state, numbers = self.state, self.numbers
         last = DRY_STEPS if self.dry_run else numbers.steps
-        clock = Clock(self.config.batch.slots * self.config.batch.images_per_slot)
+        clock = Clock(self.recipe.batch.slots * self.recipe.batch.images_per_slot)
         batches, journal = self._slots(), self._journal()
         stopped = self._evaluate(self.curves is not None and self.curves.owes(state.step, numbers))
         with self._bar(last) as bar:
             while state.step < last and not stopped:
                 if self.requests.interrupted:
                     raise KeyboardInterrupt
-                logs = (state.step + 1) % self.config.log_every == 0 or state.step + 1 == last
+                logs = (state.step + 1) % self.recipe.log_every == 0 or state.step + 1 == last
                 result, values, slots = self._step(batches, clock, examine=logs)
                 state.step += 1
                 state.samples_seen += numbers.images_per_step
@@ -176,15 +176,15 @@ class Training:
         """The batches of this rank's slots, step by step, augmented on the device later."""
         world = dist.world_size()
         batches = train_batches(
-            self.config,
+            self.recipe,
             self.folder,
             rank=dist.rank(),
             world=world,
             first_step=self.state.step,
-            workers=self.config.data.workers,
+            workers=self.recipe.data.workers,
         )
         while True:
-            yield [next(batches) for _ in range(self.config.batch.slots // world)]
+            yield [next(batches) for _ in range(self.recipe.batch.slots // world)]
 
     def _announce(self, ds_config: dict) -> None:
         if not dist.is_main():
@@ -192,7 +192,7 @@ class Training:
         poa, space = self.engine.deepspeed.module, self.stepper.space
         count = poa.student.backbone.parameter_count
         stage = ds_config.get("zero_optimization", {}).get("stage", 0)
-        print(recipes.describe(self.config, len(self.folder)))
+        print(derived.describe(self.recipe, len(self.folder)))
         print(
             f"parameters     {count(space.smallest) / 1e6:,.2f} M ({space.smallest}) to "
             f"{count(space.intact) / 1e6:,.2f} M ({space.intact})\n"
@@ -205,7 +205,7 @@ class Training:
         """Write what this run is into its folder."""
         try:
             self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / "config.yaml").write_text(recipes.to_yaml(self.config))
+            (self.output / "config.yaml").write_text(load.to_yaml(self.recipe))
             (self.output / "deepspeed.json").write_text(json.dumps(ds_config, indent=1) + "\n")
             derived = json.dumps(asdict(self.numbers), indent=1)
             (self.output / "derived.json").write_text(derived + "\n")
@@ -232,14 +232,14 @@ class Training:
             )
         if dist.is_main():
             print(f"continues at step {self.state.step:,} from {found}", flush=True)
-            for change in recipes.changes(read_manifest(found)["recipe"], self.config):
+            for change in load.changes(read_manifest(found)["recipe"], self.recipe):
                 print(f"  the recipe has changed: {change}", flush=True)
-            if self.config.data.mode == "stream":
+            if self.recipe.data.mode == "stream":
                 print("data.mode stream: with other images than without the interruption")
         return True
 
     def _saver(self) -> Saver:
-        settings = self.config.checkpoint
+        settings = self.recipe.checkpoint
         return Saver(
             self.output / "checkpoints",
             keep_last=settings.keep_last,
@@ -255,7 +255,7 @@ class Training:
         sizes = self.stepper.space.subnets()
         count = self.engine.deepspeed.module.student.backbone.parameter_count
         return Tracker.start(
-            self.config,
+            self.recipe,
             output_dir=self.output,
             is_main=dist.is_main(),
             resumed_ids=self.state.tracking if self.resumed else None,
@@ -267,7 +267,7 @@ class Training:
     def _curves(self) -> Curves:
         assert self.tracker
         return Curves(
-            self.config,
+            self.recipe,
             self.engine,
             self.tracker,
             first_step=self.state.step if self.resumed else None,
@@ -278,7 +278,7 @@ class Training:
         """A journal that knows the rows before this run's first step."""
         known = self.resumed and dist.is_main()
         return Journal(
-            self.config,
+            self.recipe,
             self.engine,
             self.tracker,
             warmup_steps=self.numbers.warmup_steps,
@@ -295,7 +295,7 @@ class Training:
             self.state.bad_steps = 0
             return
         self.state.bad_steps += 1
-        if self.state.bad_steps < self.config.max_bad_steps:
+        if self.state.bad_steps < self.recipe.max_bad_steps:
             return
         path = self.output / f"bad_step{self.state.step:08d}_rank{dist.rank():05d}.json"
         record = {
@@ -321,7 +321,7 @@ class Training:
             self.engine,
             self.state,
             extra=self.stepper.centers,
-            recipe=recipes.to_yaml(self.config),
+            recipe=load.to_yaml(self.recipe),
             copied=self.saver.background,
         )
         self.saver.begin(taken)
@@ -351,9 +351,9 @@ class Training:
             torch.distributed.destroy_process_group()
 
 
-def _select_kernels(config: Config, device: str) -> str:
+def _select_kernels(recipe: Recipe, device: str) -> str:
     """Sets what the operators of this process run; a sentence about it."""
     try:
-        return dispatch.select(config.kernels, device, compiled=config.compile)
+        return dispatch.select(recipe.kernels, device, compiled=recipe.compile)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from poa_ds.model.space import Subnet
-from poa_ds.recipe.load import Config
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.typed_yaml import plain
 from poa_ds.track import metrics_file
 from poa_ds.track import mlflow_ids as run_ids
@@ -49,7 +49,7 @@ os.register_at_fork(
 
 
 def open_store(
-    config: Config,
+    recipe: Recipe,
     folder: Path,
     ids: dict[str, Any],
     sizes: Mapping[Subnet, int | None],
@@ -68,9 +68,9 @@ def open_store(
     # what goes wrong is raised, and said in one line; they would print tracebacks and retries
     for name in ("mlflow", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    uri = uri or config.mlflow.uri
+    uri = uri or recipe.mlflow.uri
     client = MlflowClient(uri or f"sqlite:///{folder}/mlflow.db")
-    return MlflowStore(client, entities, config, folder, uri=uri, ids=ids, sizes=sizes, mode=mode)
+    return MlflowStore(client, entities, recipe, folder, uri=uri, ids=ids, sizes=sizes, mode=mode)
 
 
 class MlflowStore:
@@ -80,7 +80,7 @@ class MlflowStore:
         self,
         client: Any,
         entities: Any,
-        config: Config,
+        recipe: Recipe,
         folder: Path,
         *,
         uri: str,
@@ -93,7 +93,7 @@ class MlflowStore:
         client, entities: an mlflow.MlflowClient and mlflow.entities. sizes: with their parameters.
         """
         self._client, self._entities = client, entities
-        self._config, self._folder, self._uri, self._ids = config, folder, uri, ids
+        self._recipe, self._folder, self._uri, self._ids = recipe, folder, uri, ids
         self._sizes = {size.label: (size, parameters) for size, parameters in sizes.items()}
         self._knowledge = AllSteps if mode == "sync" else LastSteps
         self._known: dict[str, Known] = {}
@@ -101,11 +101,11 @@ class MlflowStore:
         self.experiment = self._experiment_id()
         run = self._find()
         if run is None:
-            run = self._create(config.mlflow.run_name or folder.name, {RUN_TAG: ids["key"]})
+            run = self._create(recipe.mlflow.run_name or folder.name, {RUN_TAG: ids["key"]})
         self.experiment = run.info.experiment_id
         ids |= {"run": run.info.run_id, "children": ids.get("children", {})}
         self._remember(run)
-        params = _flat(plain(config))
+        params = _flat(plain(recipe))
         if mode == "resume" and run.data.params:
             self._resume(run, params)
         self._log_params(run, params)
@@ -196,7 +196,7 @@ class MlflowStore:
                 self._client.set_terminated(run, status, end and round(1000 * end))
 
     def _experiment_id(self) -> str:
-        name, uri = self._config.mlflow.experiment, self._uri
+        name, uri = self._recipe.mlflow.experiment, self._uri
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
@@ -281,7 +281,7 @@ class MlflowStore:
             self._client.log_batch(run.info.run_id, params=items[start : start + MOST_PARAMS])
 
     def _keep_ids(self) -> None:
-        if self._uri == self._config.mlflow.uri:  # those of another store are found by their key
+        if self._uri == self._recipe.mlflow.uri:  # those of another store are found by their key
             run_ids.keep(self._folder, self._ids)
 
 

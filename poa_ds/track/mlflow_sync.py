@@ -15,8 +15,8 @@ from typing import Any
 
 from poa_ds.evaluate import results
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import derived, load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from poa_ds.system.progress import progress
 from poa_ds.track import metrics_file, mlflow_store
@@ -55,20 +55,20 @@ class Added:
 def run(args: argparse.Namespace) -> int:
     """Fill the store; the exit status."""
     folder = args.folder.resolve()
-    config, rows = _recipe(args.folder), _rows(args.folder)
+    recipe, rows = _recipe(args.folder), _rows(args.folder)
     for name, value in mlflow_store.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    uri = args.uri or config.mlflow.uri
+    uri = args.uri or recipe.mlflow.uri
     place = uri or f"sqlite:///{folder}/mlflow.db"
     ids = run_ids.known(folder, {})
     if not (folder / run_ids.IDS).exists():  # a training that goes on writes it too
         run_ids.keep(folder, ids)
-    if uri != config.mlflow.uri:
+    if uri != recipe.mlflow.uri:
         ids = {"key": ids["key"]}
     print(f"{args.folder}: {len(rows):,} rows into {place}", flush=True)
     try:
-        store = mlflow_store.open_store(config, folder, ids, _sizes(config), uri=uri, mode="sync")
-        added = _fill(store, config, args.folder, rows)
+        store = mlflow_store.open_store(recipe, folder, ids, _sizes(recipe), uri=uri, mode="sync")
+        added = _fill(store, recipe, args.folder, rows)
         if _is_complete(folder, rows):
             store.close("FINISHED", rows[-1]["time"])
     except UserError:
@@ -81,18 +81,18 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"MLflow at {place} failed ({again}): {cause}") from error
     children = len(ids["children"])
     print(
-        f"added {added}; run {ids['run']} and {children} runs of sizes, {config.mlflow.experiment}"
+        f"added {added}; run {ids['run']} and {children} runs of sizes, {recipe.mlflow.experiment}"
     )
     return 0
 
 
-def _fill(store: MlflowStore, config: Config, folder: Path, rows: list[metrics_file.Row]) -> Added:
+def _fill(store: MlflowStore, recipe: Recipe, folder: Path, rows: list[metrics_file.Row]) -> Added:
     added, evaluations = Added(), results.read(folder / results.NAME)
     parts = ceil(len(rows) / mlflow_store.ROWS_AT_A_TIME)
     added.points = sum(progress(store.fill(), total=parts, label="metrics", unit="parts"))
     maps = list(_evaluations(rows))
     for step, top1 in progress(maps, total=len(maps), label="pictures", unit="pictures"):
-        added.pictures += tracking.draw(store, step, top1, config.evaluation.report_k)
+        added.pictures += tracking.draw(store, step, top1, recipe.evaluation.report_k)
     count = len(evaluations)
     for evaluation in progress(evaluations, total=count, label="tables", unit="tables"):
         added.tables += store.table(evaluation.step, results.table(evaluation))
@@ -112,11 +112,11 @@ def _evaluations(rows: list[metrics_file.Row]) -> Iterator[tuple[int, dict[Subne
             yield row["step"], {size: points[0][1] for size, points in curves.items()}
 
 
-def _recipe(folder: Path) -> Config:
+def _recipe(folder: Path) -> Recipe:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{path} is absent: {folder} is no output directory of a run")
-    return recipes.load(path)
+    return load.recipe(path)
 
 
 def _rows(folder: Path) -> list[metrics_file.Row]:
@@ -129,15 +129,15 @@ def _rows(folder: Path) -> list[metrics_file.Row]:
     return rows
 
 
-def _sizes(config: Config) -> dict[Subnet, int]:
+def _sizes(recipe: Recipe) -> dict[Subnet, int]:
     """Every size with its parameters."""
     import torch  # seconds; `--help` does without
 
     from poa_ds.model.build import backbone
 
     with torch.device("meta"):
-        model = backbone(config)
-    return {size: model.parameter_count(size) for size in recipes.space(config).subnets()}
+        model = backbone(recipe)
+    return {size: model.parameter_count(size) for size in derived.space(recipe).subnets()}
 
 
 def _is_complete(folder: Path, rows: list[Any]) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from poa_ds.model.space import Subnet
-from poa_ds.recipe.load import Config
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.background import Background
 from poa_ds.system.errors import UserError
 from poa_ds.track import metrics_file
@@ -40,7 +40,7 @@ class Tracker:
     @classmethod
     def start(
         cls,
-        config: Config,
+        recipe: Recipe,
         *,
         output_dir: Path,
         is_main: bool,
@@ -56,33 +56,33 @@ class Tracker:
         numbers of parameters where known. UserError: output_dir cannot be written.
         """
         if not is_main:
-            return cls(None, None, config.evaluation.report_k)
+            return cls(None, None, recipe.evaluation.report_k)
         resumed = resumed_ids is not None
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
             path = output_dir / metrics_file.NAME
             metrics = MetricsFile(path, keep_through=first_step if resumed else None)
-            ids = {} if config.tracking == "none" else run_ids.known(output_dir, resumed_ids)
+            ids = {} if recipe.tracking == "none" else run_ids.known(output_dir, resumed_ids)
             if ids:
                 run_ids.keep(output_dir, ids)
         except OSError as error:
             raise UserError(f"output_dir {output_dir} cannot be written: {error}") from error
-        tracker = cls(metrics, None, config.evaluation.report_k)
+        tracker = cls(metrics, None, recipe.evaluation.report_k)
         tracker._folder, tracker._ids = output_dir, ids
         tracker._nonfinite.update(_nonfinite_counts(read_rows(path)))
         if ids:
             known = {subnet: (parameters or {}).get(subnet) for subnet in sizes}
-            tracker._track(config, known, resumed=resumed)
+            tracker._track(recipe, known, resumed=resumed)
         return tracker
 
-    def _track(self, config: Config, sizes: Mapping[Subnet, int | None], *, resumed: bool) -> None:
+    def _track(self, recipe: Recipe, sizes: Mapping[Subnet, int | None], *, resumed: bool) -> None:
         """Start the thread that talks to MLflow."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         folder, mode = self._folder.resolve(), "resume" if resumed else "new"
         self._background = Background(
             "MLflow",
-            lambda: open_store(config, folder, self._ids, sizes, mode=mode),
+            lambda: open_store(recipe, folder, self._ids, sizes, mode=mode),
             is_final=_is_final,
             advice=f"training goes on, every metric is in {self._folder / metrics_file.NAME}",
         )

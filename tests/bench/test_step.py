@@ -25,7 +25,7 @@ from poa_ds.cli import main
 from poa_ds.data.store.order import DROP_PATH, keyed
 from poa_ds.methods import poa as branches
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import load as recipes
+from poa_ds.recipe import ds_json, load
 from poa_ds.run import step
 from poa_ds.system.errors import UsageError, UserError
 
@@ -61,31 +61,31 @@ def job(changes: dict | None = None, **fields: object) -> Job:
     tree = copy.deepcopy(TINY)
     for section, values in (changes or {}).items():
         tree.setdefault(section, {}).update(values)
-    config = recipes.from_dict(tree)
-    made = Job(config, recipes.deepspeed_json(config, {}, 1), None, "cpu")
+    recipe = load.from_dict(tree)
+    made = Job(recipe, ds_json.resolved(recipe, {}, 1), None, "cpu")
     return dataclasses.replace(made, **fields)
 
 
 def ours(work: Job) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of one step by branches.py, without an engine."""
-    config, space, values = work.config, work.space, work.values()
-    poa, batches = step.student_and_teacher(config), work.batches(0)
+    recipe, space, values = work.recipe, work.space, work.values()
+    poa, batches = step.student_and_teacher(recipe), work.batches(0)
     slots = [branches.teach(poa.teacher, b, space.intact, ibot=values.ibot_active) for b in batches]
     losses = []
     for batch, targets in zip(
         batches, branches.balance(slots, values.teacher_temperature), strict=True
     ):
-        draw = space.draw(0, batch.slot, seed=0, slots=len(batches), policy=config.draws)
-        rng = keyed(DROP_PATH, config.seed, 0, batch.slot)
+        draw = space.draw(0, batch.slot, seed=0, slots=len(batches), policy=recipe.draws)
+        rng = keyed(DROP_PATH, recipe.seed, 0, batch.slot)
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         backbone, crops = poa.student.backbone, [batch.global_crops, batch.local_crops]
         packing = backbone.packing([c for c in crops if len(c)])
-        rate, subnets = config.backbone.drop_path, (space.intact, draw)
+        rate, subnets = recipe.backbone.drop_path, (space.intact, draw)
         kept = backbone.draw_kept(packing, subnets, rate, generator, "cpu")
         terms = branches.poa_terms(
             poa.student, batch, targets, subnets, ibot=values.ibot_active, kept=kept
         )
-        weights = config.objective
+        weights = recipe.objective
         losses.append(terms.total(intact_weight=weights.intact_weight, ibot=weights.ibot))
     total = torch.stack(losses).mean()
     total.backward()
@@ -93,8 +93,8 @@ def ours(work: Job) -> tuple[float, dict[str, Tensor]]:
 
 
 def plain(work: Job) -> tuple[float, dict[str, Tensor]]:
-    weights = step.student_and_teacher(work.config).student.state_dict()
-    passes = ThreePasses(work.config, work.space, weights, "cpu")
+    weights = step.student_and_teacher(work.recipe).student.state_dict()
+    passes = ThreePasses(work.recipe, work.space, weights, "cpu")
     loss = passes.backward(work.batches(0), work.values())
     return loss.item(), {n: p.grad for n, p in passes.student.named_parameters()}
 
@@ -136,7 +136,7 @@ OTHERS = {
 def test_the_other_backbones_one_pass_at_a_time_give_the_same_loss_and_gradients(kind: str) -> None:
     work = job()
     tree = copy.deepcopy(TINY) | {"backbone": {"name": kind} | OTHERS[kind]}
-    work = dataclasses.replace(work, config=recipes.from_dict(tree))
+    work = dataclasses.replace(work, recipe=load.from_dict(tree))
     (loss, gradients), (plain_loss, plain_gradients) = ours(work), plain(work)
     assert abs(loss / plain_loss - 1) < 1e-6
     assert gradients.keys() == plain_gradients.keys()

@@ -80,8 +80,8 @@ def test_the_teacher_of_a_checkpoint_is_one_that_the_other_commands_read(tmp_pat
     folder, taken = of_recipe(tmp_path / "checkpoints", 5)
     out = tmp_path / "teacher"
     assert cli.main(["checkpoint", "convert", str(folder), str(out), "--teacher"]) == 0
-    model, config, step = load_teacher(out)
-    assert step == 5 and config.backbone.width.max == 48
+    model, recipe, step = load_teacher(out)
+    assert step == 5 and recipe.backbone.width.max == 48
     for name, tensor in model.state_dict().items():
         wanted = torch.from_numpy(taken.arrays[f"backbone.{name}|ema"]).view(tensor.shape)
         assert torch.equal(tensor, wanted), name

@@ -24,8 +24,8 @@ from poa_ds.data.loader import eval_batches, slot_batches, train_batches
 from poa_ds.data.spec import BatchSpec, MaskSpec, batch_spec
 from poa_ds.data.store.index import SampleError, ShardFolder
 from poa_ds.data.store.order import VIEWS, Order, keyed
-from poa_ds.recipe import tree as recipe
-from poa_ds.recipe.tree import Config
+from poa_ds.recipe import tree
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from tests.support.shards import image, make_shards
 
@@ -268,15 +268,15 @@ def test_evaluation_replaces_when_given_a_list(tmp_path: Path, workers: int) -> 
     assert torch.equal(next(again)[0][0], images[1])
 
 
-def make_recipe(blur: Literal["paper", "published"]) -> Config:
+def make_recipe(blur: Literal["paper", "published"]) -> Recipe:
     """What SPEC says, in the words of a recipe."""
-    return Config(
+    return Recipe(
         seed=3,
-        backbone=recipe.Backbone(patch_size=4),
-        batch=recipe.Batch(slots=4, images_per_slot=3),
-        crops=recipe.Crops(global_size=16, local_count=2, local_size=8),
-        augmentation=recipe.Augmentation(blur=blur),
-        data=recipe.Data(on_error="raise"),
+        backbone=tree.Backbone(patch_size=4),
+        batch=tree.Batch(slots=4, images_per_slot=3),
+        crops=tree.Crops(global_size=16, local_count=2, local_size=8),
+        augmentation=tree.Augmentation(blur=blur),
+        data=tree.Data(on_error="raise"),
     )
 
 

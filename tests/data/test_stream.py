@@ -14,7 +14,7 @@ from poa_ds.data import stream
 from poa_ds.data.places import open_training
 from poa_ds.data.store.index import SampleError, ShardFolder
 from poa_ds.data.stream import Stream, images_of, stream_batches
-from poa_ds.recipe import load as config
+from poa_ds.recipe import load
 from poa_ds.recipe.tree import Data
 from poa_ds.system.errors import UsageError, UserError
 from tests.data.test_damage import LOCAL, SHARD, undecodable
@@ -147,4 +147,4 @@ def test_a_source_without_images_is_named(tmp_path: Path) -> None:
 )
 def test_wrong_recipes_say_what_is_allowed(data: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        config.from_dict({"data": data})
+        load.from_dict({"data": data})

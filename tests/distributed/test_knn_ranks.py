@@ -22,18 +22,18 @@ CASES = ((40, 25, 7), (40, 20, 10), (5, 25, 30), (13, 3, 2))
 
 def accuracies(folder: Path, case: tuple[int, int, int]) -> list[tuple[str, dict[int, float]]]:
     bank_images, query_images, batch = case
-    config = tiny(
+    recipe = tiny(
         f"evaluation.query_images={query_images}",
         f"evaluation.bank_images={bank_images if bank_images >= 20 else 0}",
         f"evaluation.batch_size={batch}",
     )
     bank = ShardFolder.open(folder / ("train" if bank_images >= 20 else f"bank{bank_images}"))
-    queries, settings = ShardFolder.open(folder / "val"), evaluate.of_recipe(config, "cpu")
-    model = evaluate.random_weights(config)
+    queries, settings = ShardFolder.open(folder / "val"), evaluate.of_recipe(recipe, "cpu")
+    model = evaluate.random_weights(recipe)
     found = evaluate.knn(
-        model, model.space.subnets(), bank, queries, config.evaluation, device="cpu", **settings
+        model, model.space.subnets(), bank, queries, recipe.evaluation, device="cpu", **settings
     )
-    pixels = evaluate.raw_pixel_floor(bank, queries, config.evaluation)
+    pixels = evaluate.raw_pixel_floor(bank, queries, recipe.evaluation)
     return [*((str(subnet), values) for subnet, values in found.items()), ("pixels", pixels)]
 
 

@@ -30,7 +30,8 @@ from poa_ds.evaluate.neighbours import (
 )
 from poa_ds.model import build as backbones
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import load as recipes
+from poa_ds.recipe import derived, load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
 from tests.conftest import shared
 from tests.data.test_loader import damage
@@ -40,10 +41,10 @@ RECIPE = Path(__file__).parents[2] / "ds_configs" / "photos.yaml"
 CPU = torch.device("cpu")
 
 
-def tiny(*overrides: str) -> recipes.Config:
+def tiny(*overrides: str) -> Recipe:
     space = ("backbone.width.max=48", "backbone.depth.max=3", "backbone.names={small: 32x2}")
     options = ("evaluation.batch_size=7", "evaluation.k=[1, 5, 20]", "data.workers=0")
-    return recipes.load(RECIPE, [*space, *options, *overrides])
+    return load.recipe(RECIPE, [*space, *options, *overrides])
 
 
 def published() -> dict[str, torch.Tensor]:
@@ -51,11 +52,11 @@ def published() -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
-@pytest.mark.parametrize("recipe", ["photos", "photos_swin", "photos_resnet"])
-def test_autocast_gives_nearly_the_same_features(recipe: str) -> None:
-    config = recipes.load(RECIPE.with_name(f"{recipe}.yaml"), [])
-    model, images = backbones.backbone(config), torch.randn(4, 3, 32, 32)
-    space = recipes.space(config)
+@pytest.mark.parametrize("name", ["photos", "photos_swin", "photos_resnet"])
+def test_autocast_gives_nearly_the_same_features(name: str) -> None:
+    recipe = load.recipe(RECIPE.with_name(f"{name}.yaml"), [])
+    model, images = backbones.backbone(recipe), torch.randn(4, 3, 32, 32)
+    space = derived.space(recipe)
     for subnet in (space.smallest, space.intact):
         exact = evaluate.features(model, images, subnet)
         # fp16: some virtual machines announce bf16 products that they do not have
@@ -126,10 +127,10 @@ def test_subsets_are_evenly_spread() -> None:
     assert spread(10, 0).tolist() == spread(10, 99).tolist() == list(range(10))
 
 
-def slow_knn(model, subnet, bank, queries, config) -> dict[int, float]:
+def slow_knn(model, subnet, bank, queries, recipe) -> dict[int, float]:
     """One image at a time, a Python loop over queries."""
-    recipe = config.augmentation
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (recipe.mean, recipe.std))
+    options = recipe.augmentation
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (options.mean, options.std))
 
     def feature(number: int) -> torch.Tensor:
         pixels = torch.from_numpy(image(number)).permute(2, 0, 1)
@@ -141,7 +142,7 @@ def slow_knn(model, subnet, bank, queries, config) -> dict[int, float]:
         numbers = [int(folder.key(i).removeprefix("image_")) for i in range(len(folder))]
         return [(feature(n), n % 3) for n in numbers]
 
-    known, right = samples(bank), dict.fromkeys(config.evaluation.k, 0)
+    known, right = samples(bank), dict.fromkeys(recipe.evaluation.k, 0)
     asked = samples(queries)
     for x, truth in asked:
         near = sorted(((float(x @ y), label) for y, label in known), reverse=True)[:20]
@@ -155,30 +156,30 @@ def slow_knn(model, subnet, bank, queries, config) -> dict[int, float]:
 
 
 def test_accuracy_of_every_size_equals_that_of_a_slow_loop(tmp_path: Path) -> None:
-    config = tiny()
+    recipe = tiny()
     bank, queries = make_shards(tmp_path / "bank", 40), make_shards(tmp_path / "queries", 25)
-    model = evaluate.random_weights(config)
+    model = evaluate.random_weights(recipe)
     subnets = model.space.select("32x2,48x3")
-    settings = evaluate.of_recipe(config, CPU)
-    found = evaluate.knn(model, subnets, bank, queries, config.evaluation, device="cpu", **settings)
+    settings = evaluate.of_recipe(recipe, CPU)
+    found = evaluate.knn(model, subnets, bank, queries, recipe.evaluation, device="cpu", **settings)
     assert list(found) == subnets and model.training
     for subnet in subnets:
-        assert found[subnet] == slow_knn(model, subnet, bank, queries, config)
+        assert found[subnet] == slow_knn(model, subnet, bank, queries, recipe)
 
 
 def test_sizes_that_do_not_fit_into_memory_take_another_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny()
+    recipe = tiny()
     bank, queries = make_shards(tmp_path / "bank", 30), make_shards(tmp_path / "queries", 12)
-    model, passes = evaluate.random_weights(config), []
+    model, passes = evaluate.random_weights(recipe), []
 
     def progress(items, **words):
         passes.append(words["label"])
         return items
 
-    arguments = (model, model.space.subnets(), bank, queries, config.evaluation)
-    settings = evaluate.of_recipe(config, CPU) | {"device": "cpu", "progress": progress}
+    arguments = (model, model.space.subnets(), bank, queries, recipe.evaluation)
+    settings = evaluate.of_recipe(recipe, CPU) | {"device": "cpu", "progress": progress}
     together = evaluate.knn(*arguments, **settings)
     assert passes == ["k-NN bank", "k-NN queries"]
     monkeypatch.setattr(evaluate, "FEATURE_BYTES", 1)
@@ -187,37 +188,37 @@ def test_sizes_that_do_not_fit_into_memory_take_another_pass(
 
 
 def test_a_k_beyond_the_bank_takes_the_whole_bank_and_is_marked(tmp_path: Path) -> None:
-    config = tiny("evaluation.bank_images=20")
+    recipe = tiny("evaluation.bank_images=20")
     bank, queries = make_shards(tmp_path / "bank", 9), make_shards(tmp_path / "queries", 12)
-    model = evaluate.random_weights(config)
+    model = evaluate.random_weights(recipe)
     found = evaluate.knn(
         model,
         [Subnet(32, 2)],
         bank,
         queries,
-        config.evaluation,
+        recipe.evaluation,
         device="cpu",
-        **evaluate.of_recipe(config, CPU),
+        **evaluate.of_recipe(recipe, CPU),
     )
-    protocol = evaluate.protocol(bank, queries, config.evaluation, precision="fp32")
+    protocol = evaluate.protocol(bank, queries, recipe.evaluation, precision="fp32")
     assert protocol["k_at_most"] == 9 and set(found[Subnet(32, 2)]) == {1, 5, 20}
     text = results.table(results.Evaluation.of(3, protocol, found))
     assert "k=20*" in text and "k=5*" not in text and "9 images: k is 9" in text
 
 
 def test_features_that_are_not_finite_have_no_accuracy(tmp_path: Path) -> None:
-    config = tiny()
+    recipe = tiny()
     bank, queries = make_shards(tmp_path / "bank", 30), make_shards(tmp_path / "queries", 12)
-    model = evaluate.random_weights(config)
+    model = evaluate.random_weights(recipe)
     model.norm.bias.data[40] = float("nan")
     found = evaluate.knn(
         model,
         [Subnet(32, 2), Subnet(48, 2)],
         bank,
         queries,
-        config.evaluation,
+        recipe.evaluation,
         device="cpu",
-        **evaluate.of_recipe(config, CPU),
+        **evaluate.of_recipe(recipe, CPU),
     )
     assert math.isnan(found[Subnet(48, 2)][5]) and found[Subnet(32, 2)][5] > 0
     assert list(results.Evaluation.of(0, {}, found).knn) == ["32x2"]
@@ -298,18 +299,18 @@ def test_cost_is_that_of_the_forward_passes() -> None:
     assert evaluate.knn_flops(model, sizes, 1000, 32) == expected
 
 
-def make_run(folder: Path, *overrides: str) -> recipes.Config:
+def make_run(folder: Path, *overrides: str) -> Recipe:
     """A run folder with teachers of steps 0 and 20."""
     make_shards(folder / "train", 40)
     make_shards(folder / "val", 25)
     data = (f"data.train={folder / 'train'}", f"evaluation.queries={folder / 'val'}")
-    config = tiny(*data, *overrides)
+    recipe = tiny(*data, *overrides)
     for step in (0, 20):
         torch.manual_seed(step)
-        model = evaluate.random_weights(dataclasses.replace(config, seed=step))
+        model = evaluate.random_weights(dataclasses.replace(recipe, seed=step))
         tensors = {f"backbone.{name}": t for name, t in model.state_dict().items()}
-        publish(folder, tensors, config, step)
-    return config
+        publish(folder, tensors, recipe, step)
+    return recipe
 
 
 def test_the_command_measures_prints_and_remembers(

@@ -40,9 +40,9 @@ def test_costs_of_a_size_are_those_of_the_network_by_itself() -> None:
 
     from poa_ds.export.extract import extract
 
-    config = tiny()
-    model = evaluate.random_weights(config)
-    for row in sizes.rows(model, config, {}):
+    recipe = tiny()
+    model = evaluate.random_weights(recipe)
+    for row in sizes.rows(model, recipe, {}):
         subnet = model.space.parse(row.size)
         # the mask token is not part of an extracted size
         assert row.parameters == sum(t.numel() for t in extract(model, subnet).values())
@@ -54,8 +54,8 @@ def test_costs_of_a_size_are_those_of_the_network_by_itself() -> None:
 
 
 def test_deep_narrow_sizes_stand_where_their_parameters_put_them() -> None:
-    config = tiny("backbone.depth={min: 2, max: 6, step: 2}")
-    rows = sizes.rows(evaluate.random_weights(config), config, {})
+    recipe = tiny("backbone.depth={min: 2, max: 6, step: 2}")
+    rows = sizes.rows(evaluate.random_weights(recipe), recipe, {})
     assert [row.size for row in rows] == ["32x2", "32x4", "48x2", "32x6", "48x4", "48x6"]
 
 

@@ -14,7 +14,8 @@ from poa_ds.evaluate import knn as evaluate
 from poa_ds.export.extract import extract, fold_layer_scale
 from poa_ds.export.folder import Export, check_images, reload
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import load as recipes
+from poa_ds.recipe import load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from tests.conftest import shared
 from tests.evaluate.test_knn import RECIPE, tiny
@@ -22,15 +23,15 @@ from tests.model.vit.test_network import published_model
 from tests.support.shards import make_shards
 
 
-def run_folder(folder: Path, *overrides: str) -> recipes.Config:
+def run_folder(folder: Path, *overrides: str) -> Recipe:
     """A run with one teacher whose every weight is random, biases and norms too."""
-    config = tiny(*overrides)
-    model, generator = evaluate.random_weights(config), torch.Generator().manual_seed(0)
+    recipe = tiny(*overrides)
+    model, generator = evaluate.random_weights(recipe), torch.Generator().manual_seed(0)
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
         tensor += 0.3 * noise if tensor.ndim == 1 or "embed" in name else 0.1 * noise
-    publish(folder, {f"backbone.{n}": t for n, t in model.state_dict().items()}, config, 7)
-    return config
+    publish(folder, {f"backbone.{n}": t for n, t in model.state_dict().items()}, recipe, 7)
+    return recipe
 
 
 def test_weights_are_those_of_the_published_extraction_with_the_final_norm() -> None:
@@ -183,9 +184,9 @@ def test_only_its_own_folders_are_overwritten(
 def test_an_interrupted_export_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = run_folder(tmp_path / "run")
-    model, subnet, out = evaluate.random_weights(config), Subnet(32, 2), tmp_path / "out"
-    export = Export(model, config, 7, "here")
+    recipe = run_folder(tmp_path / "run")
+    model, subnet, out = evaluate.random_weights(recipe), Subnet(32, 2), tmp_path / "out"
+    export = Export(model, recipe, 7, "here")
     export.write(subnet, extract(model, subnet), out)
     before = (out / "model.safetensors").read_bytes()
 
@@ -216,16 +217,16 @@ def test_a_full_disk_is_reported_and_the_folder_before_survives(
 
 
 def test_vit_of_the_imagenet_recipe_opens_in_timm(tmp_path: Path) -> None:
-    recipe = RECIPE.with_name("vit_l16_in1k.yaml")
+    file = RECIPE.with_name("vit_l16_in1k.yaml")
     narrow = ("backbone.width={min: 128, max: 192, step: 64}", "backbone.names={odd: 128x12}")
     shallow = ("backbone.depth={min: 12, max: 13, step: 1}", "evaluation.sizes=odd")
-    config = recipes.load(recipe, [*narrow, *shallow])
-    model, subnet = evaluate.random_weights(config), Subnet(128, 12)
+    recipe = load.recipe(file, [*narrow, *shallow])
+    model, subnet = evaluate.random_weights(recipe), Subnet(128, 12)
     state, out = extract(model, subnet), tmp_path / "out"
     images = torch.randn(1, 3, 224, 224)
-    assert Export(model, config, 0, "here").write(subnet, state, out, images) < 1e-4
+    assert Export(model, recipe, 0, "here").write(subnet, state, out, images) < 1e-4
     folded = fold_layer_scale(state)
-    assert Export(model, config, 0, "here").write(subnet, folded, out, images) < 1e-4
+    assert Export(model, recipe, 0, "here").write(subnet, folded, out, images) < 1e-4
     data = reload(out).pretrained_cfg
     assert data["crop_pct"] == 0.875 and data["input_size"] == (3, 224, 224)
 
@@ -233,7 +234,7 @@ def test_vit_of_the_imagenet_recipe_opens_in_timm(tmp_path: Path) -> None:
 def test_a_damaged_or_foreign_teacher_is_named(tmp_path: Path) -> None:
     from poa_ds.checkpoint.deployed import load_teacher
 
-    config = run_folder(tmp_path)
+    recipe = run_folder(tmp_path)
     folder = tmp_path / "teacher" / "step00000007"
     assert load_teacher(folder)[2] == load_teacher(tmp_path, 7)[2] == 7
     weights = (folder / "teacher.safetensors").read_bytes()
@@ -253,4 +254,4 @@ def test_a_damaged_or_foreign_teacher_is_named(tmp_path: Path) -> None:
         load_teacher(tmp_path / "teacher")
     with pytest.raises(UserError, match="no such folder"):
         load_teacher(tmp_path / "absent")
-    assert config.crops.global_size == 32
+    assert recipe.crops.global_size == 32

@@ -15,7 +15,8 @@ from poa_ds.export import forms
 from poa_ds.export.extract import extract
 from poa_ds.export.folder import Export, reload
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import load as recipes
+from poa_ds.recipe import load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
 from tests.model.resnet.test_network import published_model as published_resnet
 from tests.model.swin.test_network import published_model as published_swin
@@ -49,22 +50,22 @@ SIZES = {
 }
 
 
-def made(kind: str, folder: Path, **changes: object) -> recipes.Config:
+def made(kind: str, folder: Path, **changes: object) -> Recipe:
     """A run with one teacher whose every weight is random, biases, norms and tables too."""
-    config = recipes.from_dict(
+    recipe = load.from_dict(
         {
             "backbone": SMALL[kind] | changes,
             "crops": {"global_size": 64, "local_size": 32},
             "evaluation": {"resize": 64, "crop": 64, "sizes": ["all"]},
         }
     )
-    model, generator = evaluate.random_weights(config), torch.Generator().manual_seed(0)
+    model, generator = evaluate.random_weights(recipe), torch.Generator().manual_seed(0)
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
         loud = tensor.ndim == 1 or "embed." in name or "position_bias" in name
         tensor += 0.3 * noise if loud else 0.02 * noise
-    publish(folder, {f"backbone.{n}": t for n, t in model.state_dict().items()}, config, 7)
-    return config
+    publish(folder, {f"backbone.{n}": t for n, t in model.state_dict().items()}, recipe, 7)
+    return recipe
 
 
 @pytest.mark.parametrize("style", ["state-dict", "onnx", None])
@@ -98,9 +99,9 @@ def test_the_written_modules_need_torch_alone(tmp_path: Path) -> None:
     wanted, images = {}, [torch.randn(2, 3, side, side) for side in (64, 40, 72)]
     torch.save(images, tmp_path / "images.pt")
     for kind in SMALL:
-        config, subnet = made(kind, tmp_path / "run" / kind), Subnet.read(SIZES[kind][1])
+        recipe, subnet = made(kind, tmp_path / "run" / kind), Subnet.read(SIZES[kind][1])
         model, _, _ = load_teacher(tmp_path / "run" / kind)
-        Export(model, config, 7, "here", "state-dict").write(
+        Export(model, recipe, 7, "here", "state-dict").write(
             subnet, extract(model, subnet), tmp_path / kind
         )
         wanted[kind] = [model(given, subnet)[:, 0] for given in images]
@@ -135,22 +136,22 @@ def test_all_of_the_published_model_sizes_extract_exactly_in_float64() -> None:
     ):
         model.requires_grad_(False)
         found = forms.form(model)
-        recipe = {"width": {"min": 8, "max": model.space.intact.width, "step": 4}}
+        options = {"width": {"min": 8, "max": model.space.intact.width, "step": 4}}
         stages = [[1, d] for d in model.shape.stages]
         if model.kind == "swin":
-            recipe |= {"head_dim": 8, "width": {"min": 8, "max": 24, "step": 8}}
+            options |= {"head_dim": 8, "width": {"min": 8, "max": 24, "step": 8}}
             stages = [[2, 2], [2, 2], [2, 6], [2, 2]]
         else:
-            stages[0], stages[3], recipe["norm_groups"] = [1, 1], [1, 1], 4
-        config = recipes.from_dict(
+            stages[0], stages[3], options["norm_groups"] = [1, 1], [1, 1], 4
+        recipe = load.from_dict(
             {
-                "backbone": {"name": model.kind, "patch_size": 4, "stages": stages, **recipe},
+                "backbone": {"name": model.kind, "patch_size": 4, "stages": stages, **options},
                 "evaluation": {"sizes": ["all"]},
             }
         )
         for subnet in model.space.subnets():
             state = extract(model, subnet, torch.float64)
-            _, arguments = found.arguments(config, subnet, state)
+            _, arguments = found.arguments(recipe, subnet, state)
             if model.kind == "resnet":
                 arguments["stem"] = 12  # this golden model's own
             plain = found.module.Network(**arguments).double()
@@ -163,11 +164,11 @@ def test_all_of_the_published_model_sizes_extract_exactly_in_float64() -> None:
 def test_timm_takes_every_resnet_and_the_intact_swin(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     for kind, sizes in (("resnet", SIZES["resnet"]), ("swin", SIZES["swin"][-1:])):
-        config = made(kind, tmp_path / kind)
-        model, images = evaluate.random_weights(config), torch.randn(2, 3, 64, 64)
+        recipe = made(kind, tmp_path / kind)
+        model, images = evaluate.random_weights(recipe), torch.randn(2, 3, 64, 64)
         for text in sizes:
             subnet, out = Subnet.read(text), tmp_path / f"{kind}{text}"
-            difference = Export(model, config, 7, "here").write(
+            difference = Export(model, recipe, 7, "here").write(
                 subnet, extract(model, subnet), out, images
             )
             assert difference < 1e-4
@@ -177,10 +178,10 @@ def test_timm_takes_every_resnet_and_the_intact_swin(tmp_path: Path) -> None:
 def test_windows_that_need_padding_are_exact_in_the_module_and_refused_for_timm(
     tmp_path: Path,
 ) -> None:
-    config = made("swin", tmp_path / "run", window=5)
-    model, subnet = evaluate.random_weights(config), Subnet(32, 4)
-    assert "do not divide into windows" in forms.form(config).not_timm(config, subnet)
-    export = Export(model, config, 7, "here", "state-dict")
+    recipe = made("swin", tmp_path / "run", window=5)
+    model, subnet = evaluate.random_weights(recipe), Subnet(32, 4)
+    assert "do not divide into windows" in forms.form(recipe).not_timm(recipe, subnet)
+    export = Export(model, recipe, 7, "here", "state-dict")
     images = torch.randn(2, 3, 64, 64)
     assert export.write(subnet, extract(model, subnet), tmp_path / "out", images) < 1e-4
 
@@ -198,12 +199,12 @@ def test_timm_is_refused_where_it_would_be_wrong(
 
 @pytest.mark.parametrize("style", ["state-dict", "onnx"])
 def test_a_wrong_network_fails_the_check_and_is_not_written(style: str, tmp_path: Path) -> None:
-    config = made("swin", tmp_path / "run")
-    model, subnet = evaluate.random_weights(config), Subnet(24, 3)
+    recipe = made("swin", tmp_path / "run")
+    model, subnet = evaluate.random_weights(recipe), Subnet(24, 3)
     state = extract(model, subnet)
     name = next(n for n in state if n.endswith("attn.qkv.weight"))
     state[name] = state[name] * (subnet.width / model.space.intact.width)  # the factor forgotten
-    export = Export(model, config, 7, "here", style)
+    export = Export(model, recipe, 7, "here", style)
     with pytest.raises(UserError, match="differs from the elastic network"):
         export.write(subnet, state, tmp_path / "out", torch.randn(2, 3, 64, 64))
     assert not (tmp_path / "out").exists()

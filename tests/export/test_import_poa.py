@@ -39,15 +39,15 @@ def published_state() -> dict[str, torch.Tensor]:
     return {f"backbone.{name}": t for name, t in load_vit("state_dict.npz").items()} | heads
 
 
-def recipe(folder: Path, **changed: object) -> Path:
+def recipe_file(folder: Path, **changed: object) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(RECIPE | changed))
     return path
 
 
-def run(folder: Path, content: object, config: Path) -> int:
+def run(folder: Path, content: object, recipe: Path) -> int:
     torch.save(content, folder / "teacher_checkpoint.pth")
-    words = [str(folder / "teacher_checkpoint.pth"), str(folder / "out"), "--config", str(config)]
+    words = [str(folder / "teacher_checkpoint.pth"), str(folder / "out"), "--config", str(recipe)]
     return cli.main(["import-poa", *words])
 
 
@@ -80,9 +80,9 @@ def test_names_of_timm_are_read_and_written() -> None:
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_a_published_checkpoint_becomes_a_teacher(tmp_path: Path, prefix: str) -> None:
     state = {prefix + name: tensor for name, tensor in published_state().items()}
-    assert run(tmp_path, {"teacher": state, "iteration": 3}, recipe(tmp_path)) == 0
-    model, config, step = load_teacher(tmp_path / "out")
-    assert step == 0 and config.heads.hidden == 96
+    assert run(tmp_path, {"teacher": state, "iteration": 3}, recipe_file(tmp_path)) == 0
+    model, recipe, step = load_teacher(tmp_path / "out")
+    assert step == 0 and recipe.heads.hidden == 96
     for name, tensor in published_model(torch.float32).state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
     inputs, outputs = load_vit("inputs.npz"), load_vit("outputs_f64.npz")
@@ -103,12 +103,12 @@ def test_chunked_blocks_and_missing_heads_are_fine(tmp_path: Path) -> None:
     chunked = {n.replace("blocks.", f"blocks.{n.split('.')[1]}.", 1): t for n, t in state.items()
                if n.startswith("blocks.")}  # fmt: skip
     chunked |= {n: t for n, t in state.items() if not n.startswith("blocks.")}
-    assert run(tmp_path, chunked, recipe(tmp_path)) == 0
+    assert run(tmp_path, chunked, recipe_file(tmp_path)) == 0
     assert cli.main(["sizes", str(tmp_path / "out")]) == 0
 
 
 def test_an_imported_teacher_can_be_extracted(tmp_path: Path) -> None:
-    assert run(tmp_path, {"teacher": published_state()}, recipe(tmp_path)) == 0
+    assert run(tmp_path, {"teacher": published_state()}, recipe_file(tmp_path)) == 0
     words = ["--size", "96x5", "--out", str(tmp_path / "model"), "--check"]
     assert cli.main(["extract", str(tmp_path / "out"), *words]) == 0
 
@@ -136,11 +136,11 @@ def test_a_published_swin_or_resnet_does_all_that_a_vit_does(
     """The teacher of golden/05_step: its extracted sizes, in torch alone, compute the same."""
     backbone = OTHERS[kind] | {"name": kind, "patch_size": 4, "small_bias": 2.0}
     heads = {"prototypes": [16, 24, 32, 48], "hidden": 64, "bottleneck": 16}
-    config = recipe(tmp_path, backbone=backbone, heads=heads)
+    recipe = recipe_file(tmp_path, backbone=backbone, heads=heads)
     published = {
         f"module.{name}": tensor for name, tensor in step_arrays(f"{kind}_teacher").items()
     }
-    assert run(tmp_path, {"teacher": published, "iteration": 7}, config) == 0
+    assert run(tmp_path, {"teacher": published, "iteration": 7}, recipe) == 0
     model, found, step = load_teacher(tmp_path / "out")
     assert step == 0 and found.backbone.name == kind and model.space.parse(size)
     out = str(tmp_path / "out")
@@ -153,7 +153,7 @@ def test_a_published_swin_or_resnet_does_all_that_a_vit_does(
     places = ["--bank", str(tmp_path / "bank"), "--queries", str(tmp_path / "queries")]
     assert cli.main(["eval", "knn", out, "--sizes", size, *places, "--workers", "0"]) == 0
     del published["module.backbone.mask_token"]
-    assert run(tmp_path / "out", {"teacher": published}, config) == 1
+    assert run(tmp_path / "out", {"teacher": published}, recipe) == 1
     told = {"swin": "they are a Swin, heads", "resnet": "they are a ResNet, heads"}[kind]
     errors = capsys.readouterr().err
     assert told in errors and "missing: backbone.embed.mask_token" in errors
@@ -173,7 +173,7 @@ def test_blocks_beyond_the_recipe_are_not_taken_for_those_of_the_next_stage(
     backbone["stages"][2] = [least, most - 1]
     published = {"teacher": step_arrays(f"{kind}_teacher")}
     heads = {"prototypes": [16, 24, 32, 48], "hidden": 64, "bottleneck": 16}
-    assert run(tmp_path, published, recipe(tmp_path, backbone=backbone, heads=heads)) == 1
+    assert run(tmp_path, published, recipe_file(tmp_path, backbone=backbone, heads=heads)) == 1
     assert f"unexpected: backbone.{beyond}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -183,7 +183,7 @@ def test_an_imported_swin_has_the_published_features(tmp_path: Path) -> None:
     backbone |= {"width": {"min": 8, "max": 24, "step": 8}}
     backbone |= {"stages": [[2, 2], [2, 2], [2, 6], [2, 2]]}
     state = {f"backbone.{n}": t for n, t in load_arrays("02_swin/state_dict.npz").items()}
-    assert run(tmp_path, {"teacher": state}, recipe(tmp_path, backbone=backbone)) == 0
+    assert run(tmp_path, {"teacher": state}, recipe_file(tmp_path, backbone=backbone)) == 0
     model, _, _ = load_teacher(tmp_path / "out")
     images, wanted = load_arrays("02_swin/inputs.npz"), load_arrays("02_swin/outputs_f64.npz")
     for side in (64, 48):  # 48: maps of odd sides
@@ -220,7 +220,7 @@ def test_tensors_that_do_not_fit_are_named(
     tensor: torch.Tensor | None,
     message: str,
 ) -> None:
-    assert run(tmp_path, {"teacher": changed(name, tensor)}, recipe(tmp_path)) == 1
+    assert run(tmp_path, {"teacher": changed(name, tensor)}, recipe_file(tmp_path)) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -230,11 +230,11 @@ def test_a_recipe_of_another_network_is_an_error(
 ) -> None:
     state = {"teacher": published_state()}
     heads = RECIPE["heads"] | {"prototypes": [16, 24]}
-    assert run(tmp_path, state, recipe(tmp_path, heads=heads)) == 1
+    assert run(tmp_path, state, recipe_file(tmp_path, heads=heads)) == 1
     assert "they are a ViT 192x6, patch 16, heads [16, 24, 40, 64]" in capsys.readouterr().err
     backbone = RECIPE["backbone"] | {"head_dim": 40, "width": {"min": 80, "max": 200, "step": 40}}
     backbone["names"] = {}
-    assert run(tmp_path, state, recipe(tmp_path, backbone=backbone)) == 1
+    assert run(tmp_path, state, recipe_file(tmp_path, backbone=backbone)) == 1
     assert "does not divide into heads of backbone.head_dim 40" in capsys.readouterr().err
 
 
@@ -249,16 +249,16 @@ def test_files_that_are_no_checkpoints_are_refused_without_running_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(tmp_path, {"teacher": {"a": Trap()}}, recipe(tmp_path)) == 1
+    assert run(tmp_path, {"teacher": {"a": Trap()}}, recipe_file(tmp_path)) == 1
     assert "holds more than tensors" in capsys.readouterr().err
     assert not (tmp_path / "trapped").exists()
-    assert run(tmp_path, {"model": {"a": 1}}, recipe(tmp_path)) == 1
+    assert run(tmp_path, {"model": {"a": 1}}, recipe_file(tmp_path)) == 1
     assert "holds no `teacher` with named tensors" in capsys.readouterr().err
     swin = {"teacher": {"backbone.stages.0.blocks.0.norm1.norm.bias": torch.zeros(8)}}
-    assert run(tmp_path, swin, recipe(tmp_path)) == 1
+    assert run(tmp_path, swin, recipe_file(tmp_path)) == 1
     assert "they are a Swin, no heads" in capsys.readouterr().err
     (tmp_path / "bad.pth").write_bytes(b"PK nothing")
-    words = ["--config", str(recipe(tmp_path))]
+    words = ["--config", str(recipe_file(tmp_path))]
     for name in ("bad.pth", "absent.pth"):
         assert cli.main(["import-poa", name, "out", *words]) == 1
         assert name in capsys.readouterr().err

@@ -23,7 +23,8 @@ from poa_ds.model.shape import ResNetShape, SwinShape
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin import names as swin_names
 from poa_ds.model.swin.network import ElasticSwin, position_major
-from poa_ds.recipe import load as recipes
+from poa_ds.recipe import derived, load
+from poa_ds.recipe.tree import Recipe
 from tests.conftest import shared
 
 FOLDER = Path(__file__).parents[2] / "ds_configs"
@@ -79,10 +80,8 @@ def published(file: str) -> dict:
     return json.loads(shared(f"golden/{file}/case.json").read_text())
 
 
-def config_of(kind: str, **changes: object) -> recipes.Config:
-    return recipes.from_dict(
-        {"backbone": RECIPES[kind] | changes, "evaluation": {"sizes": ["all"]}}
-    )
+def recipe_of(kind: str, **changes: object) -> Recipe:
+    return load.from_dict({"backbone": RECIPES[kind] | changes, "evaluation": {"sizes": ["all"]}})
 
 
 def subnet_of(width: int | list[int], depth: int | list[int]) -> Subnet:
@@ -149,8 +148,8 @@ def test_total_and_gradients_of_a_step_are_the_published_ones(kind: str) -> None
 def test_sizes_menus_blocks_and_draws_are_the_published_ones(
     kind: str, distinct: int, entries: int
 ) -> None:
-    wanted, config = published("07_networks")["recipes"][kind], config_of(kind)
-    space = recipes.space(config)
+    wanted, recipe = published("07_networks")["recipes"][kind], recipe_of(kind)
+    space = derived.space(recipe)
     times: dict[Subnet, int] = {}
     for subnet in space.menu():
         times[subnet] = times.get(subnet, 0) + 1
@@ -172,12 +171,12 @@ def test_sizes_menus_blocks_and_draws_are_the_published_ones(
             width = found.get("patch_width", found["width"] if kind == "resnet" else None)
             depth = found.get("s3_depth", found.get("depths"))
             assert space.parse(name) == subnet_of(width, depth)
-            assert shapes.shape(config).features(space.parse(name)) == found["feat_dim"]
+            assert shapes.shape(recipe).features(space.parse(name)) == found["feat_dim"]
 
 
 def test_blocks_of_every_depth_are_the_published_ones() -> None:
     recipes_of = published("07_networks")["recipes"]
-    swin, resnet = (shapes.shape(config_of(kind)) for kind in ("swin", "resnet"))
+    swin, resnet = (shapes.shape(recipe_of(kind)) for kind in ("swin", "resnet"))
     for depth, kept in recipes_of["swin"]["block_idx_stage3"].items():
         got = swin.members(Subnet(96, int(depth)))
         assert got == [0, 1, 2, 3, *[4 + block for block in kept], 22, 23]
@@ -216,9 +215,9 @@ def test_factors_and_decay_are_the_published_parameter_groups(
 def test_the_published_sizes_have_the_published_number_of_parameters(kind: str) -> None:
     from poa_ds.model.build import backbone
 
-    config = config_of(kind)
+    recipe = recipe_of(kind)
     with torch.device("meta"):
-        model = backbone(config)
+        model = backbone(recipe)
     assert isinstance(model, ElasticBackbone)
     wanted = published("06_schedules_groups")["recipes"][kind]
     unused = 2 * (128 + 256 + 512) if kind == "swin" else 0  # norms of the first three stages
@@ -248,7 +247,7 @@ def test_weights_start_as_the_published_ones_do(kind: str) -> None:
     changes, names = SHALLOW[kind]
     torch.manual_seed(0)
     state = backbone(
-        recipes.from_dict({"backbone": changes, "evaluation": {"sizes": ["all"]}})
+        load.from_dict({"backbone": changes, "evaluation": {"sizes": ["all"]}})
     ).state_dict()
     wanted, compared = published("06_schedules_groups")["recipes"][kind], set()
     for name, numbers in wanted["init_stats_mean_std_min_max"].items():
@@ -265,8 +264,8 @@ def test_weights_start_as_the_published_ones_do(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", RECIPES)
 def test_balanced_draws_go_by_counted_work_and_use_every_entry_once(kind: str) -> None:
-    config = config_of(kind)
-    space, shape = recipes.space(config), shapes.shape(config)
+    recipe = recipe_of(kind)
+    space, shape = derived.space(recipe), shapes.shape(recipe)
     assert space.cost(space.intact) == 1
     relative = shape.flops(space.smallest, 224) / shape.flops(space.intact, 224)
     assert space.cost(space.smallest) == pytest.approx(relative)
@@ -285,7 +284,7 @@ def test_names_and_labels_of_sizes_with_stages() -> None:
     assert str(subnet) == "96x3-5-20-3" and subnet.label == "w0096_d03-05-20-03"
     assert Subnet.read(str(subnet)) == Subnet.read(subnet.label) == subnet
     assert Subnet.read("384x12") == Subnet(384, 12) and Subnet.read("384") is None
-    space = recipes.space(config_of("resnet"))
+    space = derived.space(recipe_of("resnet"))
     assert space.select("R50,96x3-5-20-3") == [Subnet(64, (3, 4, 6, 3)), subnet]
     for text in ("96x20", "96x3-9-20-3", "80x3-5-20-3"):
         with pytest.raises(recipes_error(), match=r"depth in \[3..3\]-\[4..8\]-\[6..36\]-\[3..3\]"):
@@ -314,7 +313,7 @@ def recipes_error() -> type[Exception]:
 )
 def test_a_mistake_in_the_sizes_is_named(kind: str, changes: dict, words: str) -> None:
     with pytest.raises(recipes_error(), match=words):
-        config_of(kind, **changes)
+        recipe_of(kind, **changes)
 
 
 @pytest.mark.parametrize("kind", RECIPES)
@@ -322,27 +321,27 @@ def test_a_recipe_survives_its_own_yaml_and_masks_have_a_cell_per_16_px(kind: st
     from poa_ds.data.spec import batch_spec
     from poa_ds.system.typed_yaml import parse
 
-    config = config_of(kind)
-    assert recipes.from_dict(parse(recipes.to_yaml(config), source="")) == config
-    assert batch_spec(config).masks.grid == 14
+    recipe = recipe_of(kind)
+    assert load.from_dict(parse(load.to_yaml(recipe), source="")) == recipe
+    assert batch_spec(recipe).masks.grid == 14
 
 
 @pytest.mark.parametrize(
-    ("recipe", "kind"), [("swin_b_in1k", "swin"), ("resnet152x2_in1k", "resnet")]
+    ("name", "kind"), [("swin_b_in1k", "swin"), ("resnet152x2_in1k", "resnet")]
 )
-def test_the_imagenet_recipes_are_the_published_ones(recipe: str, kind: str) -> None:
-    config = recipes.load(FOLDER / f"{recipe}.yaml")
+def test_the_imagenet_recipes_are_the_published_ones(name: str, kind: str) -> None:
+    recipe = load.recipe(FOLDER / f"{name}.yaml")
     theirs = published("06_schedules_groups")["recipes"][kind]
-    keys, numbers = theirs["config"], recipes.derived(config, 1_281_167)
-    assert config.batch.images_per_slot == keys["train"]["batch_size_per_gpu"]
-    assert config.batch.slots == 32 and list(config.masks.ratio) == [0.1, 0.3]
+    keys, numbers = theirs["config"], derived.of(recipe, 1_281_167)
+    assert recipe.batch.images_per_slot == keys["train"]["batch_size_per_gpu"]
+    assert recipe.batch.slots == 32 and list(recipe.masks.ratio) == [0.1, 0.3]
     assert numbers.lr == pytest.approx(keys["optim"]["lr"], rel=1e-12)
     assert numbers.steps == theirs["total_iters"]
     assert numbers.ibot_start_step == theirs["ibot_activate_iter"]
-    assert config.optimizer.layer_decay == keys["optim"]["layerwise_decay"]
-    assert config.backbone.drop_path == keys["student"].get("drop_path_rate", 0.2)
-    assert recipes.space(config).subnets() == recipes.space(config_of(kind)).subnets()
-    schedules = recipes.schedules(config, 1_281_167)
+    assert recipe.optimizer.layer_decay == keys["optim"]["layerwise_decay"]
+    assert recipe.backbone.drop_path == keys["student"].get("drop_path_rate", 0.2)
+    assert derived.space(recipe).subnets() == derived.space(recipe_of(kind)).subnets()
+    schedules = derived.schedules(recipe, 1_281_167)
     for i, step in enumerate(theirs["iterations"]):
         values = schedules.at(step)
         assert values.lr == pytest.approx(theirs["values"]["lr"][i], rel=1e-12, abs=0)
@@ -354,12 +353,12 @@ def test_the_sizes_of_a_run_are_listed_within_a_budget(kind: str) -> None:
     from poa_ds.evaluate import sizes
     from poa_ds.model.build import backbone
 
-    config = config_of(kind)
+    recipe = recipe_of(kind)
     with torch.device("meta"):
-        model = backbone(config)
-    rows = sizes.rows(model, config, {}, most_parameters=30e6)
+        model = backbone(recipe)
+    rows = sizes.rows(model, recipe, {}, most_parameters=30e6)
     assert 0 < len(rows) < len(model.space.subnets())
-    lines = sizes.table(rows, config, "title").splitlines()
+    lines = sizes.table(rows, recipe, "title").splitlines()
     assert len({len(line) for line in lines[1:]}) == 1  # columns stay apart
     name = {"swin": "tiny", "resnet": "R50"}[kind]
     (row,) = [row for row in rows if row.name == name]
@@ -371,7 +370,7 @@ def test_the_sizes_of_a_run_are_listed_within_a_budget(kind: str) -> None:
 def test_pictures_of_many_sizes_are_drawn(kind: str) -> None:
     from poa_ds.track import plots
 
-    values = {s: 50.0 + i % 7 for i, s in enumerate(recipes.space(config_of(kind)).subnets())}
+    values = {s: 50.0 + i % 7 for i, s in enumerate(derived.space(recipe_of(kind)).subnets())}
     figure = plots.heat_map(values, title="k-NN")
     assert max(figure.get_size_inches()) < 40
     rows = [

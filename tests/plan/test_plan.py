@@ -18,11 +18,11 @@ from poa_ds.plan import step_time as plan_time
 from poa_ds.plan.activations import Slot
 from poa_ds.plan.constants import GENERAL, GIB, GPUS
 from poa_ds.plan.state import Layout
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import derived, ds_json, load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.run.step import student_and_teacher
 from tests.distributed.programs.launch import launch
-from tests.distributed.programs.worker import SLOTS, recipe
+from tests.distributed.programs.worker import SLOTS, recipe_with
 from tests.distributed.test_backbones_ranks import BACKBONES
 
 WEIGH = "tests.distributed.programs.weigh"
@@ -55,12 +55,12 @@ RARE = {
 }
 
 
-def layout(config: Config, stage: int, world: int) -> Layout:
+def layout(recipe: Recipe, stage: int, world: int) -> Layout:
     file = {"zero_optimization": {"stage": stage, "reduce_bucket_size": BUCKET}}
-    if config.precision == "bf16" and stage == 1:
+    if recipe.precision == "bf16" and stage == 1:
         file["data_types"] = {"grad_accum_dtype": "bf16"}
-    resolved = recipes.deepspeed_json(config, file, world)
-    return Layout(stage, world, SLOTS // world, config.precision, resolved)
+    resolved = ds_json.resolved(recipe, file, world)
+    return Layout(stage, world, SLOTS // world, recipe.precision, resolved)
 
 
 def measured(tmp_path: Path, world: int, stages: list[int], shapes: dict) -> dict:
@@ -73,8 +73,8 @@ def check_state(found: dict, shapes: dict, world: int) -> None:
     """Weights, gradients, optimizer, teacher, checkpoint and collectives within 2 %."""
     for key, record in found.items():
         name, stage = key.rsplit("/", 1)
-        config = recipe(**shapes[name])
-        network, cut = plan_state.network(config), layout(config, int(stage), world)
+        recipe = recipe_with(**shapes[name])
+        network, cut = plan_state.network(recipe), layout(recipe, int(stage), world)
         counted = dataclasses.asdict(plan_state.state(network, cut))
         for part, size in record["state"].items():
             assert counted[part] == pytest.approx(size, rel=WITHIN), (key, part)
@@ -91,14 +91,14 @@ def check_saved(found: dict, shapes: dict) -> list[float]:
     """Every slot's saved tensors; counted / measured of each."""
     ratios = []
     for key, record in found.items():
-        config = recipe(**shapes[key.rsplit("/", 1)[0]])
-        space = recipes.space(config)
+        recipe = recipe_with(**shapes[key.rsplit("/", 1)[0]])
+        space = derived.space(recipe)
         assert len({saved["size"] for saved in record["saved"]}) > 1
         for saved in record["saved"]:
-            slot = Slot(config, space.intact, space.parse(saved["size"]), saved["masked"])
+            slot = Slot(recipe, space.intact, space.parse(saved["size"]), saved["masked"])
             counted = plan_saved.backbone(slot)
             parts = counted.all_kept()
-            if config.backbone.activation_checkpointing:
+            if recipe.backbone.activation_checkpointing:
                 parts = counted.recomputed()
                 del parts["one block again"]  # appears in the backward pass
             total = sum(parts.values()) + sum(plan_saved.heads_and_losses(slot).values())
@@ -140,10 +140,10 @@ def test_what_a_step_of_rare_networks_keeps_is_what_was_counted(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["vit_l16_in1k", "swin_b_in1k", "resnet152x2_in1k"])
 def test_parameters_are_those_of_the_networks(name: str) -> None:
-    config = recipes.load(CONFIGS / f"{name}.yaml")
-    network, space = plan_state.network(config), recipes.space(config)
+    recipe = load.recipe(CONFIGS / f"{name}.yaml")
+    network, space = plan_state.network(recipe), derived.space(recipe)
     with torch.device("meta"):
-        student = student_and_teacher(config).student
+        student = student_and_teacher(recipe).student
     mask_token = student.backbone.embed.mask_token.numel()
     # two counts that know nothing of each other: formulas of shapes.py, tensors
     intact = student.backbone.parameter_count(space.intact) + mask_token
@@ -163,7 +163,7 @@ def vit_l() -> plan.Plan:
 
 
 def test_numbers_of_vit_l_agree_with_earlier_counts_and_the_published_run(vit_l: plan.Plan) -> None:
-    work = plan_time.work(vit_l.config)
+    work = plan_time.work(vit_l.recipe)
     # counted earlier by hand, TFLOPs with GEMMs and attention (notes on the kernels)
     assert work.teacher / 1e12 == pytest.approx(11.90 + 0.38, rel=0.01)
     assert work.intact / 1e12 == pytest.approx(50.01 + 1.22, rel=0.01)
@@ -171,8 +171,8 @@ def test_numbers_of_vit_l_agree_with_earlier_counts_and_the_published_run(vit_l:
     assert vit_l.draws["per_slot"].mean == pytest.approx(0.297, abs=0.003)
     assert vit_l.draws["per_slot"].slowest == pytest.approx(0.77, abs=0.01)
     for world, slowest in ((8, 0.61), (64, 0.83)):
-        config = recipes.load(VIT_L, [f"batch.slots={world}"])
-        assert plan_time.draws(config, "per_slot", world).slowest == pytest.approx(
+        recipe = load.recipe(VIT_L, [f"batch.slots={world}"])
+        assert plan_time.draws(recipe, "per_slot", world).slowest == pytest.approx(
             slowest, abs=0.01
         )
     # counted earlier: 22.7 and 21.8 GiB of the two students' blocks, 3.2 of the residual stream
@@ -190,15 +190,15 @@ def test_policies_differ_in_waiting_alone(vit_l: plan.Plan) -> None:
     assert balanced.slowest < balanced.mean + 0.05 < per_slot.slowest
     assert same.mean == pytest.approx(balanced.mean, abs=0.01)
     waited = [times.step.waiting for times in vit_l.times]
-    elastic = plan_time.work(vit_l.config).elastic
+    elastic = plan_time.work(vit_l.recipe).elastic
     rate = vit_l.cluster.flops_per_second("bf16")
     expected = (balanced.slowest - balanced.mean) * elastic / rate
     assert waited == pytest.approx([expected] * len(waited))
 
 
 def test_draws_of_a_rank_with_several_slots_wait_in_every_turn() -> None:
-    config = recipes.load(VIT_L, ["batch.slots=4", "draws=per_slot"])
-    space = recipes.space(config)
+    recipe = load.recipe(VIT_L, ["batch.slots=4", "draws=per_slot"])
+    space = derived.space(recipe)
     total = 0.0
     for step in range(plan_time.DRAWN_STEPS):  # 2 ranks: slots 0, 1 and 2, 3
         costs = [
@@ -206,7 +206,7 @@ def test_draws_of_a_rank_with_several_slots_wait_in_every_turn() -> None:
             for slot in range(4)
         ]
         total += max(costs[0], costs[2]) + max(costs[1], costs[3])
-    slowest = plan_time.draws(config, "per_slot", 2).slowest
+    slowest = plan_time.draws(recipe, "per_slot", 2).slowest
     assert slowest == pytest.approx(total / (2 * plan_time.DRAWN_STEPS))
 
 

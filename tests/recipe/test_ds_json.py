@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import ds_json, load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
 
 FOLDER = Path(__file__).parents[2] / "ds_configs"
 
 
-def small(**top: object) -> Config:
-    return recipes.from_dict({"batch": {"slots": 8, "images_per_slot": 4}, **top})
+def small(**top: object) -> Recipe:
+    return load.from_dict({"batch": {"slots": 8, "images_per_slot": 4}, **top})
 
 
 def stage(number: int, **rest: object) -> dict:
@@ -22,7 +22,7 @@ def stage(number: int, **rest: object) -> dict:
 def test_the_recipe_fills_in_what_it_owns_and_the_file_keeps_the_rest() -> None:
     file = stage(2, wall_clock_breakdown=True, bf16={"check_grad_overflow": False})
     file["zero_optimization"]["reduce_bucket_size"] = 10
-    merged = recipes.deepspeed_json(small(), file, 4)
+    merged = ds_json.resolved(small(), file, 4)
     assert merged == {
         "zero_optimization": {"stage": 2, "reduce_bucket_size": 10},
         "wall_clock_breakdown": True,
@@ -40,10 +40,10 @@ def test_the_recipe_fills_in_what_it_owns_and_the_file_keeps_the_rest() -> None:
 
 
 def test_fp32_and_whole_batches_leave_the_accumulation_type_alone() -> None:
-    assert "data_types" not in recipes.deepspeed_json(small(), stage(3), 8)
-    merged = recipes.deepspeed_json(small(precision="fp32"), stage(1), 1)
+    assert "data_types" not in ds_json.resolved(small(), stage(3), 8)
+    merged = ds_json.resolved(small(precision="fp32"), stage(1), 1)
     assert "data_types" not in merged and merged["gradient_accumulation_steps"] == 8
-    own = recipes.deepspeed_json(small(), stage(1, data_types={"grad_accum_dtype": "bf16"}), 1)
+    own = ds_json.resolved(small(), stage(1, data_types={"grad_accum_dtype": "bf16"}), 1)
     assert own["data_types"] == {"grad_accum_dtype": "bf16"}
 
 
@@ -51,7 +51,7 @@ def test_fp32_and_whole_batches_leave_the_accumulation_type_alone() -> None:
     "same", [{"train_batch_size": 32}, {"gradient_clipping": "auto"}, {"bf16": {"enabled": "auto"}}]
 )
 def test_the_same_number_or_auto_is_accepted(same: dict) -> None:
-    assert recipes.deepspeed_json(small(), stage(2, **same), 8)["train_batch_size"] == 32
+    assert ds_json.resolved(small(), stage(2, **same), 8)["train_batch_size"] == 32
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_the_same_number_or_auto_is_accepted(same: dict) -> None:
 )
 def test_a_conflict_names_both_places(extra: dict, words: list[str]) -> None:
     with pytest.raises(UsageError) as error:
-        recipes.deepspeed_json(small(), stage(2, **extra), 8, source="my.json")
+        ds_json.resolved(small(), stage(2, **extra), 8, source="my.json")
     assert all(word in str(error.value) for word in ["my.json", *words]), str(error.value)
 
 
@@ -79,36 +79,36 @@ def test_offload_is_refused_by_name(key: str) -> None:
     file = stage(2)
     file["zero_optimization"][key] = True if key == "cpu_offload" else {"device": "cpu"}
     with pytest.raises(UsageError, match=key):
-        recipes.deepspeed_json(small(), file, 8)
+        ds_json.resolved(small(), file, 8)
     file["zero_optimization"][key] = {"device": "none"}
-    recipes.deepspeed_json(small(), file, 8)
+    ds_json.resolved(small(), file, 8)
 
 
 @pytest.mark.parametrize(("precision", "world"), [("bf16", 1), ("fp32", 2)])
 def test_stage_0_is_for_one_process_in_fp32(precision: str, world: int) -> None:
     with pytest.raises(UsageError, match=r"ds_configs/zero1\.json"):
-        recipes.deepspeed_json(small(precision=precision), {}, world)
-    recipes.deepspeed_json(small(precision="fp32"), {}, 1)
+        ds_json.resolved(small(precision=precision), {}, world)
+    ds_json.resolved(small(precision="fp32"), {}, 1)
 
 
 def test_sums_in_bf16_are_refused_unless_the_file_asks_for_them() -> None:
     with pytest.raises(UsageError, match=r"zero2\.json"):
-        recipes.deepspeed_json(small(), stage(1), 4)
+        ds_json.resolved(small(), stage(1), 4)
     with pytest.raises(UsageError, match="use stage 2 or 3"):
-        recipes.deepspeed_json(small(), stage(1, data_types={"grad_accum_dtype": "fp32"}), 8)
-    recipes.deepspeed_json(small(), stage(1), 8)
+        ds_json.resolved(small(), stage(1, data_types={"grad_accum_dtype": "fp32"}), 8)
+    ds_json.resolved(small(), stage(1), 8)
 
 
 @pytest.mark.parametrize("bad", [4, "two", True, None])
 def test_an_impossible_stage_is_refused(bad: object) -> None:
     with pytest.raises(UsageError, match=r"zero_optimization\.stage"):
-        recipes.deepspeed_json(small(), stage(bad), 8)
+        ds_json.resolved(small(), stage(bad), 8)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_the_shipped_deepspeed_files_are_taken(number: int) -> None:
-    file = recipes.read_json(FOLDER / f"zero{number}.json")
-    merged = recipes.deepspeed_json(small(precision="fp32"), file, 1 if number == 0 else 8)
+    file = ds_json.read(FOLDER / f"zero{number}.json")
+    merged = ds_json.resolved(small(precision="fp32"), file, 1 if number == 0 else 8)
     assert merged["zero_optimization"]["stage"] == number
 
 
@@ -117,7 +117,7 @@ def test_a_damaged_deepspeed_file_is_named(tmp_path: Path) -> None:
     for text in ("{", "[1]", '{"a": 1, "a": 2}'):
         path.write_text(text)
         with pytest.raises(UsageError, match=r"ds\.json"):
-            recipes.read_json(path)
+            ds_json.read(path)
     with pytest.raises(UsageError, match=r"absent\.json"):
-        recipes.read_json(tmp_path / "absent.json")
-    assert recipes.read_json(None) == {}
+        ds_json.read(tmp_path / "absent.json")
+    assert ds_json.read(None) == {}

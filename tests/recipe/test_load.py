@@ -9,9 +9,8 @@ import pytest
 import yaml
 
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
-from poa_ds.recipe.tree import Range
+from poa_ds.recipe import checks, derived, load
+from poa_ds.recipe.tree import Range, Recipe
 from poa_ds.system.errors import UsageError
 from poa_ds.system.typed_yaml import leaves
 from tests.conftest import shared
@@ -23,7 +22,7 @@ IMAGENET_IMAGES = 1_281_167
 
 def refused(tree: dict) -> str:
     with pytest.raises(UsageError) as error:
-        recipes.from_dict(tree)
+        load.from_dict(tree)
     return str(error.value)
 
 
@@ -37,17 +36,17 @@ def written(folder: Path, text: str) -> Path:
 def test_a_shipped_recipe_loads_and_its_printed_form_is_the_same_recipe(
     name: str, tmp_path: Path
 ) -> None:
-    config = recipes.load(FOLDER / name)
-    again = recipes.load(written(tmp_path, recipes.to_yaml(config)))
-    assert again == config
-    recipes.check_places(replace(config, output_dir="runs/x"))
-    assert "learning rate" in recipes.describe(config, IMAGENET_IMAGES)
+    recipe = load.recipe(FOLDER / name)
+    again = load.recipe(written(tmp_path, load.to_yaml(recipe)))
+    assert again == recipe
+    checks.check_places(replace(recipe, output_dir="runs/x"))
+    assert "learning rate" in derived.describe(recipe, IMAGENET_IMAGES)
 
 
 def test_the_defaults_are_the_published_numbers() -> None:
     published = json.loads((shared("golden/06_schedules_groups") / "case.json").read_text())
     theirs = published["recipes"]["vit"]["config"]
-    ours = recipes.load(FOLDER / "vit_l16_in1k_published.yaml")
+    ours = load.recipe(FOLDER / "vit_l16_in1k_published.yaml")
     pairs = {
         "min_embed_dim": ours.backbone.width.min,
         "max_embed_dim": ours.backbone.width.max,
@@ -70,7 +69,7 @@ def test_the_defaults_are_the_published_numbers() -> None:
         "weight_decay": ours.schedule.weight_decay,
         "weight_decay_end": ours.schedule.weight_decay_end,
         "base_lr": ours.schedule.base_lr,
-        "lr": recipes.derived(ours, IMAGENET_IMAGES).lr,
+        "lr": derived.of(ours, IMAGENET_IMAGES).lr,
         "warmup_epochs": ours.schedule.warmup_epochs,
         "min_lr": ours.schedule.min_lr,
         "clip_grad": ours.optimizer.clip_backbone,
@@ -92,7 +91,7 @@ def test_the_defaults_are_the_published_numbers() -> None:
         "local_crops_scale": [*ours.crops.local_scale],
         "global_crops_size": ours.crops.global_size,
         "local_crops_size": ours.crops.local_size,
-        "eval_period_iterations": recipes.derived(ours, IMAGENET_IMAGES).evaluation_steps,
+        "eval_period_iterations": derived.of(ours, IMAGENET_IMAGES).evaluation_steps,
     }
     flat = {key: value for section in theirs.values() for key, value in section.items()}
     assert pairs == {key: flat[key] for key in pairs}
@@ -102,10 +101,10 @@ def test_the_defaults_are_the_published_numbers() -> None:
 def test_schedules_of_the_recipe_reach_the_published_values(slots: int, images: int) -> None:
     golden = json.loads((shared("golden/06_schedules_groups") / "case.json").read_text())
     expected = golden["recipes"]["vit"]
-    config = recipes.load(
+    recipe = load.recipe(
         FOLDER / "vit_l16_in1k.yaml", [f"batch.slots={slots}", f"batch.images_per_slot={images}"]
     )
-    schedules = recipes.schedules(config, IMAGENET_IMAGES)
+    schedules = derived.schedules(recipe, IMAGENET_IMAGES)
     assert schedules.total_steps == expected["total_iters"]
     ours = [schedules.at(step).lr for step in expected["iterations"]]
     assert ours == pytest.approx(expected["values"]["lr"], rel=1e-12)
@@ -134,7 +133,7 @@ def test_schedules_of_the_recipe_reach_the_published_values(slots: int, images: 
 def test_an_override_sets_one_key(
     assignment: str, path: tuple[str, ...], expected: object, tmp_path: Path
 ) -> None:
-    found: object = recipes.load(written(tmp_path, ""), [assignment])
+    found: object = load.recipe(written(tmp_path, ""), [assignment])
     for name in path:
         found = getattr(found, name)
     assert found == expected and type(found) is type(expected)
@@ -142,14 +141,14 @@ def test_an_override_sets_one_key(
 
 def test_later_overrides_win_and_the_file_keeps_the_rest(tmp_path: Path) -> None:
     path = written(tmp_path, "batch: {slots: 4, images_per_slot: 2}\n")
-    config = recipes.load(path, ["batch.slots=8", "batch.slots=16"])
-    assert (config.batch.slots, config.batch.images_per_slot) == (16, 2)
+    recipe = load.recipe(path, ["batch.slots=8", "batch.slots=16"])
+    assert (recipe.batch.slots, recipe.batch.images_per_slot) == (16, 2)
 
 
 @pytest.mark.parametrize("number", ["5e-4", "5E-4", ".0005", "0.0005", "5.e-4"])
 def test_every_way_to_write_a_float_is_a_number(number: str, tmp_path: Path) -> None:
-    config = recipes.load(written(tmp_path, f"schedule:\n  base_lr: {number}\n"))
-    assert config.schedule.base_lr == 5e-4
+    recipe = load.recipe(written(tmp_path, f"schedule:\n  base_lr: {number}\n"))
+    assert recipe.schedule.base_lr == 5e-4
 
 
 @pytest.mark.parametrize(
@@ -205,7 +204,7 @@ def test_all_contradictions_are_said_at_once() -> None:
 
 def test_every_key_refuses_a_value_of_another_kind() -> None:
     wrong = object()
-    for leaf in leaves(Config):
+    for leaf in leaves(Recipe):
         tree: object = wrong
         for part in reversed(leaf.split(".")):
             tree = {part: tree}
@@ -222,56 +221,56 @@ def test_every_key_refuses_a_value_of_another_kind() -> None:
 )
 def test_a_file_that_is_no_recipe_is_named(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"recipe\.yaml") as error:
-        recipes.load(written(tmp_path, text))
+        load.recipe(written(tmp_path, text))
     assert words in str(error.value)
 
 
 def test_a_missing_file_and_a_bare_word_are_usage_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"absent\.yaml"):
-        recipes.load(tmp_path / "absent.yaml")
+        load.recipe(tmp_path / "absent.yaml")
     with pytest.raises(UsageError, match="not of the form key=value"):
-        recipes.load(written(tmp_path, ""), ["batch.slots"])
+        load.recipe(written(tmp_path, ""), ["batch.slots"])
     with pytest.raises(UsageError, match=r"batch\.slots"):
-        recipes.load(written(tmp_path, ""), ["batch.slotz=3"])
+        load.recipe(written(tmp_path, ""), ["batch.slotz=3"])
 
 
 def test_the_places_of_data_and_results_must_be_given() -> None:
     with pytest.raises(UsageError) as error:
-        recipes.check_places(Config())
+        checks.check_places(Recipe())
     assert "output_dir" in str(error.value) and "data.train" in str(error.value)
 
 
 def test_the_space_of_a_recipe_has_its_sizes_and_names() -> None:
-    sizes = recipes.space(recipes.load(FOLDER / "vit_l16_in1k.yaml"))
+    sizes = derived.space(load.recipe(FOLDER / "vit_l16_in1k.yaml"))
     assert (len(sizes.subnets()), len(sizes.menu())) == (143, 572)  # 573 with the intact one
     assert sizes.parse("base") == Subnet(768, 12)
 
 
 def test_lengths_in_epochs_become_steps_and_tiny_sets_still_train() -> None:
-    config = recipes.from_dict(
+    recipe = load.from_dict(
         {
             "batch": {"slots": 2, "images_per_slot": 8},
             "schedule": {"epochs": 2.5, "warmup_epochs": 0.5, "lr_scaling": "linear"},
             "evaluation": {"every_epochs": 0.1},
         }
     )
-    numbers = recipes.derived(config, 165)  # 10 steps of 16 and a rest that joins the next epoch
+    numbers = derived.of(recipe, 165)  # 10 steps of 16 and a rest that joins the next epoch
     assert (numbers.steps_per_epoch, numbers.steps, numbers.warmup_steps) == (10, 25, 5)
     assert (numbers.evaluation_steps, numbers.checkpoint_steps) == (1, 10)
     assert numbers.lr == pytest.approx(0.004 * 16 / 1024)
-    assert recipes.derived(config, 3).steps_per_epoch == 1
-    root = replace(config, schedule=replace(config.schedule, lr_scaling="sqrt"))
-    assert recipes.derived(root, 165).lr == pytest.approx(0.004 * sqrt(16 / 1024))
+    assert derived.of(recipe, 3).steps_per_epoch == 1
+    root = replace(recipe, schedule=replace(recipe.schedule, lr_scaling="sqrt"))
+    assert derived.of(root, 165).lr == pytest.approx(0.004 * sqrt(16 / 1024))
 
 
 def test_milestones_fall_on_checkpoints_whatever_is_rounded() -> None:
     tree = {"schedule": {"steps_per_epoch": 5}, "checkpoint": {"every_epochs": 0.5}}
-    numbers = recipes.derived(recipes.from_dict(tree), 0)
+    numbers = derived.of(load.from_dict(tree), 0)
     assert (numbers.checkpoint_steps, numbers.keep_steps) == (2, 0)  # 2.5 is rounded
     tree["checkpoint"]["keep_every_epochs"] = 1.5
-    config = recipes.from_dict(tree)
-    assert recipes.derived(config, 0).keep_steps == 6
-    assert "every 2 steps, the last 3 are kept, for good every 6" in recipes.describe(config, 0)
+    recipe = load.from_dict(tree)
+    assert derived.of(recipe, 0).keep_steps == 6
+    assert "every 2 steps, the last 3 are kept, for good every 6" in derived.describe(recipe, 0)
 
 
 def test_the_share_of_the_evaluation_counts_forwards() -> None:
@@ -282,24 +281,24 @@ def test_the_share_of_the_evaluation_counts_forwards() -> None:
         "schedule": {"steps_per_epoch": 1, "epochs": 10},
         "evaluation": {"queries": "q", "bank_images": 1600, "at_start": False, "every_epochs": 1},
     }
-    assert recipes.derived(recipes.from_dict(tree), 0).evaluation_share == pytest.approx(1 / 14)
+    assert derived.of(load.from_dict(tree), 0).evaluation_share == pytest.approx(1 / 14)
 
 
 def test_rank_counts_that_do_not_divide_the_slots_are_refused_with_those_that_do() -> None:
-    config = recipes.from_dict({"batch": {"slots": 12}})
-    recipes.check_world(config, 4)
+    recipe = load.from_dict({"batch": {"slots": 12}})
+    checks.check_world(recipe, 4)
     with pytest.raises(UsageError, match=r"12 .* 5 ranks: start 1, 2, 3, 4, 6, 12 ranks"):
-        recipes.check_world(config, 5)
+        checks.check_world(recipe, 5)
 
 
 def test_fp16_is_refused_on_a_cpu_only() -> None:
-    config = recipes.from_dict({"precision": "fp16"})
-    recipes.check_precision(config, "cuda")
+    recipe = load.from_dict({"precision": "fp16"})
+    checks.check_precision(recipe, "cuda")
     with pytest.raises(UsageError, match="fp16 needs a GPU"):
-        recipes.check_precision(config, "cpu")
+        checks.check_precision(recipe, "cpu")
 
 
 def test_plain_yaml_readers_understand_the_printed_recipe() -> None:
-    tree = yaml.safe_load(recipes.to_yaml(Config()))
+    tree = yaml.safe_load(load.to_yaml(Recipe()))
     assert tree["batch"] == {"slots": 32, "images_per_slot": 50}
     assert tree["optimizer"]["eps"] == 1e-8

@@ -11,7 +11,7 @@ import pytest
 
 from poa_ds.checkpoint.saver import Saver
 from poa_ds.checkpoint.state import KEYS, Snapshot
-from poa_ds.recipe import load as recipes
+from poa_ds.recipe import load
 from poa_ds.run import step
 from tests.evaluate.test_knn import tiny
 
@@ -52,11 +52,11 @@ def save(root: Path, at: int, **about: object) -> Path:
 
 def of_recipe(root: Path, at: int, *overrides: str) -> tuple[Path, Snapshot]:
     """A checkpoint with the parameters of a real recipe."""
-    config = tiny(*overrides)
-    networks = step.student_and_teacher(config)
+    recipe = tiny(*overrides)
+    networks = step.student_and_teacher(recipe)
     shapes = {name: list(p.shape) for name, (p, _) in networks.pairs().items()}
     made, taken = saver(root, keep_last=9), snapshot(at, shapes=shapes)
-    taken = snapshot(at, shapes=shapes, recipe=recipes.to_yaml(config))
+    taken = snapshot(at, shapes=shapes, recipe=load.to_yaml(recipe))
     made.begin(taken)
     made.finish()
     assert made.newest

@@ -13,8 +13,8 @@ import pytest
 from poa_ds import cli
 from poa_ds.evaluate import results
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.track.metrics_file import Floors
 from poa_ds.track.tracker import Tracker
 from tests.support.mlflow_runs import PATIENCE_SECONDS, Recorded, recorded, steps
@@ -34,20 +34,20 @@ PARAMETERS = {SMALL: parameters(32, 2), LARGE: parameters(96, 4)}
 FOLDERS = ("config.yaml", "deepspeed.json", "derived.json", "metrics.jsonl", "knn.jsonl")
 
 
-def recipe(folder: Path, uri: str = "") -> Config:
+def recipe_of(folder: Path, uri: str = "") -> Recipe:
     words = [f"output_dir={folder}", f"mlflow.uri={uri}", "mlflow.run_name=made"]
-    return recipes.load(ROOT / "ds_configs/photos.yaml", words)
+    return load.recipe(ROOT / "ds_configs/photos.yaml", words)
 
 
-def train(folder: Path, config: Config, *, first: int = 0, last: int = LAST) -> Tracker:
+def train(folder: Path, recipe: Recipe, *, first: int = 0, last: int = LAST) -> Tracker:
     """What a training run leaves: its files, points, and two evaluations; not closed."""
     if not first:
         folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(recipes.to_yaml(config))
+        (folder / "config.yaml").write_text(load.to_yaml(recipe))
         (folder / "deepspeed.json").write_text("{}\n")
         (folder / "derived.json").write_text(json.dumps({"steps": LAST}))
     tracker = Tracker.start(
-        config,
+        recipe,
         output_dir=folder,
         is_main=True,
         resumed_ids={} if first else None,
@@ -87,8 +87,8 @@ class Whole:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     folder = tmp_path_factory.mktemp("mlflow") / "whole"
-    config = recipe(folder)
-    tracker = train(folder, config)
+    recipe = recipe_of(folder)
+    tracker = train(folder, recipe)
     tracker.close(timeout_seconds=PATIENCE_SECONDS)
     yield Whole(folder, recorded(f"sqlite:///{folder}/mlflow.db", "photos"))
 
@@ -152,17 +152,17 @@ def test_only_what_is_missing_is_added(
 def test_training_goes_on_in_the_runs_that_a_sync_made(tmp_path: Path) -> None:
     """The server is down for the first half: sync fills in, and the second half goes there."""
     folder, uri = tmp_path / "run", f"sqlite:///{tmp_path}/store.db"
-    config = recipe(folder, uri)
-    away = replace(config, mlflow=replace(config.mlflow, uri=f"http://localhost:{closed_port()}"))
+    recipe = recipe_of(folder, uri)
+    away = replace(recipe, mlflow=replace(recipe.mlflow, uri=f"http://localhost:{closed_port()}"))
     train(folder, away, last=4).close("KILLED", timeout_seconds=0)
     key = json.loads((folder / "mlflow.json").read_text())["key"]
-    (folder / "config.yaml").write_text(recipes.to_yaml(config))
+    (folder / "config.yaml").write_text(load.to_yaml(recipe))
     assert sync(folder) == 0
     made = recorded(uri, "photos")["made"]
     assert steps(made, "loss/total") == [0, 1, 2, 3, 4] and made.status == "RUNNING"
     ids = json.loads((folder / "mlflow.json").read_text())
     assert ids["key"] == key and set(ids["children"]) == {"w0032_d02", "w0096_d04"}
-    tracker = train(folder, config, first=5)
+    tracker = train(folder, recipe, first=5)
     tracker.close(timeout_seconds=PATIENCE_SECONDS)
     assert tracker.ids == ids
     runs = recorded(uri, "photos")
@@ -178,10 +178,10 @@ def test_runs_that_the_checkpoint_does_not_know_are_found_by_their_names(
     folder = copy(whole, tmp_path / "run", "mlflow.db", "mlflow.json")
     ids = json.loads((folder / "mlflow.json").read_text())
     (folder / "mlflow.json").unlink()
-    config = recipe(folder)
+    recipe = recipe_of(folder)
     for known in ({"key": ids["key"]}, {"run": ids["run"], "key": ids["key"], "children": {}}):
         tracker = Tracker.start(
-            config, output_dir=folder, is_main=True, resumed_ids=known, first_step=LAST
+            recipe, output_dir=folder, is_main=True, resumed_ids=known, first_step=LAST
         )
         tracker.close(timeout_seconds=PATIENCE_SECONDS)
         assert tracker.ids["run"] == ids["run"]

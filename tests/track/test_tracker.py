@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from poa_ds.model.space import Subnet
-from poa_ds.recipe.load import Config
-from poa_ds.recipe.tree import Mlflow
+from poa_ds.recipe.tree import Mlflow, Recipe
 from poa_ds.system.errors import UserError
 from poa_ds.track import mlflow_store
 from poa_ds.track.metrics_file import Floors, read_rows
@@ -30,13 +29,13 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 120.0  # for a store that is made beside other work on a small machine
 
 
-def config(uri: str = "", tracking: str = "mlflow") -> Config:
-    return replace(Config(), tracking=tracking, mlflow=Mlflow(uri=uri, run_name="test"))
+def recipe(uri: str = "", tracking: str = "mlflow") -> Recipe:
+    return replace(Recipe(), tracking=tracking, mlflow=Mlflow(uri=uri, run_name="test"))
 
 
-def start(folder: Path, chosen: Config | None = None, **options: object) -> Tracker:
+def start(folder: Path, chosen: Recipe | None = None, **options: object) -> Tracker:
     sizes = {"sizes": [SMALL, LARGE], "parameters": {SMALL: 21_000_000}}
-    return Tracker.start(chosen or config(), output_dir=folder, is_main=True, **(sizes | options))
+    return Tracker.start(chosen or recipe(), output_dir=folder, is_main=True, **(sizes | options))
 
 
 def knn(gain: float) -> dict[Subnet, dict[int, float]]:
@@ -74,7 +73,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     first = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(ids["run"])
     assert first.info.status == "RUNNING"
     # the process is killed here: nothing is closed
-    changed = replace(config(), seed=7)
+    changed = replace(recipe(), seed=7)
     resumed = start(folder, changed, resumed_ids=ids, first_step=5)
     for step in range(5, 9):
         resumed.log(step, {"loss": 8.0 - step})
@@ -145,12 +144,12 @@ def test_points_that_the_store_missed_are_filled_in_on_resume(store: Store) -> N
     from mlflow import MlflowClient
 
     folder = store.folder / "second"
-    alone = start(folder, config(tracking="none"))
+    alone = start(folder, recipe(tracking="none"))
     for step in range(3):
         alone.log(step, {"loss": float(step)})
     alone.log_knn(2, knn(0), None, PROTOCOL)
     alone.close()
-    tracker = start(folder, config(store.uri), resumed_ids={}, first_step=3)
+    tracker = start(folder, recipe(store.uri), resumed_ids={}, first_step=3)
     tracker.log(3, {"loss": 3.0})
     tracker.close(timeout_seconds=PATIENCE_SECONDS)
     client = MlflowClient(store.uri)
@@ -163,13 +162,13 @@ def test_points_that_the_store_missed_are_filled_in_on_resume(store: Store) -> N
 
 def test_ids_that_no_checkpoint_holds_are_found_beside_the_metrics(store: Store) -> None:
     folder = store.folder / "third"
-    tracker = start(folder, config(store.uri))
+    tracker = start(folder, recipe(store.uri))
     tracker.log(0, {"loss": 1.0})
     tracker.close(timeout_seconds=PATIENCE_SECONDS)
-    again = start(folder, config(store.uri), resumed_ids={}, first_step=1)
+    again = start(folder, recipe(store.uri), resumed_ids={}, first_step=1)
     again.close("FAILED", timeout_seconds=PATIENCE_SECONDS)
     assert again.ids["run"] == tracker.ids["run"]
-    fresh = start(folder, config(store.uri))
+    fresh = start(folder, recipe(store.uri))
     fresh.close(timeout_seconds=PATIENCE_SECONDS)
     assert fresh.ids["run"] != tracker.ids["run"]
 
@@ -178,7 +177,7 @@ def test_a_run_that_the_store_does_not_know_is_replaced(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = store.folder / "fourth"
-    tracker = start(folder, config(store.uri), resumed_ids={"run": "gone", "children": {}})
+    tracker = start(folder, recipe(store.uri), resumed_ids={"run": "gone", "children": {}})
     tracker.log(0, {"loss": 1.0})
     tracker.close(timeout_seconds=PATIENCE_SECONDS)
     assert tracker.ids["run"] != "gone"
@@ -194,7 +193,7 @@ def closed_port() -> int:
 def test_a_dead_server_is_said_once_and_costs_no_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tracker = start(tmp_path, config(f"http://localhost:{closed_port()}"))
+    tracker = start(tmp_path, recipe(f"http://localhost:{closed_port()}"))
     seconds = []
     for step in range(200):
         begin = time.perf_counter()
@@ -214,7 +213,7 @@ def test_a_dead_server_is_said_once_and_costs_no_step(
 
 def test_a_server_that_never_answers_cannot_hold_up_the_end(tmp_path: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
-        tracker = start(tmp_path, config(f"http://localhost:{silent.getsockname()[1]}"))
+        tracker = start(tmp_path, recipe(f"http://localhost:{silent.getsockname()[1]}"))
         tracker.log(0, {"loss": 1.0})
         begin = time.perf_counter()
         tracker.close(timeout_seconds=0.5)
@@ -226,10 +225,10 @@ def test_without_tracking_mlflow_is_never_imported(tmp_path: Path) -> None:
 import sys
 from dataclasses import replace
 from pathlib import Path
-from poa_ds.recipe.load import Config
+from poa_ds.recipe.tree import Recipe
 from poa_ds.track.tracker import Tracker
-config = replace(Config(), tracking="none")
-tracker = Tracker.start(config, output_dir=Path({str(tmp_path)!r}), is_main=True)
+recipe = replace(Recipe(), tracking="none")
+tracker = Tracker.start(recipe, output_dir=Path({str(tmp_path)!r}), is_main=True)
 tracker.log(0, {{"loss": 1.0}})
 assert tracker.flush() and tracker.ids == {{}}
 tracker.close()
@@ -241,7 +240,7 @@ assert not {{"mlflow", "matplotlib", "torch"}} & set(sys.modules)
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    tracker = Tracker.start(config(), output_dir=tmp_path / "out", is_main=False)
+    tracker = Tracker.start(recipe(), output_dir=tmp_path / "out", is_main=False)
     tracker.log(0, {"loss": 1.0})
     tracker.log_knn(0, knn(0), FLOORS, PROTOCOL)
     tracker.artifact(tmp_path)
@@ -253,13 +252,13 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 def test_an_unwritable_output_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/out"):
-        start(tmp_path / "file" / "out", config(tracking="none"))
+        start(tmp_path / "file" / "out", recipe(tracking="none"))
 
 
 def test_a_full_disk_is_said_once_and_training_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = start(tmp_path, config(tracking="none"))
+    tracker = start(tmp_path, recipe(tracking="none"))
     tracker.log(0, {"loss": 8.0})
     with open("/dev/full", "wb", buffering=0) as full:
         monkeypatch.setattr(tracker._metrics, "_file", full)
@@ -280,7 +279,7 @@ def test_environment_variables_of_the_user_are_kept(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    tracker = start(tmp_path, config(f"http://localhost:{closed_port()}"))
+    tracker = start(tmp_path, recipe(f"http://localhost:{closed_port()}"))
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "3"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
     tracker.close(timeout_seconds=0)

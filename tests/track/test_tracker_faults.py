@@ -16,8 +16,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from poa_ds.recipe.load import Config
-from poa_ds.recipe.tree import Mlflow
+from poa_ds.recipe.tree import Mlflow, Recipe
 from poa_ds.track.metrics_file import read_rows
 from poa_ds.track.tracker import Tracker
 from tests.run.test_training import ROOT, command, environment
@@ -28,8 +27,8 @@ STEPS = 120
 
 
 def start(folder: Path, uri: str) -> Tracker:
-    config = replace(Config(), mlflow=Mlflow(uri=uri, run_name="test"))
-    return Tracker.start(config, output_dir=folder, is_main=True)
+    recipe = replace(Recipe(), mlflow=Mlflow(uri=uri, run_name="test"))
+    return Tracker.start(recipe, output_dir=folder, is_main=True)
 
 
 def eventually(condition: Callable[[], bool]) -> bool:

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from poa_ds.model import build as backbones
 from poa_ds.model import shape as shapes
 from poa_ds.model.space import ElasticSpace, Subnet
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import derived
+from poa_ds.recipe.tree import Recipe
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,14 @@ class Embed(nn.Module):
 class Backbone(nn.Module):
     """Images (B, 3, S, S) -> normalised tokens (B, 1 + N, width) of one size."""
 
-    def __init__(self, config: Config, space: ElasticSpace) -> None:
+    def __init__(self, recipe: Recipe, space: ElasticSpace) -> None:
         super().__init__()
-        recipe, dim = config.backbone, space.intact.width
-        self.space, self.checkpointing = space, recipe.activation_checkpointing
-        grid = config.crops.global_size // recipe.patch_size
-        self.embed = Embed(dim, grid, recipe.patch_size)
+        options, dim = recipe.backbone, space.intact.width
+        self.space, self.checkpointing = space, options.activation_checkpointing
+        grid = recipe.crops.global_size // options.patch_size
+        self.embed = Embed(dim, grid, options.patch_size)
         self.blocks = nn.ModuleList(
-            Block(dim, recipe.head_dim, recipe.mlp_ratio) for _ in range(space.intact.depth)
+            Block(dim, options.head_dim, options.mlp_ratio) for _ in range(space.intact.depth)
         )
         self.norm = LayerNorm(dim, 1e-6)
 
@@ -193,9 +193,9 @@ class Backbone(nn.Module):
 class OneAtATime(nn.Module):
     """Another architecture: ours, without lockstep. Each crop size and student is a pass alone."""
 
-    def __init__(self, config: Config, space: ElasticSpace) -> None:
+    def __init__(self, recipe: Recipe, space: ElasticSpace) -> None:
         super().__init__()
-        whole = backbones.backbone(config)
+        whole = backbones.backbone(recipe)
         self.embed, self.blocks = whole.embed, whole.blocks
         if hasattr(whole, "norm"):
             self.norm = whole.norm
@@ -259,11 +259,11 @@ class Head(nn.Module):
 class HeadBank(nn.ModuleList):
     """Scores of every head."""
 
-    def __init__(self, config: Config) -> None:
-        recipe = config.heads
-        dim = shapes.shape(config).features(recipes.space(config).intact)
-        shape = (recipe.hidden, recipe.bottleneck, recipe.layers)
-        super().__init__(Head(dim, k, *shape) for k in recipe.prototypes)
+    def __init__(self, recipe: Recipe) -> None:
+        options = recipe.heads
+        dim = shapes.shape(recipe).features(derived.space(recipe).intact)
+        shape = (options.hidden, options.bottleneck, options.layers)
+        super().__init__(Head(dim, k, *shape) for k in options.prototypes)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [head(x) for head in self]
@@ -275,12 +275,12 @@ PLAIN = {"vit": Backbone}
 class Network(nn.Module):
     """Student or teacher."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        kind = PLAIN.get(config.backbone.name, OneAtATime)
-        self.backbone = kind(config, recipes.space(config))
-        self.heads = HeadBank(config)
-        self.ibot_heads = HeadBank(config) if config.heads.separate_ibot else None
+        kind = PLAIN.get(recipe.backbone.name, OneAtATime)
+        self.backbone = kind(recipe, derived.space(recipe))
+        self.heads = HeadBank(recipe)
+        self.ibot_heads = HeadBank(recipe) if recipe.heads.separate_ibot else None
 
     def scores(self, cls: Tensor, patches: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(class scores, patch scores) of each head."""

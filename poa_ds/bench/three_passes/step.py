@@ -16,8 +16,8 @@ from poa_ds.data.batch import Batch
 from poa_ds.data.store.order import DROP_PATH, keyed
 from poa_ds.engine.optim import decays, lr_factor, part
 from poa_ds.model.space import ElasticSpace, Subnet
-from poa_ds.recipe.load import Config
 from poa_ds.recipe.schedules import StepValues
+from poa_ds.recipe.tree import Recipe
 
 
 class ThreePasses:
@@ -25,20 +25,20 @@ class ThreePasses:
 
     def __init__(
         self,
-        config: Config,
+        recipe: Recipe,
         space: ElasticSpace,
         weights: dict[str, Tensor],
         device: torch.device | str,
     ) -> None:
-        self.config, self.space, self.device = config, space, torch.device(device)
-        self.student = Network(config).to(device)
+        self.recipe, self.space, self.device = recipe, space, torch.device(device)
+        self.student = Network(recipe).to(device)
         self.student.load_state_dict(weights)
-        self.teacher = Network(config).to(device).requires_grad_(False)
+        self.teacher = Network(recipe).to(device).requires_grad_(False)
         self.teacher.load_state_dict(weights)
-        groups = _groups(self.student, config)
-        recipe = config.optimizer
-        betas = (recipe.beta1, recipe.beta2)
-        self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=recipe.eps, fused=True)
+        groups = _groups(self.student, recipe)
+        options = recipe.optimizer
+        betas = (options.beta1, options.beta2)
+        self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=options.eps, fused=True)
 
     def step(
         self, batches: Sequence[Batch], values: StepValues
@@ -68,14 +68,14 @@ class ThreePasses:
         return torch.stack(losses).mean()
 
     def _clip(self) -> dict[str, Tensor]:
-        recipe, norms = self.config.optimizer, {}
+        options, norms = self.recipe.optimizer, {}
         for name, module in self.student.named_children():
-            limit = recipe.clip_backbone if name == "backbone" else recipe.clip_heads
+            limit = options.clip_backbone if name == "backbone" else options.clip_heads
             norms[name] = nn.utils.clip_grad_norm_(module.parameters(), limit or float("inf"))
         return norms
 
     def _autocast(self) -> torch.autocast:
-        low = self.config.precision == "bf16"
+        low = self.recipe.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=low)
 
     @torch.no_grad()
@@ -97,7 +97,7 @@ class ThreePasses:
                 whole = sinkhorn(
                     torch.cat(scores),
                     values.teacher_temperature,
-                    self.config.objective.sinkhorn_iterations,
+                    self.recipe.objective.sinkhorn_iterations,
                 )
                 cut.append(whole.split(sizes))
             for slot, cls, patches in zip(found, *cut, strict=True):
@@ -107,7 +107,7 @@ class ThreePasses:
     def _loss(
         self, batch: Batch, targets: Sequence[tuple[Tensor, Tensor]], values: StepValues
     ) -> Tensor:
-        objective, temperature = self.config.objective, self.config.objective.student_temperature
+        objective, temperature = self.recipe.objective, self.recipe.objective.student_temperature
         subnets = (self.space.intact, self._draw(batch))
         drops = self._drops(batch, subnets)
         with self._autocast():
@@ -156,7 +156,7 @@ class ThreePasses:
         values: StepValues,
     ) -> Tensor:
         """DINO over the pairs of different views, plus iBOT over the masked patches."""
-        objective, temperature = self.config.objective, self.config.objective.student_temperature
+        objective, temperature = self.recipe.objective, self.recipe.objective.student_temperature
         (whole, part, patches), (cls_targets, patch_targets) = scores, targets
         across = cross_entropy(whole, cls_targets.flip(0), temperature).mean(-1).sum()
         local = cross_entropy(part[:, None], cls_targets[None], temperature).mean(-1).sum()
@@ -166,18 +166,18 @@ class ThreePasses:
         return objective.dino * dino + objective.ibot * masked.sum() / (2 * batch.size)
 
     def _draw(self, batch: Batch) -> Subnet:
-        config = self.config
-        slots = config.batch.slots
+        recipe = self.recipe
+        slots = recipe.batch.slots
         return self.space.draw(
-            batch.step, batch.slot, seed=config.seed, slots=slots, policy=config.draws
+            batch.step, batch.slot, seed=recipe.seed, slots=slots, policy=recipe.draws
         )
 
     def _drops(self, batch: Batch, subnets: tuple[Subnet, Subnet]) -> list:
         """The random choices that ours makes for this step and slot."""
-        rng = keyed(DROP_PATH, self.config.seed, batch.step, batch.slot)
+        rng = keyed(DROP_PATH, self.recipe.seed, batch.step, batch.slot)
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         crops = [c for c in (batch.global_crops, batch.local_crops) if len(c)]
-        rate = self.config.backbone.drop_path
+        rate = self.recipe.backbone.drop_path
         return self.student.backbone.draw_drops(subnets, crops, rate, generator)
 
 
@@ -185,15 +185,15 @@ def _masked(batch: Batch, values: StepValues) -> Tensor:
     return batch.mask_indices if values.ibot_active else batch.mask_indices[:0]
 
 
-def _groups(student: Network, config: Config) -> list[dict]:
+def _groups(student: Network, recipe: Recipe) -> list[dict]:
     """A group per learning-rate factor, decay and part, as published."""
-    recipe, groups = config.optimizer, {}
+    options, groups = recipe.optimizer, {}
     for name, p in student.named_parameters():
         factor = lr_factor(
             name,
             depth=student.backbone.decay_depth,
-            layer_decay=recipe.layer_decay,
-            patch_embed_factor=recipe.patch_embed_factor,
+            layer_decay=options.layer_decay,
+            patch_embed_factor=options.patch_embed_factor,
         )
         groups.setdefault((factor, decays(name), part(name)), []).append(p)
     return [

@@ -13,7 +13,7 @@ from poa_ds.model.resnet import plain as plain
 from poa_ds.model.resnet.network import ElasticResNet
 from poa_ds.model.shape import shape
 from poa_ds.model.space import Subnet
-from poa_ds.recipe.tree import Config
+from poa_ds.recipe.tree import Recipe
 
 PUBLISHED_STEM, PUBLISHED_GROUPS = 64, 32  # all that timm's ResNet with group norms can have
 
@@ -57,8 +57,8 @@ class ResNetForm:
     note = "the feature is the mean of the last map"
 
     @staticmethod
-    def from_published(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-        return from_published(state, shape(config).stages)
+    def from_published(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+        return from_published(state, shape(recipe).stages)
 
     @staticmethod
     def extract(model: ElasticResNet, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -91,9 +91,9 @@ class ResNetForm:
 
     @staticmethod
     def arguments(
-        config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+        recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:
-        found = shape(config)
+        found = shape(recipe)
         return "resnet", {
             "width": subnet.width,
             "outer": 2 * found.widest,
@@ -103,15 +103,15 @@ class ResNetForm:
         }
 
     @staticmethod
-    def not_timm(config: Config, subnet: Subnet) -> str:
-        found = shape(config)
+    def not_timm(recipe: Recipe, subnet: Subnet) -> str:
+        found = shape(recipe)
         if (found.stem, found.norm_groups) != (PUBLISHED_STEM, PUBLISHED_GROUPS):
             return f"timm's has a stem of {PUBLISHED_STEM} and {PUBLISHED_GROUPS} groups per norm"
         return ""
 
     @classmethod
     def timm(
-        cls, config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+        cls, recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
         arguments = {"layers": list(subnet.depth), "base_width": subnet.width}
         return "resnet50_gn", arguments, dict(state)

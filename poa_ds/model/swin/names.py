@@ -14,7 +14,7 @@ from poa_ds.model.shape import SwinShape, shape
 from poa_ds.model.space import Subnet
 from poa_ds.model.swin import plain as plain
 from poa_ds.model.swin.network import ElasticSwin, channel_major, position_major
-from poa_ds.recipe.tree import Config
+from poa_ds.recipe.tree import Recipe
 
 _PARTS = (
     (r"^mask_token$", "embed.mask_token"),
@@ -95,8 +95,8 @@ class SwinForm:
     note = "with timm, only there; the feature is the mean token of the last map"
 
     @staticmethod
-    def from_published(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-        found = shape(config)
+    def from_published(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+        found = shape(recipe)
         return from_published(state, found.stages, found.head_dim)
 
     @staticmethod
@@ -135,9 +135,9 @@ class SwinForm:
 
     @staticmethod
     def arguments(
-        config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+        recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:
-        found = shape(config)
+        found = shape(recipe)
         return "swin", {
             "width": subnet.width,
             "projected": found.widest,
@@ -149,22 +149,22 @@ class SwinForm:
         }
 
     @staticmethod
-    def not_timm(config: Config, subnet: Subnet) -> str:
-        found = shape(config)
+    def not_timm(recipe: Recipe, subnet: Subnet) -> str:
+        found = shape(recipe)
         if subnet.width != found.widest:
             return f"its patches are normalised over {found.widest} channels, not {subnet.width}"
         if any(row != [i % 2 == 1 for i in range(len(row))] for row in _shifts(found, subnet)):
             return "its blocks do not shift their windows in turns"
-        sides = [found.grid(config.crops.global_size) // 2 * 2**i for i in range(4)]
+        sides = [found.grid(recipe.crops.global_size) // 2 * 2**i for i in range(4)]
         if any(side % found.window for side in sides):  # timm rolls before it pads
             return f"its maps of {sides[-1]} to {sides[0]} rows do not divide into windows"
         return ""
 
     @classmethod
     def timm(
-        cls, config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+        cls, recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-        found, theirs = shape(config), {}
+        found, theirs = shape(recipe), {}
         depths = found.depths(subnet)
         starts = [sum(depths[:i]) + max(i - 1, 0) for i in range(4)]  # of the plain layers
         for name, tensor in state.items():
@@ -183,7 +183,7 @@ class SwinForm:
         return (
             "swin_base_patch4_window7_224",
             {
-                "img_size": config.crops.global_size,
+                "img_size": recipe.crops.global_size,
                 "patch_size": found.patch_size,
                 "embed_dim": subnet.width,
                 "depths": list(depths),

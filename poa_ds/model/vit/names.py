@@ -15,7 +15,7 @@ from poa_ds.model.layers import head_major, third_major
 from poa_ds.model.space import Subnet
 from poa_ds.model.vit import plain as plain
 from poa_ds.model.vit.network import ElasticViT
-from poa_ds.recipe.tree import Config
+from poa_ds.recipe.tree import Recipe
 
 ARCHITECTURE = "vit_small_patch16_224"  # of timm; model_args override every number of it
 # (published pattern, ours): longest first where one contains another
@@ -69,8 +69,8 @@ class VitForm:
     )
 
     @staticmethod
-    def from_published(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-        return from_poa_backbone(state, config.backbone.head_dim)
+    def from_published(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+        return from_poa_backbone(state, recipe.backbone.head_dim)
 
     @staticmethod
     def extract(model: ElasticViT, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -100,28 +100,28 @@ class VitForm:
 
     @staticmethod
     def arguments(
-        config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+        recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:
-        recipe = config.backbone
+        options = recipe.backbone
         layer_scale = any(name.endswith(".gamma") for name in state)
         return ARCHITECTURE, {
-            "img_size": config.crops.global_size,
-            "patch_size": recipe.patch_size,
+            "img_size": recipe.crops.global_size,
+            "patch_size": options.patch_size,
             "embed_dim": subnet.width,
             "depth": subnet.depth,
-            "num_heads": subnet.width // recipe.head_dim,
-            "mlp_ratio": recipe.mlp_ratio,
-            "init_values": recipe.layer_scale if layer_scale else None,
+            "num_heads": subnet.width // options.head_dim,
+            "mlp_ratio": options.mlp_ratio,
+            "init_values": options.layer_scale if layer_scale else None,
         }
 
     @classmethod
     def timm(
-        cls, config: Config, subnet: Subnet, state: Mapping[str, Tensor]
+        cls, recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-        return *cls.arguments(config, subnet, state), dict(state)
+        return *cls.arguments(recipe, subnet, state), dict(state)
 
     @staticmethod
-    def not_timm(config: Config, subnet: Subnet) -> str:
+    def not_timm(recipe: Recipe, subnet: Subnet) -> str:
         return ""
 
     @staticmethod

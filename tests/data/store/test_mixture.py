@@ -10,8 +10,9 @@ from poa_ds.data.loader import slot_batches
 from poa_ds.data.places import open_training, order_name, order_of
 from poa_ds.data.store.mixture import LAP, Mixture, shares
 from poa_ds.data.store.order import Order
-from poa_ds.recipe import load as config
-from poa_ds.recipe.tree import Data
+from poa_ds.recipe import load
+from poa_ds.recipe.tree import Data, Recipe
+from poa_ds.system import typed_yaml
 from poa_ds.system.errors import UsageError
 from tests.data.test_loader import SPEC, same, take
 from tests.support.shards import make_shards
@@ -96,10 +97,10 @@ def test_a_weight_that_rounds_to_nothing_is_refused(mixture: Mixture) -> None:
 )
 def test_wrong_recipes_say_what_is_allowed(data: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        config.from_dict({"data": data})
+        load.from_dict({"data": data})
 
 
 def test_a_mixture_survives_its_printed_form() -> None:
-    found = config.from_dict({"data": {"mix": {"a/x": 1, "b": 2.5}}})
-    again = config.build(config.Config(), config.parse(config.to_yaml(found), source="x"))
+    found = load.from_dict({"data": {"mix": {"a/x": 1, "b": 2.5}}})
+    again = typed_yaml.build(Recipe(), typed_yaml.parse(load.to_yaml(found), source="x"))
     assert again == found

@@ -13,11 +13,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from poa_ds.engine import engine
 from poa_ds.engine.engine import Engine
 from poa_ds.methods import poa as branches
-from poa_ds.recipe import load as recipes
+from poa_ds.recipe import derived, ds_json
 from poa_ds.run import step
 from poa_ds.system import dist
 from poa_kernels import dispatch
-from tests.distributed.programs.worker import made_batch, recipe
+from tests.distributed.programs.worker import made_batch, recipe_with
 
 
 def recorded(block: type, seen: dict[int, tuple[StorageWeakRef, int]]) -> None:
@@ -38,15 +38,15 @@ def main() -> None:
     out, wanted = Path(sys.argv[1]), json.loads(sys.argv[2])
     engine.start_processes("cpu")
     dispatch.select(wanted["kernels"], "cpu")
-    config = recipe(**wanted["recipe"])
+    recipe = recipe_with(**wanted["recipe"])
     zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
     zero |= {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
-    file = recipes.deepspeed_json(config, {"zero_optimization": zero}, dist.world_size())
-    poa = step.student_and_teacher(config)
-    trained = Engine(poa, config.optimizer, file)
+    file = ds_json.resolved(recipe, {"zero_optimization": zero}, dist.world_size())
+    poa = step.student_and_teacher(recipe)
+    trained = Engine(poa, recipe.optimizer, file)
     seen: dict = {}
     recorded(type(poa.student.backbone.blocks[0]), seen)
-    batch, space = made_batch(config, 0, 0), recipes.space(config)
+    batch, space = made_batch(recipe, 0, 0), derived.space(recipe)
 
     def work(poa):
         shown = branches.teach(poa.teacher, batch, space.intact, ibot=True)

@@ -12,9 +12,9 @@ from poa_ds.checkpoint import state as checkpoint
 from poa_ds.checkpoint.saver import Saver
 from poa_ds.checkpoint.state import RunState
 from poa_ds.engine import engine
-from poa_ds.recipe import load as recipes
+from poa_ds.recipe import load
 from poa_ds.system.errors import UserError
-from tests.distributed.programs.worker import Run, recipe
+from tests.distributed.programs.worker import Run, recipe_with
 
 
 def refusal(run: Run, root: Path) -> str:
@@ -62,16 +62,16 @@ def main() -> None:
     out, wanted = Path(sys.argv[1]), json.loads(sys.argv[2])
     engine.start_processes("cpu")
     if "load" in wanted:
-        said = [refusal(Run(0, recipe(heads__prototypes=[48, 80])), Path(wanted["load"]))]
-        said += [refusal(Run(0, recipe()), Path(root)) for root in wanted["garbage"]]
+        said = [refusal(Run(0, recipe_with(heads__prototypes=[48, 80])), Path(wanted["load"]))]
+        said += [refusal(Run(0, recipe_with()), Path(root)) for root in wanted["garbage"]]
         (out / "result.json").write_text(json.dumps(said))
         return
-    run = Run(0, recipe())
+    run = Run(0, recipe_with())
     saver = Saver(out / "checkpoints", keep_last=2, keep_every_steps=0, background=True)
     for at in range(3):
         if at:
             run.steps(at - 1, at)
-        text = recipes.to_yaml(recipe(schedule__base_lr=0.02 * (at + 1)))
+        text = load.to_yaml(recipe_with(schedule__base_lr=0.02 * (at + 1)))
         state = RunState(step=at, samples_seen=16 * at, tracking={"run": "abc"})
         saver.begin(checkpoint.snapshot(run.engine, state, extra={}, recipe=text, copied=True))
     saver.finish()

@@ -15,9 +15,9 @@ from torch import Tensor
 from poa_ds.checkpoint import state as checkpoint
 from poa_ds.engine import engine
 from poa_ds.methods.poa import Poa
-from poa_ds.recipe.load import Config
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system import dist
-from tests.distributed.programs.worker import SLOTS, Run, made_batch, recipe
+from tests.distributed.programs.worker import SLOTS, Run, made_batch, recipe_with
 
 KINDS = {
     "all_reduce": "reduced",
@@ -77,8 +77,8 @@ class Collectives:
 class Weighed(Run):
     """An engine whose steps are stopped to weigh what is there."""
 
-    def __init__(self, stage: int, config: Config, bucket: int) -> None:
-        super().__init__(stage, config, zero={"reduce_bucket_size": bucket})
+    def __init__(self, stage: int, recipe: Recipe, bucket: int) -> None:
+        super().__init__(stage, recipe, zero={"reduce_bucket_size": bucket})
         self.found: dict[str, float] = {"gradients": 0}
         self.saved: list[dict] = []
         self.students = [student for student, _ in self.engine.teacher.pairs.values()]
@@ -124,7 +124,7 @@ class Weighed(Run):
 
     def one_step(self, at: int) -> None:
         own, self.saved = SLOTS // dist.world_size(), []
-        batches = [made_batch(self.config, at, dist.rank() * own + i) for i in range(own)]
+        batches = [made_batch(self.recipe, at, dist.rank() * own + i) for i in range(own)]
         result = self.stepper.step(batches, self.schedules.at(at))
         for record, size, batch in zip(self.saved, result.sizes, batches, strict=True):
             record |= {"size": str(size), "masked": len(batch.mask_indices)}
@@ -146,9 +146,9 @@ def main() -> None:
     engine.start_processes("cpu")
     collectives, result = Collectives(), {}
     for name, changes in wanted["recipes"].items():
-        config = recipe(**changes)
+        recipe = recipe_with(**changes)
         for stage in wanted["stages"]:
-            run = Weighed(stage, config, wanted["bucket"])
+            run = Weighed(stage, recipe, wanted["bucket"])
             if dist.world_size() > 1:
                 run.one_step(2)  # ZeRO-3 learns the order of the modules
             collectives.bytes = dict.fromkeys(collectives.bytes, 0)

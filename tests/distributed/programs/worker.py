@@ -18,8 +18,8 @@ from poa_ds.data.batch import Batch
 from poa_ds.engine import engine
 from poa_ds.engine.engine import Engine
 from poa_ds.model.shape import shape
-from poa_ds.recipe import load as recipes
-from poa_ds.recipe.load import Config
+from poa_ds.recipe import derived, ds_json, load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.run import step
 from poa_ds.run.step import Stepper
 from poa_ds.system import dist
@@ -27,7 +27,7 @@ from poa_ds.system import dist
 IMAGES, SLOTS = 4, 4
 
 
-def recipe(**changes: object) -> Config:
+def recipe_with(**changes: object) -> Recipe:
     """A tiny run whose slots draw different sizes, with stochastic depth."""
     tree = {
         "precision": "fp32",
@@ -63,15 +63,15 @@ def recipe(**changes: object) -> Config:
             tree.setdefault(section, {})[key] = value
         else:
             tree[section] = value
-    return recipes.from_dict(tree)
+    return load.from_dict(tree)
 
 
-def made_batch(config: Config, at: int, slot: int) -> Batch:
+def made_batch(recipe: Recipe, at: int, slot: int) -> Batch:
     g = torch.Generator().manual_seed(1000 * at + slot)
     return Batch.of(
         torch.randn(2 * IMAGES, 3, 32, 32, generator=g),
-        torch.randn(config.crops.local_count * IMAGES, 3, 16, 16, generator=g),
-        torch.rand(2 * IMAGES, shape(config).grid(32) ** 2, generator=g) < 0.3,
+        torch.randn(recipe.crops.local_count * IMAGES, 3, 16, 16, generator=g),
+        torch.rand(2 * IMAGES, shape(recipe).grid(32) ** 2, generator=g) < 0.3,
         step=at,
         slot=slot,
     )
@@ -80,15 +80,15 @@ def made_batch(config: Config, at: int, slot: int) -> Batch:
 class Run:
     """One engine of one ZeRO stage, and the steps it takes."""
 
-    def __init__(self, stage: int, config: Config, zero: dict | None = None) -> None:
+    def __init__(self, stage: int, recipe: Recipe, zero: dict | None = None) -> None:
         file = {"zero_optimization": {"stage": stage} | (zero or {})}
-        if config.precision == "bf16" and stage == 1:
+        if recipe.precision == "bf16" and stage == 1:
             file["data_types"] = {"grad_accum_dtype": "bf16"}
-        ds_config = recipes.deepspeed_json(config, file, dist.world_size())
-        self.config = config
-        self.engine = Engine(step.student_and_teacher(config), config.optimizer, ds_config)
-        self.stepper = Stepper(config, self.engine)
-        self.schedules = recipes.schedules(config, 10**6)
+        ds_config = ds_json.resolved(recipe, file, dist.world_size())
+        self.recipe = recipe
+        self.engine = Engine(step.student_and_teacher(recipe), recipe.optimizer, ds_config)
+        self.stepper = Stepper(recipe, self.engine)
+        self.schedules = derived.schedules(recipe, 10**6)
 
     def steps(self, first: int, last: int, *, poison: int | None = None) -> list[dict]:
         """Train; one record per step. poison: a step whose first image of slot 1 is NaN."""
@@ -96,7 +96,7 @@ class Run:
 
     def _one(self, at: int, poisoned: bool) -> dict:
         own = SLOTS // dist.world_size()
-        batches = [made_batch(self.config, at, dist.rank() * own + i) for i in range(own)]
+        batches = [made_batch(self.recipe, at, dist.rank() * own + i) for i in range(own)]
         if poisoned:
             batches = [_poisoned(b) if b.slot == 1 else b for b in batches]
         result = self.stepper.step(batches, self.schedules.at(at))
@@ -112,9 +112,9 @@ class Run:
     def save(self, root: Path, at: int) -> None:
         """A checkpoint after `at` steps, and beside it what its tensors were."""
         saver = Saver(root, keep_last=2, keep_every_steps=0, background=True)
-        state, recipe = RunState(step=at, samples_seen=1), recipes.to_yaml(self.config)
+        state, text = RunState(step=at, samples_seen=1), load.to_yaml(self.recipe)
         centers = self.stepper.centers
-        taken = checkpoint.snapshot(self.engine, state, extra=centers, recipe=recipe, copied=True)
+        taken = checkpoint.snapshot(self.engine, state, extra=centers, recipe=text, copied=True)
         saver.begin(taken)
         saver.finish()
         digests = self.digests()
@@ -189,15 +189,15 @@ def forward_difference(run: Run) -> float:
 def main() -> None:
     out, wanted = Path(sys.argv[1]), json.loads(sys.argv[2])
     engine.start_processes("cpu")
-    config, result = recipe(**wanted.get("recipe", {})), {}
+    recipe, result = recipe_with(**wanted.get("recipe", {})), {}
     for stage in wanted["stages"]:
         if wanted.get("teacher"):
-            run = Run(stage, config)
+            run = Run(stage, recipe)
             result[str(stage)] = teacher_is_exact(run, *wanted["teacher"])
             continue
         sources = wanted.get("load", [None])  # of all stages, or a list for each
         for source in sources[str(stage)] if isinstance(sources, dict) else sources:
-            run = Run(stage, config)
+            run = Run(stage, recipe)
             if source:
                 state = run.load(Path(source))
                 assert state.step == wanted["steps"][0], state
