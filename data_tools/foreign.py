@@ -12,11 +12,11 @@ import numpy as np
 from data_tools.folder import files
 from data_tools.parallel import ordered
 from data_tools.shard import REJECTED, add_workers, version
-from data_tools.tars import write_whole
 from poa_ds.data.store.index import INDEX
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
 from poa_ds.data.store.tarwalk import scan_tar
 from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.files import replace_bytes, replace_text
 from poa_ds.system.progress import progress
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
@@ -85,9 +85,9 @@ def index_folder(folder: Path, names: Path | None, *, workers: int) -> Manifest:
         {"tool": "poa-ds index", "version": version()},
     )
     try:
-        write_whole(folder / REJECTED, "".join(json.dumps(item) + "\n" for item in lost).encode())
-        write_whole(folder / INDEX, content.getvalue())
-        write_whole(folder / MANIFEST, manifest.to_json().encode())
+        replace_text(folder / REJECTED, "".join(json.dumps(item) + "\n" for item in lost))
+        replace_bytes(folder / INDEX, content.getvalue())
+        replace_text(folder / MANIFEST, manifest.to_json())
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     return manifest

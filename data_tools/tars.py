@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from poa_ds.data.store.index import INDEX
 from poa_ds.data.store.manifest import MANIFEST, Manifest, ShardFile
 from poa_ds.data.store.tarwalk import BLOCK, ROW
 from poa_ds.system.errors import UsageError
+from poa_ds.system.files import publish, replace_bytes
 
 RECORD = 20 * BLOCK  # bytes; archives are padded to it, as tar does
 
@@ -100,7 +100,7 @@ class Writer:
 
     def file(self, name: str, content: bytes) -> None:
         """Writes one complete file of the folder."""
-        write_whole(self.folder / name, content)
+        replace_bytes(self.folder / name, content)
 
     def finish(self, classes: tuple[str, ...], made: dict[str, Any], *, rejected: int) -> Manifest:
         """The manifest, written after everything else."""
@@ -128,7 +128,7 @@ class Writer:
         end = 2 * BLOCK
         self._append(b"\0" * (end + -(self._tar.tell() + end) % RECORD))
         size = self._tar.tell()
-        _publish(self._tar, self.folder / self._name)
+        publish(self._tar, self.folder / self._name)
         self._tar.close()
         self._tar = None
         closed = ShardFile(self._name, len(self._open_rows), size, self._sha256.hexdigest())
@@ -138,26 +138,7 @@ class Writer:
         return closed
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that has its name only when it is complete."""
-    with open(path.with_name(f"{path.name}.partial"), "wb") as file:
-        file.write(content)
-        _publish(file, path)
-
-
 def _member(name: str, content: bytes) -> bytes:
     header = tarfile.TarInfo(name)
     header.size, header.mode, header.mtime = len(content), 0o644, 0
     return header.tobuf(tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % BLOCK)
-
-
-def _publish(file: BinaryIO, path: Path) -> None:
-    """Gives a complete .partial file its name, on the disk before it is seen."""
-    file.flush()
-    os.fsync(file.fileno())
-    os.replace(file.name, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

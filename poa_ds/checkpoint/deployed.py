@@ -5,10 +5,7 @@ newest such folder.
 """
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,6 +18,7 @@ from poa_ds.model.build import backbone
 from poa_ds.recipe import load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
+from poa_ds.system.files import replace_text, whole_folder
 from poa_ds.system.typed_yaml import plain
 
 FORMAT = 1
@@ -37,9 +35,7 @@ def publish(run: Path, tensors: Mapping[str, Tensor], recipe: Recipe, step: int)
     """The folder RUN/teacher/step<step>, written whole; `latest` names it afterwards."""
     folder = place(run, step)
     write_teacher(folder, tensors, recipe, step)
-    beside = folder.parent / f".{LATEST}.partial"
-    beside.write_text(folder.name + "\n")
-    beside.replace(folder.parent / LATEST)
+    replace_text(folder.parent / LATEST, folder.name + "\n")
     return folder
 
 
@@ -52,46 +48,6 @@ def write_teacher(
     with whole_folder(folder) as partial:
         save_file(whole, partial / WEIGHTS, metadata={"format": "pt"})
         (partial / RECIPE).write_text(json.dumps(about, indent=1) + "\n")
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill beside `folder`; it takes its place, synced to disk, when the block ends.
-
-    A block that fails leaves what was there. What stood in the place before is deleted.
-    """
-    folder = folder.absolute()
-    partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
-    try:
-        yield partial
-        for path in partial.iterdir():
-            path.chmod(partial.stat().st_mode & 0o666)  # safetensors makes them private
-            _sync(path)
-        _sync(partial)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-        _sync(folder.parent)
-    except (OSError, SafetensorError) as error:  # a full disk, for one
-        raise UserError(f"{folder} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already when all went well
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_teacher(run: Path, step: int | None = None) -> tuple[ElasticBackbone, Recipe, int]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from poa_ds.system.errors import UserError
+from poa_ds.system.files import replace_text, sync
 
 FORMAT = 2
 MANIFEST, LATEST = "manifest.json", "latest"
@@ -81,7 +82,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write it with its checksum; on the disk when this returns."""
     crc = zlib.crc32(json.dumps(manifest).encode())
-    write_durably(folder / MANIFEST, json.dumps({"crc32": crc, **manifest}))
+    replace_text(folder / MANIFEST, json.dumps({"crc32": crc, **manifest}))
 
 
 def problem(folder: Path, *, share: tuple[int, int] = (0, 1), checksums: bool = True) -> str | None:
@@ -146,14 +147,12 @@ def commit(root: Path, step: int, manifest: dict[str, Any]) -> Path:
     wrong = problem(partial, checksums=False)
     if wrong:
         raise UserError(f"{wrong}: do all hosts share the file system of {root}?")
-    sync_folder(partial)
+    sync(partial)
     if final.exists():  # damaged, and the run went back behind it
         final.rename(_beside(final, "old"))
     partial.rename(final)
     shutil.rmtree(_beside(final, "old"), ignore_errors=True)
-    write_durably(root / f".{LATEST}", final.name)
-    os.replace(root / f".{LATEST}", root / LATEST)
-    sync_folder(root)
+    replace_text(root / LATEST, final.name)
     return final
 
 
@@ -192,21 +191,6 @@ def prune(root: Path, newest: Path, *, keep_last: int, keep_every_steps: int) ->
             shutil.rmtree(going)
         elif problem(folder, checksums=False) is None:
             sound += 1
-
-
-def write_durably(path: Path, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def total_bytes(manifest: dict[str, Any]) -> int:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from poa_ds.checkpoint import folders as files
 from poa_ds.checkpoint import tensor_file
-from poa_ds.checkpoint.deployed import whole_folder
 from poa_ds.checkpoint.state import KEYS
 from poa_ds.system.errors import UserError
+from poa_ds.system.files import whole_folder
 
 
 class Pieces:

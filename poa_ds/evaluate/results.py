@@ -14,6 +14,7 @@ from typing import Any
 
 from poa_ds.model.space import Subnet
 from poa_ds.system.errors import UserError
+from poa_ds.system.files import replace_text
 
 NAME = "knn.jsonl"
 Accuracies = Mapping[int, float]  # k -> percent
@@ -152,6 +153,4 @@ def keep_through(path: Path, step: int) -> None:
     """Drop the rows after `step`: a run that goes on from there writes them again."""
     rows = read(path)
     if any(row.step > step for row in rows):
-        beside = path.with_name(path.name + ".partial")
-        beside.write_text("".join(row.to_json() + "\n" for row in rows if row.step <= step))
-        beside.replace(path)
+        replace_text(path, "".join(row.to_json() + "\n" for row in rows if row.step <= step))

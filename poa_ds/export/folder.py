@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from poa_ds.checkpoint.deployed import whole_folder
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.export import onnx_file
@@ -21,6 +20,7 @@ from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
+from poa_ds.system.files import whole_folder
 
 Style = Literal["timm", "state-dict", "onnx"]
 WEIGHTS: dict[Style, str] = {

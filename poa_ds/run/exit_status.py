@@ -5,11 +5,11 @@ second process is killed): `poa-ds launch` believes the record. There is none af
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from poa_ds.system.errors import UserError
+from poa_ds.system.files import replace_text
 
 NAME = "ended.json"
 
@@ -47,9 +47,7 @@ class Ended:
 
 def write(folder: Path, record: Ended) -> None:
     """Leave the record in a run's folder."""
-    partial = folder / f".{NAME}"
-    partial.write_text(json.dumps(asdict(record)) + "\n")
-    os.replace(partial, folder / NAME)
+    replace_text(folder / NAME, json.dumps(asdict(record)) + "\n")
 
 
 def read(folder: Path) -> Ended | None:

@@ -32,6 +32,7 @@ from poa_ds.run.step import Stepper, StepResult
 from poa_ds.run.watchdog import Watchdog
 from poa_ds.system import dist
 from poa_ds.system.errors import UserError
+from poa_ds.system.files import replace_text
 from poa_ds.system.stopping import Stopped
 from poa_ds.track import metrics_file
 from poa_ds.track.metrics_file import read_rows
@@ -205,10 +206,10 @@ class Training:
         """Write what this run is into its folder."""
         try:
             self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / "config.yaml").write_text(load.to_yaml(self.recipe))
-            (self.output / "deepspeed.json").write_text(json.dumps(ds_config, indent=1) + "\n")
+            replace_text(self.output / "config.yaml", load.to_yaml(self.recipe))
+            replace_text(self.output / "deepspeed.json", json.dumps(ds_config, indent=1) + "\n")
             derived = json.dumps(asdict(self.numbers), indent=1)
-            (self.output / "derived.json").write_text(derived + "\n")
+            replace_text(self.output / "derived.json", derived + "\n")
         except OSError as error:
             raise UserError(f"output_dir {self.output}: {error.strerror}") from error
 
@@ -306,7 +307,7 @@ class Training:
             "positions": [b.positions.tolist() for b in slots if b.positions is not None],
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        replace_text(path, json.dumps(record, indent=1) + "\n")
         raise UserError(
             f"{self.state.bad_steps} steps in a row had numbers that are not finite "
             f"(max_bad_steps); what they were: {path}"

@@ -16,6 +16,7 @@ from typing import Any
 
 from poa_ds.model.space import Subnet
 from poa_ds.system.errors import UserError
+from poa_ds.system.files import replace_text
 
 Row = dict[str, Any]
 NAME = "metrics.jsonl"
@@ -100,12 +101,7 @@ class MetricsFile:
 
 def rewrite(path: Path, rows: Iterable[Row]) -> None:
     """Put those rows in the place of what is there, at once."""
-    beside = path.with_name(path.name + ".partial")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def values_of(row: Row) -> dict[str, float]:

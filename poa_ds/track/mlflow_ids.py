@@ -10,17 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from poa_ds.checkpoint.folders import write_durably
 from poa_ds.system.errors import UserError
+from poa_ds.system.files import replace_text
 
 IDS = "mlflow.json"  # in the output directory: the runs' ids, before any checkpoint has them
 
 
 def keep(folder: Path, ids: Mapping[str, Any]) -> None:
     """Write the ids into the run's folder."""
-    beside = folder / f"{IDS}.partial"
-    write_durably(beside, json.dumps(ids))
-    beside.replace(folder / IDS)
+    replace_text(folder / IDS, json.dumps(ids))
 
 
 def known(folder: Path, resumed: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -6,7 +6,6 @@ installed. Several processes may ask for the same file: a lock lets one of them 
 
 import fcntl
 import hashlib
-import os
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from poa_ds.system.errors import UserError
+from poa_ds.system.files import publish
 
 ATTEMPTS = 5
 TIMEOUT_SECONDS = 60.0
@@ -137,8 +137,6 @@ def _copy(wanted: Wanted, path: Path) -> None:
             target.write(chunk)
             if wanted.size is not None and size > wanted.size:
                 break  # a body without end would fill the disk
-        target.flush()
-        os.fsync(target.fileno())
     if wanted.size is not None and size != wanted.size:
         raise _Fault(f"{size} bytes came instead of {wanted.size}")
     if wanted.sha256 is not None and digest.hexdigest() != wanted.sha256:
@@ -148,8 +146,8 @@ def _copy(wanted: Wanted, path: Path) -> None:
             wanted.accept(partial.read_bytes())
         except UserError as error:
             raise _Fault(f"wrong content: {error}") from error
-    with _disk(path):
-        os.replace(partial, path)
+    with _disk(path), open(partial, "rb") as whole:
+        publish(whole, path)
 
 
 def _chunks(address: str) -> Iterator[bytes]:

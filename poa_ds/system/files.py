@@ -1,0 +1,76 @@
+"""Files and folders that are whole or not there: made beside their place, on the disk, then named.
+
+A kill, a full disk or a power cut leaves what was in the place before.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from safetensors import SafetensorError
+
+from poa_ds.system.errors import UserError
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Put the text in the place of what is there; on the disk when this returns."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Put the content in the place of what is there; on the disk when this returns."""
+    with open(path.with_name(f"{path.name}.partial"), "wb") as file:
+        file.write(content)
+        publish(file, path)
+
+
+def publish(file: IO[bytes], path: Path) -> None:
+    """Give a complete file of the same folder its name, on the disk before it is seen."""
+    file.flush()
+    os.fsync(file.fileno())
+    os.replace(file.name, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content, or the names in a folder, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill beside `folder`; it takes its place, synced to disk, when the block ends.
+
+    A block that fails leaves what was there. What stood in the place before is deleted.
+    """
+    folder = folder.absolute()
+    partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+    try:
+        yield partial
+        for path in partial.iterdir():
+            path.chmod(partial.stat().st_mode & 0o666)  # safetensors makes them private
+            sync(path)
+        sync(partial)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        sync(folder.parent)
+    except (OSError, SafetensorError) as error:  # a full disk, for one
+        raise UserError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already when all went well

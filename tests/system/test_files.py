@@ -1,0 +1,74 @@
+"""Files and folders that are whole or as they were before, whatever happens in between."""
+
+import ast
+import os
+from pathlib import Path
+
+import pytest
+
+from poa_ds.system.errors import UserError
+from poa_ds.system.files import replace_bytes, replace_text, whole_folder
+from tests.test_architecture import modules
+
+
+def test_a_file_is_replaced_with_its_content_on_the_disk_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, done = tmp_path / "latest", []
+
+    def noted(name: str, call):
+        def run(*words: object) -> None:
+            done.append((name, path.read_text() if path.exists() else None))
+            call(*words)
+
+        return run
+
+    replace_text(path, "one")
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
+    replace_text(path, "two")
+    assert done == [("fsync", "one"), ("replace", "one"), ("fsync", "two")]  # the folder, last
+    replace_bytes(path, b"three")
+    assert path.read_text() == "three" and os.listdir(tmp_path) == ["latest"]
+
+
+def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    replace_text(path, "whole")
+    (tmp_path / "config.yaml.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space"):
+        replace_text(path, "new")
+    assert path.read_text() == "whole"
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "teacher"
+    with whole_folder(folder) as partial:
+        (partial / "weights").write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_folder(folder) as partial:
+        (partial / "weights").write_text("half")
+        raise ZeroDivisionError
+    with pytest.raises(UserError, match="cannot be written"), whole_folder(folder) as partial:
+        (partial / "weights").write_text("half")
+        (partial / "gone").symlink_to("nowhere")  # cannot be synced
+    assert (folder / "weights").read_text() == "old"
+    with whole_folder(folder) as partial:
+        (partial / "other").write_text("new")
+    assert os.listdir(folder) == ["other"] and os.listdir(folder.parent) == ["teacher"]
+
+
+def test_nobody_else_puts_a_file_in_the_place_of_another() -> None:
+    """Folders of checkpoints are renamed in checkpoint.folders; tables of kernels are sources."""
+    allowed = {"poa_ds.system.files", "poa_ds.checkpoint.folders"}
+    wrong = [
+        f"{name}:{node.lineno}"
+        for name, path in modules().items()
+        if name not in allowed
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and (
+            ast.unparse(node.func) in ("os.replace", "os.rename", "shutil.move")
+            or (isinstance(node.func, ast.Attribute) and node.func.attr == "rename")
+        )
+    ]
+    assert not wrong
