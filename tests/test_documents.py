@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from poa_ds.cli import main
-from poa_ds.recipe import load as recipes
+from poa_ds.recipe import derived, load
 from tests.test_architecture import FLOORS, ROOT
 
 METHOD = ROOT / "docs" / "method.md"
@@ -35,7 +35,7 @@ def test_numbers_of_sizes_are_those_of_the_recipes():
     rows = re.findall(r"^\| (\w+) \| (\d+) \| (\d+) \|$", METHOD.read_text(), re.MULTILINE)
     assert len(rows) == 3
     for name, sizes, entries in rows:
-        space = recipes.space(recipes.load(ROOT / "ds_configs" / f"{name}.yaml"))
+        space = derived.space(load.recipe(ROOT / "ds_configs" / f"{name}.yaml"))
         assert (len(space.subnets()), len(space.menu())) == (int(sizes), int(entries)), name
 
 
@@ -45,7 +45,7 @@ def test_readme_s_table_of_recipes_is_right():
     rows = re.findall(r"^\| `(\w+)\.yaml` \| (\d+)[^|]*, from (\S+) to (\S+) ", text, re.MULTILINE)
     assert len(rows) >= 7
     for name, sizes, smallest, largest in rows:
-        space = recipes.space(recipes.load(ROOT / "ds_configs" / f"{name}.yaml"))
+        space = derived.space(load.recipe(ROOT / "ds_configs" / f"{name}.yaml"))
         found = (len(space.subnets()), str(space.smallest), str(space.intact))
         assert found == (int(sizes), smallest, largest), name
 
