@@ -105,7 +105,7 @@ def _recipe(text: str, folder: Path) -> Recipe:
     tree = parse(text, source=f"the recipe in {folder / files.MANIFEST}")
     if not isinstance(tree, dict):
         raise UserError(f"{folder / files.MANIFEST} holds no recipe")
-    return load.from_dict(tree)
+    return load.kept(tree)
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:

@@ -104,7 +104,7 @@ def _read_recipe(path: Path) -> tuple[Recipe, int]:
         raise UserError(f"{path} is missing or damaged: {error!r}") from error
     if found != FORMAT:
         raise UserError(f"{path} has format {found!r}; this program reads format {FORMAT}")
-    return load.from_dict(tree), step
+    return load.kept(tree), step
 
 
 def _read_backbone(path: Path) -> dict[str, Tensor]:

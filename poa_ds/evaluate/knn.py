@@ -242,5 +242,5 @@ def _overridden(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     for name in names[2:]:
         if given.get(name, 1) < (name == "batch_size"):
             raise UsageError(f"--{name.replace('_', '-')} {given[name]} is too small")
-    checks.check(recipe)
+    checks.check_kept(recipe)
     return recipe

@@ -68,14 +68,27 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(f"{path} is damaged or holds more than tensors: {first}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(_more_than_tensors(path, str(error))) from error
+    except Exception as error:  # of any kind, where bytes are taken for a pickle's instructions
+        cause = f"{type(error).__name__}: {error}".split(". ")[0].split("\n")[0]
+        raise UserError(f"{path} is damaged or no checkpoint of PyTorch ({cause})") from error
     state = content.get("teacher", content) if isinstance(content, dict) else {}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         found = list(content)[:5] if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} holds no `teacher` with named tensors, but {found}")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _more_than_tensors(path: Path, cause: str) -> str:
+    """Our own words: torch's advise the setting that runs what is in the file."""
+    found = re.search(r"GLOBAL (\S+)", cause)
+    what = f" ({found[1]})" if found else ""
+    return (
+        f"{path} is damaged or holds more than tensors{what}: it is not read, since reading it "
+        "would run code out of the file. Where it was made, save the tensors alone, "
+        'torch.save({"teacher": teacher.state_dict()}, FILE), and import that file'
+    )
 
 
 def from_poa_teacher(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:

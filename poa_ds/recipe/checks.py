@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from math import isclose
 
 from poa_ds.model.shape import SHAPES, bare_space, shape, values
-from poa_ds.recipe.derived import space
+from poa_ds.recipe.derived import peak_lr, space
 from poa_ds.recipe.tree import Range, Recipe
 from poa_ds.system.errors import UsageError
 
@@ -17,11 +17,23 @@ STORES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql", "
 
 def check(recipe: Recipe) -> None:
     """UsageError with every contradiction of the recipe, one per line."""
-    problems = [*_space(recipe)] or [*_names(recipe)] or [*_evaluation(recipe)]
-    problems += [*_crops(recipe), *_schedule(recipe), *_mlflow(recipe), *_data(recipe)]
-    problems += _checkpoint(recipe)
+    _refuse([*_contradictions(recipe), *_directions(recipe)])
+
+
+def check_kept(recipe: Recipe) -> None:
+    """The same for the recipe of a run that is there: how it was trained is not at issue."""
+    _refuse([*_contradictions(recipe)])
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         raise UsageError("\n".join(problems))
+
+
+def _contradictions(recipe: Recipe) -> Iterator[str]:
+    yield from [*_space(recipe)] or [*_names(recipe)] or [*_evaluation(recipe)]
+    for part in (_crops, _schedule, _mlflow, _data, _checkpoint):
+        yield from part(recipe)
 
 
 def check_world(recipe: Recipe, world_size: int) -> None:
@@ -127,6 +139,29 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
             f"schedule.warmup_epochs {schedule.warmup_epochs:g} exceeds"
             f" schedule.epochs {schedule.epochs:g}"
         )
+
+
+def _directions(recipe: Recipe) -> Iterator[str]:
+    """Schedules that run the wrong way; every one may be constant."""
+    schedule, batch = recipe.schedule, recipe.batch
+    peak = peak_lr(recipe)
+    if peak < schedule.min_lr:
+        yield (
+            f"schedule.base_lr {schedule.base_lr:g} is below schedule.min_lr {schedule.min_lr:g}"
+            f" (scaled by schedule.lr_scaling {schedule.lr_scaling} to {peak:.3g} for"
+            f" {batch.slots * batch.images_per_slot:,} images per step): the learning rate would"
+            " rise to its end"
+        )
+    pairs = [("weight_decay", "weight_decay_end"), ("momentum", "momentum_end")]
+    if schedule.teacher_temperature_epochs:
+        pairs.append(("teacher_temperature_start", "teacher_temperature"))
+    for first, last in pairs:
+        start, end = getattr(schedule, first), getattr(schedule, last)
+        if end < start:
+            yield (
+                f"schedule.{last} {end:g} is below schedule.{first} {start:g}: it would fall in"
+                " the course of the run; give the same value twice for a constant one"
+            )
 
 
 def _checkpoint(recipe: Recipe) -> Iterator[str]:

@@ -38,6 +38,13 @@ def space(recipe: Recipe) -> ElasticSpace:
     return shapes.costed_space(recipe, names)
 
 
+def peak_lr(recipe: Recipe) -> float:
+    """The learning rate after the warm-up."""
+    growth = recipe.batch.slots * recipe.batch.images_per_slot / REFERENCE_IMAGES
+    factors = {"sqrt": sqrt(growth), "linear": growth, "none": 1.0}
+    return recipe.schedule.base_lr * factors[recipe.schedule.lr_scaling]
+
+
 def of(recipe: Recipe, images: int) -> Derived:
     """The derived numbers for a training set of `images` images."""
     schedule = recipe.schedule
@@ -47,8 +54,6 @@ def of(recipe: Recipe, images: int) -> Derived:
     def steps(epochs: float) -> int:
         return round(epochs * per_epoch)
 
-    growth = per_step / REFERENCE_IMAGES
-    factors = {"sqrt": sqrt(growth), "linear": growth, "none": 1.0}
     evaluation, checkpoint = recipe.evaluation.every_epochs, recipe.checkpoint
     checkpoint_steps = max(1, steps(checkpoint.every_epochs))
     return Derived(
@@ -56,7 +61,7 @@ def of(recipe: Recipe, images: int) -> Derived:
         images_per_step=per_step,
         steps_per_epoch=per_epoch,
         steps=max(1, steps(schedule.epochs)),
-        lr=schedule.base_lr * factors[schedule.lr_scaling],
+        lr=peak_lr(recipe),
         warmup_steps=steps(schedule.warmup_epochs),
         ibot_start_step=steps(schedule.ibot_start_epoch),
         freeze_steps=steps(schedule.freeze_last_layer_epochs),

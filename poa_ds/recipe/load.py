@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from poa_ds.recipe.checks import check
+from poa_ds.recipe.checks import check, check_kept
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
 from poa_ds.system.typed_yaml import build, dump, override, parse, plain
@@ -20,21 +20,38 @@ def from_dict(tree: Mapping[str, Any]) -> Recipe:
     return found
 
 
+def kept(tree: Mapping[str, Any]) -> Recipe:
+    """The Recipe that a run has kept: as it was, whatever a new run would be told about it."""
+    found = build(Recipe(), tree)
+    check_kept(found)
+    return found
+
+
 def recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """The checked Recipe of a YAML file with `a.b=c` overrides on top, the last one winning.
 
     None: of the defaults alone.
     """
+    tree = _read(path) if path else {}
+    for assignment in overrides:
+        tree = override(tree, assignment, Recipe)
+    return from_dict(tree)
+
+
+def kept_recipe(path: Path) -> Recipe:
+    """The Recipe in a file that a run has written."""
+    return kept(_read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        text = Path(path).read_text() if path else ""
+        text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path}: {error}") from error
     tree = parse(text, source=str(path)) or {}
     if not isinstance(tree, dict):
         raise UsageError(f"recipe {path}: expected `key: value` lines, found {type(tree).__name__}")
-    for assignment in overrides:
-        tree = override(tree, assignment, Recipe)
-    return from_dict(tree)
+    return tree
 
 
 def changes(before: str, recipe: Recipe) -> list[str]:

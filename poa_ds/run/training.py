@@ -21,6 +21,7 @@ from poa_ds.data.places import open_training, order_name
 from poa_ds.engine import engine
 from poa_ds.engine.engine import Engine
 from poa_ds.recipe import checks, derived, ds_json, load
+from poa_ds.recipe.omissions import omissions
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
 from poa_ds.run import bad_samples, environment, step
@@ -201,6 +202,8 @@ class Training:
             f"kernels        {self.operators}",
             flush=True,
         )
+        for omission in omissions(self.recipe, len(self.folder)):
+            print(f"warning: {omission}", file=sys.stderr, flush=True)
 
     def _keep_recipe(self, ds_config: dict) -> None:
         """Write what this run is into its folder."""

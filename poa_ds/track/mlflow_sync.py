@@ -116,7 +116,7 @@ def _recipe(folder: Path) -> Recipe:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{path} is absent: {folder} is no output directory of a run")
-    return load.recipe(path)
+    return load.kept_recipe(path)
 
 
 def _rows(folder: Path) -> list[metrics_file.Row]:

@@ -1,5 +1,6 @@
 """Published checkpoints under our names: conversion there and back, and import-poa."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import yaml
 
 from poa_ds import cli
 from poa_ds.checkpoint.deployed import load_teacher
+from poa_ds.export import import_poa as interop
 from poa_ds.export.import_poa import from_poa_backbone, head_major, third_major, to_timm
 from poa_ds.model.heads import HeadBank
 from poa_ds.model.space import Subnet
+from poa_ds.system.errors import UserError
 from tests.conftest import shared
 from tests.model.swin.test_network import load as load_arrays
 from tests.model.test_backbones import arrays as step_arrays
@@ -250,7 +253,9 @@ def test_files_that_are_no_checkpoints_are_refused_without_running_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(tmp_path, {"teacher": {"a": Trap()}}, recipe_file(tmp_path)) == 1
-    assert "holds more than tensors" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "holds more than tensors (" in said and "torch.save" in said
+    assert "weights_only" not in said and "Traceback" not in said
     assert not (tmp_path / "trapped").exists()
     assert run(tmp_path, {"model": {"a": 1}}, recipe_file(tmp_path)) == 1
     assert "holds no `teacher` with named tensors" in capsys.readouterr().err
@@ -265,3 +270,28 @@ def test_files_that_are_no_checkpoints_are_refused_without_running_them(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     assert cli.main(["import-poa", "bad.pth", "out", *words]) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello",
+        b"\x80",
+        b"(" * 99,
+        b"PK\x03\x04" + bytes(99),
+        pickle.dumps([1])[:5],
+        b"\x80\2.",
+    ],
+    ids=["empty", "text", "cut", "open", "zip", "short", "nothing"],
+)
+def test_bytes_of_any_kind_are_refused_in_one_line_of_our_own(
+    content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd\x1b[2J.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        interop.read_checkpoint(path)
+    said = str(error.value)
+    assert "odd\\x1b[2J.pth is damaged" in said and "\n" not in said
+    assert "weights_only" not in said

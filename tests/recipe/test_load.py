@@ -302,3 +302,36 @@ def test_plain_yaml_readers_understand_the_printed_recipe() -> None:
     tree = yaml.safe_load(load.to_yaml(Recipe()))
     assert tree["batch"] == {"slots": 32, "images_per_slot": 50}
     assert tree["optimizer"]["eps"] == 1e-8
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ({"base_lr": 1e-6}, ["schedule.base_lr 1e-06", "min_lr 2e-05", "rise"]),
+        ({"base_lr": 3e-5, "lr_scaling": "linear"}, ["min_lr 2e-05", "linear", "16 images"]),
+        ({"weight_decay": 0.5}, ["schedule.weight_decay_end 0.4", "weight_decay 0.5", "fall"]),
+        ({"momentum_end": 0.9}, ["schedule.momentum_end 0.9 ", "momentum 0.992"]),
+        (
+            {"teacher_temperature": 0.02},
+            ["schedule.teacher_temperature 0.02", "teacher_temperature_start 0.04"],
+        ),
+    ],
+)
+def test_a_schedule_that_runs_the_wrong_way_is_refused(schedule: dict, words: list[str]) -> None:
+    small = {"batch": {"slots": 2, "images_per_slot": 8}}
+    message = refused({"schedule": schedule, **small})
+    assert len(message.splitlines()) == 1 and all(word in message for word in words), message
+
+
+def test_a_schedule_may_be_constant_and_what_is_not_used_may_be_anything() -> None:
+    flat = {"base_lr": 2e-5, "lr_scaling": "none", "weight_decay": 0.4, "momentum": 0.9999}
+    load.from_dict({"schedule": flat | {"teacher_temperature_start": 0.07}})
+    load.from_dict({"schedule": {"teacher_temperature": 0.02, "teacher_temperature_epochs": 0}})
+
+
+def test_the_recipe_of_a_run_that_is_there_is_read_whichever_way_it_went(tmp_path: Path) -> None:
+    tree = {"schedule": {"base_lr": 1e-6, "momentum_end": 0.9}}
+    recipe = load.kept(tree)
+    assert load.kept_recipe(written(tmp_path, load.to_yaml(recipe))) == recipe
+    with pytest.raises(UsageError, match=r"local_size 100"):
+        load.kept({"crops": {"local_size": 100}})

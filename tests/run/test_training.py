@@ -177,8 +177,9 @@ def test_an_interrupt_ends_with_130_and_one_line(shards: Path, tmp_path: Path) -
 
 def test_a_dry_run_takes_two_steps_and_writes_nothing(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "never"
-    printed = run([*command(shards, out), "--dry-run"])
+    printed = run([*command(shards, out, "schedule.ibot_start_epoch=1"), "--dry-run"])
     assert "the second step took" in printed and "GiB" in printed and not out.exists()
+    assert "warning: iBOT never starts: schedule.ibot_start_epoch 1 is after 12 steps" in printed
 
 
 @pytest.mark.parametrize(
