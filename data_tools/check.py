@@ -9,7 +9,8 @@ import numpy as np
 
 from data_tools.parallel import ordered
 from data_tools.shard import add_workers
-from poa_ds.data.image.pixels import Undecodable, pixels
+from poa_ds.data.image.opening import Undecodable
+from poa_ds.data.image.pixels import pixels
 from poa_ds.data.store.index import INDEX, SampleError, ShardFolder
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
 from poa_ds.data.store.tarwalk import scan_tar

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Sample
+from poa_ds.data.image.opening import opened
 from poa_ds.data.image.pixels import png
 from poa_ds.system.errors import UsageError, UserError
 
@@ -80,7 +81,7 @@ def photographs() -> list[Path]:
 
 
 def _pixels(path: Path, short_side: int, gray: bool) -> np.ndarray:
-    with Image.open(path) as file:
+    with opened(path.read_bytes()) as file:
         photo = file.convert("L" if gray else "RGB").convert("RGB")
     scale = short_side / min(photo.size)
     if scale < 1:

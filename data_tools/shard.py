@@ -22,7 +22,7 @@ from data_tools.finished import Journal
 from data_tools.parallel import ordered, processors
 from data_tools.sources import Recode, Rejected, Sample, fingerprint, read, usable
 from data_tools.tars import Limits, Packed, Writer
-from poa_ds.data.image.pixels import Undecodable
+from poa_ds.data.image.opening import Undecodable
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST
 from poa_ds.system.errors import UsageError, UserError

@@ -11,13 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from poa_ds.data.image.pixels import Undecodable, pixels, png
+from poa_ds.data.image.opening import Undecodable, opened
+from poa_ds.data.image.pixels import png, rgb
 
-EXTENSIONS = {
-    "JPEG": "jpg",
-    "MPO": "jpg",
-    "PNG": "png",
-}  # MPO: JPEGs of cameras, one behind another
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png"}
 LARGEST = 0x7FFFF000  # bytes that Linux hands over in one read; the index has 31 bits for a size
 
 
@@ -111,7 +108,8 @@ def _descriptor(archive: str) -> int:
 
 def usable(content: bytes, recode: Recode) -> tuple[str, bytes]:
     """(extension, content) of a member: JPEG and PNG as they are, other formats become PNG."""
-    image, kind = pixels(content)
+    with opened(content, short_side=recode.short_side) as file:
+        image, kind = rgb(file), str(file.format)
     if recode.short_side and min(image.shape[:2]) > recode.short_side:
         return "jpg", _smaller(Image.fromarray(image), recode)
     extension = EXTENSIONS.get(kind)

@@ -3,7 +3,6 @@
 What DINO, iBOT, DINOv2 and POA do in their workers. Here only to be measured beside ours.
 """
 
-import io
 from collections.abc import Callable
 
 from PIL import Image
@@ -11,6 +10,7 @@ from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode
 
+from poa_ds.data.image.opening import opened
 from poa_ds.data.image.photometric import SOLARIZE_FROM, PhotometricSpec
 from poa_ds.data.image.views import CropSpec
 
@@ -27,7 +27,7 @@ def published(crops: CropSpec, colours: PhotometricSpec) -> Callable[[bytes], li
     ]
 
     def views(content: bytes) -> list[Tensor]:
-        with Image.open(io.BytesIO(content)) as file:
+        with opened(content) as file:
             image = file.convert("RGB")
         return [transform(image) for transform in kinds]
 

@@ -20,7 +20,7 @@ from poa_ds.data.assemble import bounded, prepared
 from poa_ds.data.batch import Bad, Batch, Sample, collate
 from poa_ds.data.image.decoders import Decode, decoder
 from poa_ds.data.image.masks import batch_masks
-from poa_ds.data.image.pixels import Undecodable
+from poa_ds.data.image.opening import Undecodable
 from poa_ds.data.image.views import center_view, decode
 from poa_ds.data.places import Folder, order_of, prefetchers
 from poa_ds.data.spec import BatchSpec, OnError, batch_spec

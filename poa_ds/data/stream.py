@@ -23,7 +23,7 @@ from poa_ds.data.assemble import bounded, prepared
 from poa_ds.data.batch import Bad, Batch, Sample, collate
 from poa_ds.data.image.decoders import decoder
 from poa_ds.data.image.masks import batch_masks
-from poa_ds.data.image.pixels import Undecodable
+from poa_ds.data.image.opening import Undecodable
 from poa_ds.data.spec import BatchSpec
 from poa_ds.data.store.index import SampleError
 from poa_ds.data.store.order import MASKS, STREAM, keyed

@@ -8,6 +8,7 @@ import pytest
 import webdataset
 
 from data_tools import imagenet
+from poa_ds.data.image.opening import NO_IMAGE
 from poa_ds.data.image.pixels import pixels
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.system.errors import UserError
@@ -156,7 +157,7 @@ def test_the_folder_of_trouble_is_used_or_listed(unpacked: Path, tmp_path: Path)
         "train/n01440764/._n01440764_11.JPEG": "hidden file",
         "train/n01440764/n01440764_4.JPEG": "undecodable image",
         "train/n01440764/n01440764_5.JPEG": "empty file",
-        "train/n01440764/n01440764_6.JPEG": "not an image",
+        "train/n01440764/n01440764_6.JPEG": NO_IMAGE,
         "train/n01443537/": "class folder without images",
         "train/not_a_synset/a.b.c.JPEG": "not in a synset folder",
     }

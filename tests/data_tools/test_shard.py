@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_tools import folder, imagenet, shard
 from data_tools.sources import LARGEST, Rejected, Sample
+from poa_ds.data.image.opening import NO_IMAGE
 from poa_ds.data.image.pixels import pixels, png
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.system.errors import UsageError, UserError
@@ -146,7 +147,7 @@ def test_a_tree_is_labelled_by_its_first_level(tmp_path: Path) -> None:
     )
     assert rejected(tmp_path / "out") == {
         ".git/HEAD": "hidden file",
-        "b/readme.txt": "not an image",
+        "b/readme.txt": NO_IMAGE,
         "empty/": "class folder without images",
     }
     paths = [str(path) for path in (tmp_path / "out").glob("*.tar")]

@@ -12,12 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from poa_ds.data.image.views import ASPECT, JPEG, CropSpec, decode
+from poa_ds.data.image.opening import SCALES, is_jpeg
+from poa_ds.data.image.views import ASPECT, CropSpec, decode
 from poa_ds.system.errors import UsageError
 
 Decode = Callable[[bytes], Tensor]  # encoded -> (3, H, W) uint8, or Undecodable
 NAMES = ("torchvision", "simplejpeg", "simplejpeg_scaled")
-SCALES = (8, 4, 2)  # what a JPEG decoder skips at little cost
 SPACES = ("YCbCr", "Gray", "RGB")  # it turns CMYK into other colours than torchvision
 
 
@@ -56,7 +56,7 @@ def reduction(height: int, width: int, crops: CropSpec) -> int:
 
 def _decode(content: bytes, crops: CropSpec | None) -> Tensor:
     """By simplejpeg; what it refuses (damage, rare kinds, no JPEG) goes the usual way."""
-    if not content.startswith(JPEG):
+    if not is_jpeg(content):
         return decode(content)
     import simplejpeg
 

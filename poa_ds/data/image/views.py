@@ -15,11 +15,11 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from poa_ds.data.image.opening import is_jpeg
 from poa_ds.data.image.pixels import pixels
 
 ASPECT = (3 / 4, 4 / 3)  # of a random crop; torchvision's default, which DINO and POA keep
 ATTEMPTS = 10
-JPEG = b"\xff\xd8"  # how one begins
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def decode(content: bytes) -> Tensor:
 
     PNGs are left to PIL: one flipped bit in them, and torchvision's decode_png ends the process.
     """
-    if content.startswith(JPEG):
+    if is_jpeg(content):
         try:
             encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
             return decode_jpeg(encoded, ImageReadMode.RGB)

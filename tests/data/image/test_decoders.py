@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from poa_ds.data.image.decoders import decoder, installed, reduction
-from poa_ds.data.image.pixels import Undecodable
+from poa_ds.data.image.opening import Undecodable
 from poa_ds.data.image.views import CropSpec, decode, random_box, views
 from poa_ds.data.loader import slot_batches
 from poa_ds.data.places import open_training

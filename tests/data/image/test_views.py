@@ -13,7 +13,8 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from poa_ds.data.image.pixels import Undecodable, pixels
+from poa_ds.data.image.opening import Undecodable
+from poa_ds.data.image.pixels import pixels
 from poa_ds.data.image.views import CropSpec, center_view, decode, random_box, views
 from tests.support.shards import image
 
