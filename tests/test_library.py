@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from poa_ds.export.import_poa import third_major
-from poa_ds.methods.poa import Branch
+from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank
 from poa_ds.model.space import ElasticSpace
 from poa_ds.model.vit.network import ElasticViT
@@ -45,7 +45,7 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
-    assert torch.isfinite(names["terms"].total(intact_weight=0.8))
+    assert torch.isfinite(names["terms"].koleo)
     before = made.backbone.embed.pos_embed
     assert not torch.equal(names["student"].backbone.embed.pos_embed, before)
     assert not torch.equal(names["teacher"].backbone.embed.pos_embed, before)

@@ -23,11 +23,12 @@ from poa_ds.data.image.masks import batch_masks
 from poa_ds.data.spec import batch_spec
 from poa_ds.data.store.order import MASKS, keyed
 from poa_ds.engine import engine
+from poa_ds.methods.poa import Poa
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.recipe import derived
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
-from poa_ds.run import step
+from poa_ds.run.step import Stepper
 from poa_ds.system.errors import UserError
 from poa_kernels import dispatch
 
@@ -134,16 +135,17 @@ class Memory:
 
 def build(kind: Kind, job: Job) -> Step:
     """The contender's step: (batches of all slots, values) -> (loss, gradient norms)."""
-    poa = step.student_and_teacher(job.recipe)
+    method = Poa(job.recipe, job.space)
+    networks = method.networks()
     if kind == "three passes":
-        return ThreePasses(job.recipe, job.space, poa.student.state_dict(), job.device).step
+        return ThreePasses(job.recipe, job.space, networks.student.state_dict(), job.device).step
     if kind == "ours":
         dispatch.select(job.recipe.kernels, job.device, compiled=job.recipe.compile)
     else:
         mode = "triton" if kind == "triton" else "reference"
         dispatch.select(mode, job.device, compiled=kind == "compiled")
-    stepper = step.Stepper(job.recipe, engine.Engine(poa, job.recipe.optimizer, job.ds_config))
-    stepper.space = job.space
+    trained = engine.Engine(networks, job.recipe.optimizer, job.ds_config)
+    stepper = Stepper(job.recipe, trained, method)
 
     def ours(batches: Sequence[Batch], values: StepValues) -> tuple[Tensor, dict]:
         result = stepper.step(batches, values)

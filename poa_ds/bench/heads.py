@@ -18,8 +18,9 @@ from poa_ds.bench import report as bench_report
 from poa_ds.bench.contenders import Job, host_bytes
 from poa_ds.bench.report import GIB
 from poa_ds.engine import engine
-from poa_ds.methods import poa as branches
-from poa_ds.methods.poa import Branch
+from poa_ds.methods import targets
+from poa_ds.methods.terms import Matching
+from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank
 from poa_ds.model.shape import shape
 from poa_ds.recipe import checks, derived, load
@@ -122,13 +123,18 @@ def _work(recipe: Recipe, device: str) -> Callable[[], torch.Tensor]:
     patches = [torch.randn(masked, n, **place).requires_grad_() for n in widths]
     shown = torch.randn(2 * batch.size, dim, **place), torch.randn(masked, dim, **place)
     weights, size = batch.mask_weights, batch.size
+    objective, temperature = recipe.objective, recipe.schedule.teacher_temperature
 
     def work() -> torch.Tensor:
         with torch.no_grad():
             slot = teacher.project([shown[0]], [shown[1]], ibot=True).for_scores()
-        assignments = branches.balance([slot], recipe.schedule.teacher_temperature)[0]
+        times = objective.sinkhorn_iterations
+        assignments = targets.balance([slot], temperature, iterations=times)[0]
         projections = student.project(cls, patches, ibot=True)
-        terms = branches.cross_entropies(projections, assignments, size, weights)
+        matching = Matching(
+            projections, assignments, 2, size, weights, objective.student_temperature
+        )
+        terms = torch.cat(matching.cross_entropies())
         terms.sum().backward()
         return terms.detach()
 

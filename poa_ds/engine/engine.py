@@ -7,18 +7,16 @@ numbers are finite, AdamW with the teacher, push.
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from poa_ds.engine.average import Teacher
+from poa_ds.engine.networks import Networks
 from poa_ds.engine.optim import EmaAdamW, Stretch, parameter_groups, stretch
 from poa_ds.engine.partitions import Shards
-from poa_ds.methods.poa import Poa
-from poa_ds.model.heads import PrototypeHead
-from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Optimizer
 from poa_ds.system import dist
 from poa_ds.system.errors import UserError
@@ -28,6 +26,17 @@ T = TypeVar("T")
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 # the scale follows from all four: it grows after enough steps without an overflow
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@dataclass(frozen=True)
+class Update:
+    """How a step moves the weights. momentum: of the moving average. part_factors: on the learning
+    rate of some parts of the parameters (optim.part)."""
+
+    lr: float
+    weight_decay: float
+    momentum: float
+    part_factors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,26 +76,28 @@ def _deepspeed():
 
 
 class Engine:
-    """Student and teacher, sharded as `ds_config` says. See StepReport for what a step returns."""
+    """A method's networks, cut up as `ds_config` says. See StepReport for what a step returns."""
 
-    def __init__(self, poa: Poa, options: Optimizer, ds_config: dict) -> None:
+    def __init__(self, networks: Networks, options: Optimizer, ds_config: dict) -> None:
         deepspeed = _deepspeed()
         if ds_config.get("zero_optimization", {}).get("stage", 0) == 3:
-            # a block and a head are gathered as a whole, once for both students
-            blocks = poa.student.backbone.leaf_modules()
-            deepspeed.utils.set_z3_leaf_modules(poa, [*blocks, PrototypeHead])
+            # a block and a head are gathered as a whole, once for all students
+            deepspeed.utils.set_z3_leaf_modules(networks, networks.leaves())
         optimizer = EmaAdamW(
-            parameter_groups(poa.student.named_parameters()),
+            parameter_groups(networks.trained().items()),
             betas=(options.beta1, options.beta2),
             eps=options.eps,
         )
-        self.deepspeed, *_ = deepspeed.initialize(model=poa, optimizer=optimizer, config=ds_config)
+        self.networks = networks
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=networks, optimizer=optimizer, config=ds_config
+        )
         self.optimizer = optimizer
         self.shards = Shards(self.deepspeed)
-        self._set_stretches(poa, options)
+        self._set_stretches(options)
         for flat in self.shards.flats():
             optimizer.make_state(flat)
-        self.teacher = Teacher(self.shards, poa.pairs())
+        self.teacher = Teacher(self.shards, networks.averaged())
         clips = {"backbone": options.clip_backbone}  # heads of both kinds have the other limit
         modules = {group["module"] for group in self.shards.zero.param_groups}
         self.limits = {module: clips.get(module, options.clip_heads) for module in modules}
@@ -105,8 +116,8 @@ class Engine:
         """The factor on fp16 gradients; None in other precisions."""
         return float(self.shards.loss_scale()) if self._fp16 else None
 
-    def _set_stretches(self, poa: Poa, options: Optimizer) -> None:
-        depth = poa.student.backbone.decay_depth
+    def _set_stretches(self, options: Optimizer) -> None:
+        depth = self.networks.backbone.decay_depth
         by_flat: dict[int, list[Stretch]] = {}
         for piece in self.shards.pieces:
             found = stretch(piece.name, piece.offset, piece.count, depth=depth, options=options)
@@ -114,8 +125,8 @@ class Engine:
         for i, flat in enumerate(self.shards.flats()):
             self.optimizer.set_stretches(flat, by_flat.get(i, ()))
 
-    def forward(self, work: Callable[[Poa], T]) -> T:
-        """work(student and teacher), inside the engine's hooks."""
+    def forward(self, work: Callable[[Networks], T]) -> T:
+        """work(networks), inside the engine's hooks."""
         return self.deepspeed(work)
 
     def backward(self, loss: Tensor) -> None:
@@ -125,7 +136,7 @@ class Engine:
             self.deepspeed.step()  # only counts the slot
 
     def step(
-        self, values: StepValues, *, finite: Tensor | bool = True, stop: bool = False
+        self, update: Update, *, finite: Tensor | bool = True, stop: bool = False
     ) -> StepReport:
         """Move student and teacher, unless a loss (`finite`, of this rank) or gradient is not.
 
@@ -133,11 +144,11 @@ class Engine:
         """
         norms, all_finite, any_stop = self._clip(finite, stop)
         self.optimizer.skip = not all_finite
-        self.optimizer.ema_momentum = values.momentum
-        self.optimizer.part_factors = {"last_layer": values.last_layer_factor}
+        self.optimizer.ema_momentum = update.momentum
+        self.optimizer.part_factors = update.part_factors
         for group in self.shards.zero.param_groups:
-            group["lr"] = values.lr
-            group["weight_decay"] = values.weight_decay if group["decays"] else 0.0
+            group["lr"] = update.lr
+            group["weight_decay"] = update.weight_decay if group["decays"] else 0.0
         self.deepspeed.step()
         applied = all_finite and self.deepspeed.was_step_applied()
         if applied:

@@ -66,7 +66,7 @@ def parameter_groups(student: Iterable[tuple[str, torch.nn.Parameter]]) -> list[
 
 
 def stretch(name: str, offset: int, count: int, *, depth: int, options: Optimizer) -> Stretch:
-    """A piece of the named parameter with the factor that the recipe gives it."""
+    """A piece of the named parameter with the factor that the options give it."""
     factor = lr_factor(
         name,
         depth=depth,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poa_ds.methods.pairing import count, met
 from poa_ds.system import dist
 from poa_kernels.sinkhorn import column_mass, softmax_mass
 
@@ -34,12 +35,12 @@ class Targets:
     patches: Tensor  # (M, K)
 
 
-def cross_entropy(scores: Tensor, target: Tensor, temperature: float = 0.1) -> Tensor:
+def cross_entropy(scores: Tensor, target: Tensor, temperature: float) -> Tensor:
     """Row-wise cross-entropy. scores, target (..., K), broadcastable -> (...)."""
     return -(target * F.log_softmax(scores / temperature, dim=-1)).sum(-1)
 
 
-def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> Tensor:
     """Balanced assignment over the rows of all ranks. scores (R, K) -> probabilities (R, K)."""
     scores = scores.float()
     bias = sinkhorn_biases(lambda: [[scores]], [scores.shape[1]], temperature, iterations)[0]
@@ -50,7 +51,7 @@ def sinkhorn_biases(
     passes: Callable[[], Iterable[Iterable[Tensor]]],
     prototypes: Sequence[int],
     temperature: float,
-    iterations: int = 3,
+    iterations: int,
 ) -> list[Tensor]:
     """The bias (K_i,) per prototype that balances each of several independent assignments.
 
@@ -92,7 +93,7 @@ def targets(scores: Tensor, temperature: float, bias: Tensor) -> Tensor:
 
 
 def match(
-    s: Scores, t: Targets, patch_weights: Tensor, temperature: float = 0.1
+    s: Scores, t: Targets, patch_weights: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """(dino, ibot) of one student against the teacher.
 
@@ -100,15 +101,17 @@ def match(
     ibot: mean over the 2B crops of the mean over that crop's masked patches; unmasked crops
     count 0. patch_weights (M,): 1 / masked patches of that crop. Source: POA eq. 6-8.
     """
-    across = cross_entropy(s.global_cls, t.global_cls.flip(0), temperature).mean() * 2
+    swapped = torch.stack([t.global_cls[crop] for view in range(2) for crop in met(view)])
+    across = cross_entropy(s.global_cls, swapped, temperature).mean() * 2
     # cross-entropy is linear in the target: both teacher crops in one product
-    local = cross_entropy(s.local_cls, t.global_cls.sum(0), temperature).mean(-1).sum()
-    pairs = 2 + 2 * len(s.local_cls)
+    both = torch.stack([t.global_cls[crop] for crop in met(2)]).sum(0)
+    local = cross_entropy(s.local_cls, both, temperature).mean(-1).sum()
+    pairs = count(2 + len(s.local_cls))
     patches = cross_entropy(s.patches, t.patches, temperature) * patch_weights
     return (across + local) / pairs, patches.sum() / (2 * s.global_cls.shape[1])
 
 
-def imitate(elastic: Scores, intact: Scores, temperature: float = 0.1) -> Tensor:
+def imitate(elastic: Scores, intact: Scores, temperature: float) -> Tensor:
     """The elastic student towards the intact one, view by view (POA eq. 9).
 
     No gradient reaches the intact one. Mean over the global rows plus mean over the local rows.
@@ -121,32 +124,6 @@ def imitate(elastic: Scores, intact: Scores, temperature: float = 0.1) -> Tensor
 
     both = one(elastic.global_cls, intact.global_cls)
     return both + one(elastic.local_cls, intact.local_cls) if len(elastic.local_cls) else both
-
-
-@dataclass(frozen=True)
-class RowTerms:
-    """Cross-entropies of the rows of both students under one head, from one pass.
-
-    cls (2, V, 2): student, view and image (2B global, then LB local rows), towards teacher and
-    towards intact student. patches (2, M): towards the teacher.
-    """
-
-    cls: Tensor
-    patches: Tensor
-
-    def stacked(self, size: int, patch_weights: Tensor) -> Tensor:
-        """(5,): dino and ibot of the intact, of the elastic student, imitation; eq. 6-10.
-
-        size: B. Each local row met both of the teacher's crops.
-        """
-        views = self.cls.shape[1] // size
-        dino = self.cls[:, :, 0].sum(1) / (size * (2 + 2 * (views - 2)))
-        ibot = (self.patches * patch_weights).sum(1) / (2 * size)
-        towards = self.cls[1, :, 1]
-        imitation = towards[: 2 * size].mean()
-        if views > 2:
-            imitation = imitation + towards[2 * size :].mean()
-        return torch.stack((dino[0], ibot[0], dino[1], ibot[1], imitation))
 
 
 def koleo(x: Tensor) -> Tensor:

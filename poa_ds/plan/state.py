@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from poa_ds.engine import optim
+from poa_ds.methods.method import method
 from poa_ds.recipe.tree import Recipe
-from poa_ds.run import step
 
 FLOAT = 4
 MOMENTS = 2  # exp_avg and exp_avg_sq
@@ -49,7 +49,7 @@ class Network:
 def network(recipe: Recipe) -> Network:
     """The parameters of the recipe's student."""
     with torch.device("meta"):
-        student = step.student_and_teacher(recipe).student
+        student = method(recipe).networks().student
     groups = optim.parameter_groups(student.named_parameters())
     heads = [head for bank in (student.heads, student.ibot_heads) for head in bank or ()]
     leaves = [*student.backbone.blocks, *heads]

@@ -8,6 +8,7 @@ from math import isclose
 
 from poa_ds.model.shape import SHAPES, bare_space, shape, values
 from poa_ds.recipe.derived import peak_lr, space
+from poa_ds.recipe.methods import METHODS
 from poa_ds.recipe.tree import Range, Recipe
 from poa_ds.system.errors import UsageError
 
@@ -32,7 +33,7 @@ def _refuse(problems: list[str]) -> None:
 
 def _contradictions(recipe: Recipe) -> Iterator[str]:
     yield from [*_space(recipe)] or [*_names(recipe)] or [*_evaluation(recipe)]
-    for part in (_crops, _schedule, _mlflow, _data, _checkpoint):
+    for part in (_method, _crops, _schedule, _mlflow, _data, _checkpoint):
         yield from part(recipe)
 
 
@@ -130,6 +131,11 @@ def _crops(recipe: Recipe) -> Iterator[str]:
         yield f"augmentation.blur_kernel {recipe.augmentation.blur_kernel} is even: it must be odd"
     if recipe.objective.koleo and recipe.batch.images_per_slot < 2:
         yield "batch.images_per_slot 1: objective.koleo compares the images of a slot, it needs 2"
+
+
+def _method(recipe: Recipe) -> Iterator[str]:
+    if recipe.objective.method not in METHODS:
+        yield f"objective.method {recipe.objective.method!r} is not one of {', '.join(METHODS)}"
 
 
 def _schedule(recipe: Recipe) -> Iterator[str]:

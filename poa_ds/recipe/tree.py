@@ -78,8 +78,11 @@ class Heads:
 
 @dataclass(frozen=True)
 class Objective:
-    """intact_weight: the paper's lambda, elastic students weigh 1 - lambda; then loss weights."""
+    """method: a name of methods.py. intact_weight: the paper's lambda, elastic students weigh
+    1 - lambda; then loss weights.
+    """
 
+    method: str = "poa"
     intact_weight: Share = 0.8
     dino: NotNegative = 1.0
     ibot: NotNegative = 1.0

@@ -8,13 +8,13 @@ from tqdm import tqdm
 
 from poa_ds.checkpoint.state import RunState
 from poa_ds.engine.engine import Engine
-from poa_ds.methods.health import Alarms
 from poa_ds.recipe import derived
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
 from poa_ds.run.clock import Clock
 from poa_ds.run.step import StepResult
 from poa_ds.system import dist
+from poa_ds.track.alarms import Alarms
 from poa_ds.track.metrics_file import Row
 from poa_ds.track.tracker import Tracker
 

@@ -20,11 +20,12 @@ from poa_ds.data.loader import train_batches
 from poa_ds.data.places import open_training, order_name
 from poa_ds.engine import engine
 from poa_ds.engine.engine import Engine
+from poa_ds.methods.method import method
 from poa_ds.recipe import checks, derived, ds_json, load
 from poa_ds.recipe.omissions import omissions
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
-from poa_ds.run import bad_samples, environment, step
+from poa_ds.run import bad_samples, environment
 from poa_ds.run import exit_status as ended
 from poa_ds.run.clock import Clock
 from poa_ds.run.evaluations import Curves
@@ -70,8 +71,9 @@ class Training:
         self.schedules = derived.schedules(recipe, len(self.folder))
         self.output = Path(recipe.output_dir)
         self.bad_samples = self.output / bad_samples.NAME
-        self.engine = Engine(step.student_and_teacher(recipe), recipe.optimizer, ds_config)
-        self.stepper = Stepper(recipe, self.engine)
+        trained = method(recipe)
+        self.engine = Engine(trained.networks(), recipe.optimizer, ds_config)
+        self.stepper = Stepper(recipe, self.engine, trained)
         self._announce(ds_config)
         self.state = RunState(data_hash=self.data_hash)
         self.resumed = not dry_run and self._resume()
@@ -191,8 +193,7 @@ class Training:
     def _announce(self, ds_config: dict) -> None:
         if not dist.is_main():
             return
-        poa, space = self.engine.deepspeed.module, self.stepper.space
-        count = poa.student.backbone.parameter_count
+        count, space = self.engine.networks.backbone.parameter_count, derived.space(self.recipe)
         stage = ds_config.get("zero_optimization", {}).get("stage", 0)
         print(derived.describe(self.recipe, len(self.folder)))
         print(
@@ -228,7 +229,7 @@ class Training:
             if dist.is_main() and (self.output / "metrics.jsonl").exists():
                 print(f"there is no checkpoint in {root} yet: begins at step 0 again", flush=True)
             return False
-        self.state, self.stepper.centers = checkpoint.load(self.engine, found)
+        self.state, self.stepper.state = checkpoint.load(self.engine, found)
         if self.state.data_hash != self.data_hash:
             raise UserError(
                 f"{found} was made with other data than data.train {self.folder.path} "
@@ -256,8 +257,8 @@ class Training:
     def _start_tracker(self) -> Tracker | None:
         if self.dry_run:
             return None
-        sizes = self.stepper.space.subnets()
-        count = self.engine.deepspeed.module.student.backbone.parameter_count
+        sizes = derived.space(self.recipe).subnets()
+        count = self.engine.networks.backbone.parameter_count
         return Tracker.start(
             self.recipe,
             output_dir=self.output,
@@ -324,7 +325,7 @@ class Training:
         taken = checkpoint.snapshot(
             self.engine,
             self.state,
-            extra=self.stepper.centers,
+            extra=self.stepper.state,
             recipe=load.to_yaml(self.recipe),
             copied=self.saver.background,
         )

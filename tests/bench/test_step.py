@@ -1,6 +1,6 @@
 """The plain step that ours is measured against computes the same, and `bench step` says what is so.
 
-Ours is held to the published numbers elsewhere (test_branches.py, test_stages.py).
+Ours is held to the published numbers elsewhere (test_poa.py, test_stages.py).
 """
 
 import argparse
@@ -23,10 +23,11 @@ from poa_ds.bench.report import Machine, Report, Result
 from poa_ds.bench.three_passes.step import ThreePasses
 from poa_ds.cli import main
 from poa_ds.data.store.order import DROP_PATH, keyed
-from poa_ds.methods import poa as branches
+from poa_ds.methods import targets
+from poa_ds.methods.method import method
+from poa_ds.methods.terms import slot_terms
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import ds_json, load
-from poa_ds.run import step
 from poa_ds.system.errors import UsageError, UserError
 
 TINY = {
@@ -67,33 +68,40 @@ def job(changes: dict | None = None, **fields: object) -> Job:
 
 
 def ours(work: Job) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of one step by branches.py, without an engine."""
+    """Loss and gradients of one step by terms.py, without an engine."""
     recipe, space, values = work.recipe, work.space, work.values()
-    poa, batches = step.student_and_teacher(recipe), work.batches(0)
-    slots = [branches.teach(poa.teacher, b, space.intact, ibot=values.ibot_active) for b in batches]
+    networks, batches = method(recipe).networks(), work.batches(0)
+    teacher, ibot = networks.teacher, values.ibot_active
+    slots = [targets.teach(teacher, b, space.intact, ibot=ibot) for b in batches]
+    assignments = targets.balance(slots, values.teacher_temperature, iterations=3)
     losses = []
-    for batch, targets in zip(
-        batches, branches.balance(slots, values.teacher_temperature), strict=True
-    ):
+    for batch, target in zip(batches, assignments, strict=True):
         draw = space.draw(0, batch.slot, seed=0, slots=len(batches), policy=recipe.draws)
         rng = keyed(DROP_PATH, recipe.seed, 0, batch.slot)
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
-        backbone, crops = poa.student.backbone, [batch.global_crops, batch.local_crops]
+        backbone, crops = networks.student.backbone, [batch.global_crops, batch.local_crops]
         packing = backbone.packing([c for c in crops if len(c)])
         rate, subnets = recipe.backbone.drop_path, (space.intact, draw)
         kept = backbone.draw_kept(packing, subnets, rate, generator, "cpu")
-        terms = branches.poa_terms(
-            poa.student, batch, targets, subnets, ibot=values.ibot_active, kept=kept
+        objective = recipe.objective
+        terms = slot_terms(
+            networks.student,
+            batch,
+            target,
+            subnets,
+            ibot=values.ibot_active,
+            temperature=objective.student_temperature,
+            kept=kept,
         )
-        weights = recipe.objective
-        losses.append(terms.total(intact_weight=weights.intact_weight, ibot=weights.ibot))
+        weights = objective.intact_weight, 1 - objective.intact_weight
+        losses.append(terms.total(weights, objective))
     total = torch.stack(losses).mean()
     total.backward()
-    return total.item(), {n: p.grad for n, p in poa.student.named_parameters()}
+    return total.item(), {n: p.grad for n, p in networks.student.named_parameters()}
 
 
 def plain(work: Job) -> tuple[float, dict[str, Tensor]]:
-    weights = step.student_and_teacher(work.recipe).student.state_dict()
+    weights = method(work.recipe).networks().student.state_dict()
     passes = ThreePasses(work.recipe, work.space, weights, "cpu")
     loss = passes.backward(work.batches(0), work.values())
     return loss.item(), {n: p.grad for n, p in passes.student.named_parameters()}

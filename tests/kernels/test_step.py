@@ -5,11 +5,13 @@ import torch
 from torch import Tensor
 
 from poa_ds.data.batch import Batch
-from poa_ds.methods import poa as branches
-from poa_ds.methods.poa import Branch
+from poa_ds.methods import targets
+from poa_ds.methods.terms import slot_terms
+from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit.network import ElasticViT
+from poa_ds.recipe.tree import Objective
 from poa_kernels import dispatch, prototype_ce_chunks
 from tests.kernels.truth import DEVICE
 
@@ -33,14 +35,14 @@ def step(mode: dispatch.Mode, elastic: Subnet, crops: int, *, ibot: bool) -> dic
     """Terms and gradients by name."""
     student, teacher, b = branch(0), branch(1), batch(crops=crops)
     with dispatch.using(mode):
-        shown = branches.teach(teacher, b, SPACE.intact, ibot=ibot)
-        assignments = branches.balance([shown], 0.06)[0]
+        shown = targets.teach(teacher, b, SPACE.intact, ibot=ibot)
+        assignments = targets.balance([shown], 0.06, iterations=3)[0]
         views = [c for c in (b.global_crops, b.local_crops) if len(c)]
         backbone, subnets = student.backbone, (SPACE.intact, elastic)
         generator = torch.Generator().manual_seed(2)
         kept = backbone.draw_kept(backbone.packing(views), subnets, 0.4, generator, DEVICE)
-        terms = branches.poa_terms(student, b, assignments, subnets, ibot=ibot, kept=kept)
-        terms.total(intact_weight=0.8).backward()
+        terms = slot_terms(student, b, assignments, subnets, ibot=ibot, temperature=0.1, kept=kept)
+        terms.total((0.8, 0.2), Objective()).backward()
     found = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
     return terms.detached() | found
 

@@ -1,18 +1,11 @@
-"""Signs of collapse: the figures against slow sums, the alarms on series and on real runs."""
+"""Figures of a collapse against slow sums."""
 
-import json
 import math
-import subprocess
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from poa_ds.methods import health
-from poa_ds.methods.health import Alarms, LossWindow
-from tests.run.test_training import ROOT, command, environment
-from tests.support.shards import make_shards
 
 
 def slow_entropy(p: np.ndarray) -> float:
@@ -62,117 +55,14 @@ def test_the_effective_rank_counts_directions() -> None:
     assert health.effective_rank(torch.zeros(4, 3)) == 1
 
 
-def test_numbers_that_are_not_finite_stop_nothing() -> None:
+def test_rows_that_are_not_finite_have_figures_that_are_not() -> None:
     rows = torch.randn(6, 4)
     rows[2, 1] = math.nan
     found = health.figures(rows, [torch.full((6, 3), math.nan)])
     assert all(value.isnan() for value in found.values())
-    row = {name: value.item() for name, value in found.items()} | {"loss/total": math.nan}
-    assert Alarms(warmup_steps=0).judge(1, row) == ({"health/alarm": 0.0}, [])
 
 
 def test_each_head_counts_alike() -> None:
     one = health.figures(torch.randn(4, 8), [torch.eye(4), torch.full((4, 6), 1 / 6)])
     assert abs(one["health/target_entropy"] - 0.5) < 1e-6
     assert abs(one["health/prototype_usage"] - 1) < 1e-6
-
-
-def test_a_spike_is_measured_in_robust_deviations() -> None:
-    window = LossWindow()
-    losses = [8 + 0.1 * (-1) ** step * (1 + step % 3) for step in range(30)]
-    found = [window.deviation({"loss/total": x}) for x in [*losses, 9.0]]
-    assert found[:10] == [None] * 10
-    middle = float(np.median(losses))
-    deviation = 1.4826 * float(np.median(np.abs(np.array(losses) - middle)))
-    assert found[-1] == pytest.approx((9.0 - middle) / deviation)
-    assert max(found[10:-1]) < 3
-
-
-def test_a_term_that_comes_in_is_no_spike() -> None:
-    window = LossWindow()
-    for _ in range(20):
-        window.deviation({"loss/total": 5.0, "loss/intact_ibot": 0.0})
-    assert window.deviation({"loss/total": 9.0, "loss/intact_ibot": 4.0}) is None
-
-
-def test_an_alarm_is_said_when_it_begins_and_when_it_is_over() -> None:
-    alarms = Alarms(warmup_steps=10)
-    series = {5: 0.01, 10: 0.01, 15: 0.6, 20: 0.09, 25: 0.12, 30: 0.09, 35: 0.2, 40: 0.6}
-    said, on = {}, {}
-    for step, value in series.items():
-        own, lines = alarms.judge(step, {"health/feature_std": value, "loss/total": 1.0})
-        said |= {step: lines} if lines else {}
-        on[step] = own["health/alarm"]
-    assert list(said) == [20, 35]  # not in the warm-up; 0.12 is not yet healthy again
-    assert said[20] == [
-        "warning: step 20: alarm: health/feature_std is 0.09 (below 0.1): "
-        "all images have nearly the same features"
-    ]
-    assert said[35] == ["warning: step 35: over: health/feature_std is 0.2"]
-    assert on == {5: 0, 10: 0, 15: 0, 20: 1, 25: 1, 30: 1, 35: 0, 40: 0}
-
-
-def test_a_spike_is_said_in_the_warm_up_too() -> None:
-    alarms = Alarms(warmup_steps=1000)
-    lines = [alarms.judge(step, {"loss/total": 8.0})[1] for step in range(20)]
-    own, spike = alarms.judge(20, {"loss/total": 12.0})
-    assert not any(lines) and own["health/loss_deviation"] == pytest.approx(50)
-    assert len(spike) == 1 and "the loss jumped" in spike[0]
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shards")
-    make_shards(root / "train", 60)
-    make_shards(root / "val", 21)
-    return root
-
-
-def trained(shards: Path, out: Path, *more: str) -> tuple[list[dict], str]:
-    """(rows of metrics.jsonl, stderr) of a real run of 40 steps."""
-    words = command(shards, out, "evaluation.queries=", "data.workers=0")
-    words += ["schedule.steps_per_epoch=40", "checkpoint.every_epochs=1", "log_every=2", *more]
-    done = subprocess.run(
-        words, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in (out / "metrics.jsonl").open()], done.stderr
-
-
-COLLAPSES = {
-    "uniform targets": (
-        "objective.koleo=0",
-        "objective.centering=softmax",
-        "schedule.teacher_temperature=0.5",
-        "schedule.teacher_temperature_start=0.5",
-    ),
-    "one prototype": (
-        "objective.koleo=0",
-        "objective.centering=softmax",
-        "schedule.momentum=0",
-        "schedule.momentum_end=0",
-        "schedule.base_lr=0.03",
-    ),
-}
-SAID = {
-    "uniform targets": "health/target_entropy is 0.99",
-    "one prototype": "all images share one prototype",
-}
-
-
-@pytest.mark.parametrize(
-    "way", ["uniform targets", pytest.param("one prototype", marks=pytest.mark.slow)]
-)
-def test_a_run_that_collapses_raises_the_alarm(way: str, shards: Path, tmp_path: Path) -> None:
-    rows, errors = trained(shards, tmp_path, *COLLAPSES[way])
-    assert SAID[way] in errors, errors
-    assert max(row["health/alarm"] for row in rows) >= 1
-
-
-@pytest.mark.slow
-def test_a_healthy_run_raises_none(shards: Path, tmp_path: Path) -> None:
-    rows, errors = trained(shards, tmp_path)
-    assert "alarm" not in errors, errors
-    assert len(rows) == 20 and all(row["health/alarm"] == 0 for row in rows)
-    assert all(row["skipped_total"] == 0 for row in rows)
-    assert {f"health/{name}" for name in ("feature_std", "effective_rank")} <= rows[0].keys()

@@ -20,7 +20,7 @@ def golden() -> dict[str, torch.Tensor]:
 
 def test_sinkhorn_is_the_published_one(golden: dict) -> None:
     for kind, temperature in (("dino", 0.04), ("dino", 0.07), ("ibot", 0.04), ("ibot", 0.07)):
-        got = losses.sinkhorn(golden[f"{kind}/t_logits"], temperature)
+        got = losses.sinkhorn(golden[f"{kind}/t_logits"], temperature, iterations=3)
         assert (got - golden[f"{kind}/sinkhorn/T{temperature}"]).abs().max() < 1e-6
     once = losses.sinkhorn(golden["dino/t_logits"], 0.07, iterations=1)
     assert (once - golden["dino/sinkhorn/T0.07/it1"]).abs().max() < 1e-6
@@ -37,7 +37,9 @@ def alternation(scores: torch.Tensor, temperature: float) -> torch.Tensor:
 def test_sinkhorn_equals_the_plain_alternation_and_balances() -> None:
     torch.manual_seed(0)
     scores = torch.rand(40, 12) * 2 - 1
-    assert (losses.sinkhorn(scores, 0.05) - alternation(scores, 0.05)).abs().max() < 1e-6
+    assert (
+        losses.sinkhorn(scores, 0.05, iterations=3) - alternation(scores, 0.05)
+    ).abs().max() < 1e-6
     balanced = losses.sinkhorn(scores, 0.05, iterations=200).sum(0)
     assert (balanced - 40 / 12).abs().max() < 1e-3
 
@@ -46,7 +48,7 @@ def test_sinkhorn_in_parts_equals_one_matrix_and_survives_large_scores() -> None
     torch.manual_seed(0)
     a, b = torch.randn(17, 9) * 3, torch.randn(5, 4)
     parts = [[a[:6], b[:0]], [a[6:7], b], [a[7:], b[:0]]]
-    biases = losses.sinkhorn_biases(lambda: parts, [9, 4], 0.04)
+    biases = losses.sinkhorn_biases(lambda: parts, [9, 4], 0.04, iterations=3)
     for scores, bias in ((a, biases[0]), (b, biases[1])):
         assert torch.isfinite(bias).all()
         whole = alternation(scores, 0.04)
@@ -67,7 +69,7 @@ def test_the_centre_shifts_the_scores_before_the_softmax(golden: dict) -> None:
 def test_cross_entropy_of_the_pairs_is_the_published_one(golden: dict) -> None:
     s = golden["dino/s_local"].double().requires_grad_()
     t = golden["dino/sinkhorn/T0.07"].double().view(2, 3, 12)
-    loss = sum(losses.cross_entropy(view, crop).mean() for view in s.chunk(4) for crop in t)
+    loss = sum(losses.cross_entropy(view, crop, 0.1).mean() for view in s.chunk(4) for crop in t)
     loss.backward()
     assert abs(loss.item() - golden["dino/fwd_4x2/loss"].item()) < 1e-9
     assert (s.grad - golden["dino/fwd_4x2/ds"]).abs().max() < 1e-9
@@ -81,13 +83,13 @@ def test_match_counts_every_pair_of_different_views_once(golden: dict) -> None:
     s_local = golden["dino/s_local"].double().view(4, 3, 12).requires_grad_()
     empty = torch.zeros(0, 12).double()
     dino, ibot = losses.match(
-        Scores(s_global, s_local, empty), Targets(t, empty), torch.zeros(0).double()
+        Scores(s_global, s_local, empty), Targets(t, empty), torch.zeros(0).double(), 0.1
     )
     dino.backward()
     got = s_global.grad.clone(), s_local.grad.clone()
     s_global.grad = s_local.grad = None
     pairs = [(s_global[0], t[1]), (s_global[1], t[0])] + [(v, c) for v in s_local for c in t]
-    slow = sum(losses.cross_entropy(a, b).mean() for a, b in pairs) / len(pairs)
+    slow = sum(losses.cross_entropy(a, b, 0.1).mean() for a, b in pairs) / len(pairs)
     slow.backward()
     assert ibot == 0 and abs(dino.item() - slow.item()) < 1e-12
     assert torch.allclose(got[0], s_global.grad) and torch.allclose(got[1], s_local.grad)
@@ -100,7 +102,7 @@ def test_ibot_is_the_published_one(golden: dict) -> None:
     cls = torch.zeros(2, crops // 2, 12).double()
     none = torch.zeros(0, crops // 2, 12).double()
     weights = golden["ibot/masks_weight"].double()
-    _, ibot = losses.match(Scores(cls, none, s), Targets(cls, t), weights)
+    _, ibot = losses.match(Scores(cls, none, s), Targets(cls, t), weights, 0.1)
     ibot.backward()
     assert abs(ibot.item() - golden["ibot/fwd_masked_weights/loss"].item()) < 1e-9
     assert (s.grad - golden["ibot/fwd_masked_weights/ds"]).abs().max() < 1e-9
@@ -170,7 +172,7 @@ def test_imitation_sends_no_gradient_to_the_intact_student() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(2, 3, 5, requires_grad=True), torch.randn(2, 3, 5, requires_grad=True)
     none, patches = torch.zeros(0, 3, 5), torch.zeros(0, 5)
-    losses.imitate(Scores(a, none, patches), Scores(b, none, patches)).backward()
+    losses.imitate(Scores(a, none, patches), Scores(b, none, patches), 0.1).backward()
     assert b.grad is None
     slow = torch.zeros_like(a)
     for view in range(2):

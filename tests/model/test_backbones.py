@@ -11,10 +11,11 @@ import torch
 from poa_ds.data.batch import Batch
 from poa_ds.engine import optim
 from poa_ds.export.import_poa import from_poa_backbone, from_poa_heads
-from poa_ds.methods import poa as branches
-from poa_ds.methods.poa import Branch
+from poa_ds.methods import targets
+from poa_ds.methods.terms import slot_terms
 from poa_ds.model import shape as shapes
 from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank
 from poa_ds.model.layers import third_major
 from poa_ds.model.resnet import names as resnet_names
@@ -24,7 +25,7 @@ from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin import names as swin_names
 from poa_ds.model.swin.network import ElasticSwin, position_major
 from poa_ds.recipe import derived, load
-from poa_ds.recipe.tree import Recipe
+from poa_ds.recipe.tree import Objective, Recipe
 from tests.conftest import shared
 
 FOLDER = Path(__file__).parents[2] / "ds_configs"
@@ -114,15 +115,16 @@ def test_total_and_gradients_of_a_step_are_the_published_ones(kind: str) -> None
     )
     student, teacher = branch(kind, "student"), branch(kind, "teacher")
     intact = student.backbone.space.intact
-    slots = [branches.teach(teacher, batch, intact, ibot=True)]
-    terms = branches.poa_terms(
+    slots = [targets.teach(teacher, batch, intact, ibot=True)]
+    terms = slot_terms(
         student,
         batch,
-        branches.balance(slots, 0.05)[0],
+        targets.balance(slots, 0.05, iterations=3)[0],
         (intact, subnet_of(*wanted["network"])),
         ibot=True,
+        temperature=0.1,
     )
-    total = terms.total(intact_weight=0.8)
+    total = terms.total((0.8, 0.2), Objective())
     total.backward()
     assert abs(total.item() / wanted["total_loss"] - 1) < 1e-6
     full, checked = arrays(f"{kind}_{run}_grads"), 0

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from poa_ds.cli import main
+from poa_ds.methods.method import method
 from poa_ds.plan import activations as plan_saved
 from poa_ds.plan import command as plan
 from poa_ds.plan import report as plan_report
@@ -20,7 +21,6 @@ from poa_ds.plan.constants import GENERAL, GIB, GPUS
 from poa_ds.plan.state import Layout
 from poa_ds.recipe import derived, ds_json, load
 from poa_ds.recipe.tree import Recipe
-from poa_ds.run.step import student_and_teacher
 from tests.distributed.programs.launch import launch
 from tests.distributed.programs.worker import SLOTS, recipe_with
 from tests.distributed.test_backbones_ranks import BACKBONES
@@ -143,7 +143,7 @@ def test_parameters_are_those_of_the_networks(name: str) -> None:
     recipe = load.recipe(CONFIGS / f"{name}.yaml")
     network, space = plan_state.network(recipe), derived.space(recipe)
     with torch.device("meta"):
-        student = student_and_teacher(recipe).student
+        student = method(recipe).networks().student
     mask_token = student.backbone.embed.mask_token.numel()
     # two counts that know nothing of each other: formulas of shapes.py, tensors
     intact = student.backbone.parameter_count(space.intact) + mask_token

@@ -11,8 +11,8 @@ import pytest
 
 from poa_ds.checkpoint.saver import Saver
 from poa_ds.checkpoint.state import KEYS, Snapshot
+from poa_ds.methods.method import method
 from poa_ds.recipe import load
-from poa_ds.run import step
 from tests.evaluate.test_knn import tiny
 
 
@@ -53,8 +53,8 @@ def save(root: Path, at: int, **about: object) -> Path:
 def of_recipe(root: Path, at: int, *overrides: str) -> tuple[Path, Snapshot]:
     """A checkpoint with the parameters of a real recipe."""
     recipe = tiny(*overrides)
-    networks = step.student_and_teacher(recipe)
-    shapes = {name: list(p.shape) for name, (p, _) in networks.pairs().items()}
+    trained = method(recipe).networks().trained()
+    shapes = {name: list(p.shape) for name, p in trained.items()}
     made, taken = saver(root, keep_last=9), snapshot(at, shapes=shapes)
     taken = snapshot(at, shapes=shapes, recipe=load.to_yaml(recipe))
     made.begin(taken)

@@ -12,9 +12,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from poa_ds.engine import engine
 from poa_ds.engine.engine import Engine
-from poa_ds.methods import poa as branches
+from poa_ds.methods import targets
+from poa_ds.methods.method import method
+from poa_ds.methods.terms import slot_terms
 from poa_ds.recipe import derived, ds_json
-from poa_ds.run import step
 from poa_ds.system import dist
 from poa_kernels import dispatch
 from tests.distributed.programs.worker import made_batch, recipe_with
@@ -42,18 +43,20 @@ def main() -> None:
     zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
     zero |= {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
     file = ds_json.resolved(recipe, {"zero_optimization": zero}, dist.world_size())
-    poa = step.student_and_teacher(recipe)
-    trained = Engine(poa, recipe.optimizer, file)
+    networks = method(recipe).networks()
+    trained = Engine(networks, recipe.optimizer, file)
     seen: dict = {}
-    recorded(type(poa.student.backbone.blocks[0]), seen)
+    recorded(type(networks.backbone.blocks[0]), seen)
     batch, space = made_batch(recipe, 0, 0), derived.space(recipe)
 
-    def work(poa):
-        shown = branches.teach(poa.teacher, batch, space.intact, ibot=True)
-        assignments = branches.balance([shown], 0.06)[0]
+    def work(networks):
+        shown = targets.teach(networks.teacher, batch, space.intact, ibot=True)
+        assignments = targets.balance([shown], 0.06, iterations=3)[0]
         subnets = (space.intact, space.smallest)
-        terms = branches.poa_terms(poa.student, batch, assignments, subnets, ibot=True)
-        return terms.total(intact_weight=0.8)
+        terms = slot_terms(
+            networks.student, batch, assignments, subnets, ibot=True, temperature=0.1
+        )
+        return terms.total((0.8, 0.2), recipe.objective)
 
     loss = trained.forward(work)
     whole = {cdata: count for _, cdata, count in seen.values()}

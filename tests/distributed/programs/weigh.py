@@ -14,7 +14,7 @@ from torch import Tensor
 
 from poa_ds.checkpoint import state as checkpoint
 from poa_ds.engine import engine
-from poa_ds.methods.poa import Poa
+from poa_ds.engine.networks import Networks
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import dist
 from tests.distributed.programs.worker import SLOTS, Run, made_batch, recipe_with
@@ -85,7 +85,7 @@ class Weighed(Run):
         self.teachers = [teacher for _, teacher in self.engine.teacher.pairs.values()]
         forward, backward, step = self.engine.forward, self.engine.backward, self.engine.step
 
-        def weighed_forward(work: Callable[[Poa], object]) -> object:
+        def weighed_forward(work: Callable[[Networks], object]) -> object:
             held: list[Tensor] = []
 
             def hold(tensor: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from poa_ds.checkpoint.state import RunState
 from poa_ds.data.batch import Batch
 from poa_ds.engine import engine
 from poa_ds.engine.engine import Engine
+from poa_ds.methods.method import method
 from poa_ds.model.shape import shape
 from poa_ds.recipe import derived, ds_json, load
 from poa_ds.recipe.tree import Recipe
-from poa_ds.run import step
 from poa_ds.run.step import Stepper
 from poa_ds.system import dist
 
@@ -86,8 +86,9 @@ class Run:
             file["data_types"] = {"grad_accum_dtype": "bf16"}
         ds_config = ds_json.resolved(recipe, file, dist.world_size())
         self.recipe = recipe
-        self.engine = Engine(step.student_and_teacher(recipe), recipe.optimizer, ds_config)
-        self.stepper = Stepper(recipe, self.engine)
+        trained = method(recipe)
+        self.engine = Engine(trained.networks(), recipe.optimizer, ds_config)
+        self.stepper = Stepper(recipe, self.engine, trained)
         self.schedules = derived.schedules(recipe, 10**6)
 
     def steps(self, first: int, last: int, *, poison: int | None = None) -> list[dict]:
@@ -113,8 +114,8 @@ class Run:
         """A checkpoint after `at` steps, and beside it what its tensors were."""
         saver = Saver(root, keep_last=2, keep_every_steps=0, background=True)
         state, text = RunState(step=at, samples_seen=1), load.to_yaml(self.recipe)
-        centers = self.stepper.centers
-        taken = checkpoint.snapshot(self.engine, state, extra=centers, recipe=text, copied=True)
+        extra = self.stepper.state
+        taken = checkpoint.snapshot(self.engine, state, extra=extra, recipe=text, copied=True)
         saver.begin(taken)
         saver.finish()
         digests = self.digests()
@@ -124,7 +125,7 @@ class Run:
     def load(self, root: Path) -> RunState:
         """Continue from the newest checkpoint; every tensor must be what it was, to the bit."""
         folder, _ = checkpoint.find_together(root)
-        state, self.stepper.centers = checkpoint.load(self.engine, folder)
+        state, self.stepper.state = checkpoint.load(self.engine, folder)
         assert self.digests() == json.loads((root / "digests.json").read_text())
         return state
 

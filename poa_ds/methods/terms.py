@@ -1,0 +1,165 @@
+"""The loss terms of one slot: any number of students, the first of which is the intact one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poa_ds.data.batch import Batch
+from poa_ds.methods import losses, pairing
+from poa_ds.methods.losses import Scores
+from poa_ds.methods.targets import Assignments, masked
+from poa_ds.model.branch import Branch, Projections
+from poa_ds.model.heads import score
+from poa_ds.model.space import Subnet
+from poa_ds.recipe.tree import Objective
+from poa_kernels.dispatch import choose
+from poa_kernels.prototype_ce import OPERATOR, Target, prototype_ce
+from poa_kernels.prototype_ce_chunks import is_large
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Unweighted terms of n students, averaged over the heads.
+
+    dino, ibot: (n,) towards the teacher. imitation: (n - 1,) of the others towards the intact
+    one. koleo: a scalar, the mean over the students.
+    """
+
+    dino: Tensor
+    ibot: Tensor
+    imitation: Tensor
+    koleo: Tensor
+
+    def total(
+        self, weights: Sequence[float], objective: Objective, *, imitation: float = 1.0
+    ) -> Tensor:
+        """What is optimised: weights[k] x (terms of student k) + koleo (POA eq. 10 for n = 2).
+
+        imitation: its weight beside a student's other terms.
+        """
+        own = [*(objective.dino * self.dino + objective.ibot * self.ibot)]
+        others = [x + imitation * i for x, i in zip(own[1:], self.imitation, strict=True)]
+        weighted = [w * x for w, x in zip(weights, [*own[:1], *others], strict=True)]
+        return sum(weighted) + objective.koleo * self.koleo
+
+    def detached(self) -> dict[str, Tensor]:
+        """By the names they have in metrics: intact_dino, ..., and elastic_dino or elastic2_dino of
+        the second of several elastic students."""
+        elastic = [f"elastic{k or ''}" for k in (0, *range(2, len(self.dino)))]
+        found = {}
+        for name, dino, ibot in zip(["intact", *elastic], self.dino, self.ibot, strict=False):
+            found |= {f"{name}_dino": dino, f"{name}_ibot": ibot}
+        for name, imitation in zip(elastic, self.imitation, strict=False):
+            found[name.replace("elastic", "imitation")] = imitation
+        return {name: x.detach() for name, x in (found | {"koleo": self.koleo}).items()}
+
+
+def slot_terms(
+    student: Branch,
+    batch: Batch,
+    assignments: Assignments,
+    subnets: Sequence[Subnet],
+    *,
+    ibot: bool,
+    temperature: float,
+    kept: Sequence[Any] | None = None,
+) -> Terms:
+    """The terms of one slot. subnets: the intact one first. kept: see ElasticBackbone.streams."""
+    crops, masks = [batch.global_crops], [batch.masks if ibot else None]
+    if len(batch.local_crops):
+        crops.append(batch.local_crops)
+        masks.append(None)
+    streams = student.backbone.streams(crops, subnets, masks, kept)
+    # rows of each stream: 2B global, then LB local class tokens; M masked patches
+    cls_rows = [torch.cat([tokens[:, 0] for tokens in stream]) for stream in streams]
+    patch_rows = [stream[0][:, 1:].flatten(0, 1)[masked(batch, ibot)] for stream in streams]
+    projections = student.project(cls_rows, patch_rows, ibot=ibot)
+    weights = batch.mask_weights if ibot else batch.mask_weights[:0]
+    matching = Matching(projections, assignments, len(subnets), batch.size, weights, temperature)
+    global_cls = [rows[: 2 * batch.size] for rows in cls_rows]
+    koleo = sum(losses.koleo(crop) for rows in global_cls for crop in rows.chunk(2)) / len(streams)
+    return Terms(*matching.cross_entropies(), koleo)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What n students said of B images beside the teacher, under all heads.
+
+    projections: the rows of student 0, then of student 1, ... patch_weights (M,): 1 / masked
+    patches of that crop.
+    """
+
+    projections: Projections
+    assignments: Assignments
+    students: int
+    size: int
+    patch_weights: Tensor
+    temperature: float
+
+    def cross_entropies(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(dino (n,), ibot (n,), imitation (n - 1,)), means over the heads."""
+        per_head = []
+        for head in range(len(self.projections.cls)):
+            terms = self._by_rows(head) if self._is_large(head) else self._by_matrices(head)
+            per_head.append(torch.cat(terms))
+        n = self.students
+        return torch.stack(per_head).mean(0).split((n, n, n - 1))
+
+    def _is_large(self, head: int) -> bool:
+        """Whether the cross-entropies are made without all scores in memory."""
+        p = self.projections
+        pairs = ((p.cls, p.cls_prototypes), (p.patches, p.patch_prototypes))
+        large = any(is_large(rows[head], prototypes[head]) for rows, prototypes in pairs)
+        return large or choose(OPERATOR, p.cls[head]) == "triton"
+
+    def _by_matrices(self, head: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The terms of one head from the whole score matrices of the students."""
+        p, size, temperature = self.projections, self.size, self.temperature
+        cls = score(p.cls[head], p.cls_prototypes[head]).unflatten(0, (self.students, -1))
+        patches = score(p.patches[head], p.patch_prototypes[head])
+        targets = self.assignments.targets(head)
+        students = [
+            Scores(c[: 2 * size].unflatten(0, (2, -1)), c[2 * size :].unflatten(0, (-1, size)), m)
+            for c, m in zip(cls, patches.unflatten(0, (self.students, -1)), strict=True)
+        ]
+        matched = [losses.match(s, targets, self.patch_weights, temperature) for s in students]
+        copied = [losses.imitate(s, students[0], temperature) for s in students[1:]]
+        dino, ibot = (torch.stack(terms) for terms in zip(*matched, strict=True))
+        return dino, ibot, torch.stack(copied) if copied else dino[1:]
+
+    def _by_rows(self, head: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The terms of one head; neither logits nor probabilities outlive a kernel."""
+        size, (cls, patches) = self.size, self._rows(head)
+        views = cls.shape[1] // size
+        dino = cls[:, :, 0].sum(1) / (size * pairing.count(views))
+        ibot = (patches * self.patch_weights).sum(1) / (2 * size)
+        kinds = (slice(2 * size), slice(2 * size, None)) if views > 2 else (slice(None),)
+        copied = [sum(rows[kind, 1].mean() for kind in kinds) for rows in cls[1:]]
+        return dino, ibot, torch.stack(copied) if copied else dino[1:]
+
+    def _rows(self, head: int) -> tuple[Tensor, Tensor]:
+        """Cross-entropies of the rows of all students under one head, from one pass.
+
+        (n, R, 2): of each class row towards teacher and intact student; (n, M): of each patch.
+        """
+        p, a, n = self.projections, self.assignments, self.students
+        t, z, w = a.projections, p.cls[head], p.cls_prototypes[head]
+        rows, device = len(z) // n, z.device
+        own = torch.arange(rows, device=device, dtype=torch.int32)
+        met = pairing.rows_met(self.size, rows // self.size, device).repeat(n, 1)
+        intact = torch.cat((torch.full_like(own, -1), own.repeat(n - 1)))[:, None]
+        targets = (
+            Target(t.cls[head], t.cls_prototypes[head], a.temperature, a.cls_biases[head], met),
+            Target(z[:rows].detach(), w.detach(), self.temperature, None, intact),
+        )
+        cls = prototype_ce(z, w, targets, self.temperature).unflatten(0, (n, rows))
+
+        z, w, masked = p.patches[head], p.patch_prototypes[head], len(t.patches[head])
+        same = torch.arange(masked, device=device, dtype=torch.int32).repeat(n)[:, None]
+        bias = a.patch_biases[head]
+        target = Target(t.patches[head], t.patch_prototypes[head], a.temperature, bias, same)
+        patches = prototype_ce(z, w, (target,), self.temperature)
+        return cls, patches.view(n, masked)

@@ -1,0 +1,6 @@
+"""The training methods by their names in recipes: a method is one file and one line here."""
+
+METHODS = {
+    "poa": "poa_ds.methods.poa:Poa",
+    "single": "poa_ds.methods.single:Single",
+}
