@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from data_tools.parallel import ordered
 from data_tools.sources import Rejected
 from poa_ds.data.store.manifest import JOURNAL, ShardFile
 from poa_ds.data.store.tarwalk import index_tar
+from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 from poa_ds.system.progress import progress
 
@@ -78,7 +78,7 @@ class Journal:
         lines = list(_lines(self._file.read()))
         same = bool(lines) and lines[0][1].get("plan") == plan
         if lines and not same:
-            print(f"{self.folder}: input or options changed, nothing is kept", file=sys.stderr)
+            say(f"{self.folder}: input or options changed, nothing is kept")
         notes = lines[1:] if same else []
         shards = [ShardFile(**note["shard"]) for _, note in notes]
         checked = ordered(_rows, [(self.folder, shard) for shard in shards], workers)
@@ -96,7 +96,7 @@ class Journal:
             self.next = note["next"]
         if notes:
             kept = f"{len(self.shards)} of {len(notes)} shards are kept"
-            print(f"{self.folder}: {kept}", file=sys.stderr)
+            say(f"{self.folder}: {kept}")
         self._file.truncate(lines[len(self.shards)][0] if same else 0)
         for path in self.folder.iterdir():
             if path.name not in {JOURNAL, *(shard.file for shard in self.shards)}:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from poa_ds.system.allocator import prepare_allocator
+from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -156,10 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except UserError as error:
-        print(f"poa-ds: error: {error}", file=sys.stderr)
+        say(f"poa-ds: error: {error}")
         return error.exit_status
     except KeyboardInterrupt:
-        print("poa-ds: interrupted", file=sys.stderr)
+        say("poa-ds: interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # `poa-ds sizes RUN | head`: the interpreter would complain at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

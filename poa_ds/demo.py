@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.processes import LOOK_SECONDS, Group, beside_python, free_port
 
@@ -104,7 +105,7 @@ def _call(program: str, *words: object, environment: Mapping[str, str] | None = 
     """
     command = [str(beside_python(program)), *map(str, words)]
     settings = [f"{name}={value}" for name, value in (environment or {}).items()]
-    print(f"\n$ {' '.join([*settings, shlex.join(command)])}", flush=True)
+    tell(f"\n$ {' '.join([*settings, shlex.join(command)])}")
     group = Group(command, os.environ | (environment or {}))
     try:
         while (status := group.status()) is None:

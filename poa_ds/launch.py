@@ -18,6 +18,7 @@ from types import FrameType
 from poa_ds import train
 from poa_ds.checkpoint import folders
 from poa_ds.run import exit_status as ended
+from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.processes import Group, beside_python, free_port
 from poa_ds.system.stopping import requests
@@ -104,12 +105,12 @@ def run(args: argparse.Namespace) -> int:
         what = f"ended with status {status} ({_cause(status)})"
         if not left or newest == last:
             why = "no restart is left" if not left else f"again with {newest or 'no checkpoint'}"
-            _say(f"{what}; not restarted: {why}")
+            say(f"poa-ds launch: {what}; not restarted: {why}")
             return status
         number = args.max_restarts - left + 1
-        _say(
-            f"{what}; restart {number} of {args.max_restarts} in {pause_seconds:.0f} s, from "
-            f"{newest or 'the start'}"
+        say(
+            f"poa-ds launch: {what}; restart {number} of {args.max_restarts} in "
+            f"{pause_seconds:.0f} s, from {newest or 'the start'}"
         )
         if _pause(pause_seconds, asked):
             return _asked_status(asked, ended.Ended(ended.STOPPED, 0))
@@ -218,7 +219,7 @@ def _newest(output: Path) -> str:
     try:
         found = folders.newest(output / "checkpoints")
     except UserError as error:  # the run has met it as well, and the attempt has its status
-        _say(str(error))
+        say(f"poa-ds launch: {error}")
         return ""
     return found.name if found else ""
 
@@ -228,7 +229,3 @@ def _cause(status: int) -> str:
         names: Iterable[signal.Signals] = signal.Signals
         return next((s.name for s in names if s == status - 128), "unknown")
     return CAUSES.get(status, "unknown")
-
-
-def _say(text: str) -> None:
-    print(f"poa-ds launch: {text}", file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from poa_ds.run import exit_status as ended
 from poa_ds.run import faults
 from poa_ds.run.watchdog import Watchdog
 from poa_ds.system.allocator import prepare_allocator
+from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.stopping import Requests
 
@@ -68,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rank == "0" or not isinstance(error, UsageError):  # wrong use is the same everywhere
             who = "poa_ds.train" if rank == "0" else f"poa_ds.train: rank {rank}"
             notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-            faults.say(f"{who}: error: {error}{notes}")
+            say(f"{who}: error: {error}{notes}")
         return error.exit_status
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
-            print("\ninterrupted; the same command continues", file=sys.stderr, flush=True)
+            say("\ninterrupted; the same command continues")
         return ended.INTERRUPTED
 
 
@@ -103,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
                 f"{error.filename or recipe.output_dir}: {error.strerror} ({watchdog.where()}); "
                 "once there is room, the same command continues from the newest checkpoint"
             ) from error
-        return faults.told(error, watchdog.where())
+        return faults.report_and_status(error, watchdog.where())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from poa_ds.data.store.order import VIEWS, Order, keyed
 from poa_ds.data.stream import stream_images
 from poa_ds.engine import engine
 from poa_ds.recipe import load
+from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 
 PUBLISHED_SHARE = 8  # the published pipeline is slow: it is measured on so many times fewer images
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     figures = measure(folder, batch_spec(recipe), args.images, counts, device)
     place = machine(device)
-    print(table(folder.path, figures, place, args.rate), flush=True)
+    tell(table(folder.path, figures, place, args.rate))
     if args.json:
         record = dataclasses.asdict(figures) | {"machine": dataclasses.asdict(place)}
         try:
@@ -112,21 +112,17 @@ def measure(
     parts = _parts(folder, spec, rows, contents, device)
     finish = published(spec.crops, spec.photometric)
     few = contents[: max(1, images // PUBLISHED_SHARE)]
-    _say("the published pipeline")
+    say("measuring the published pipeline")
     slow = _each(finish, few)
-    _say("webdataset's reader")
+    say("measuring webdataset's reader")
     sources = [str(folder.path / shard.file) for shard in folder.manifest.shards]
     stream = _stream(sources, max(images, READS))
     rates = {}
     for workers in counts:
-        _say(f"{workers} workers")
+        say(f"measuring {workers} workers")
         rates[workers] = _rate(folder, spec, images, workers)
     kilobytes = sum(map(len, contents)) / len(contents) / 1000
     return Figures(images, kilobytes, parts, slow, stream, rates, _decoders(spec, contents))
-
-
-def _say(what: str) -> None:
-    print(f"measuring {what}", file=sys.stderr, flush=True)
 
 
 def _parts(
@@ -137,7 +133,7 @@ def _parts(
     device: str,
 ) -> dict[str, float]:
     """Milliseconds of one image, part by part, in this process."""
-    _say("parts")
+    say("measuring parts")
     decode = decoder(spec.decoder, spec.crops)
     reads = Order(len(folder), spec.seed).rows(0, max(len(rows), READS)).tolist()
     parts = {"read": _each(folder.read, reads), "decode": _each(decode, contents)}
@@ -166,7 +162,7 @@ def _parts(
 
 def _decoders(spec: BatchSpec, contents: Sequence[bytes]) -> dict[str, float]:
     """Milliseconds of decoding an image and cropping it, by every decoder, in turns."""
-    _say("decoders")
+    say("measuring decoders")
     known = {name: decoder(name, spec.crops) for name in installed()}
     spent = dict.fromkeys(known, 0.0)
     for place, content in enumerate([contents[0], *contents]):

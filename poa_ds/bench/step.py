@@ -22,6 +22,7 @@ from poa_ds.bench.report import Report, Result
 from poa_ds.engine import engine
 from poa_ds.recipe import derived, ds_json, load
 from poa_ds.system import dist
+from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_kernels import dispatch
 
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     results, in_turns = _measure(job, kinds, args.warmup, args.steps)
     command = " ".join([f"--config {args.config}", *args.overrides])
     report = Report(command, job, bench_report.machine(job.device), results, in_turns)
-    print(report.table(), flush=True)
+    tell(report.table())
     if args.json:
         try:
             args.json.write_text(json.dumps(report.record(), indent=1) + "\n")
@@ -144,7 +145,7 @@ def _measure(
     """(results, whether in turns): one after the other where memory is short for all."""
     silent, total = not sys.stderr.isatty(), warmup + steps
     if silent:
-        print(f"measuring {len(kinds)} x {total} steps", file=sys.stderr, flush=True)
+        say(f"measuring {len(kinds)} x {total} steps")
     bar = tqdm(total=len(kinds) * total, unit="step", disable=silent, leave=False)
 
     def take(contender: Contender, numbers: Iterable[int]) -> list[Sample]:

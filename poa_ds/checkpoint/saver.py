@@ -6,7 +6,6 @@ the disk, a thread of the main rank gives the folder its name, sets `latest` and
 collectives stay on the main thread, and all ranks know of a failure after the same step.
 """
 
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from poa_ds.checkpoint import folders as files
 from poa_ds.checkpoint import tensor_file
 from poa_ds.checkpoint.state import EXTRA, Snapshot
 from poa_ds.system import dist
+from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 from poa_ds.system.versions import versions
 
@@ -97,11 +97,9 @@ class Saver:
             return
         if self._job is not None:
             if dist.is_main():
-                print(
+                say(
                     f"waiting: {self._folder()} is still being written and the next checkpoint is "
-                    "due; the disk is slow or checkpoint.every_epochs too small",
-                    file=sys.stderr,
-                    flush=True,
+                    "due; the disk is slow or checkpoint.every_epochs too small"
                 )
             self._advance(wait=True)
         self._snapshot, self._committing = snapshot, False
@@ -159,7 +157,7 @@ class Saver:
                 files.prune(root, newest, **keep)
             except (OSError, UserError) as error:  # the new one is complete all the same
                 text = f"warning: an older checkpoint could not be removed: {error}"
-                print(text, file=sys.stderr, flush=True)
+                say(text)
 
         self._committing = True
         self._job = _Job(name_and_prune if dist.is_main() else lambda: None)
@@ -181,11 +179,9 @@ class Saver:
                 f"{self._newest_whole()}. Make room or mend the folder; the same command continues"
             )
         if dist.is_main():
-            print(
+            say(
                 f"warning: {what}. Training goes on and tries again at the next checkpoint; "
-                f"{self._newest_whole()}. Another failure stops the run",
-                file=sys.stderr,
-                flush=True,
+                f"{self._newest_whole()}. Another failure stops the run"
             )
 
     def _newest_whole(self) -> str:

@@ -8,7 +8,6 @@ that continues reads other images: shard folders have neither weakness.
 import dataclasses
 import hashlib
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +27,7 @@ from poa_ds.data.spec import BatchSpec
 from poa_ds.data.store.index import SampleError
 from poa_ds.data.store.order import MASKS, STREAM, keyed
 from poa_ds.data.store.tarwalk import IMAGES, split_name, tar_members
+from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 
 BUFFER = 1000  # encoded images of a worker that are mixed
@@ -177,7 +177,7 @@ def _grouped(file: "BinaryIO | _Forward", source: str) -> Iterator[Image]:
         raise UserError(f"{source}: no image in it")
     if without:
         named = f"{len(without)} samples without an image, e.g. {without[0]}"
-        print(f"{source}: {named}", file=sys.stderr)
+        say(f"{source}: {named}")
 
 
 class _Forward:

@@ -3,7 +3,6 @@
 Each rank reads, encodes and keeps its share of both; knn.py does the rest.
 """
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from poa_ds.data.store.index import SampleError, ShardFolder
 from poa_ds.evaluate.neighbours import Bank, Deal, accuracies, spread
 from poa_ds.recipe.tree import Evaluation
 from poa_ds.system import dist
+from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 
 Encoder = Callable[[Tensor], list[Tensor]]  # uint8 images (b, 3, S, S) -> one (b, C_i) per kind
@@ -141,11 +141,9 @@ class Comparison:
             return split.labels
         if dist.is_main():
             shard, key, cause = replaced[0]
-            print(
+            say(
                 f"warning: {len(replaced)} damaged images of {split.folder.path} are replaced by "
-                f"others in the evaluation; the first: {SampleError(shard, key, cause)}",
-                file=sys.stderr,
-                flush=True,
+                f"others in the evaluation; the first: {SampleError(shard, key, cause)}"
             )
         labels = torch.full((len(split.rows),), -1)
         labels[self._places(split)] = split.numbers[own]

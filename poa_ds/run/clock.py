@@ -8,6 +8,7 @@ import torch
 
 from poa_ds.data.batch import Batch
 from poa_ds.system import dist
+from poa_ds.system.console import tell
 
 DATA_WAIT_SHARE = 0.05  # of a step; above it the images come too slowly
 
@@ -76,12 +77,11 @@ class Clock:
             memory += f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of device memory"
         if dist.is_main():
             hours = second * steps / 3600
-            print(
+            tell(
                 f"dry run: the second step took {second:.3f} s "
                 f"({self.images_per_step / second:.0f} images/s); rank 0 used at most {memory}.\n"
                 f"{steps:,} such steps take {hours:,.2f} hours, evaluations not counted. "
-                "Nothing was written.",
-                flush=True,
+                "Nothing was written."
             )
 
 

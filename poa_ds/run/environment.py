@@ -5,11 +5,11 @@ OMP_NUM_THREADS or NCCL_SOCKET_IFNAME costs speed or half an hour without a word
 """
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from poa_ds.system import dist
+from poa_ds.system.console import say
 
 # what changes speed, numbers or communication; nothing that may hold a password
 PREFIXES = tuple(
@@ -55,9 +55,7 @@ def say_differences() -> None:
     """Print, on the main rank, which variables differ between the ranks. A collective."""
     lines = differences(dist.all_gather_objects(of_interest(os.environ)))
     if lines and dist.is_main():
-        print(
+        say(
             "warning: the environment is not the same on all ranks (.deepspeed_env carries it, see"
-            " README):\n  " + "\n  ".join(lines),
-            file=sys.stderr,
-            flush=True,
+            " README):\n  " + "\n  ".join(lines)
         )

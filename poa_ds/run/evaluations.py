@@ -18,6 +18,7 @@ from poa_ds.recipe import derived
 from poa_ds.recipe.derived import Derived
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import dist
+from poa_ds.system.console import tell
 from poa_ds.system.progress import progress
 from poa_ds.track.metrics_file import Floors
 from poa_ds.track.tracker import Tracker
@@ -152,9 +153,8 @@ class Curves:
         if dist.is_main():
             top1 = {size: values[k] for size, values in measured.items()}
             low, high = min(top1, key=top1.get), max(top1, key=top1.get)
-            print(
+            tell(
                 f"k-NN at step {step:,} (k = {k}, {len(top1)} sizes, {seconds:.1f} s): "
                 f"{top1[low]:.1f} % ({low}) to {top1[high]:.1f} % ({high}); "
-                f"raw pixels {floors.pixels:.1f} %",
-                flush=True,
+                f"raw pixels {floors.pixels:.1f} %"
             )

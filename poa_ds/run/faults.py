@@ -10,6 +10,7 @@ import traceback
 from typing import NoReturn
 
 from poa_ds.run import exit_status as ended
+from poa_ds.system.console import say
 
 # the launcher looks at its ranks once a second and ends with the status of one that has ended:
 # that must be the rank that knows the cause
@@ -21,8 +22,8 @@ def name() -> str:
     return f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
 
 
-def told(error: Exception, place: str) -> int:
-    """The exit status after an error that nobody expected, once it was said. place: where."""
+def report_and_status(error: Exception, place: str) -> int:
+    """Says what failed, at `place`, and gives the exit status: after an error nobody expected."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises for a dead loader, again
     if not _is_lost(error):
         text = "".join(traceback.format_exception(error))
@@ -44,14 +45,6 @@ def _is_lost(error: Exception) -> bool:
     import torch  # is there: what else would raise it
 
     return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
-
-
-def say(text: str) -> None:
-    """Print to standard error in one piece: other ranks write there too."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.stderr.write(text.rstrip("\n") + "\n")
-    sys.stderr.flush()
 
 
 def leave(number: int) -> NoReturn:

@@ -1,6 +1,5 @@
 """What a run says of itself every `log_every` steps: a row of metrics, a line, and warnings."""
 
-import sys
 from collections.abc import Iterable
 
 import torch
@@ -14,6 +13,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.run.clock import Clock
 from poa_ds.run.step import StepResult
 from poa_ds.system import dist
+from poa_ds.system.console import say, tell
 from poa_ds.track.alarms import Alarms
 from poa_ds.track.metrics_file import Row
 from poa_ds.track.tracker import Tracker
@@ -50,14 +50,14 @@ class Journal:
         if not dist.is_main():
             return
         for line in filter(None, (warning, *alarms)):
-            print(line, file=sys.stderr, flush=True)
+            say(line)
         speed = f"{row['speed/images_per_second']:.0f}"
         bar.set_postfix_str(f"loss {row['loss/total']:.3f}, {speed} im/s")
         if self._tracker:
             self._tracker.log(state.step, row)
         if bar.disable:
             loss = f"loss {row['loss/total']:.4f}"
-            print(f"step {state.step:,}: {loss}, {speed} images/s", flush=True)
+            tell(f"step {state.step:,}: {loss}, {speed} images/s")
 
     def _row(
         self, state: RunState, result: StepResult, values: StepValues, clock: Clock

@@ -1,6 +1,5 @@
 """One optimizer step of any method: from the batches of this rank's slots to moved networks."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -18,6 +17,7 @@ from poa_ds.model.space import Subnet
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import dist
+from poa_ds.system.console import say
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,7 @@ class Stepper:
         if dist.is_main() and bad and not said:  # they are the same on all ranks
             said = [f"sizes {', '.join(map(str, sizes))}: {', '.join(bad)}"]
         for what in said:
-            print(
+            say(
                 f"rank {dist.rank()}: step {batches[0].step + 1:,} skipped, not all numbers are "
-                f"finite: {what}",
-                file=sys.stderr,
-                flush=True,
+                f"finite: {what}"
             )

@@ -33,6 +33,7 @@ from poa_ds.run.journal import Journal
 from poa_ds.run.step import Stepper, StepResult
 from poa_ds.run.watchdog import Watchdog
 from poa_ds.system import dist
+from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
 from poa_ds.system.stopping import Stopped
@@ -169,9 +170,9 @@ class Training:
             ended.write(self.output, ended.Ended(number, step, reason))
             if stopped:
                 saved = f"saved at step {step:,}" if step else "before the first step"
-                print(f"stopped by {reason}, {saved}; the same command continues")
+                tell(f"stopped by {reason}, {saved}; the same command continues")
             else:
-                print(f"done: {step:,} steps; results in {self.output}", flush=True)
+                tell(f"done: {step:,} steps; results in {self.output}")
         if stopped and self.tracker:
             self.tracker.close("KILLED", CLOSING_SECONDS)
         return number
@@ -195,16 +196,15 @@ class Training:
             return
         count, space = self.engine.networks.backbone.parameter_count, derived.space(self.recipe)
         stage = ds_config.get("zero_optimization", {}).get("stage", 0)
-        print(derived.describe(self.recipe, len(self.folder)))
-        print(
+        tell(derived.describe(self.recipe, len(self.folder)))
+        tell(
             f"parameters     {count(space.smallest) / 1e6:,.2f} M ({space.smallest}) to "
             f"{count(space.intact) / 1e6:,.2f} M ({space.intact})\n"
             f"processes      {dist.world_size()} on {self.engine.device.type}, ZeRO stage {stage}\n"
-            f"kernels        {self.operators}",
-            flush=True,
+            f"kernels        {self.operators}"
         )
         for omission in omissions(self.recipe, len(self.folder)):
-            print(f"warning: {omission}", file=sys.stderr, flush=True)
+            say(f"warning: {omission}")
 
     def _keep_recipe(self, ds_config: dict) -> None:
         """Write what this run is into its folder."""
@@ -222,12 +222,12 @@ class Training:
         root = self.output / "checkpoints"
         found, refused = checkpoint.find_together(root)
         for line in refused if dist.is_main() else ():
-            print(f"not used: {line}", file=sys.stderr, flush=True)
+            say(f"not used: {line}")
         if found is None:
             if refused:
                 raise UserError(f"{root}: no checkpoint is whole; move the folder away to restart")
             if dist.is_main() and (self.output / "metrics.jsonl").exists():
-                print(f"there is no checkpoint in {root} yet: begins at step 0 again", flush=True)
+                tell(f"there is no checkpoint in {root} yet: begins at step 0 again")
             return False
         self.state, self.stepper.state = checkpoint.load(self.engine, found)
         if self.state.data_hash != self.data_hash:
@@ -236,11 +236,11 @@ class Training:
                 "(the index differs): use the same shards, or another output_dir"
             )
         if dist.is_main():
-            print(f"continues at step {self.state.step:,} from {found}", flush=True)
+            tell(f"continues at step {self.state.step:,} from {found}")
             for change in load.changes(read_manifest(found)["recipe"], self.recipe):
-                print(f"  the recipe has changed: {change}", flush=True)
+                tell(f"  the recipe has changed: {change}")
             if self.recipe.data.mode == "stream":
-                print("data.mode stream: with other images than without the interruption")
+                tell("data.mode stream: with other images than without the interruption")
         return True
 
     def _saver(self) -> Saver:

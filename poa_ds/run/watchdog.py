@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from poa_ds.run import exit_status as ended
-from poa_ds.run.faults import leave, name, say
+from poa_ds.run.faults import leave, name
+from poa_ds.system.console import say
 from poa_ds.system.stopping import Requests
 
 LOOK_SECONDS = 0.5
@@ -60,7 +61,7 @@ class Watchdog:
         self._phase = Phase(doing, details, allowed_seconds, slow)
 
     def rest(self) -> None:
-        """No more: this rank is about to end, whatever is asked of it."""
+        """Stop watching: this rank is about to end, whatever is asked of it."""
         self._watches = False
 
     def where(self) -> str:

@@ -1,10 +1,11 @@
 """Slow, unreliable work behind the back of a program that must not wait for it or fail with it."""
 
 import queue
-import sys
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from poa_ds.system.console import say
 
 S = TypeVar("S")
 
@@ -89,7 +90,7 @@ class Background(Generic[S]):
                 self._done += 1
                 if self._failing:
                     self._failing = set()
-                    print(f"{self._name} works again", file=sys.stderr, flush=True)
+                    say(f"{self._name} works again")
                 return True
 
     def _say(self, error: Exception, final: bool) -> None:
@@ -99,4 +100,4 @@ class Background(Generic[S]):
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         again = "given up" if final else "tried again from time to time"
         text = f"{self._name} failed ({again}; {self._advice}): {cause}"
-        print(text, file=sys.stderr, flush=True)
+        say(text)

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from poa_ds.system.console import say
 from poa_ds.system.printable import printable
 
 LINE_SECONDS = 5.0
@@ -30,8 +31,7 @@ def progress(
                 said = now
                 speed = done / (now - started)
                 left = (total - first - done) / speed
-                print(
+                say(
                     f"{label}: {first + done} of {total} {unit}, {speed:.3g} per second, "
-                    f"{left:.0f} s left",
-                    file=sys.stderr,
+                    f"{left:.0f} s left"
                 )

@@ -7,7 +7,6 @@ importer of mlflow, and only when a store is opened.
 import logging
 import os
 import re
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system.console import say
 from poa_ds.system.typed_yaml import plain
 from poa_ds.track import metrics_file
 from poa_ds.track import mlflow_ids as run_ids
@@ -213,7 +213,7 @@ class MlflowStore:
             run = self._search(f"tags.{RUN_TAG} = '{self._ids['key']}'")
         if run is None and "run" in self._ids:
             text = f"MLflow knows no run {self._ids['run']}: the resumed run gets a new one"
-            print(text, file=sys.stderr, flush=True)
+            say(text)
         if run is None or run.info.run_id != self._ids.get("run"):
             self._ids["children"] = {}
         return run

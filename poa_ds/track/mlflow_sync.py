@@ -17,6 +17,7 @@ from poa_ds.evaluate import results
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.progress import progress
 from poa_ds.track import metrics_file, mlflow_store
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         run_ids.keep(folder, ids)
     if uri != recipe.mlflow.uri:
         ids = {"key": ids["key"]}
-    print(f"{args.folder}: {len(rows):,} rows into {place}", flush=True)
+    tell(f"{args.folder}: {len(rows):,} rows into {place}")
     try:
         store = mlflow_store.open_store(recipe, folder, ids, _sizes(recipe), uri=uri, mode="sync")
         added = _fill(store, recipe, args.folder, rows)

@@ -8,7 +8,6 @@ is said and tried again; the file has everything.
 import json
 import math
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Self
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.background import Background
+from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 from poa_ds.track import metrics_file
 from poa_ds.track import mlflow_ids as run_ids
@@ -143,12 +143,12 @@ class Tracker:
             try:
                 self._metrics.close()
             except OSError as error:
-                _say(f"{metrics_file.NAME} lacks its last rows: {error}")
+                say(f"{metrics_file.NAME} lacks its last rows: {error}")
         if self._background:
             self._background.submit(lambda store: store.close(status))
             undone = self._background.close(timeout_seconds)
             if undone:
-                _say(
+                say(
                     f"MLflow has not taken the last {undone} entries; the run's folder has them "
                     f"all, and this brings them there: poa-ds mlflow-sync {self._folder}"
                 )
@@ -166,7 +166,7 @@ class Tracker:
             self._unwritable(error)
             return True
         if self._broken:
-            _say(f"{metrics_file.NAME} is written again, and complete")
+            say(f"{metrics_file.NAME} is written again, and complete")
             self._broken = False
         fresh = bool(values_of(row))
         if fresh and self._background:
@@ -177,7 +177,7 @@ class Tracker:
         """A full disk must not end a run that can still save."""
         if not self._broken:
             advice = "its rows wait in memory until it can"
-            _say(f"{metrics_file.NAME} cannot be written, {advice}: {error}")
+            say(f"{metrics_file.NAME} cannot be written, {advice}: {error}")
         self._broken = True
 
     def _finite(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -212,7 +212,3 @@ def draw(store: MlflowStore, step: int, top1: Mapping[Subnet, float], k: int) ->
     figure = plots.heat_map(top1, title=f"k-NN top-1 (k = {k}), step {step:,}")
     store.picture(step, figure, plots.pixels(figure))
     return True
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
