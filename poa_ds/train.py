@@ -16,6 +16,7 @@ from pathlib import Path
 from poa_ds.run import exit_status as ended
 from poa_ds.run import faults
 from poa_ds.run.watchdog import Watchdog
+from poa_ds.system import rendezvous
 from poa_ds.system.allocator import prepare_allocator
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
@@ -87,6 +88,8 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     checks.check_places(recipe)
 
+    rendezvous.prepare_environment()
+    rendezvous.check_port(os.environ)
     watchdog = Watchdog(Requests(), recipe.step_timeout_seconds)
     source = str(args.deepspeed_config or "without --deepspeed_config")
     settings = {"source": source, "dry_run": args.dry_run, "watchdog": watchdog}

@@ -21,7 +21,7 @@ from poa_ds.bench.contenders import Contender, Job, Kind, Sample
 from poa_ds.bench.report import Report, Result
 from poa_ds.engine import engine
 from poa_ds.recipe import derived, ds_json, load
-from poa_ds.system import dist
+from poa_ds.system import rendezvous
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_kernels import dispatch
@@ -103,7 +103,7 @@ def _count(text: str) -> int:
 
 def prepare(args: argparse.Namespace) -> Job:
     """The checked job; all that a user may have got wrong is found here."""
-    world = dist.complete_environment(os.environ)["WORLD_SIZE"]
+    world = rendezvous.complete_environment(os.environ)["WORLD_SIZE"]
     if world != "1":
         raise UsageError(f"bench step is one process: start it without a launcher (of {world})")
     device = engine.pick_device()

@@ -14,7 +14,7 @@ from poa_ds.data.store.order import BlockOrder, Order
 from poa_ds.data.store.remote import Prefetcher, RemoteFolder, is_remote
 from poa_ds.data.stream import Stream
 from poa_ds.recipe.tree import Data
-from poa_ds.system import dist
+from poa_ds.system import rendezvous
 from poa_ds.system.errors import UsageError
 
 Folder = ShardFolder | Mixture
@@ -28,7 +28,7 @@ def open_folder(place: str, data: Data) -> ShardFolder:
     if not is_remote(place):
         return ShardFolder.open(place)
     folder = RemoteFolder.at(place, Path(data.cache))
-    ranks = dist.complete_environment(os.environ)
+    ranks = rendezvous.complete_environment(os.environ)
     folder.confirm(int(ranks["RANK"]), int(ranks["WORLD_SIZE"]))
     return folder
 

@@ -18,7 +18,7 @@ from poa_ds.engine.networks import Networks
 from poa_ds.engine.optim import EmaAdamW, Stretch, parameter_groups, stretch
 from poa_ds.engine.partitions import Shards
 from poa_ds.recipe.tree import Optimizer
-from poa_ds.system import dist
+from poa_ds.system import dist, rendezvous
 from poa_ds.system.errors import UserError
 
 T = TypeVar("T")
@@ -57,7 +57,8 @@ def start_processes(device: str) -> None:
     """Join the process group, whatever launched this process. device: "cuda" or "cpu"."""
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    dist.prepare_environment()
+    rendezvous.prepare_environment()
+    rendezvous.check_port(os.environ)
     deepspeed = _deepspeed()
     deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", verbose=False)
 

@@ -27,7 +27,7 @@ from poa_ds.model.build import backbone
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import checks
 from poa_ds.recipe.tree import Evaluation, Recipe
-from poa_ds.system import dist
+from poa_ds.system import dist, rendezvous
 from poa_ds.system.errors import UsageError
 from poa_ds.system.progress import progress
 
@@ -211,7 +211,8 @@ def main_knn(args: argparse.Namespace) -> int:
 def _all_ranks() -> Iterator[torch.device]:
     """The device of this rank, in a process group where a launcher started several."""
     gpu = torch.cuda.is_available()
-    dist.prepare_environment()
+    rendezvous.prepare_environment()
+    rendezvous.check_port(os.environ)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)

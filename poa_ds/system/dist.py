@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections.abc import Mapping
 
 import torch
 import torch.distributed
@@ -97,40 +96,3 @@ def roll_call(answer: str, seconds: float) -> dict[int, str] | None:
     asking.start()
     asking.join(2 * seconds)
     return found[0] if found else None
-
-
-def complete_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The rendezvous variables that any launcher's environment amounts to.
-
-    torchrun and deepspeed set them; under srun they come from SLURM_*; a plain python is one
-    process on a free port.
-    """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if all(name in environment for name in names):
-        found = {name: environment[name] for name in names}
-    elif "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
-        slurm = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-        found = dict(zip(names, (environment[name] for name in slurm), strict=True))
-    else:
-        found = dict(zip(names, ("0", "1", "0"), strict=True))
-    alone = found["WORLD_SIZE"] == "1"
-    found["MASTER_ADDR"] = environment.get("MASTER_ADDR") or _master(environment)
-    found["MASTER_PORT"] = environment.get("MASTER_PORT") or ("0" if alone else "29500")
-    return found
-
-
-def _master(environment: Mapping[str, str]) -> str:
-    """The first host of a Slurm job (`node[03-05,9]` -> node03), else this one."""
-    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
-    if not nodes or environment.get("SLURM_NTASKS", "1") == "1":
-        return "127.0.0.1"
-    head, bracket, rest = nodes.partition("[")
-    if not bracket or "," in head:
-        return nodes.split(",")[0]
-    first = rest.split("]")[0].split(",")[0].split("-")[0]
-    return head + first
-
-
-def prepare_environment() -> None:
-    """Set the rendezvous variables of this process, whatever started it."""
-    os.environ.update(complete_environment(os.environ))
