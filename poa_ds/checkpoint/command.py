@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from poa_ds.checkpoint import folders as files
-from poa_ds.recipe import load
+from poa_ds.recipe import continuing, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.typed_yaml import parse
@@ -96,7 +96,7 @@ def _row(folder: Path, problem: str | None) -> tuple[str, ...]:
 def _differences(folder: Path, other: Path) -> Iterator[str]:
     """The recipe of `other`, then that of `folder`, key by key."""
     old, new = (files.read_manifest(f)["recipe"] for f in (other, folder))
-    changed = load.changes(old, _recipe(new, folder))
+    changed = continuing.changes(old, _recipe(new, folder))
     yield f"recipe of {other} -> {folder}: " + ("" if changed else "no difference")
     yield from (f"  {change}" for change in changed)
 

@@ -10,7 +10,7 @@ from typing import Any
 from poa_ds.recipe.checks import check, check_kept
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
-from poa_ds.system.typed_yaml import build, dump, override, parse, plain
+from poa_ds.system.typed_yaml import build, dump, override, parse
 
 
 def from_dict(tree: Mapping[str, Any]) -> Recipe:
@@ -52,24 +52,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UsageError(f"recipe {path}: expected `key: value` lines, found {type(tree).__name__}")
     return tree
-
-
-def changes(before: str, recipe: Recipe) -> list[str]:
-    """What differs from an earlier recipe (its `to_yaml` text), one "key: old -> new" each."""
-    old, new = _flat(parse(before, source="the earlier recipe") or {}), _flat(plain(recipe))
-    return [
-        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        deeper = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{key}.") if deeper else {f"{prefix}{key}": value}
-    return flat
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -21,7 +21,7 @@ from poa_ds.data.places import open_training, order_name
 from poa_ds.engine import engine
 from poa_ds.engine.engine import Engine
 from poa_ds.methods.method import method
-from poa_ds.recipe import checks, derived, ds_json, load
+from poa_ds.recipe import checks, continuing, derived, ds_json, load
 from poa_ds.recipe.omissions import omissions
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
@@ -229,6 +229,8 @@ class Training:
             if dist.is_main() and (self.output / "metrics.jsonl").exists():
                 tell(f"there is no checkpoint in {root} yet: begins at step 0 again")
             return False
+        changed = continuing.changes(read_manifest(found)["recipe"], self.recipe)
+        continuing.refuse(changed, found)
         self.state, self.stepper.state = checkpoint.load(self.engine, found)
         if self.state.data_hash != self.data_hash:
             raise UserError(
@@ -237,8 +239,9 @@ class Training:
             )
         if dist.is_main():
             tell(f"continues at step {self.state.step:,} from {found}")
-            for change in load.changes(read_manifest(found)["recipe"], self.recipe):
-                tell(f"  the recipe has changed: {change}")
+            place = {"step": self.state.step, "images": len(self.folder)}
+            for line in continuing.lines(changed, self.recipe, **place):
+                tell(f"  {line}")
             if self.recipe.data.mode == "stream":
                 tell("data.mode stream: with other images than without the interruption")
         return True
