@@ -20,6 +20,7 @@ from poa_ds.data.image.pixels import pixels
 
 ASPECT = (3 / 4, 4 / 3)  # of a random crop; torchvision's default, which DINO and POA keep
 ATTEMPTS = 10
+LONGEST = 16  # length of an image in its short sides, beyond which an evaluation cuts its ends off
 
 
 @dataclass(frozen=True)
@@ -98,5 +99,18 @@ def random_box(
 
 def center_view(image: Tensor, resize: int, crop: int) -> Tensor:
     """(3, crop, crop) uint8: short side to `resize` (bicubic), then the middle."""
+    image = _middle(image, LONGEST + math.ceil(crop / resize))
     image = F.resize(image, [resize], InterpolationMode.BICUBIC, antialias=True)
     return F.center_crop(image, [crop, crop])
+
+
+def _middle(image: Tensor, longest: int) -> Tensor:
+    """The image without the ends that no central crop reaches: a long one would be enlarged whole.
+
+    At most `longest` times as long as short, and in the middle to the pixel.
+    """
+    height, width = image.shape[-2:]
+    short = min(height, width)
+    rows, columns = (min(side, longest * short + (side - short) % 2) for side in (height, width))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return image[..., top : top + rows, left : left + columns]

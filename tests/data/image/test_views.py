@@ -203,7 +203,7 @@ def test_no_local_crops() -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "width"), [(300, 400), (400, 300), (256, 256), (50, 90), (3, 3)]
+    ("height", "width"), [(1, 30), (15, 4), (300, 400), (400, 300), (256, 256), (50, 90), (3, 3)]
 )
 def test_the_centre_view_is_that_of_torchvision(height: int, width: int) -> None:
     photo = Image.fromarray(image(0, height, width))
@@ -218,3 +218,20 @@ def test_the_centre_view_is_that_of_torchvision(height: int, width: int) -> None
     assert own.shape == (3, 224, 224) and own.dtype == torch.uint8
     # both round to 8 bits after each of the two directions, with weights of their own precision
     assert (own.int() - theirs.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 20_000), (20_001, 3), (2, 9001), (7, 7 * 18)])
+def test_a_long_image_is_cut_before_it_is_enlarged(height: int, width: int) -> None:
+    """1 x 20,000 asked for 12 GiB: 256 x 5,120,000 as float."""
+    rng = np.random.default_rng(0)
+    photo = torch.from_numpy(rng.integers(0, 256, (3, height, width), np.uint8))
+    with torch.no_grad():
+        own = center_view(photo, 256, 224)
+    short = min(height, width)
+    begin = [max(0, side // 2 - 30 * short) // 2 * 2 for side in (height, width)]
+    middle = photo[:, *(slice(b, side - b) for b, side in zip(begin, (height, width), strict=True))]
+    whole = F.resize(middle, [256], InterpolationMode.BICUBIC, antialias=True)
+    whole = F.center_crop(whole, [224, 224])
+    assert own.shape == (3, 224, 224)
+    # the scale of a length is rounded to whole pixels: a difference of some thousandths of a pixel
+    assert (own.int() - whole.int()).abs().float().mean() < 1
