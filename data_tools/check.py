@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from data_tools.parallel import ordered
 from data_tools.shard import add_workers
-from poa_ds.data.image.opening import Undecodable
-from poa_ds.data.image.pixels import pixels
+from poa_ds.data.image.opening import Undecodable, opened
+from poa_ds.data.image.pixels import losses, rgb
 from poa_ds.data.store.index import INDEX, SampleError, ShardFolder
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
 from poa_ds.data.store.tarwalk import scan_tar
@@ -37,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.folder}: no such folder")
     status = 0
     for folder in splits(args.folder):
-        found = []
-        for problem in problems(folder, decode=not args.no_decode, workers=args.workers):
+        found, lost = [], Counter()
+        for problem in problems(folder, lost, decode=not args.no_decode, workers=args.workers):
             found.append(problem)
             if len(found) <= SHOWN:
                 print(printable(problem))
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
             shards = ShardFolder.open(folder)
             count = len(shards.manifest.shards)
             print(f"{folder}: {len(shards)} images, {count} shards: as they were written")
+            for kind, count in sorted(lost.items()):
+                print(f"  when they are read, of {count} images {kind}")
     return status
 
 
@@ -68,8 +71,11 @@ def splits(folder: Path) -> list[Path]:
     return sorted(found) or [folder]
 
 
-def problems(path: Path, *, decode: bool, workers: int = 1) -> Iterator[str]:
-    """Sizes, checksums, the index against the tars and (decode) every image."""
+def problems(path: Path, lost: Counter[str], *, decode: bool, workers: int = 1) -> Iterator[str]:
+    """Sizes, checksums, the index against the tars and (decode) every image.
+
+    lost: counts what reading the images leaves out, which is no problem.
+    """
     try:
         folder = ShardFolder.load(path)
     except UserError as error:
@@ -83,7 +89,8 @@ def problems(path: Path, *, decode: bool, workers: int = 1) -> Iterator[str]:
         if _has_size(path / shard.file, shard.bytes)
     ]
     done = ordered(_shard_problems, jobs, workers)
-    for found in progress(done, total=len(jobs), label=path.name, unit="shards"):
+    for found, left_out in progress(done, total=len(jobs), label=path.name, unit="shards"):
+        lost.update(left_out)
         yield from found
 
 
@@ -105,10 +112,10 @@ def _alone(folder: ShardFolder, number: int) -> ShardPart:
     return folder.path, folder.manifest.shards[number], np.array(rows)
 
 
-def _shard_problems(job: tuple[ShardPart, bool]) -> list[str]:
-    """What is wrong with one shard of a folder."""
+def _shard_problems(job: tuple[ShardPart, bool]) -> tuple[list[str], Counter[str]]:
+    """(what is wrong with one shard of a folder, what reading its images leaves out)."""
     (path, shard, rows), decode = job
-    folder, found = ShardFolder(path, Manifest((shard,), (), ""), rows), []
+    folder, found, lost = ShardFolder(path, Manifest((shard,), (), ""), rows), [], Counter()
     file = path / shard.file
     try:
         with open(file, "rb") as content:
@@ -124,9 +131,11 @@ def _shard_problems(job: tuple[ShardPart, bool]) -> list[str]:
         try:
             image = folder.read(sample)
             if decode:
-                pixels(image)
+                with opened(image) as file:
+                    lost.update(loss.split(":")[0] for loss in losses(file))
+                    rgb(file)
         except Undecodable as error:
             found.append(str(folder.error(sample, str(error))))
         except SampleError as error:
             found.append(str(error))
-    return found
+    return found, lost

@@ -16,7 +16,7 @@ from typing import Self, TextIO
 import numpy as np
 
 from data_tools.parallel import ordered
-from data_tools.sources import Rejected
+from data_tools.sources import Altered, Rejected
 from poa_ds.data.store.manifest import JOURNAL, ShardFile
 from poa_ds.data.store.tarwalk import index_tar
 from poa_ds.system.console import say
@@ -32,6 +32,7 @@ class Journal:
         self.shards: list[ShardFile] = []
         self.rows: list[np.ndarray] = []  # of each shard
         self.rejected: list[Rejected] = []
+        self.altered: list[Altered] = []
         self.next = 0  # place in the order of the first sample behind the finished shards
 
     @classmethod
@@ -47,13 +48,21 @@ class Journal:
         journal._recover(plan, workers)
         return journal
 
-    def note(self, shard: ShardFile, *, following: int, rejected: list[Rejected]) -> None:
-        """A shard is whole: `following` is the place behind it, `rejected` what it passed over."""
+    def note(
+        self,
+        shard: ShardFile,
+        *,
+        following: int,
+        rejected: list[Rejected],
+        altered: list[Altered],
+    ) -> None:
+        """A shard is whole: `following` is the place behind it; what it passed over and changed."""
         self._line(
             {
                 "shard": asdict(shard),
                 "next": following,
                 "rejected": [[item.file, item.reason] for item in rejected],
+                "altered": [[item.file, item.change] for item in altered],
             }
         )
 
@@ -93,6 +102,7 @@ class Journal:
             self.shards.append(shard)
             self.rows.append(rows)
             self.rejected += [Rejected(*item) for item in note["rejected"]]
+            self.altered += [Altered(*item) for item in note.get("altered", ())]
             self.next = note["next"]
         if notes:
             kept = f"{len(self.shards)} of {len(notes)} shards are kept"

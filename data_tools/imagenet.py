@@ -15,7 +15,8 @@ from data_tools import archives
 from data_tools.archives import TRAIN, VAL
 from data_tools.folder import check_root, files, folders, hidden, without_images
 from data_tools.imagenet_labels import NAMES, find_labels
-from data_tools.shard import Split, add_options, add_recode, write_splits
+from data_tools.packing import add_recode
+from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Rejected, Sample
 from poa_ds.system.errors import UserError
 

@@ -4,7 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from data_tools.shard import Split, add_options, add_recode, write_splits
+from data_tools.packing import add_recode
+from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Rejected, Sample
 from poa_ds.system.errors import UsageError, UserError
 

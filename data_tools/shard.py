@@ -11,31 +11,33 @@ import importlib.metadata
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from data_tools.finished import Journal
+from data_tools.packing import FIRST, Outcome, Recode, pack, unique_keys
 from data_tools.parallel import ordered, processors
-from data_tools.sources import Recode, Rejected, Sample, fingerprint, read, usable
-from data_tools.tars import Limits, Packed, Writer
-from poa_ds.data.image.opening import Undecodable
+from data_tools.sources import Altered, Rejected, Sample, fingerprint
+from data_tools.tars import Limits, Writer
+from poa_ds.data.image.opening import LARGEST
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST
 from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.printable import printable_lines
 from poa_ds.system.progress import progress
 
-REJECTED = "rejected.jsonl"
+REJECTED, ALTERED = "rejected.jsonl", "altered.jsonl"
 SHUFFLE = 1 << 63  # second word of the key of the shuffle; epochs of a run take 0, 1, 2, ...
-KEY_LENGTH = 80  # with extension and suffix it stays below the 100 bytes of a USTAR name
 OWN = re.compile(
-    r"shard-\d{6}\.tar(\.partial)?|(index\.npy|rejected\.jsonl|dataset\.json)(\.partial)?"
+    r"shard-\d{6}\.tar(\.partial)?|(index\.npy|(rejected|altered)\.jsonl|dataset\.json)(\.partial)?"
     + f"|{re.escape(JOURNAL)}"
 )
 PORTION = 16  # images that a worker takes at once
+Item = TypeVar("Item", Rejected, Altered)
 FEW = 200  # images; for so few no worker is started
 UNWRITTEN = ("out", "workers")  # arguments that do not change what is written
 
@@ -59,14 +61,26 @@ class Summary:
     shards: int
     bytes: int
     rejected: tuple[Rejected, ...]
+    altered: tuple[Altered, ...] = ()
 
     def __str__(self) -> str:
         text = f"{self.folder}: {self.samples} images, {self.shards} shards, {self.bytes} bytes"
-        if not self.rejected:
-            return f"{text}; nothing rejected"
-        reasons = Counter(item.reason.split(":")[0] for item in self.rejected)
-        named = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items()))
-        return f"{text}; {len(self.rejected)} rejected ({named}), see {self.folder / REJECTED}"
+        if self.rejected:
+            kinds = _kinds(item.reason for item in self.rejected)
+            named = f"({', '.join(kinds)}), see {self.folder / REJECTED}"
+            text = f"{text}; {len(self.rejected)} rejected {named}"
+        else:
+            text = f"{text}; nothing rejected"
+        changes = _kinds(item.change for item in self.altered)
+        if changes:
+            text = "\n  ".join([f"{text}; not all is kept, see {self.folder / ALTERED}", *changes])
+        return printable_lines(text)
+
+
+def _kinds(reasons: Iterable[str]) -> list[str]:
+    """One text per kind, with its count; what stands behind a colon differs within a kind."""
+    counts = Counter(reason.split(":")[0] for reason in reasons)
+    return [f"{count} x {kind}" for kind, count in sorted(counts.items())]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -79,20 +93,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bytes-per-shard", type=int, default=Limits.bytes, help="default %(default)s"
     )
-    parser.set_defaults(recode=0, quality=Recode.quality)
+    parser.set_defaults(recode=0, quality=Recode.quality, pages=FIRST, max_pixels=LARGEST)
     add_workers(parser)
-
-
-def add_recode(parser: argparse.ArgumentParser) -> None:
-    """The options for sources whose images may be larger than training needs."""
-    parser.add_argument(
-        "--short-side",
-        type=int,
-        dest="recode",
-        metavar="PIXELS",
-        help="re-encode images with a longer short side down to it (default: none)",
-    )
-    parser.add_argument("--quality", type=int, help="of re-encoded JPEGs (%(default)s)")
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
@@ -165,99 +167,87 @@ def _write(
     folder: Path, split: Split, journal: Journal, made: dict[str, Any], args: argparse.Namespace
 ) -> Summary:
     limits = Limits(args.images_per_shard, args.bytes_per_shard)
-    lost, noted = [*split.rejected, *journal.rejected], 0
-    begun = len(lost)
+    lost, altered = [*split.rejected, *journal.rejected], list(journal.altered)
+    noted, kept = len(lost), len(altered)
     with Writer(folder, limits, journal.shards, journal.rows) as writer:
         packed = _packed(split.samples, args, folder.name, journal.next)
-        for place, sample in enumerate(packed, start=journal.next):
-            if isinstance(sample, Rejected):
-                lost.append(sample)
-                continue
-            closed = writer.add(sample)
+        for place, outcome in enumerate(packed, start=journal.next):
+            closed = writer.add(*outcome.packed) if outcome.packed else None
             if closed:
-                journal.note(closed, following=place, rejected=lost[begun + noted :])
-                noted = len(lost) - begun
+                journal.note(closed, following=place, rejected=lost[noted:], altered=altered[kept:])
+                noted, kept = len(lost), len(altered)
+            lost += outcome.rejected
+            altered += outcome.altered
         if not writer.samples:
             reasons = "".join(f"\n  {item.file}: {item.reason}" for item in lost[:5])
             raise UserError(f"{split.source}: no usable image for {folder}{reasons}")
         lost.sort(key=lambda item: (item.file, item.reason))
-        lines = [json.dumps({"file": item.file, "reason": item.reason}) for item in lost]
-        writer.file(REJECTED, "".join(line + "\n" for line in lines).encode())
+        altered.sort(key=lambda item: (item.file, item.change))
+        for name, items in ((REJECTED, lost), (ALTERED, altered)):
+            lines = [json.dumps(asdict(item)) + "\n" for item in items]
+            writer.file(name, "".join(lines).encode())
         manifest = writer.finish(tuple(split.classes), made, rejected=len(lost))
     journal.remove()
     counts = manifest.counts
-    return Summary(folder, counts["samples"], len(manifest.shards), counts["bytes"], tuple(lost))
+    return Summary(
+        folder,
+        counts["samples"],
+        len(manifest.shards),
+        counts["bytes"],
+        tuple(lost),
+        tuple(altered),
+    )
 
 
 def _finished(folder: Path) -> Summary:
     """The summary of a folder that an earlier run has finished; damage since then is an error."""
     found = ShardFolder.open(folder)
     (folder / JOURNAL).unlink(missing_ok=True)  # a run was killed in its last moment
-    lines = (folder / REJECTED).read_text("utf-8").splitlines()
-    lost = tuple(Rejected(**json.loads(line)) for line in lines)
+    lost, altered = _listed(folder / REJECTED, Rejected), _listed(folder / ALTERED, Altered)
     shards = found.manifest.shards
-    return Summary(folder, len(found), len(shards), sum(shard.bytes for shard in shards), lost)
+    size = sum(shard.bytes for shard in shards)
+    return Summary(folder, len(found), len(shards), size, lost, altered)
+
+
+def _listed(path: Path, kind: type[Item]) -> tuple[Item, ...]:
+    """The lines of one of the lists; a folder of an earlier version has only the first."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+        return tuple(kind(**json.loads(line)) for line in lines)
+    except FileNotFoundError:
+        return ()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def _packed(
     samples: Sequence[Sample], args: argparse.Namespace, label: str, first: int
-) -> Iterator[Packed | Rejected]:
+) -> Iterator[Outcome]:
     """What becomes of each sample in shuffled order, from place `first` on."""
     keys = unique_keys([sample.name for sample in samples])
     words = np.random.Philox(key=[args.seed, SHUFFLE]).random_raw(len(keys))
     order = np.argsort(words, kind="stable")
-    recode = Recode(args.recode, args.quality)
+    recode = Recode.of(args)
     portions = (
         [(keys[n], samples[n], recode) for n in order[begin : begin + PORTION]]
         for begin in range(first, len(order), PORTION)
     )
     workers = args.workers if len(order) - first >= FEW else 1
-    results = (item for portion in ordered(_pack, portions, workers) for item in portion)
+    results = (item for portion in ordered(pack, portions, workers) for item in portion)
     yield from progress(results, total=len(order), label=label, unit="images", first=first)
-
-
-def _pack(portion: Sequence[tuple[str, Sample, Recode]]) -> list[Packed | Rejected]:
-    done: list[Packed | Rejected] = []
-    for key, sample, recode in portion:
-        try:
-            extension, content = usable(read(sample), recode)
-        except Undecodable as error:
-            done.append(Rejected(sample.origin, str(error)))
-        else:
-            done.append(Packed(key, extension, content, sample.label, sample.note))
-    return done
-
-
-def unique_keys(names: Sequence[str]) -> list[str]:
-    """WebDataset keys: letters, digits, _ and - (no dots, it would cut there), each only once."""
-    taken: set[str] = set()
-    last: dict[str, int] = {}  # all numbers up to it are taken
-    keys = []
-    for name in names:
-        plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)[-KEY_LENGTH:] or "_"
-        number = last.get(plain, 1)
-        key = plain if number == 1 else f"{plain}_{number}"
-        while key in taken:
-            number += 1
-            key = f"{plain}_{number}"
-        last[plain] = number
-        taken.add(key)
-        keys.append(key)
-    return keys
 
 
 def _plan(split: Split, args: argparse.Namespace) -> str:
     """A digest of all that determines the folder; UsageError where the options are unusable."""
     if not 0 <= args.seed < SHUFFLE:
         raise UsageError(f"--seed {args.seed}: not in 0 .. {SHUFFLE - 1}")
-    limits, recode = Limits(args.images_per_shard, args.bytes_per_shard), Recode(args.recode)
+    limits, recode = Limits(args.images_per_shard, args.bytes_per_shard), Recode.of(args)
     limits.check()
-    if recode.short_side < 0 or not 1 <= args.quality <= 100:
-        raise UsageError("--short-side: at least 0, --quality: 1 to 100")
     if args.workers < 0:
         raise UsageError(f"--workers {args.workers}: at least 0")
     digest = hashlib.sha256()
     options = [args.seed, *astuple(limits), recode.short_side, args.quality, *split.classes]
+    options += recode.changed
     options += [f"{item.file}: {item.reason}" for item in split.rejected]
     digest.update(json.dumps(options).encode())
     sizes = progress(split.samples, total=len(split.samples), label="sizes", unit="files")

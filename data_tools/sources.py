@@ -1,7 +1,6 @@
-"""What is to be written: samples and where their bytes lie, and how they become usable members."""
+"""What is to be written: samples, where their bytes lie, and reading them."""
 
 import functools
-import io
 import os
 import stat
 import zlib
@@ -9,12 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from poa_ds.data.image.opening import Undecodable
 
-from poa_ds.data.image.opening import Undecodable, opened
-from poa_ds.data.image.pixels import png, rgb
-
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png"}
 LARGEST = 0x7FFFF000  # bytes that Linux hands over in one read; the index has 31 bits for a size
 
 
@@ -47,11 +42,11 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Recode:
-    """Images with a longer short side become JPEGs with that one; 0: none."""
+class Altered:
+    """A file of which something is lost in the shards or when they are read, and what."""
 
-    short_side: int = 0
-    quality: int = 92
+    file: str
+    change: str
 
 
 def fingerprint(sample: Sample) -> str:
@@ -104,21 +99,3 @@ def _check_size(size: int) -> None:
 @functools.lru_cache(maxsize=4)
 def _descriptor(archive: str) -> int:
     return os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def usable(content: bytes, recode: Recode) -> tuple[str, bytes]:
-    """(extension, content) of a member: JPEG and PNG as they are, other formats become PNG."""
-    with opened(content, short_side=recode.short_side) as file:
-        image, kind = rgb(file), str(file.format)
-    if recode.short_side and min(image.shape[:2]) > recode.short_side:
-        return "jpg", _smaller(Image.fromarray(image), recode)
-    extension = EXTENSIONS.get(kind)
-    return (extension, content) if extension else ("png", png(image))
-
-
-def _smaller(image: Image.Image, recode: Recode) -> bytes:
-    scale = recode.short_side / min(image.size)
-    size = tuple(max(recode.short_side, round(side * scale)) for side in image.size)
-    file = io.BytesIO()
-    image.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=recode.quality)
-    return file.getvalue()

@@ -80,22 +80,29 @@ class Writer:
     def samples(self) -> int:
         return sum(map(len, self._rows)) + len(self._open_rows)
 
-    def add(self, sample: Packed) -> ShardFile | None:
-        """Appends the sample; where the limits ask for a new shard, the one that was closed."""
+    def add(self, *samples: Packed) -> ShardFile | None:
+        """Appends samples that stay in one shard; where the limits ask for a new one, the old one.
+
+        The old shard is closed before any of them.
+        """
         closed = None
-        block = b"".join(_member(name, content) for name, content in sample.members())
+        blocks = [
+            b"".join(_member(name, content) for name, content in sample.members())
+            for sample in samples
+        ]
         if self._tar is not None and (
             len(self._open_rows) >= self.limits.images
-            or self._tar.tell() + len(block) + RECORD > self.limits.bytes
+            or self._tar.tell() + sum(map(len, blocks)) + RECORD > self.limits.bytes
         ):
             closed = self._close_tar()
         if self._tar is None:
             name = f"shard-{len(self._shards):06d}.tar"
             self._tar = open(self.folder / f"{name}.partial", "wb")
             self._name, self._sha256 = name, hashlib.sha256()
-        crc32 = zlib.crc32(sample.content)
-        self._open_rows.append((self._tar.tell() + BLOCK, len(sample.content), crc32, sample.label))
-        self._append(block)
+        for sample, block in zip(samples, blocks, strict=True):
+            place, size = self._tar.tell() + BLOCK, len(sample.content)
+            self._open_rows.append((place, size, zlib.crc32(sample.content), sample.label))
+            self._append(block)
         return closed
 
     def file(self, name: str, content: bytes) -> None:

@@ -71,7 +71,7 @@ def undecodable(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data_tools.shard.usable", lambda content, _: ("png", content))
+        patch.setattr("data_tools.packing.usable", lambda content, _: [("png", content, ())])
         images = [png(image(n))[: 400 if n == 7 else None] for n in range(30)]
         found = [Sample(f"image_{n:03d}", "", content) for n, content in enumerate(images)]
         args = options()

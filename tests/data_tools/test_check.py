@@ -135,7 +135,7 @@ def test_an_undecodable_image_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Written by a tool that did not look."""
-    monkeypatch.setattr("data_tools.shard.usable", lambda content, _: ("png", content))
+    monkeypatch.setattr("data_tools.packing.usable", lambda content, _: [("png", content, ())])
     samples = [Sample("good", "good", png(image(0))), Sample("bad", "bad", png(image(1))[:400])]
     write(
         tmp_path / "x", samples, classes=(), rejected=(), tool="test", args=options(), source="test"

@@ -17,15 +17,18 @@ from data_tools.parallel import ordered
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.manifest import JOURNAL
 from poa_ds.system.errors import UsageError, UserError
+from tests.support.odd_images import stack
 from tests.support.shards import content, make_shards, run, save
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, and two files that are none."""
+    """Images, some of several pages, and two files that are none."""
     root = tmp_path_factory.mktemp("tree") / "in"
     for number in range(60):
         save(root / "ab"[number % 2] / f"{number:02d}.jpg", number)
+    for number in range(0, 60, 7):
+        (root / "ab"[number % 2] / f"{number:02d}.jpg").write_bytes(stack("GIF", 3))
     for name in ("a/10.jpg", "b/51.jpg"):
         (root / name).write_text("<html>404</html>")
     return root
@@ -62,9 +65,9 @@ def killed_run(tree: Path, out: Path, delay: float) -> int:
     code = (
         "import sys, time; from data_tools import folder, shard\n"
         "from tests.support.shards import run\n"
-        "shard.FEW = 0; pack = shard._pack\n"
+        "shard.FEW = 0; pack = shard.pack\n"
         "def slow(portion): time.sleep(0.02 * len(portion)); return pack(portion)\n"
-        "shard._pack = slow; run(folder, *sys.argv[1:])\n"
+        "shard.pack = slow; run(folder, *sys.argv[1:])\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words(tree, out, 1)], stderr=subprocess.DEVNULL

@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_tools.shard import write
 from data_tools.sources import Sample
+from poa_ds.data.image.opening import LARGEST
 from poa_ds.data.image.pixels import png
 from poa_ds.data.store.index import ShardFolder
 
@@ -28,7 +29,7 @@ def options(**changed: object) -> argparse.Namespace:
     return argparse.Namespace(
         **{
             **{"seed": 0, "images_per_shard": 8, "bytes_per_shard": 10**9},
-            **{"recode": 0, "quality": 92, "workers": 1},
+            **{"recode": 0, "quality": 92, "pages": "first", "max_pixels": LARGEST, "workers": 1},
         }
         | changed
     )
