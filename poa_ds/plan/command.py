@@ -9,10 +9,9 @@ import math
 from pathlib import Path
 
 from poa_ds.data.places import open_training
-from poa_ds.plan import plan as planning
-from poa_ds.plan import report as plan_report
+from poa_ds.plan import report
 from poa_ds.plan.constants import GENERAL, GPUS
-from poa_ds.plan.plan import Plan, Request
+from poa_ds.plan.plan import Plan, Request, plan
 from poa_ds.plan.step_time import Cluster
 from poa_ds.recipe import checks, ds_json, load
 from poa_ds.recipe.tree import Recipe
@@ -69,8 +68,8 @@ def _positive(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
-    plan = prepare(args)
-    print(json.dumps(plan_report.record(plan), indent=1) if args.json else plan_report.text(plan))
+    found = prepare(args)
+    print(json.dumps(report.record(found), indent=1) if args.json else report.text(found))
     return 0
 
 
@@ -92,7 +91,7 @@ def prepare(args: argparse.Namespace) -> Plan:
         ds_file=ds_file,
         ds_name=str(args.deepspeed_config or "without --deepspeed_config"),
     )
-    return planning.made(request)
+    return plan(request)
 
 
 def _check_world(recipe: Recipe, cluster: Cluster) -> None:

@@ -5,13 +5,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from poa_ds.plan import activations as plan_saved
-from poa_ds.plan import state as plan_state
-from poa_ds.plan import step_time as plan_time
-from poa_ds.plan.activations import Slot
+from poa_ds.model.saved import Named
+from poa_ds.plan import losses, state, step_time
 from poa_ds.plan.constants import GENERAL, GIB
 from poa_ds.plan.state import Layout, Network, State
 from poa_ds.plan.step_time import POLICIES, Cluster, Draws, StepTime
+from poa_ds.plan.students import Students, every_pair
 from poa_ds.recipe import derived, ds_json
 from poa_ds.recipe.derived import Derived
 from poa_ds.recipe.tree import Recipe
@@ -32,13 +31,36 @@ class Memory:
     activations: float
     recomputed: float
     losses: float
-    framework: float
     refused: str
 
+    @property
+    def framework(self) -> float:
+        """What a process takes before it has a tensor."""
+        return GENERAL["framework"].value * GIB
+
+    @property
+    def fragments(self) -> float:
+        """What the allocator loses with all activations kept."""
+        return self._lost(self.activations)
+
     def total(self, activations: float) -> float:
-        """With either kind of activations, and what the allocator loses."""
-        parts = [*dataclasses.astuple(self.state), activations, self.losses]
-        return sum(parts) * (1 + GENERAL["fragments"].value) + self.framework
+        """With either kind of activations."""
+        return self._tensors(activations) + self._lost(activations) + self.framework
+
+    def _tensors(self, activations: float) -> float:
+        return sum(dataclasses.astuple(self.state)) + activations + self.losses
+
+    def _lost(self, activations: float) -> float:
+        return GENERAL["fragments"].value * self._tensors(activations)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Bytes of the largest slot by what they are, for either kind of activations and the losses."""
+
+    activations: Named
+    recomputed: Named
+    losses: Named
 
 
 @dataclass(frozen=True)
@@ -69,12 +91,12 @@ class Plan:
     derived: Derived
     images_from: str
     network: Network
-    largest: Slot
+    largest: Students
     memory: tuple[Memory, ...]
     times: tuple[Times, ...]
     draws: dict[str, Draws]
     loader: Loader
-    named: dict[str, dict[str, float]]  # the activations and losses one by one
+    parts: Parts
     images_per_core: float
 
     def fits(self, memory: Memory, activations: float) -> bool:
@@ -95,24 +117,23 @@ class Request:
     ds_name: str
 
 
-def made(request: Request) -> Plan:
+def plan(request: Request) -> Plan:
     """The plan of a request whose number of GPUs divides the slots."""
     recipe, cluster = request.recipe, request.cluster
-    network = plan_state.network(recipe)
-    drawn = {policy: plan_time.draws(recipe, policy, cluster.world) for policy in POLICIES}
-    _, largest = max(plan_saved.largest(recipe), key=lambda pair: pair[0])
+    network = state.network(recipe)
+    draws = {policy: step_time.draws(recipe, policy, cluster.world) for policy in POLICIES}
+    largest = max(every_pair(recipe), key=lambda pair: sum(pair.saved().all_kept().values()))
     layouts = [_layout(request, stage) for stage in STAGES]
-    known = (cluster, drawn[recipe.draws])
     times = tuple(
         Times(
             layout.stage,
-            plan_time.step_time(recipe, network, layout, *known),
-            plan_time.like_published(recipe, layout, *known),
+            step_time.step_time(recipe, network, layout, cluster, draws[recipe.draws]),
+            step_time.like_published(recipe, layout, cluster, draws[recipe.draws]),
         )
         for layout, refused in layouts
         if not refused
     )
-    counted = plan_saved.backbone(largest)
+    saved, own_slots = largest.saved(), recipe.batch.slots // cluster.world
     return Plan(
         source=request.source,
         recipe=recipe,
@@ -123,13 +144,9 @@ def made(request: Request) -> Plan:
         largest=largest,
         memory=tuple(_memory(network, layout, largest, refused) for layout, refused in layouts),
         times=times,
-        draws=drawn,
+        draws=draws,
         loader=_loader(recipe, cluster, times, request.images_per_core),
-        named={
-            "activations": counted.all_kept(),
-            "recomputed": counted.recomputed(),
-            "losses": _losses(largest, recipe.batch.slots // cluster.world),
-        },
+        parts=Parts(saved.all_kept(), saved.recomputed(), _losses(largest, own_slots)),
         images_per_core=request.images_per_core,
     )
 
@@ -147,21 +164,20 @@ def _layout(request: Request, stage: int) -> tuple[Layout, str]:
     return Layout(stage, world, recipe.batch.slots // world, precision, resolved), refused
 
 
-def _losses(slot: Slot, slots: int) -> dict[str, float]:
-    return plan_saved.heads_and_losses(slot) | plan_saved.beside(slot, slots)
+def _losses(students: Students, own_slots: int) -> Named:
+    return losses.saved(students) | losses.transient(students, own_slots)
 
 
-def _memory(network: Network, layout: Layout, largest: Slot, refused: str) -> Memory:
+def _memory(network: Network, layout: Layout, largest: Students, refused: str) -> Memory:
     recipe = dataclasses.replace(largest.recipe, precision=layout.precision)
-    slot = dataclasses.replace(largest, recipe=recipe)
-    counted = plan_saved.backbone(slot)
+    students = dataclasses.replace(largest, recipe=recipe)
+    saved = students.saved()
     return Memory(
         layout.stage,
-        plan_state.state(network, layout),
-        sum(counted.all_kept().values()),
-        sum(counted.recomputed().values()),
-        sum(_losses(slot, layout.slots).values()),
-        GENERAL["framework"].value * GIB,
+        state.of_rank(network, layout),
+        sum(saved.all_kept().values()),
+        sum(saved.recomputed().values()),
+        sum(_losses(students, layout.own_slots).values()),
         refused,
     )
 

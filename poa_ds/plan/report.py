@@ -61,11 +61,6 @@ def _gib(size: float) -> str:
 
 def _memory(plan: Plan) -> str:
     found, gpu = plan.memory, plan.cluster.gpu
-    lost = [m.total(m.activations) - m.total(0) - m.activations for m in found]
-    base = [
-        m.total(0) - sum(dataclasses.astuple(m.state)) - m.losses + extra
-        for m, extra in zip(found, lost, strict=True)
-    ]
 
     def row(name: str, kind: str, values: Iterable[float]) -> list[str]:
         return [name, kind, *map(_gib, values)]
@@ -74,27 +69,27 @@ def _memory(plan: Plan) -> str:
         ["memory of one GPU, GiB", "", *[f"ZeRO {m.stage}" for m in found]],
         row("weights", "counted", [m.state.weights for m in found]),
         row("gradients", "counted", [m.state.gradients for m in found]),
-        row("optimizer: fp32 weights, moments, teacher", "counted", _optimizer(found)),
+        row(
+            "optimizer: fp32 weights, moments, teacher",
+            "counted",
+            [m.state.optimizer for m in found],
+        ),
         row("teacher of the forward pass", "counted", [m.state.teacher for m in found]),
-        row("communication: buckets, gathered weights", "counted", _buffers(found)),
+        row(
+            "communication: buckets, gathered weights", "counted", [m.state.buffers for m in found]
+        ),
         row("heads and losses", "counted", [m.losses for m in found]),
         row("activations, all kept", "counted", [m.activations for m in found]),
         row("  or with activation checkpointing", "counted", [m.recomputed for m in found]),
-        row("framework, lost to fragments", "estimated", base),
+        row(
+            "framework, lost to fragments", "estimated", [m.framework + m.fragments for m in found]
+        ),
         row("in all, activations kept", "", [m.total(m.activations) for m in found]),
         ["  fits", f"{gpu.memory.value:g} GiB?", *[_fits(plan, m, m.activations) for m in found]],
         row("in all, activation checkpointing", "", [m.total(m.recomputed) for m in found]),
         ["  fits", f"{gpu.memory.value:g} GiB?", *[_fits(plan, m, m.recomputed) for m in found]],
     ]
     return "\n".join([_table(rows), *_remarks(plan)])
-
-
-def _optimizer(found: Sequence[Memory]) -> list[float]:
-    return [m.state.optimizer for m in found]
-
-
-def _buffers(found: Sequence[Memory]) -> list[float]:
-    return [m.state.buffers for m in found]
 
 
 def _fits(plan: Plan, memory: Memory, activations: float) -> str:
@@ -131,7 +126,7 @@ def _advice(plan: Plan) -> str:
 def _activations(plan: Plan) -> str:
     sizes = " and ".join(map(str, plan.largest.subnets))
     head = f"what one slot keeps of sizes {sizes}, GiB"
-    every = [*plan.named["activations"].items(), *plan.named["losses"].items()]
+    every = [*plan.parts.activations.items(), *plan.parts.losses.items()]
     rows = [[name, "counted", _gib(size)] for name, size in every if size >= GIB / 200]
     rows.append(["the rest", "counted", _gib(sum(s for _, s in every if s < GIB / 200))])
     return _table([[head, "", ""], *rows], first=58)
@@ -246,6 +241,8 @@ def record(plan: Plan) -> dict[str, Any]:
     memory = [
         dataclasses.asdict(m)
         | {
+            "framework": m.framework,
+            "fragments": m.fragments,
             "total_kept": m.total(m.activations),
             "total_recomputed": m.total(m.recomputed),
             "fits_kept": not m.refused and plan.fits(m, m.activations),
@@ -264,9 +261,9 @@ def record(plan: Plan) -> dict[str, Any]:
         "recipe": plan.source,
         "cluster": dataclasses.asdict(plan.cluster) | {"world": plan.cluster.world},
         "parameters": plan.network.parameters,
-        "largest_elastic_size": str(plan.largest.elastic),
+        "largest_elastic_size": str(plan.largest.subnets[-1]),
         "memory": memory,
-        "saved": plan.named,
+        "saved": dataclasses.asdict(plan.parts),
         "step": times,
         "draws": {policy: dataclasses.asdict(drawn) for policy, drawn in plan.draws.items()},
         "run": dataclasses.asdict(plan.derived) | {"images_from": plan.images_from},

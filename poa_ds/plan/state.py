@@ -73,23 +73,23 @@ class State:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run is cut. slots: of one rank. file: the resolved DeepSpeed configuration."""
+    """How a run is cut. own_slots: of one rank. file: the resolved DeepSpeed configuration."""
 
     stage: int
     world: int
-    slots: int
+    own_slots: int
     precision: str
     file: Mapping[str, Any]
 
     @property
-    def width(self) -> int:
-        """Bytes of a weight in the forward pass."""
+    def bytes_per_number(self) -> int:
+        """Of a weight in the forward pass."""
         return FLOAT if self.precision == "fp32" else 2
 
     @property
-    def sums(self) -> int:
-        """Bytes of an element of the summed gradients."""
-        kinds = {None: self.width, "fp32": FLOAT, "bf16": 2, "fp16": 2}
+    def bytes_per_sum(self) -> int:
+        """Of an element of the summed gradients."""
+        kinds = {None: self.bytes_per_number, "fp32": FLOAT, "bf16": 2, "fp16": 2}
         return kinds[self.file.get("data_types", {}).get("grad_accum_dtype")]
 
     def zero(self, key: str, default: Any) -> Any:
@@ -98,7 +98,7 @@ class Layout:
         return default if found in (None, "auto") else found
 
 
-def state(network: Network, layout: Layout) -> State:
+def of_rank(network: Network, layout: Layout) -> State:
     """The bytes of one rank while the backward pass of its last slot begins."""
     if layout.stage == 0:
         whole = network.parameters * FLOAT
@@ -110,14 +110,14 @@ def state(network: Network, layout: Layout) -> State:
 
 
 def _stages_1_2(network: Network, layout: Layout) -> State:
-    b, world = layout.width, layout.world
+    b, world = layout.bytes_per_number, layout.world
     # flat groups are padded to two elements for each rank
     flats = [-(-sum(group) // (2 * world)) * 2 * world for group in network.groups]
     whole, part = sum(flats), sum(flats) // world
-    if layout.stage == 1 and layout.slots > 1:
+    if layout.stage == 1 and layout.own_slots > 1:
         gradients = network.parameters * b  # of the slots before stay whole
-    elif layout.sums > b:
-        gradients = part * layout.sums
+    elif layout.bytes_per_sum > b:
+        gradients = part * layout.bytes_per_sum
     else:
         gradients = _touched(network.groups, flats, world) * b
     buffers = layout.zero("reduce_bucket_size", BUCKET) * b
@@ -144,23 +144,23 @@ def _touched(groups: Sequence[Sequence[int]], flats: Sequence[int], world: int) 
 
 
 def _stage_3(network: Network, layout: Layout) -> State:
-    b, world = layout.width, layout.world
+    b, world = layout.bytes_per_number, layout.world
     every = [count for group in network.groups for count in group]
     part = sum(-(-count // world) for count in every)
-    small = _small(network, layout)  # stay gathered, the student's
+    persistent = _persistent(network, layout)  # the student's stay gathered
     ahead = layout.zero("stage3_prefetch_bucket_size", PREFETCH)
     gathered = min(network.parameters, ahead + network.gathered)
     buffers = (layout.zero("reduce_bucket_size", BUCKET) + gathered) * b
     return State(
-        (part + (small if world > 1 else 0)) * b,
-        part * layout.sums,
+        (part + (persistent if world > 1 else 0)) * b,
+        part * layout.bytes_per_sum,
         (1 + MOMENTS + 1) * part * FLOAT,
         part * b,
         buffers,
     )
 
 
-def _small(network: Network, layout: Layout) -> int:
+def _persistent(network: Network, layout: Layout) -> int:
     """Elements of the parameters that ZeRO-3 does not cut (`persistent` ones)."""
     threshold = layout.zero("stage3_param_persistence_threshold", PERSISTENCE)
     return sum(count for group in network.groups for count in group if count < threshold)
@@ -190,16 +190,16 @@ class Traffic:
 
 def traffic(network: Network, layout: Layout) -> Traffic:
     """What a step's collectives carry; small vectors (norms, Sinkhorn) are left out."""
-    b, whole = layout.width, network.parameters
+    b, whole = layout.bytes_per_number, network.parameters
     if layout.world == 1 or layout.stage == 0:
         return Traffic(0.0, 0.0, 0.0)
     if layout.stage == 3:
         # the teacher's forward, the students' forward and backward, for every slot; small weights
         # after the step; what was fetched ahead in vain where the teachers' turn ends, and begins
-        small = _small(network, layout)
-        ahead = min(whole - small, layout.zero("stage3_prefetch_bucket_size", PREFETCH))
-        gathered = 3 * layout.slots * whole + small + 2 * ahead
-        return Traffic(0.0, layout.slots * whole * b, gathered * b)
-    times = layout.slots if layout.stage == 2 else 1
+        persistent = _persistent(network, layout)
+        ahead = min(whole - persistent, layout.zero("stage3_prefetch_bucket_size", PREFETCH))
+        gathered = 3 * layout.own_slots * whole + persistent + 2 * ahead
+        return Traffic(0.0, layout.own_slots * whole * b, gathered * b)
+    times = layout.own_slots if layout.stage == 2 else 1
     # DeepSpeed reduces whole buckets and keeps its part; then weights and teacher are gathered
     return Traffic(times * whole * b, 0.0, 2 * whole * b)

@@ -1,6 +1,6 @@
 """How long a step of a planned run takes: operations over rates, bytes over links, and waiting.
 
-Operations and bytes are counted from the recipe; the rates are those of plan_constants.py, so all
+Operations and bytes are counted from the recipe; the rates are those of constants.py, so all
 times are estimates. What waiting costs is computed by drawing sizes as the training does.
 """
 
@@ -11,11 +11,11 @@ from itertools import pairwise
 
 from poa_ds.model.shape import shape
 from poa_ds.model.space import Policy
-from poa_ds.plan.activations import Slot, by_rows, kept_share, most_masked
 from poa_ds.plan.constants import GENERAL, GIB, GPUS, Gpu
+from poa_ds.plan.losses import by_rows
 from poa_ds.plan.state import Layout, Network, traffic
+from poa_ds.plan.students import Students, most_masked
 from poa_ds.recipe import derived
-from poa_ds.recipe.derived import of
 from poa_ds.recipe.tree import Recipe
 
 DRAWN_STEPS = 600  # longer than a lap through the menu of any recipe but ResNet's
@@ -73,22 +73,25 @@ class Work:
 def work(recipe: Recipe) -> Work:
     """What one slot of the recipe computes, iBOT included."""
     intact = derived.space(recipe).intact
-    slot, form = Slot(recipe, intact, intact, most_masked(recipe)), shape(recipe)
+    students, form = Students(recipe, (intact, intact), most_masked(recipe)), shape(recipe)
     images, heads = recipe.batch.images_per_slot, recipe.heads
     # forward, and twice as much in the backward pass; activation checkpointing repeats the forward
     passes = 4 if recipe.backbone.activation_checkpointing else 3
-    student = sum(n * form.flops(intact, side) * kept_share(slot, n) for n, side in slot.crops)
+    student = sum(
+        n * form.flops(intact, side) * students.computed_share(n)
+        for n, side in students.streams.crops
+    )
     widths = [form.features(intact), *[heads.hidden] * (heads.layers - 1), heads.bottleneck]
     mlps = len(heads.prototypes) * sum(a * b for a, b in pairwise(widths))
-    scores, students = sum(heads.prototypes), 2 * (slot.views + slot.masked)
-    teachers = 2 * images + slot.masked
+    scores, student_rows = sum(heads.prototypes), students.cls_rows + students.patch_rows
+    teacher_rows = 2 * images + students.masked
     sinkhorn = recipe.objective.centering == "sinkhorn"
     # scores are made anew in every pass: largest ones, iterations, targets
     times = (recipe.objective.sinkhorn_iterations + 2) if sinkhorn else 2
-    products, moved = _student_scores(slot)
-    linear = (3 * students + teachers) * mlps
-    products += times * teachers * scores
-    moved += times * teachers * scores * GENERAL["teacher_score_bytes"].value
+    products, moved = _student_scores(students)
+    linear = (3 * student_rows + teacher_rows) * mlps
+    products += times * teacher_rows * scores
+    moved += times * teacher_rows * scores * GENERAL["teacher_score_bytes"].value
     return Work(
         teacher=2 * images * form.flops(intact, recipe.crops.global_size),
         intact=passes * student,
@@ -98,14 +101,15 @@ def work(recipe: Recipe) -> Work:
     )
 
 
-def _student_scores(slot: Slot) -> tuple[float, float]:
+def _student_scores(students: Students) -> tuple[float, float]:
     """(scores that are multiplied out, bytes that are moved for them), forward and backward."""
     products = moved = 0.0
-    classes, patches = 2 * slot.views, 2 * slot.masked
-    for prototypes in slot.recipe.heads.prototypes:
-        if by_rows(slot, prototypes):
-            # each way: the row's own and its targets' (2 crops and intact; 1); then 2 gradients
-            products += prototypes * (classes * (2 * 4 + 2) + patches * (2 * 2 + 2))
+    classes, patches = students.cls_rows, students.patch_rows
+    targets = 3 if len(students.subnets) > 1 else 2  # of a class row: two crops, intact student
+    for prototypes in students.recipe.heads.prototypes:
+        if by_rows(students, prototypes):
+            # each way: the row's own and its targets' scores (of a patch: 1); then 2 gradients
+            products += prototypes * (classes * (2 * (1 + targets) + 2) + patches * (2 * 2 + 2))
             moved += prototypes * classes * GENERAL["chunked_class_bytes"].value
             moved += prototypes * patches * GENERAL["chunked_patch_bytes"].value
         else:
@@ -164,18 +168,18 @@ def step_time(
     recipe: Recipe, network: Network, layout: Layout, cluster: Cluster, drawn: Draws
 ) -> StepTime:
     """A step of the recipe under one ZeRO stage."""
-    slots, slot = layout.slots, work(recipe)
+    slots, one = layout.own_slots, work(recipe)
     rate = cluster.flops_per_second(recipe.precision)
     memory = cluster.gpu.bandwidth.value * 1e12 * GENERAL["bandwidth_share"].value
-    elastic = slots * slot.elastic / rate
+    elastic = slots * one.elastic / rate
     mine = network.parameters / (cluster.world if layout.stage else 1)
     sent = traffic(network, layout).sent(cluster.world)
     return StepTime(
-        teacher=slots * slot.teacher / rate,
-        intact=slots * slot.intact / rate,
+        teacher=slots * one.teacher / rate,
+        intact=slots * one.intact / rate,
         elastic=elastic * drawn.mean,
-        heads=slots * slot.heads / rate,
-        scores=slots * slot.score_bytes / memory,
+        heads=slots * one.heads / rate,
+        scores=slots * one.score_bytes / memory,
         waiting=elastic * (drawn.slowest - drawn.mean),
         optimizer=mine * GENERAL["optimizer_bytes"].value / memory,
         communication=sent / cluster.bytes_per_second(),
@@ -187,7 +191,7 @@ def step_time(
 def published_share() -> float:
     """Share of an A100's peak that the published run reached, everything included."""
     recipe = Recipe(draws="per_slot")
-    steps = of(recipe, int(GENERAL["imagenet"].value)).steps
+    steps = derived.of(recipe, int(GENERAL["imagenet"].value)).steps
     seconds = GENERAL["published_gpu_hours"].value * 3600 / recipe.batch.slots / steps
     mean = draws(recipe, recipe.draws, recipe.batch.slots).mean
     return work(recipe).flops(mean) / seconds / (GPUS["a100-80g"].peak.value * 1e12)
@@ -196,4 +200,4 @@ def published_share() -> float:
 def like_published(recipe: Recipe, layout: Layout, cluster: Cluster, drawn: Draws) -> float:
     """Seconds of a step at the published run's share of the peak of this GPU."""
     peak = cluster.flops_per_second(recipe.precision) / cluster.gpu.efficiency.value
-    return layout.slots * work(recipe).flops(drawn.mean) / (peak * published_share())
+    return layout.own_slots * work(recipe).flops(drawn.mean) / (peak * published_share())

@@ -11,14 +11,14 @@ import torch
 
 from poa_ds.cli import main
 from poa_ds.methods.method import method
-from poa_ds.plan import activations as plan_saved
 from poa_ds.plan import command as plan
+from poa_ds.plan import losses
 from poa_ds.plan import report as plan_report
 from poa_ds.plan import state as plan_state
 from poa_ds.plan import step_time as plan_time
-from poa_ds.plan.activations import Slot
 from poa_ds.plan.constants import GENERAL, GIB, GPUS
 from poa_ds.plan.state import Layout
+from poa_ds.plan.students import Students
 from poa_ds.recipe import derived, ds_json, load
 from poa_ds.recipe.tree import Recipe
 from tests.distributed.programs.launch import launch
@@ -75,7 +75,7 @@ def check_state(found: dict, shapes: dict, world: int) -> None:
         name, stage = key.rsplit("/", 1)
         recipe = recipe_with(**shapes[name])
         network, cut = plan_state.network(recipe), layout(recipe, int(stage), world)
-        counted = dataclasses.asdict(plan_state.state(network, cut))
+        counted = dataclasses.asdict(plan_state.of_rank(network, cut))
         for part, size in record["state"].items():
             assert counted[part] == pytest.approx(size, rel=WITHIN), (key, part)
         files = plan_state.checkpoint_bytes(network)
@@ -95,13 +95,14 @@ def check_saved(found: dict, shapes: dict) -> list[float]:
         space = derived.space(recipe)
         assert len({saved["size"] for saved in record["saved"]}) > 1
         for saved in record["saved"]:
-            slot = Slot(recipe, space.intact, space.parse(saved["size"]), saved["masked"])
-            counted = plan_saved.backbone(slot)
+            subnets = (space.intact, space.parse(saved["size"]))
+            students = Students(recipe, subnets, saved["masked"])
+            counted = students.saved()
             parts = counted.all_kept()
             if recipe.backbone.activation_checkpointing:
                 parts = counted.recomputed()
                 del parts["one block again"]  # appears in the backward pass
-            total = sum(parts.values()) + sum(plan_saved.heads_and_losses(slot).values())
+            total = sum(parts.values()) + sum(losses.saved(students).values())
             assert total == pytest.approx(saved["bytes"], rel=SAVED_WITHIN), (key, saved)
             ratios.append(total / saved["bytes"])
     return ratios
@@ -164,7 +165,7 @@ def vit_l() -> plan.Plan:
 
 def test_numbers_of_vit_l_agree_with_earlier_counts_and_the_published_run(vit_l: plan.Plan) -> None:
     work = plan_time.work(vit_l.recipe)
-    # counted earlier by hand, TFLOPs with GEMMs and attention (notes on the kernels)
+    # counted by hand, TFLOPs of products and of attention
     assert work.teacher / 1e12 == pytest.approx(11.90 + 0.38, rel=0.01)
     assert work.intact / 1e12 == pytest.approx(50.01 + 1.22, rel=0.01)
     # simulated earlier: mean cost, and the slowest of 8, 32 and 64 ranks
@@ -176,7 +177,7 @@ def test_numbers_of_vit_l_agree_with_earlier_counts_and_the_published_run(vit_l:
             slowest, abs=0.01
         )
     # counted earlier: 22.7 and 21.8 GiB of the two students' blocks, 3.2 of the residual stream
-    kept = vit_l.named["activations"]
+    kept = vit_l.parts.activations
     assert sum(kept.values()) / GIB == pytest.approx(22.7 + 21.8 + 3.2, rel=0.03)
     # the published code, which keeps scaled inputs and all scores too, took 77 GB of each GPU
     by_stage = {memory.stage: memory for memory in vit_l.memory}

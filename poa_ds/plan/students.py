@@ -1,0 +1,81 @@
+"""The students of one slot as the plan counts them: sizes, crops, rows, memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from poa_ds.model.resnet import saved as resnet
+from poa_ds.model.saved import FLOAT, Saved, Streams
+from poa_ds.model.shape import shape
+from poa_ds.model.space import Subnet
+from poa_ds.model.swin import saved as swin
+from poa_ds.model.vit import saved as vit
+from poa_ds.recipe import derived
+from poa_ds.recipe.tree import Recipe
+
+ARCHITECTURES = {"vit": vit, "swin": swin, "resnet": resnet}
+
+
+@dataclass(frozen=True)
+class Students:
+    """The sizes that learn from one slot, the intact one first.
+
+    masked: masked patches of the slot's global crops.
+    """
+
+    recipe: Recipe
+    subnets: tuple[Subnet, ...]
+    masked: int
+
+    @property
+    def bytes_per_number(self) -> int:
+        """Of weights, activations and features."""
+        return FLOAT if self.recipe.precision == "fp32" else 2
+
+    @property
+    def streams(self) -> Streams:
+        """The same as their backbones see it."""
+        recipe, images = self.recipe, self.recipe.batch.images_per_slot
+        locals_ = (recipe.crops.local_count * images, recipe.crops.local_size)
+        crops = ((2 * images, recipe.crops.global_size), *([locals_] if locals_[0] else []))
+        return Streams(recipe.backbone, self.subnets, crops, self.bytes_per_number)
+
+    @property
+    def views(self) -> int:
+        """Class tokens of one student: one per crop."""
+        return sum(n for n, _ in self.streams.crops)
+
+    @property
+    def cls_rows(self) -> int:
+        """Class tokens of all students together."""
+        return len(self.subnets) * self.views
+
+    @property
+    def patch_rows(self) -> int:
+        """Masked patches of all students together."""
+        return len(self.subnets) * self.masked
+
+    def saved(self) -> Saved:
+        """What all backbones keep of the slot."""
+        return ARCHITECTURES[self.recipe.backbone.name].saved(self.streams)
+
+    def computed_share(self, sequences: int) -> float:
+        """Share of the sequences that residual branches run on."""
+        options = self.recipe.backbone
+        return ARCHITECTURES[options.name].computed(options, sequences) / sequences
+
+
+def most_masked(recipe: Recipe) -> int:
+    """The most masked patches that a slot can have; 0 without iBOT."""
+    if not recipe.objective.ibot:
+        return 0
+    patches = shape(recipe).grid(recipe.crops.global_size) ** 2
+    count = int(2 * recipe.batch.images_per_slot * recipe.masks.probability)
+    low, high = recipe.masks.ratio
+    return sum(int(patches * (low + (high - low) * (i + 1) / count)) for i in range(count))
+
+
+def every_pair(recipe: Recipe) -> Iterator[Students]:
+    """The intact student with each elastic size that is drawn."""
+    masked, space = most_masked(recipe), derived.space(recipe)
+    for subnet in dict.fromkeys(space.menu()):
+        yield Students(recipe, (space.intact, subnet), masked)
