@@ -1,0 +1,56 @@
+"""What each architecture counts as kept is what autograd holds, for one size and for two."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from poa_ds.model import build
+from poa_ds.plan.students import Students
+from poa_ds.recipe import derived
+from tests.distributed.programs.worker import recipe_with
+from tests.distributed.test_backbones_ranks import BACKBONES
+
+CASES = {
+    "vit": {},
+    "vit without stochastic depth": {"backbone__drop_path": 0.0},
+    "vit, one resolution": {"crops__local_count": 0},
+    "swin": {"backbone": BACKBONES["swin"]},
+    "swin without stochastic depth": {"backbone": BACKBONES["swin"] | {"drop_path": 0.0}},
+    "resnet": {"backbone": BACKBONES["resnet"]},
+}
+
+
+def held(students: Students) -> int:
+    """Bytes that autograd keeps of the forward passes of the students' backbones."""
+    recipe = students.recipe
+    backbone = build.backbone(recipe)
+    weights = {p.data.untyped_storage().data_ptr() for p in backbone.parameters()}
+    kept: dict[int, int] = {}
+
+    def hold(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    crops = [torch.randn(n, 3, side, side) for n, side in students.streams.crops]
+    generator, rate = torch.Generator().manual_seed(0), recipe.backbone.drop_path
+    packing = backbone.packing(crops)
+    drawn = backbone.draw_kept(packing, students.subnets, rate, generator, "cpu")
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        tokens = backbone.streams(crops, students.subnets, [None] * len(crops), drawn)
+    assert len(tokens) == len(students.subnets)  # alive: so are the tensors that were held
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_what_autograd_keeps_is_what_was_counted(case: str, count: int) -> None:
+    torch.manual_seed(0)
+    recipe = recipe_with(**CASES[case])
+    space = derived.space(recipe)
+    sizes = space.subnets()
+    for elastic in (sizes[0], sizes[len(sizes) // 2]):
+        students = Students(recipe, (space.intact, elastic)[:count], masked=0)
+        counted = sum(students.saved().all_kept().values())
+        assert counted == pytest.approx(held(students), rel=0.05), elastic
