@@ -14,6 +14,7 @@ from pathlib import Path
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.processes import LOOK_SECONDS, Group, beside_python, free_port
+from poa_ds.system.run_folder import RunFolder
 
 RECIPE = Path("ds_configs/photos.yaml")
 EXTRACTED = "base"  # a name of that recipe
@@ -51,8 +52,8 @@ def _report(out: Path, model: Path) -> None:
     from poa_ds.evaluate import results
     from poa_ds.track import metrics_file, plots
 
-    [*_, protocol] = [row.protocol for row in results.read(out / results.NAME)]
-    rows = metrics_file.read_rows(out / metrics_file.NAME)
+    [*_, protocol] = [row.protocol for row in results.read(RunFolder(out).knn)]
+    rows = metrics_file.read_rows(RunFolder(out).metrics)
     found, floors = metrics_file.knn_curves(rows)
     last = {size: points[-1][1] for size, points in found.items()}
     bank = f"bank of {protocol['bank']['images']:,} images"
@@ -62,7 +63,7 @@ def _report(out: Path, model: Path) -> None:
     plots.save(plots.heat_map(last, title=title), out / "heat_map.png")
     gains = {size: value - floors.random[size] for size, value in last.items()}
     least, most = (pick(gains, key=gains.__getitem__) for pick in (min, max))
-    store = f"sqlite:///{out.resolve() / 'mlflow.db'}"
+    store = f"sqlite:///{RunFolder(out.resolve()).mlflow_store}"
     mlflow = shlex.join([str(beside_python("mlflow")), "ui", "--backend-store-uri", store])
     print(
         f"""

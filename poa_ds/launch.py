@@ -21,6 +21,7 @@ from poa_ds.run import exit_status as ended
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.processes import Group, beside_python, free_port
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.stopping import requests
 
 LOOK_SECONDS = 0.2
@@ -217,7 +218,7 @@ def _pause(seconds: float, asked: Asked) -> bool:
 def _newest(output: Path) -> str:
     """The name of the newest checkpoint, empty without one."""
     try:
-        found = folders.newest(output / "checkpoints")
+        found = folders.newest(RunFolder(output).checkpoints)
     except UserError as error:  # the run has met it as well, and the attempt has its status
         say(f"poa-ds launch: {error}")
         return ""

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from poa_ds.model.space import Subnet
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.track import metrics_file
 
 pytestmark = pytest.mark.slow
@@ -39,7 +40,7 @@ def finish(demo: subprocess.Popen[str]) -> str:
 
 def gains(out: Path) -> tuple[dict[Subnet, float], dict[Subnet, float]]:
     """Points of each size above its own random weights, and above raw pixels."""
-    found, floors = metrics_file.knn_curves(metrics_file.read_rows(out / metrics_file.NAME))
+    found, floors = metrics_file.knn_curves(metrics_file.read_rows(RunFolder(out).metrics))
     last = {size: points[-1][1] for size, points in found.items()}
     assert len(last) == 15
     return (
@@ -63,16 +64,16 @@ def test_an_interrupted_demo_leaves_no_process_continues_and_learns(tmp_path: Pa
     assert min(over_random.values()) >= 6, over_random
     assert over_random[LARGEST] >= 8, over_random
     assert min(over_pixels.values()) >= 25, over_pixels
-    rows = metrics_file.read_rows(out / metrics_file.NAME)
+    rows = metrics_file.read_rows(RunFolder(out).metrics)
     points = [(row["step"], name) for row in rows for name in metrics_file.values_of(row)]
     assert len(points) == len(set(points))
     for name in ("curves.png", "heat_map.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200
 
-    before = (out / metrics_file.NAME).read_bytes()
+    before = RunFolder(out).metrics.read_bytes()
     finish(start(out))
-    assert (out / metrics_file.NAME).read_bytes() == before
+    assert RunFolder(out).metrics.read_bytes() == before
 
 
 def wait_for(path: Path) -> None:

@@ -12,9 +12,9 @@ from poa_ds.checkpoint import folders as files
 from poa_ds.recipe import continuing, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import parse
 
-CHECKPOINTS = "checkpoints"
 COLUMNS = ("checkpoint", "step", "samples seen", "written (UTC)", "ranks", "ZeRO", "MB", "state")
 
 
@@ -61,9 +61,10 @@ def _folders(place: Path) -> list[Path]:
         raise UserError(f"{place}: no such folder; expected a run or one of its checkpoints")
     if (place / files.MANIFEST).exists() or place in files.folders(place.parent):
         return [place]
-    found = files.folders(place / CHECKPOINTS) or files.folders(place)
+    root = RunFolder(place).checkpoints
+    found = files.folders(root) or files.folders(place)
     if not found:
-        raise UserError(f"{place} holds no checkpoint: neither {CHECKPOINTS}/step* nor step*")
+        raise UserError(f"{place} holds no checkpoint: neither {root.name}/step* nor step*")
     return found
 
 

@@ -19,6 +19,7 @@ from poa_ds.recipe import load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text, whole_folder
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import plain
 
 FORMAT = 1
@@ -26,14 +27,9 @@ WEIGHTS, RECIPE, LATEST = "teacher.safetensors", "config.json", "latest"
 BACKBONE = "backbone."
 
 
-def place(run: Path, step: int) -> Path:
-    """The folder of the teacher of that step."""
-    return run / "teacher" / f"step{step:08d}"
-
-
 def publish(run: Path, tensors: Mapping[str, Tensor], recipe: Recipe, step: int) -> Path:
     """The folder RUN/teacher/step<step>, written whole; `latest` names it afterwards."""
-    folder = place(run, step)
+    folder = RunFolder(run).teacher(step)
     write_teacher(folder, tensors, recipe, step)
     replace_text(folder.parent / LATEST, folder.name + "\n")
     return folder
@@ -75,7 +71,7 @@ def find_teacher(run: Path, step: int | None = None) -> Path:
         raise UserError(f"{run}: no such folder; expected the output directory of a run")
     if (run / WEIGHTS).is_file():
         return run
-    teachers = run / "teacher"
+    teachers = RunFolder(run).teachers
     steps = {
         int(path.name.removeprefix("step")): path
         for path in teachers.glob("step*")

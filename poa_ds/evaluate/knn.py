@@ -30,6 +30,7 @@ from poa_ds.recipe.tree import Evaluation, Recipe
 from poa_ds.system import dist, rendezvous
 from poa_ds.system.errors import UsageError
 from poa_ds.system.progress import progress
+from poa_ds.system.run_folder import RunFolder
 
 FEATURE_BYTES = 8 << 30  # of features that a rank keeps at a time; more sizes take more passes
 PIXEL_SIDE = 32  # raw pixels are compared at this size or below
@@ -201,7 +202,7 @@ def main_knn(args: argparse.Namespace) -> int:
         how = protocol(bank, queries, options, precision=settings["precision"])
         row = results.Evaluation.of(step, how, found, raw_pixels=pixels, random_weights=untrained)
         if dist.is_main():
-            path = results.place(find_teacher(args.run, args.step))
+            path = RunFolder.around(find_teacher(args.run, args.step)).knn
             results.append(path, row)
             print(f"{results.table(row)}\nadded to {path}")
     return 0

@@ -16,7 +16,6 @@ from poa_ds.model.space import Subnet
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
 
-NAME = "knn.jsonl"
 Accuracies = Mapping[int, float]  # k -> percent
 
 
@@ -70,12 +69,6 @@ class Evaluation:
 
 def _by_k(values: Mapping[str, float]) -> dict[int, float]:
     return {int(k): percent for k, percent in values.items()}
-
-
-def place(teacher: Path) -> Path:
-    """The file that belongs to a teacher's folder: its run's, or one beside the weights."""
-    run = teacher.parent.parent if teacher.parent.name == "teacher" else teacher
-    return run / NAME
 
 
 def append(path: Path, evaluation: Evaluation) -> None:

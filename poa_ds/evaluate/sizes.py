@@ -14,6 +14,7 @@ from poa_ds.evaluate import results
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
+from poa_ds.system.run_folder import RunFolder
 
 SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
@@ -131,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the sizes of a run."""
     model, recipe, step = load_teacher(args.run, args.step)
-    path = results.place(find_teacher(args.run, args.step))
+    path = RunFolder.around(find_teacher(args.run, args.step)).knn
     measured = results.newest(results.read(path), step)
     found = rows(
         model,

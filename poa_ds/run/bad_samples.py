@@ -10,8 +10,6 @@ from pathlib import Path
 from poa_ds.data.batch import Bad
 from poa_ds.track.metrics_file import read_rows, rewrite
 
-NAME = "bad_samples.jsonl"
-
 
 def append(path: Path, step: int, bad: Iterable[Bad]) -> None:
     """Add one line per damaged image; in a single write, because every rank appends."""

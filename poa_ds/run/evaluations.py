@@ -20,6 +20,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system import dist
 from poa_ds.system.console import tell
 from poa_ds.system.progress import progress
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.track.metrics_file import Floors
 from poa_ds.track.tracker import Tracker
 
@@ -47,7 +48,7 @@ class Curves:
         self.between_batches, self.resumed = between_batches, first_step is not None
         self.output = Path(recipe.output_dir)
         self.subnets = derived.space(recipe).select(recipe.evaluation.sizes)
-        self.path = self.output / results.NAME
+        self.path = RunFolder(self.output).knn
         if dist.is_main():
             results.keep_through(self.path, -1 if first_step is None else first_step)
         dist.barrier()
@@ -69,7 +70,7 @@ class Curves:
         if self.recipe.evaluation.queries:
             there = any(row.step == step for row in self.rows)
         else:
-            there = self.resumed and snapshot.place(self.output, step).exists()
+            there = self.resumed and RunFolder(self.output).teacher(step).exists()
         return not dist.broadcast_object(there)  # the same answer everywhere
 
     def evaluate(self, step: int) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
-
-NAME = "ended.json"
+from poa_ds.system.run_folder import RunFolder
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 CRASHED = 70  # this rank failed (EX_SOFTWARE)
@@ -47,13 +46,13 @@ class Ended:
 
 def write(folder: Path, record: Ended) -> None:
     """Leave the record in a run's folder."""
-    replace_text(folder / NAME, json.dumps(asdict(record)) + "\n")
+    replace_text(RunFolder(folder).ended, json.dumps(asdict(record)) + "\n")
 
 
 def read(folder: Path) -> Ended | None:
     """The record of a run that came to its end or was stopped; None while it runs."""
     try:
-        found = Ended(**json.loads((folder / NAME).read_bytes()))
+        found = Ended(**json.loads(RunFolder(folder).ended.read_bytes()))
     except (OSError, ValueError, TypeError):  # none, or what stands there is none
         return None
     return found if isinstance(found.status, int) else None
@@ -62,7 +61,7 @@ def read(folder: Path) -> Ended | None:
 def mark(folder: Path) -> tuple[int, int] | None:
     """What tells the record that is there from a later one; None where there is none."""
     try:
-        found = (folder / NAME).stat()
+        found = RunFolder(folder).ended.stat()
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
@@ -71,6 +70,6 @@ def mark(folder: Path) -> tuple[int, int] | None:
 def forget(folder: Path) -> None:
     """Remove the record: the run begins again."""
     try:
-        (folder / NAME).unlink(missing_ok=True)
+        RunFolder(folder).ended.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{folder / NAME} cannot be removed: {error.strerror}") from error
+        raise UserError(f"{RunFolder(folder).ended} cannot be removed: {error.strerror}") from error

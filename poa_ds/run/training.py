@@ -36,8 +36,8 @@ from poa_ds.system import dist
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.stopping import Stopped
-from poa_ds.track import metrics_file
 from poa_ds.track.metrics_file import read_rows
 from poa_ds.track.tracker import Tracker
 from poa_kernels import dispatch
@@ -70,8 +70,7 @@ class Training:
         ds_config = ds_json.resolved(recipe, ds_file, dist.world_size(), source=source)
         self.numbers = derived.of(recipe, len(self.folder))
         self.schedules = derived.schedules(recipe, len(self.folder))
-        self.output = Path(recipe.output_dir)
-        self.bad_samples = self.output / bad_samples.NAME
+        self.output = RunFolder(Path(recipe.output_dir))
         trained = method(recipe)
         self.engine = Engine(trained.networks(), recipe.optimizer, ds_config)
         self.stepper = Stepper(recipe, self.engine, trained)
@@ -80,8 +79,10 @@ class Training:
         self.resumed = not dry_run and self._resume()
         if dist.is_main() and not dry_run:
             self._keep_recipe(ds_config)
-            ended.forget(self.output)
-            bad_samples.keep_through(self.bad_samples, self.state.step if self.resumed else -1)
+            ended.forget(self.output.path)
+            bad_samples.keep_through(
+                self.output.bad_samples, self.state.step if self.resumed else -1
+            )
         self.saver = None if dry_run else self._saver()
         self.tracker = self._start_tracker()
         self.curves = None if dry_run else self._curves()
@@ -167,12 +168,12 @@ class Training:
         reasons = dist.all_gather_objects(self.requests.wanted) if stopped else []
         if dist.is_main() and not self.dry_run:
             step, reason = self.state.step, next(filter(None, reasons), "")
-            ended.write(self.output, ended.Ended(number, step, reason))
+            ended.write(self.output.path, ended.Ended(number, step, reason))
             if stopped:
                 saved = f"saved at step {step:,}" if step else "before the first step"
                 tell(f"stopped by {reason}, {saved}; the same command continues")
             else:
-                tell(f"done: {step:,} steps; results in {self.output}")
+                tell(f"done: {step:,} steps; results in {self.output.path}")
         if stopped and self.tracker:
             self.tracker.close("KILLED", CLOSING_SECONDS)
         return number
@@ -209,24 +210,24 @@ class Training:
     def _keep_recipe(self, ds_config: dict) -> None:
         """Write what this run is into its folder."""
         try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            replace_text(self.output / "config.yaml", load.to_yaml(self.recipe))
-            replace_text(self.output / "deepspeed.json", json.dumps(ds_config, indent=1) + "\n")
+            self.output.path.mkdir(parents=True, exist_ok=True)
+            replace_text(self.output.recipe, load.to_yaml(self.recipe))
+            replace_text(self.output.deepspeed, json.dumps(ds_config, indent=1) + "\n")
             derived = json.dumps(asdict(self.numbers), indent=1)
-            replace_text(self.output / "derived.json", derived + "\n")
+            replace_text(self.output.derived, derived + "\n")
         except OSError as error:
-            raise UserError(f"output_dir {self.output}: {error.strerror}") from error
+            raise UserError(f"output_dir {self.output.path}: {error.strerror}") from error
 
     def _resume(self) -> bool:
         """Continue from the newest whole checkpoint of output_dir; False when there is none."""
-        root = self.output / "checkpoints"
+        root = self.output.checkpoints
         found, refused = checkpoint.find_together(root)
         for line in refused if dist.is_main() else ():
             say(f"not used: {line}")
         if found is None:
             if refused:
                 raise UserError(f"{root}: no checkpoint is whole; move the folder away to restart")
-            if dist.is_main() and (self.output / "metrics.jsonl").exists():
+            if dist.is_main() and self.output.metrics.exists():
                 tell(f"there is no checkpoint in {root} yet: begins at step 0 again")
             return False
         changed = continuing.changes(read_manifest(found)["recipe"], self.recipe)
@@ -249,7 +250,7 @@ class Training:
     def _saver(self) -> Saver:
         settings = self.recipe.checkpoint
         return Saver(
-            self.output / "checkpoints",
+            self.output.checkpoints,
             keep_last=settings.keep_last,
             keep_every_steps=self.numbers.keep_steps,
             background=settings.background,
@@ -264,7 +265,7 @@ class Training:
         count = self.engine.networks.backbone.parameter_count
         return Tracker.start(
             self.recipe,
-            output_dir=self.output,
+            output_dir=self.output.path,
             is_main=dist.is_main(),
             resumed_ids=self.state.tracking if self.resumed else None,
             first_step=self.state.step,
@@ -290,7 +291,7 @@ class Training:
             self.engine,
             self.tracker,
             warmup_steps=self.numbers.warmup_steps,
-            earlier=read_rows(self.output / metrics_file.NAME) if known else (),
+            earlier=read_rows(self.output.metrics) if known else (),
         )
 
     def _note_bad(self, result: StepResult, slots: list[Batch]) -> None:
@@ -298,14 +299,14 @@ class Training:
         self.state.skipped += not result.applied
         bad = [sample for batch in slots for sample in batch.bad]
         if bad and not self.dry_run:
-            bad_samples.append(self.bad_samples, self.state.step, bad)
+            bad_samples.append(self.output.bad_samples, self.state.step, bad)
         if result.finite:
             self.state.bad_steps = 0
             return
         self.state.bad_steps += 1
         if self.state.bad_steps < self.recipe.max_bad_steps:
             return
-        path = self.output / f"bad_step{self.state.step:08d}_rank{dist.rank():05d}.json"
+        path = self.output.bad_step(self.state.step, dist.rank())
         record = {
             "step": self.state.step,
             "sizes": [str(s) for s in result.sizes],

@@ -19,7 +19,6 @@ from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
 
 Row = dict[str, Any]
-NAME = "metrics.jsonl"
 PIXELS = "knn_floor/raw_pixels"
 _OF_A_SIZE = re.compile(r"(knn_\w+)/(w\d+_d[\d-]+)")
 

@@ -12,13 +12,12 @@ from typing import Any
 
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
-
-IDS = "mlflow.json"  # in the output directory: the runs' ids, before any checkpoint has them
+from poa_ds.system.run_folder import RunFolder
 
 
 def keep(folder: Path, ids: Mapping[str, Any]) -> None:
     """Write the ids into the run's folder."""
-    replace_text(folder / IDS, json.dumps(ids))
+    replace_text(RunFolder(folder).mlflow_ids, json.dumps(ids))
 
 
 def known(folder: Path, resumed: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def known(folder: Path, resumed: Mapping[str, Any] | None) -> dict[str, Any]:
 
     Those in the folder are newer than the checkpoint's, unless they are another run's.
     """
-    found = _read(folder / IDS) if resumed is not None else {}
+    found = _read(RunFolder(folder).mlflow_ids) if resumed is not None else {}
     ids = dict(resumed or {})
     if not ids or ids.get("key") == found.get("key", ""):
         ids = found

@@ -16,14 +16,13 @@ from typing import Any, Literal
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.console import say
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import plain
-from poa_ds.track import metrics_file
 from poa_ds.track import mlflow_ids as run_ids
 from poa_ds.track.logged_points import AllSteps, Known, LastSteps
 from poa_ds.track.metrics_file import rows_after, split_by_size, values_of
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-FILES = ("config.yaml", "deepspeed.json", "derived.json")  # of a run's folder, kept with the run
 RUN_TAG = "poa_run"  # has `key` of the ids: the run is found by it where the ids do not help
 
 # MLflow's limits for one log_batch call
@@ -69,7 +68,7 @@ def open_store(
     for name in ("mlflow", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     uri = uri or recipe.mlflow.uri
-    client = MlflowClient(uri or f"sqlite:///{folder}/mlflow.db")
+    client = MlflowClient(uri or f"sqlite:///{RunFolder(folder).mlflow_store}")
     return MlflowStore(client, entities, recipe, folder, uri=uri, ids=ids, sizes=sizes, mode=mode)
 
 
@@ -117,7 +116,7 @@ class MlflowStore:
 
     def fill(self) -> Iterator[int]:
         """Log what catch_up says; the number of points after every ROWS_AT_A_TIME rows."""
-        rows = rows_after(self._folder / metrics_file.NAME, self._offset)
+        rows = rows_after(RunFolder(self._folder).metrics, self._offset)
         while some := list(islice(rows, ROWS_AT_A_TIME)):
             points: dict[str, list] = {}
             for _, row in some:
@@ -177,13 +176,10 @@ class MlflowStore:
         log(self._ids["run"], str(path), folder or None)
 
     def missing_files(self) -> list[Path]:
-        """Those of FILES that the run's folder has and the store has not."""
-        there = self._artifacts("")
-        return [
-            p
-            for p in (self._folder / name for name in FILES)
-            if p.name not in there and p.is_file()
-        ]
+        """What the run is, as far as its folder has it and the store has not."""
+        there, folder = self._artifacts(""), RunFolder(self._folder)
+        files = (folder.recipe, folder.deepspeed, folder.derived)
+        return [path for path in files if path.name not in there and path.is_file()]
 
     def _artifacts(self, folder: str) -> set[str]:
         found = self._client.list_artifacts(self._ids["run"], folder or None)
@@ -203,7 +199,7 @@ class MlflowStore:
         local = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else ""
         folder = Path(local).resolve().parent if local else self._folder
         # a server decides for itself where it keeps files
-        place = None if uri and not local else (folder / "mlartifacts").as_uri()
+        place = None if uri and not local else RunFolder(folder).mlflow_artifacts.as_uri()
         return self._client.create_experiment(name, artifact_location=place)
 
     def _find(self) -> Any:
@@ -244,7 +240,7 @@ class MlflowStore:
 
     def _create(self, name: str, tags: Mapping[str, str]) -> Any:
         """A new run, begun when the first row was written (or now)."""
-        _, first = next(rows_after(self._folder / metrics_file.NAME), (0, None))
+        _, first = next(rows_after(RunFolder(self._folder).metrics), (0, None))
         start = round(1000 * first["time"]) if first else None
         return self._client.create_run(self.experiment, start, dict(tags), run_name=name)
 

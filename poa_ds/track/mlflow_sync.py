@@ -20,6 +20,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.progress import progress
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.track import metrics_file, mlflow_store
 from poa_ds.track import mlflow_ids as run_ids
 from poa_ds.track import tracker as tracking
@@ -60,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
     for name, value in mlflow_store.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     uri = args.uri or recipe.mlflow.uri
-    place = uri or f"sqlite:///{folder}/mlflow.db"
+    place = uri or f"sqlite:///{RunFolder(folder).mlflow_store}"
     ids = run_ids.known(folder, {})
-    if not (folder / run_ids.IDS).exists():  # a training that goes on writes it too
+    if not RunFolder(folder).mlflow_ids.exists():  # a training that goes on writes it too
         run_ids.keep(folder, ids)
     if uri != recipe.mlflow.uri:
         ids = {"key": ids["key"]}
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fill(store: MlflowStore, recipe: Recipe, folder: Path, rows: list[metrics_file.Row]) -> Added:
-    added, evaluations = Added(), results.read(folder / results.NAME)
+    added, evaluations = Added(), results.read(RunFolder(folder).knn)
     parts = ceil(len(rows) / mlflow_store.ROWS_AT_A_TIME)
     added.points = sum(progress(store.fill(), total=parts, label="metrics", unit="parts"))
     maps = list(_evaluations(rows))
@@ -114,14 +115,14 @@ def _evaluations(rows: list[metrics_file.Row]) -> Iterator[tuple[int, dict[Subne
 
 
 def _recipe(folder: Path) -> Recipe:
-    path = folder / "config.yaml"
+    path = RunFolder(folder).recipe
     if not path.is_file():
         raise UserError(f"{path} is absent: {folder} is no output directory of a run")
     return load.kept_recipe(path)
 
 
 def _rows(folder: Path) -> list[metrics_file.Row]:
-    path = folder / metrics_file.NAME
+    path = RunFolder(folder).metrics
     if not path.is_file():
         raise UserError(f"{path} is absent: {folder} is no output directory of a run")
     rows = metrics_file.read_rows(path)
@@ -143,5 +144,5 @@ def _sizes(recipe: Recipe) -> dict[Subnet, int]:
 
 def _is_complete(folder: Path, rows: list[Any]) -> bool:
     """Whether the run has come to its last step; one that has not may still go on."""
-    path = folder / "derived.json"
+    path = RunFolder(folder).derived
     return path.is_file() and rows[-1]["step"] >= json.loads(path.read_text())["steps"]

@@ -18,7 +18,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system.background import Background
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
-from poa_ds.track import metrics_file
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.track import mlflow_ids as run_ids
 from poa_ds.track.metrics_file import Floors, MetricsFile, Row, knn_values, read_rows, values_of
 from poa_ds.track.mlflow_store import ENVIRONMENT, IMPORTING, MlflowStore, Status, open_store
@@ -60,7 +60,7 @@ class Tracker:
         resumed = resumed_ids is not None
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
-            path = output_dir / metrics_file.NAME
+            path = RunFolder(output_dir).metrics
             metrics = MetricsFile(path, keep_through=first_step if resumed else None)
             ids = {} if recipe.tracking == "none" else run_ids.known(output_dir, resumed_ids)
             if ids:
@@ -84,7 +84,7 @@ class Tracker:
             "MLflow",
             lambda: open_store(recipe, folder, self._ids, sizes, mode=mode),
             is_final=_is_final,
-            advice=f"training goes on, every metric is in {self._folder / metrics_file.NAME}",
+            advice=f"training goes on, every metric is in {RunFolder(self._folder).metrics}",
         )
         self._background.submit(MlflowStore.catch_up)
         self._background.submit(_keep_files)
@@ -143,7 +143,7 @@ class Tracker:
             try:
                 self._metrics.close()
             except OSError as error:
-                say(f"{metrics_file.NAME} lacks its last rows: {error}")
+                say(f"metrics.jsonl lacks its last rows: {error}")
         if self._background:
             self._background.submit(lambda store: store.close(status))
             undone = self._background.close(timeout_seconds)
@@ -166,7 +166,7 @@ class Tracker:
             self._unwritable(error)
             return True
         if self._broken:
-            say(f"{metrics_file.NAME} is written again, and complete")
+            say("metrics.jsonl is written again, and complete")
             self._broken = False
         fresh = bool(values_of(row))
         if fresh and self._background:
@@ -177,7 +177,7 @@ class Tracker:
         """A full disk must not end a run that can still save."""
         if not self._broken:
             advice = "its rows wait in memory until it can"
-            say(f"{metrics_file.NAME} cannot be written, {advice}: {error}")
+            say(f"metrics.jsonl cannot be written, {advice}: {error}")
         self._broken = True
 
     def _finite(self, values: Mapping[str, float]) -> dict[str, float]:

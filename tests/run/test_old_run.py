@@ -16,6 +16,7 @@ from poa_ds import cli, train
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.evaluate import results
 from poa_ds.run import exit_status
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.track.metrics_file import read_rows
 from tests.distributed.programs.launch import PATIENCE_SECONDS, environment, fork, free_port
 
@@ -41,7 +42,7 @@ def test_its_teacher_has_the_accuracies_of_then(
 ) -> None:
     places = [word for name in ("bank", "queries") for word in (f"--{name}", str(shards(name)))]
     assert cli.main(["eval", "knn", str(run), *places, "--floors"]) == 0
-    *_, then, now = results.read(run / results.NAME)
+    *_, then, now = results.read(RunFolder(run).knn)
     assert now.protocol == then.protocol and now.step == then.step == 8
     for size, accuracies in then.knn.items():  # 20 queries; another processor may turn one of them
         assert now.knn[size] == pytest.approx(accuracies, abs=100 / 20)
@@ -81,7 +82,7 @@ def test_it_continues_with_the_losses_of_then(run: Path, ranks: int, stage: int)
         wanted = {name: value for name, value in values.items() if not name.startswith("knn")}
         found = {name: now[step].get(name) for name in wanted}
         assert found == pytest.approx(wanted, rel=tolerance), step
-    evaluated = results.read(run / results.NAME)
+    evaluated = results.read(RunFolder(run).knn)
     assert [row.step for row in evaluated] == [0, 4, 8, 12]
     assert evaluated[-1].raw_pixels == evaluated[0].raw_pixels
     assert (run / "teacher" / "latest").read_text() == "step00000012\n"

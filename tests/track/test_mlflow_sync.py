@@ -15,6 +15,7 @@ from poa_ds.evaluate import results
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import load
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.track.metrics_file import Floors
 from poa_ds.track.tracker import Tracker
 from tests.support.mlflow_runs import PATIENCE_SECONDS, Recorded, recorded, steps
@@ -67,7 +68,7 @@ def evaluate(tracker: Tracker, folder: Path, step: int) -> None:
     images = {"images": 9, "of": 9}
     protocol = {"bank": images, "queries": images, "crop": 32, "resize": 32, "precision": "fp32"}
     row = results.Evaluation.of(step, protocol, top1, raw_pixels={20: 27.0, 10: 26.0})
-    results.append(folder / results.NAME, row)
+    results.append(RunFolder(folder).knn, row)
     floors = Floors(27.0, {SMALL: 41.0, LARGE: 42.0})
     tracker.log_knn(step, top1, floors, protocol, table=results.table(row))
 

@@ -1,0 +1,36 @@
+"""The names of everything that a run keeps below its output_dir."""
+
+from pathlib import Path
+
+TEACHERS = "teacher"
+
+
+class RunFolder:
+    """Paths, whether there is anything or not; the module that writes each knows its content."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "config.yaml"  # resolved
+        self.deepspeed = path / "deepspeed.json"  # resolved
+        self.derived = path / "derived.json"  # what the recipe amounts to: steps, rates, ...
+        self.metrics = path / "metrics.jsonl"
+        self.knn = path / "knn.jsonl"
+        self.bad_samples = path / "bad_samples.jsonl"
+        self.ended = path / "ended.json"
+        self.checkpoints = path / "checkpoints"  # step00000300/, ..., latest
+        self.teachers = path / TEACHERS  # step00000300/, ..., latest
+        self.mlflow_ids = path / "mlflow.json"
+        self.mlflow_store = path / "mlflow.db"  # where the recipe names no other
+        self.mlflow_artifacts = path / "mlartifacts"
+
+    @classmethod
+    def around(cls, teacher: Path) -> "RunFolder":
+        """The run of a teacher's folder; that folder itself where it stands alone."""
+        return cls(teacher.parent.parent if teacher.parent.name == TEACHERS else teacher)
+
+    def teacher(self, step: int) -> Path:
+        return self.teachers / f"step{step:08d}"
+
+    def bad_step(self, step: int, rank: int) -> Path:
+        """What a rank's last step was, of too many in a row whose numbers were not finite."""
+        return self.path / f"bad_step{step:08d}_rank{rank:05d}.json"
