@@ -8,13 +8,21 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 # one file is one worker's, which shares what its tests set up; a worker that crashes ends them all
 TWO := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help setup demo test test-slow test-all lint clean from-nothing
+# what other processors make of the same sums: no AVX-512, no AVX2, another maker's MKL
+PROCESSORS := ONEDNN_MAX_CPU_ISA=AVX2,ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default \
+	MKL_CBWR=COMPATIBLE
+# the tests that compare steps of two programs, or of several ranks with one process
+STEPS := tests/distributed/test_stages.py tests/distributed/test_backbones_ranks.py \
+	tests/distributed/test_launchers.py tests/distributed/test_knn_ranks.py tests/evaluate/test_knn.py \
+	tests/engine tests/model tests/methods tests/bench/test_step.py tests/kernels/test_step.py
+
+.PHONY: help setup demo test test-slow test-processors test-all lint clean from-nothing
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo      pre-train on photographs that are in the box, k-NN of every size, extract one'
 	@echo 'make test      the tests'
-	@echo 'make test-all  the slow tests and the linter too'
+	@echo 'make test-all  the slow tests, those for other processors and the linter too'
 	@echo 'make lint      ruff check and format check'
 	@echo 'make clean     remove .venv and caches; runs/ stays'
 	@echo 'Another interpreter: make demo PYTHON=python3.12. Arguments of the demo: ARGS="--seed 1"'
@@ -30,7 +38,11 @@ test: $(READY)
 test-slow: $(READY)
 	@$(PYTEST) $(TWO) -m slow
 
-test-all: test test-slow lint
+test-processors: $(READY)
+	@set -e; for settings in $(PROCESSORS); do echo "$$settings"; \
+		env $$(echo $$settings | tr , ' ') $(PYTEST) $(TWO) $(STEPS); done
+
+test-all: test test-slow test-processors lint
 
 lint: $(READY)
 	@$(BIN)/ruff check .

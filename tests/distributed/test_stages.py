@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.programs.launch import launch
+from tests.support.same_run import assert_same_run
 
 WORKER = "tests.distributed.programs.worker"
 STAGES = (1, 2, 3)
@@ -27,21 +28,27 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     return launch(WORKER, 2, out, stages=list(STAGES), steps=[0, 3], save=5), out
 
 
-def assert_close(records: list[dict], wanted: list[dict], tolerance: float) -> None:
-    for got, expected in zip(records, wanted, strict=True):
-        assert got["sizes"] == expected["sizes"]
-        for key in ("terms", "norms"):
-            for name, value in expected[key].items():
-                assert got[key][name] == pytest.approx(value, rel=tolerance, abs=1e-9), name
-        assert got["teacher"] == pytest.approx(expected["teacher"], abs=tolerance)
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_equal_one_process(reference: tuple, two_ranks: tuple, stage: int) -> None:
     wanted, got = reference[0]["0"], two_ranks[0][str(stage)]
     assert len(set(wanted[0]["sizes"])) > 1  # ranks train different sizes in the same step
-    assert_close(got[:1], wanted[:1], 1e-6)
-    assert_close(got, wanted, 5e-6)
+    assert_same_run(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"schedule__momentum": 0.9 * 1.01},
+        {"optimizer__beta1": 0.9 * 1.01},
+        {"schedule__weight_decay": 0.04 * 1.01, "schedule__weight_decay_end": 0.4 * 1.01},
+    ],
+)
+def test_one_per_cent_of_error_in_the_optimizer_is_noticed(
+    reference: tuple, mistake: dict, tmp_path: Path
+) -> None:
+    wrong = launch(WORKER, 1, tmp_path, stages=[0], steps=[0, 3], recipe=mistake)["0"]
+    with pytest.raises(AssertionError, match=r"weights|terms|norms"):
+        assert_same_run(wrong, reference[0]["0"])
 
 
 def test_a_run_moves_and_ibot_starts_at_its_step(reference: tuple) -> None:
@@ -58,7 +65,7 @@ def test_a_checkpoint_loads_on_other_ranks_and_stages(
     source = two_ranks[1] / f"stage{stage}"
     got = launch(WORKER, 1, tmp_path, stages=[0, 3], steps=[3, 5], load=[str(source)])
     for records in got.values():
-        assert_close(records, two_ranks[0][f"{stage}+"], 1e-5)
+        assert_same_run(records, two_ranks[0][f"{stage}+"])
 
 
 def test_checkpoints_load_on_two_ranks_and_resume_bit_for_bit_on_the_same(
@@ -67,11 +74,10 @@ def test_checkpoints_load_on_two_ranks_and_resume_bit_for_bit_on_the_same(
     sources = [str(reference[1] / "stage0"), str(two_ranks[1] / "stage2")]
     got = launch(WORKER, 2, tmp_path, stages=[2, 3], steps=[3, 5], load=sources)
     for name, records in got.items():
-        tolerance = 0.0 if name.startswith("2<") and name.endswith("stage2") else 1e-5
-        if tolerance:
-            assert_close(records, two_ranks[0]["2+"], tolerance)
-        else:
+        if name.startswith("2<") and name.endswith("stage2"):
             assert records == two_ranks[0]["2+"]  # every number, to the last bit
+        else:
+            assert_same_run(records, two_ranks[0]["2+"])
 
 
 def test_centering_own_ibot_heads_and_activation_checkpointing_on_two_ranks(
@@ -86,7 +92,7 @@ def test_centering_own_ibot_heads_and_activation_checkpointing_on_two_ranks(
     one = launch(WORKER, 1, tmp_path / "one", stages=[0], steps=[0, 4], recipe=plain)["0"]
     two = launch(WORKER, 2, tmp_path / "two", stages=[2, 3], steps=[0, 4], recipe=recipe)
     for records in two.values():
-        assert_close(records, one, 5e-6)
+        assert_same_run(records, one)
 
 
 @pytest.mark.parametrize("world", [1, 2])

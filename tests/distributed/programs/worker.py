@@ -23,6 +23,7 @@ from poa_ds.recipe import derived, ds_json, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.run.step import Stepper
 from poa_ds.system import dist
+from tests.support.same_run import sample
 
 IMAGES, SLOTS = 4, 4
 
@@ -107,7 +108,7 @@ class Run:
             "finite": result.finite,
             "applied": result.applied,
             "sizes": [str(s) for r in dist.all_gather_objects(result.sizes) for s in r],
-            "teacher": self.fingerprint(),
+            **self.weights(at),
         }
 
     def save(self, root: Path, at: int) -> None:
@@ -140,14 +141,18 @@ class Run:
                 found[f"{name}|{key}"] = zlib.crc32(values, found.get(f"{name}|{key}", 0))
         return found
 
-    def fingerprint(self) -> list[float]:
-        """A few numbers that any change of the teacher's fp32 weights moves."""
-        rows = []
-        for name, tensor in sorted(self.engine.teacher.consolidated().items()):
-            x = tensor.double().flatten() * torch.linspace(1, 2, tensor.numel()).double()
-            rows.append((x.sum() / x.abs().sum().clamp_min(1e-12)).item())
-            assert name.startswith(("backbone.", "heads.", "ibot_heads."))
-        return rows
+    def weights(self, at: int) -> dict:
+        """The teacher's fp32 weights: a checksum and a sample; and what may have moved them."""
+        whole = self.engine.teacher.consolidated()
+        assert all(name.startswith(("backbone.", "heads.", "ibot_heads.")) for name in whole)
+        checksum = 0
+        for _, tensor in sorted(whole.items()):
+            checksum = zlib.crc32(tensor.contiguous().numpy(), checksum)
+        return {
+            "teacher": checksum,
+            "sample": sample(whole, self.recipe.backbone.head_dim),
+            "learning_rates": sum(self.schedules.at(step).lr for step in range(at + 1)),
+        }
 
 
 def _poisoned(batch: Batch) -> Batch:
