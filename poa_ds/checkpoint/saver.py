@@ -126,7 +126,7 @@ class Saver:
             if wait:
                 self._job.wait()
             busy = torch.tensor([float(not self._job.done)], device=self._device)
-            if dist.all_sum(busy).item():  # somewhere
+            if dist.on_host(dist.all_sum(busy))[0]:  # somewhere
                 return
             outcomes = dist.all_gather_objects((self._job.result, self._job.error))
             errors = [f"rank {i}: {error}" for i, (_, error) in enumerate(outcomes) if error]

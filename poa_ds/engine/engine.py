@@ -178,7 +178,7 @@ class Engine:
         for group in self.shards.zero.param_groups:
             limit, norm = self.limits[group["module"]], norms[names.index(group["module"])]
             group["clip_coefficient"] = (limit / (norm + 1e-6)).clamp(max=1.0) if limit else None
-        *measured, bad, stops = [*norms.tolist(), *sums[-2:].tolist()]
+        *measured, bad, stops = dist.on_host(torch.cat((norms, sums[-2:])))
         # a scaled fp16 gradient may overflow: DeepSpeed lowers the scale and skips the step
         all_finite = bad == 0 and (self._fp16 or all(map(math.isfinite, measured)))
         return dict(zip(names, measured, strict=True)), all_finite, stops > 0

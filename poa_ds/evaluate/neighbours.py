@@ -149,7 +149,9 @@ def accuracies(
     members, k = bank_labels.to(device), sorted(set(k))
     most = min(k[-1], len(members))
     width = max([x.shape[1] for x in (*bank.features[:1], *queries[:1])], default=0)
-    width = int(dist.all_max(torch.tensor(width, device=device)))  # a rank may have no rows
+    width = dist.on_host(
+        dist.all_max(torch.tensor(width, device=device))
+    )  # a rank may have no rows
     right = torch.zeros(len(k), dtype=torch.int64, device=device)
     for turn in range(deal.rounds):
         span = deal.span(turn, dist.rank())
@@ -158,7 +160,7 @@ def accuracies(
         scores = vote(similarity, members[numbers], classes, temperature, k)
         truth = query_labels[span.start : span.stop].to(device)
         right += torch.stack([(s.argmax(1) == truth).sum() for s in scores.values()])
-    counts = dist.all_sum(right).tolist()
+    counts = dist.on_host(dist.all_sum(right))
     return {n: 100 * count / deal.rows for n, count in zip(k, counts, strict=True)}
 
 

@@ -64,7 +64,7 @@ class Journal:
     ) -> dict[str, float]:
         means = result.means()
         costs = sum(map(self._space.cost, result.sizes))
-        cost = dist.all_sum(torch.tensor(costs, device=self._engine.device)).item()
+        cost = dist.on_host(dist.all_sum(torch.tensor(costs, device=self._engine.device)))
         row = {
             **{name: means[name] for name in result.health},
             **{f"loss/{name}": means[name] for name in result.terms},

@@ -41,7 +41,7 @@ class StepResult:
         values = self.terms | self.health
         names = list(values)
         means = dist.all_sum(torch.stack([values[n].float() for n in names]))
-        return dict(zip(names, (means / dist.world_size()).tolist(), strict=True))
+        return dict(zip(names, dist.on_host(means / dist.world_size()), strict=True))
 
 
 class Stepper:

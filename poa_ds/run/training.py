@@ -31,7 +31,7 @@ from poa_ds.run.clock import Clock
 from poa_ds.run.evaluations import Curves
 from poa_ds.run.journal import Journal
 from poa_ds.run.step import Stepper, StepResult
-from poa_ds.run.watchdog import Watchdog
+from poa_ds.run.watchdog import NCCL_SECONDS, Watchdog
 from poa_ds.system import dist
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UserError
@@ -65,6 +65,8 @@ class Training:
         device = engine.pick_device()
         checks.check_precision(recipe, device)
         self.operators = _select_kernels(recipe, device)
+        if device == "cuda":
+            watchdog.most_seconds = NCCL_SECONDS
         engine.start_processes(device)
         environment.say_differences()
         ds_config = ds_json.resolved(recipe, ds_file, dist.world_size(), source=source)
@@ -89,6 +91,7 @@ class Training:
 
     def run(self) -> int:
         """All steps that are left; the exit status, STOPPED where all ranks agreed to stop."""
+        self.watchdog.beat("the first step", slow=True)
         state, numbers = self.state, self.numbers
         last = DRY_STEPS if self.dry_run else numbers.steps
         clock = Clock(self.recipe.batch.slots * self.recipe.batch.images_per_slot)

@@ -9,23 +9,28 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from poa_ds.run import exit_status as ended
-from poa_ds.run.faults import leave, name
+from poa_ds.run.faults import LOST_PAUSE_SECONDS, leave, name
 from poa_ds.system.console import say
+from poa_ds.system.presence import Presence
+from poa_ds.system.rendezvous import complete_environment
 from poa_ds.system.stopping import Requests
 
 LOOK_SECONDS = 0.5
 # set-up, the first step, the start of an evaluation and a checkpoint take longer than a step
 SLOW_SECONDS = 600.0
+NCCL_SECONDS = 540.0  # after 600 NCCL ends a rank itself, and names none of the others
 STOP_SECONDS = 120.0  # from a request to the end of the step
 ROLL_CALL_SECONDS = 5.0  # the watchdogs of the ranks notice the same fault within this time
 ASKING_SECONDS = 30.0  # a roll call and an import on a busy machine
 NAMED = 8  # ranks that one message names
 WAITS = "waits for other ranks"
-COLLECTIVES = ("torch/distributed", "deepspeed/comm")
+# NCCL's collectives return at once: a rank waits where it reads what they give, in dist.on_host
+COLLECTIVES = ("torch/distributed", "deepspeed/comm", "poa_ds/system/dist.py")
+SET_UP = "set-up"
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,9 @@ class Watchdog:
     def __init__(self, requests: Requests, timeout_seconds: float) -> None:
         self.requests = requests
         self._timeout_seconds = timeout_seconds or math.inf
-        self.beat("set-up", slow=True)
+        self.most_seconds = math.inf  # whatever the recipe says: NCCL_SECONDS where that is used
+        self._presence = Presence(complete_environment(os.environ))
+        self.beat(SET_UP, slow=True)
         self._watches = True
         # a daemon: the process ends without asking it
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -58,6 +65,8 @@ class Watchdog:
         slow: it may take SLOW_SECONDS in any case. details: more to say about it, if need be.
         """
         allowed_seconds = max(self._timeout_seconds, SLOW_SECONDS if slow else 0.0)
+        if math.isfinite(self._timeout_seconds):
+            allowed_seconds = min(allowed_seconds, self.most_seconds)
         self._phase = Phase(doing, details, allowed_seconds, slow)
 
     def rest(self) -> None:
@@ -75,9 +84,21 @@ class Watchdog:
             if number:
                 say(f"poa_ds.train: {name()} ends at once, without saving: asked a second time")
                 leave(ended.of_signal(number))
+            if self._phase.doing == SET_UP and (gone := self._presence.gone()):
+                self._follow(gone[0])
             if _is_late(self._phase, self.requests.wanted_since):
                 self._give_up(self._phase)
             time.sleep(LOOK_SECONDS)
+
+    def _follow(self, gone: int) -> None:
+        """End as another rank of this machine did, which nothing else tells before the first step.
+
+        Not before it: one that has the same fault to tell, or the launcher, may be quicker.
+        """
+        time.sleep(LOST_PAUSE_SECONDS)
+        if self._watches and self._phase.doing == SET_UP:
+            say(f"poa_ds.train: {name()}: rank {gone} ended during {SET_UP}, see its message")
+            leave(ended.LOST)
 
     def _give_up(self, phase: Phase) -> None:
         """Say what this rank and the others are doing, and end it."""
@@ -129,10 +150,28 @@ def _about_others(answers: Mapping[int, str] | None) -> list[str]:
     """Lines about the ranks that explain the silence. None: the store of rank 0 is silent."""
     if answers is None:
         return ["rank 0 does not answer: its process is stopped, or its host cut off"]
+    lines = (
+        [f"do not wait for others: {_by_doing(answers)}"] if set(answers.values()) - {WAITS} else []
+    )
     silent = [rank for rank in range(int(os.environ.get("WORLD_SIZE", "1"))) if rank not in answers]
-    busy = [f"rank {rank}: {doing}" for rank, doing in sorted(answers.items()) if doing != WAITS]
-    lines = [f"do not wait for others: {'; '.join(busy[:NAMED])}"] if busy else []
     if silent:
-        ranks = ", ".join(map(str, silent[:NAMED])) + (", ..." if len(silent) > NAMED else "")
-        lines.append(f"no answer from rank {ranks}: stopped processes, or a host that is cut off")
+        lines.append(
+            f"no answer from {_ranks(silent)}: stopped processes, a host that is cut off, or not "
+            "there yet"
+        )
     return lines
+
+
+def _by_doing(answers: Mapping[int, str]) -> str:
+    """`rank 38: waiting for images; ranks 0, 1, ...: training`: what few ranks do comes first."""
+    by_doing: dict[str, list[int]] = {}
+    for rank, doing in sorted(answers.items()):
+        if doing != WAITS:
+            by_doing.setdefault(doing, []).append(rank)
+    groups = sorted(by_doing.items(), key=lambda group: len(group[1]))
+    return "; ".join(f"{_ranks(ranks)}: {doing}" for doing, ranks in groups[:NAMED])
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:NAMED])) + (", ..." if len(ranks) > NAMED else "")
+    return f"rank{'s' * (len(ranks) > 1)} {shown}"

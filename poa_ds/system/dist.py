@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from typing import Any
 
 import torch
 import torch.distributed
@@ -43,11 +44,19 @@ def all_max(x: Tensor) -> Tensor:
     return largest
 
 
+def on_host(x: Tensor) -> Any:
+    """The numbers of x, nested as its dimensions are, where x is what a collective gave.
+
+    NCCL's return at once: here a rank waits for the others, and the watchdog knows this place.
+    """
+    return x.tolist()
+
+
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     """Whether the flag is up on any rank: the same answer everywhere."""
     if world_size() == 1:
         return flag
-    return bool(all_max(torch.tensor(float(flag), device=device)).item())
+    return bool(on_host(all_max(torch.tensor(float(flag), device=device))))
 
 
 def all_gather_objects(value: object) -> list:
@@ -76,9 +85,13 @@ def barrier() -> None:
 def roll_call(answer: str, seconds: float) -> dict[int, str] | None:
     """What each rank has answered after some seconds; None where rank 0's store is silent.
 
-    For a run that hangs: a connection of its own to the store of the rendezvous, no collective.
+    For a run that hangs, during set-up too: a connection of its own to the store of the
+    rendezvous, no collective.
     """
-    if world_size() == 1:
+    rank, world = (
+        int(os.environ.get(name, one)) for name, one in (("RANK", "0"), ("WORLD_SIZE", "1"))
+    )
+    if world == 1:
         return {0: answer}
     found: list[dict[int, str]] = []
 
@@ -86,9 +99,9 @@ def roll_call(answer: str, seconds: float) -> dict[int, str] | None:
         place = "poa_ds/roll_call/{}".format
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = torch.distributed.TCPStore(address, port, is_master=False)
-        store.set(place(rank()), answer)
+        store.set(place(rank), answer)
         time.sleep(seconds)
-        there = [r for r in range(world_size()) if store.check([place(r)])]
+        there = [r for r in range(world) if store.check([place(r)])]
         found.append({r: store.get(place(r)).decode() for r in there})
 
     # a thread: no time-out of the store ends the wait for a server whose process is stopped

@@ -100,6 +100,31 @@ def test_a_second_signal_ends_a_rank_at_once_although_it_waits_for_others(
     assert not (tmp_path / "checkpoints" / "latest").exists()
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    "moment", ["it is there", pytest.param("torch is there", marks=pytest.mark.slow)]
+)
+def test_a_rank_that_is_killed_during_set_up_is_missed_in_seconds(
+    victim: int, moment: str, shards: Path, tmp_path: Path
+) -> None:
+    with ranks(arguments(shards, tmp_path), tmp_path) as job:
+        process = psutil.Process(job.processes[victim].pid)
+        signs = {
+            "it is there": lambda: any(
+                c.laddr.startswith("@poa_ds") for c in process.net_connections("unix")
+            ),
+            "torch is there": lambda: any("libtorch_cpu" in m.path for m in process.memory_maps()),
+        }
+        while not signs[moment]():
+            time.sleep(0.01)
+        time.sleep(1.0)  # the other has seen it
+        job.signal(signal.SIGKILL, victim)
+        began = time.monotonic()
+        assert job.processes[1 - victim].wait(timeout=120) == ended.LOST
+        assert time.monotonic() - began < 60  # a busy machine
+        assert f"rank {victim} ended during set-up, see its message" in job.said(1 - victim)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("held", [0, 1])
 def test_a_rank_that_hangs_is_noticed_in_time_and_named(
