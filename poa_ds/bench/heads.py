@@ -22,7 +22,6 @@ from poa_ds.methods import targets
 from poa_ds.methods.terms import Matching
 from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank
-from poa_ds.model.shape import shape
 from poa_ds.recipe import checks, derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
@@ -106,7 +105,7 @@ def _work(recipe: Recipe, device: str) -> Callable[[], torch.Tensor]:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     place = {"dtype": dtype[recipe.precision], "device": device}
     heads, space = recipe.heads, derived.space(recipe)
-    dim = shape(recipe).features(space.intact)
+    dim = derived.shape(recipe).features(space.intact)
 
     def bank() -> Branch:
         made = HeadBank(dim, heads.prototypes, hidden=heads.hidden, bottleneck=heads.bottleneck)
@@ -118,7 +117,7 @@ def _work(recipe: Recipe, device: str) -> Callable[[], torch.Tensor]:
     batch = Job(recipe, {}, None, device).batches(0)[0]
     views, masked = 2 * batch.size + len(batch.local_crops), len(batch.mask_indices)
     middle = space.subnets()[len(space.subnets()) // 2]
-    widths = (dim, shape(recipe).features(middle))
+    widths = (dim, derived.shape(recipe).features(middle))
     cls = [torch.randn(views, n, **place).requires_grad_() for n in widths]
     patches = [torch.randn(masked, n, **place).requires_grad_() for n in widths]
     shown = torch.randn(2 * batch.size, dim, **place), torch.randn(masked, dim, **place)

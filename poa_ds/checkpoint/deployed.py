@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from poa_ds.model.backbone import ElasticBackbone
-from poa_ds.model.build import backbone
 from poa_ds.recipe import load
+from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text, whole_folder

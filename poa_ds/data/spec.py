@@ -5,7 +5,7 @@ from typing import Literal
 
 from poa_ds.data.image.photometric import PhotometricSpec
 from poa_ds.data.image.views import CropSpec
-from poa_ds.model.shape import shape
+from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 
 OnError = Literal["raise", "replace"]
@@ -54,7 +54,7 @@ def batch_spec(recipe: Recipe) -> BatchSpec:
         ),
         photometric=photometric_spec(recipe),
         masks=MaskSpec(
-            shape(recipe).grid(crops.global_size),
+            derived.shape(recipe).grid(crops.global_size),
             recipe.masks.probability,
             recipe.masks.ratio,
         ),

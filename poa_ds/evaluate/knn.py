@@ -23,9 +23,9 @@ from poa_ds.data.store.index import ShardFolder
 from poa_ds.evaluate import results
 from poa_ds.evaluate.knn_protocol import Comparison, Progress
 from poa_ds.model.backbone import ElasticBackbone
-from poa_ds.model.build import backbone
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import checks
+from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Evaluation, Recipe
 from poa_ds.system import dist, rendezvous
 from poa_ds.system.errors import UsageError

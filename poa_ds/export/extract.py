@@ -13,10 +13,9 @@ from torch import Tensor
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.export.folder import RECIPE, WEIGHTS, Export, Style, check_images, usage
-from poa_ds.export.forms import form
+from poa_ds.model import form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
-from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
 
 BEFORE_SCALE = {"ls1": "attn.proj", "ls2": "mlp.fc2"}  # the layer that each LayerScale follows
@@ -31,7 +30,7 @@ def extract(
     final norm is part of it, the mask token is not. Swin: the names of plain/swin.py; ResNet:
     torchvision's, with group norms in the places of the batch norms.
     """
-    return form(model).extract(model, subnet, dtype)
+    return form.of(model.kind).extract(model, subnet, dtype)
 
 
 def fold_layer_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -81,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     model, recipe, step = load_teacher(args.run, args.step)
     source = str(find_teacher(args.run, args.step))
     subnets = model.space.select(args.size)
-    styles = {subnet: _style(recipe, subnet, args.format) for subnet in subnets}
+    styles = {subnet: _style(model, subnet, args.format) for subnet in subnets}
     if args.images and not args.check:
         raise UsageError(f"--images {args.images}: they are for --check, which is not given")
     images, what = check_images(recipe, args.images) if args.check else (None, "")
@@ -99,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _style(recipe: Recipe, subnet: Subnet, asked: Style | None) -> Style:
+def _style(model: ElasticBackbone, subnet: Subnet, asked: Style | None) -> Style:
     """The asked format, or the best one. UsageError where timm cannot express the size."""
-    why = form(recipe).not_timm(recipe, subnet)
+    why = form.of(model.kind).not_timm(model.shape, subnet)
     if asked == "timm" and why:
         raise UsageError(
             f"--format timm: timm cannot express {subnet} exactly ({why}):"

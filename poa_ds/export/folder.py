@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.export import onnx_file
-from poa_ds.export.forms import form
+from poa_ds.model import form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
@@ -69,15 +69,15 @@ class Export:
         return difference
 
     def _fill(self, folder: Path, subnet: Subnet, state: Mapping[str, Tensor]) -> None:
-        found = form(self.recipe)
-        name, arguments = found.arguments(self.recipe, subnet, state)
+        found = form.of(self.model.kind)
+        name, arguments = found.arguments(self.model.shape, subnet, state)
         weights = folder / WEIGHTS[self.style]
         if self.style == "onnx":
             network = build(found.module, arguments, state)
             onnx_file.write(network, found.feature, weights, self.recipe.crops.global_size)
         else:
             if self.style == "timm":
-                name, arguments, state = found.timm(self.recipe, subnet, state)
+                name, arguments, state = found.timm(self.model.shape, subnet, state)
             else:
                 (folder / MODULE).write_text(Path(found.module.__file__).read_text())
             save_file(dict(state), weights, metadata={"format": "pt"})
@@ -87,7 +87,7 @@ class Export:
     def _about(self, subnet: Subnet, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """config.json; its timm part is what `local-dir:` and `hf_hub:` read."""
         evaluation, side = self.recipe.evaluation, self.recipe.crops.global_size
-        found = form(self.recipe)
+        found = form.of(self.model.kind)
         preprocessing = {
             "input_size": [3, side, side],
             "fixed_input_size": found.fixed_size,
@@ -165,7 +165,7 @@ def check(folder: Path, model: ElasticBackbone, subnet: Subnet, images: Tensor) 
     images: normalised float (B, 3, S, S) of the training resolution.
     """
     wanted, network = model(images, subnet), reload(folder)
-    tokens = form(model).tokens(network.forward_features(images))
+    tokens = form.of(model.kind).tokens(network.forward_features(images))
     feature = network(images)  # what users call: the class feature alone
     return max((wanted - tokens).abs().max().item(), (wanted[:, 0] - feature).abs().max().item())
 
@@ -204,7 +204,7 @@ def usage(
         run = ('feature, features = model.run(None, {"images": images})',)
     lines = (
         f"# images: normalised float32 (B, 3, {side}, {side})",
-        f"# feature (B, {width}); features: {form(model).features}",
+        f"# feature (B, {width}); features: {form.of(model.kind).features}",
         f"model = {load[style]}",
         *run,
     )

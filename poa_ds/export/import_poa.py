@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from poa_ds.checkpoint.deployed import differences, find_teacher, write_teacher
-from poa_ds.export.forms import form
-from poa_ds.model.build import backbone
+from poa_ds.model import form
 from poa_ds.model.heads import HeadBank
 from poa_ds.model.layers import head_major, third_major
 from poa_ds.model.vit.names import from_poa_backbone, to_timm
 from poa_ds.recipe import derived, load
+from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
 
@@ -105,7 +105,9 @@ def from_poa_teacher(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, T
             f"attention of width {len(qkv[0]) // 3} does not divide into heads of "
             f"backbone.head_dim {head_dim}: {_described(state)}"
         )
-    named_ours = form(recipe).from_published(parts["backbone"], recipe)
+    named_ours = form.of(recipe.backbone.name).from_published(
+        parts["backbone"], derived.shape(recipe)
+    )
     ours = {f"backbone.{name}": tensor for name, tensor in named_ours.items()}
     for theirs, prefix in (("dino_head", "heads"), ("ibot_head", "ibot_heads")):
         ours |= {f"{prefix}.{n}": t for n, t in from_poa_heads(parts[theirs]).items()}

@@ -13,12 +13,11 @@ from poa_ds.methods import health, targets
 from poa_ds.methods.method import State
 from poa_ds.methods.targets import Assignments
 from poa_ds.methods.terms import slot_terms
-from poa_ds.model import build as backbones
 from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank, PrototypeHead
-from poa_ds.model.shape import shape
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.recipe import derived
+from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
 
@@ -47,12 +46,12 @@ class Poa:
 
     def _branch(self) -> Branch:
         own = self._heads() if self.recipe.heads.separate_ibot else None
-        return Branch(backbones.backbone(self.recipe), self._heads(), own)
+        return Branch(backbone(self.recipe), self._heads(), own)
 
     def _heads(self) -> HeadBank:
         options = self.recipe.heads
         return HeadBank(
-            shape(self.recipe).features(self.space.intact),
+            derived.shape(self.recipe).features(self.space.intact),
             options.prototypes,
             hidden=options.hidden,
             bottleneck=options.bottleneck,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from poa_ds.model.layers import Packing
+from poa_ds.model.options import Backbone
 from poa_ds.model.shape import Shape
 from poa_ds.model.space import ElasticSpace, Subnet
 
@@ -34,6 +35,11 @@ class ElasticBackbone(nn.Module):
         super().__init__()
         self.space, self.shape, self.patch_size = space, shape, shape.patch_size
         self.activation_checkpointing = activation_checkpointing
+
+    @classmethod
+    def of(cls, options: Backbone, image_size: int, space: ElasticSpace) -> "ElasticBackbone":
+        """The backbone that a recipe's options describe."""
+        raise NotImplementedError  # each backbone's own
 
     @property
     def decay_depth(self) -> int:

@@ -6,8 +6,8 @@ in the saved.py of its folder, and tests compare the sums with what autograd rea
 
 from dataclasses import dataclass, field
 
+from poa_ds.model.options import Backbone
 from poa_ds.model.space import Subnet
-from poa_ds.recipe.tree import Backbone
 
 FLOAT = 4  # bytes of statistics in every precision
 ROW_NUMBER = 8  # int64

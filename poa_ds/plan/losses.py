@@ -1,8 +1,8 @@
 """What heads and losses of one slot take in memory, kept for the backward pass and in passing."""
 
 from poa_ds.model.saved import FLOAT, Named
-from poa_ds.model.shape import shape
 from poa_ds.plan.students import Students
+from poa_ds.recipe import derived
 from poa_kernels.prototype_ce_chunks import LARGE
 
 CHUNKS = 5  # matrices of the size of a chunk that its losses need at once
@@ -12,7 +12,7 @@ def saved(students: Students) -> Named:
     """Bytes that heads and losses of all students keep of the slot, over all heads."""
     recipe, b = students.recipe, students.bytes_per_number
     heads, count = recipe.heads, len(recipe.heads.prototypes)
-    features = sum(shape(recipe).features(subnet) for subnet in students.subnets)
+    features = sum(derived.shape(recipe).features(subnet) for subnet in students.subnets)
     rows = students.cls_rows + students.patch_rows
     banks = 2 if heads.separate_ibot and students.masked else 1
     return {

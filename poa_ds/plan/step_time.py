@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from poa_ds.model.shape import shape
 from poa_ds.model.space import Policy
 from poa_ds.plan.constants import GENERAL, GIB, GPUS, Gpu
 from poa_ds.plan.losses import by_rows
@@ -73,7 +72,7 @@ class Work:
 def work(recipe: Recipe) -> Work:
     """What one slot of the recipe computes, iBOT included."""
     intact = derived.space(recipe).intact
-    students, form = Students(recipe, (intact, intact), most_masked(recipe)), shape(recipe)
+    students, form = Students(recipe, (intact, intact), most_masked(recipe)), derived.shape(recipe)
     images, heads = recipe.batch.images_per_slot, recipe.heads
     # forward, and twice as much in the backward pass; activation checkpointing repeats the forward
     passes = 4 if recipe.backbone.activation_checkpointing else 3

@@ -3,16 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from poa_ds.model.resnet import saved as resnet
+from poa_ds.model import architectures
 from poa_ds.model.saved import FLOAT, Saved, Streams
-from poa_ds.model.shape import shape
 from poa_ds.model.space import Subnet
-from poa_ds.model.swin import saved as swin
-from poa_ds.model.vit import saved as vit
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
-
-ARCHITECTURES = {"vit": vit, "swin": swin, "resnet": resnet}
 
 
 @dataclass(frozen=True)
@@ -56,19 +51,20 @@ class Students:
 
     def saved(self) -> Saved:
         """What all backbones keep of the slot."""
-        return ARCHITECTURES[self.recipe.backbone.name].saved(self.streams)
+        return architectures.part(self.recipe.backbone.name, "saved").saved(self.streams)
 
     def computed_share(self, sequences: int) -> float:
         """Share of the sequences that residual branches run on."""
         options = self.recipe.backbone
-        return ARCHITECTURES[options.name].computed(options, sequences) / sequences
+        counted = architectures.part(options.name, "saved").computed(options, sequences)
+        return counted / sequences
 
 
 def most_masked(recipe: Recipe) -> int:
     """The most masked patches that a slot can have; 0 without iBOT."""
     if not recipe.objective.ibot:
         return 0
-    patches = shape(recipe).grid(recipe.crops.global_size) ** 2
+    patches = derived.shape(recipe).grid(recipe.crops.global_size) ** 2
     count = int(2 * recipe.batch.images_per_slot * recipe.masks.probability)
     low, high = recipe.masks.ratio
     return sum(int(patches * (low + (high - low) * (i + 1) / count)) for i in range(count))

@@ -6,10 +6,10 @@ The range of a single value is part of its type (tree.py).
 from collections.abc import Iterator
 from math import isclose
 
-from poa_ds.model.shape import SHAPES, bare_space, shape, values
-from poa_ds.recipe.derived import peak_lr, space
-from poa_ds.recipe.methods import METHODS
-from poa_ds.recipe.tree import Range, Recipe
+from poa_ds.model import shape as shapes
+from poa_ds.model.options import Range
+from poa_ds.recipe import derived
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
 
 # of MLflow 3; plain folders and file: are not written any more
@@ -33,7 +33,7 @@ def _refuse(problems: list[str]) -> None:
 
 def _contradictions(recipe: Recipe) -> Iterator[str]:
     yield from [*_space(recipe)] or [*_names(recipe)] or [*_evaluation(recipe)]
-    for part in (_method, _crops, _schedule, _mlflow, _data, _checkpoint):
+    for part in (_crops, _schedule, _mlflow, _data, _checkpoint):
         yield from part(recipe)
 
 
@@ -76,7 +76,7 @@ def _range(key: str, numbers: Range) -> Iterator[str]:
     if numbers.max < numbers.min:
         yield f"{key}.max {numbers.max} is below {key}.min {numbers.min}"
     elif (numbers.max - numbers.min) % numbers.step:
-        reached = values(numbers)[-1]
+        reached = shapes.values(numbers)[-1]
         yield (
             f"{key}.step {numbers.step} does not lead from {numbers.min} to {numbers.max}:"
             f" {key}.max may be {reached} or {reached + numbers.step}"
@@ -86,11 +86,11 @@ def _range(key: str, numbers: Range) -> Iterator[str]:
 def _space(recipe: Recipe) -> Iterator[str]:
     backbone = recipe.backbone
     ranges = [*_range("backbone.width", backbone.width), *_range("backbone.depth", backbone.depth)]
-    yield from ranges or SHAPES[backbone.name].problems(backbone)
+    yield from ranges or shapes.kind(backbone).problems(backbone)
 
 
 def _names(recipe: Recipe) -> Iterator[str]:
-    sizes = bare_space(recipe)
+    sizes = derived.bare_space(recipe)
     for name, size in recipe.backbone.names.items():
         if name == "all" or "," in name:
             yield f"backbone.names.{name}: a name has no comma and is not `all` (every size)"
@@ -108,7 +108,7 @@ def _crops(recipe: Recipe) -> Iterator[str]:
     for key, size in sizes.items():
         unit, name = patch, f"backbone.patch_size {patch}"
         if key == "crops.global_size":
-            unit, name = shape(recipe).multiple()
+            unit, name = derived.shape(recipe).multiple()
         if size % unit:
             near = max(unit, size // unit * unit)
             yield f"{key} {size} is not a multiple of {name}: {near} or {near + unit} would be"
@@ -133,11 +133,6 @@ def _crops(recipe: Recipe) -> Iterator[str]:
         yield "batch.images_per_slot 1: objective.koleo compares the images of a slot, it needs 2"
 
 
-def _method(recipe: Recipe) -> Iterator[str]:
-    if recipe.objective.method not in METHODS:
-        yield f"objective.method {recipe.objective.method!r} is not one of {', '.join(METHODS)}"
-
-
 def _schedule(recipe: Recipe) -> Iterator[str]:
     schedule = recipe.schedule
     if schedule.warmup_epochs > schedule.epochs:
@@ -150,7 +145,7 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
 def _directions(recipe: Recipe) -> Iterator[str]:
     """Schedules that run the wrong way; every one may be constant."""
     schedule, batch = recipe.schedule, recipe.batch
-    peak = peak_lr(recipe)
+    peak = derived.peak_lr(recipe)
     if peak < schedule.min_lr:
         yield (
             f"schedule.base_lr {schedule.base_lr:g} is below schedule.min_lr {schedule.min_lr:g}"
@@ -219,7 +214,7 @@ def _data(recipe: Recipe) -> Iterator[str]:
 def _evaluation(recipe: Recipe) -> Iterator[str]:
     evaluation = recipe.evaluation
     try:
-        space(recipe).select(evaluation.sizes)
+        derived.space(recipe).select(evaluation.sizes)
     except UsageError as error:
         yield f"evaluation.sizes: {error}, or all"
     if evaluation.report_k not in evaluation.k:

@@ -1,9 +1,10 @@
 """Numbers that follow from a recipe and its data set: computed here, written nowhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 from poa_ds.model import shape as shapes
+from poa_ds.model.shape import Shape
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.recipe.schedules import Schedules
 from poa_ds.recipe.tree import Recipe
@@ -33,9 +34,23 @@ class Derived:
 
 def space(recipe: Recipe) -> ElasticSpace:
     """The sizes of the recipe's backbone. UsageError: a name stands for no size of it."""
-    bare = shapes.bare_space(recipe)
-    names = {name: bare.parse(size) for name, size in recipe.backbone.names.items()}
-    return shapes.costed_space(recipe, names)
+    bare, options = bare_space(recipe), recipe.backbone
+    names = {name: bare.parse(size) for name, size in options.names.items()}
+    costs = shape(recipe).costs(bare, recipe.crops.global_size)
+    return replace(bare, names=names, costs=costs)
+
+
+def bare_space(recipe: Recipe) -> ElasticSpace:
+    """The sizes without their names and costs."""
+    options = recipe.backbone
+    depths, width_bias = shapes.kind(options).axes(options)
+    widths = shapes.values(options.width)
+    return ElasticSpace(widths, depths, options.small_bias, width_bias=width_bias)
+
+
+def shape(recipe: Recipe) -> Shape:
+    """The numbers of the recipe's backbone."""
+    return shapes.of(recipe.backbone, recipe.crops.global_size)
 
 
 def peak_lr(recipe: Recipe) -> float:

@@ -13,8 +13,8 @@ from poa_ds.engine.engine import Engine
 from poa_ds.evaluate import knn as evaluate
 from poa_ds.evaluate import results
 from poa_ds.evaluate.knn_protocol import Comparison
-from poa_ds.model.build import backbone
 from poa_ds.recipe import derived
+from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.derived import Derived
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import dist

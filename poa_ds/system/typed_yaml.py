@@ -38,6 +38,26 @@ class Bounds:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """The allowed texts: the keys of a table, those included that join it later."""
+
+    table: Mapping[str, object]
+
+    def __contains__(self, text: str) -> bool:
+        return text in self.table
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.table)}"
+
+
+Count = Annotated[int, Bounds(1)]
+CountOrNone = Annotated[int, Bounds(0)]
+Positive = Annotated[float, Bounds(0, open_low=True)]
+NotNegative = Annotated[float, Bounds(0)]
+Share = Annotated[float, Bounds(0, 1)]
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars: 5e-4 is a number, `on` is text, 12:30 is not a number; no key twice."""
 

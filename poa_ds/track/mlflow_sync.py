@@ -135,7 +135,7 @@ def _sizes(recipe: Recipe) -> dict[Subnet, int]:
     """Every size with its parameters."""
     import torch  # seconds; `--help` does without
 
-    from poa_ds.model.build import backbone
+    from poa_ds.recipe.backbone import backbone
 
     with torch.device("meta"):
         model = backbone(recipe)

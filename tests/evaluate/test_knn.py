@@ -28,9 +28,9 @@ from poa_ds.evaluate.neighbours import (
     spread,
     vote,
 )
-from poa_ds.model import build as backbones
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, load
+from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
 from tests.conftest import shared
@@ -55,7 +55,7 @@ def published() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["photos", "photos_swin", "photos_resnet"])
 def test_autocast_gives_nearly_the_same_features(name: str) -> None:
     recipe = load.recipe(RECIPE.with_name(f"{name}.yaml"), [])
-    model, images = backbones.backbone(recipe), torch.randn(4, 3, 32, 32)
+    model, images = backbone(recipe), torch.randn(4, 3, 32, 32)
     space = derived.space(recipe)
     for subnet in (space.smallest, space.intact):
         exact = evaluate.features(model, images, subnet)

@@ -11,9 +11,9 @@ import torch
 from poa_ds import cli
 from poa_ds.checkpoint.deployed import load_teacher, publish
 from poa_ds.evaluate import knn as evaluate
-from poa_ds.export import forms
 from poa_ds.export.extract import extract
 from poa_ds.export.folder import Export, reload
+from poa_ds.model import form
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import load
 from poa_ds.recipe.tree import Recipe
@@ -135,25 +135,10 @@ def test_all_of_the_published_model_sizes_extract_exactly_in_float64() -> None:
         (published_resnet(torch.float64), torch.randn(2, 3, 48, 48).double()),
     ):
         model.requires_grad_(False)
-        found = forms.form(model)
-        options = {"width": {"min": 8, "max": model.space.intact.width, "step": 4}}
-        stages = [[1, d] for d in model.shape.stages]
-        if model.kind == "swin":
-            options |= {"head_dim": 8, "width": {"min": 8, "max": 24, "step": 8}}
-            stages = [[2, 2], [2, 2], [2, 6], [2, 2]]
-        else:
-            stages[0], stages[3], options["norm_groups"] = [1, 1], [1, 1], 4
-        recipe = load.from_dict(
-            {
-                "backbone": {"name": model.kind, "patch_size": 4, "stages": stages, **options},
-                "evaluation": {"sizes": ["all"]},
-            }
-        )
+        found = form.of(model.kind)
         for subnet in model.space.subnets():
             state = extract(model, subnet, torch.float64)
-            _, arguments = found.arguments(recipe, subnet, state)
-            if model.kind == "resnet":
-                arguments["stem"] = 12  # this golden model's own
+            _, arguments = found.arguments(model.shape, subnet, state)
             plain = found.module.Network(**arguments).double()
             plain.load_state_dict(state, strict=True)
             with torch.no_grad():
@@ -180,7 +165,7 @@ def test_windows_that_need_padding_are_exact_in_the_module_and_refused_for_timm(
 ) -> None:
     recipe = made("swin", tmp_path / "run", window=5)
     model, subnet = evaluate.random_weights(recipe), Subnet(32, 4)
-    assert "do not divide into windows" in forms.form(recipe).not_timm(recipe, subnet)
+    assert "do not divide into windows" in form.of(model.kind).not_timm(model.shape, subnet)
     export = Export(model, recipe, 7, "here", "state-dict")
     images = torch.randn(2, 3, 64, 64)
     assert export.write(subnet, extract(model, subnet), tmp_path / "out", images) < 1e-4

@@ -13,14 +13,12 @@ from poa_ds.engine import optim
 from poa_ds.export.import_poa import from_poa_backbone, from_poa_heads
 from poa_ds.methods import targets
 from poa_ds.methods.terms import slot_terms
-from poa_ds.model import shape as shapes
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank
 from poa_ds.model.layers import third_major
 from poa_ds.model.resnet import names as resnet_names
 from poa_ds.model.resnet.network import ElasticResNet
-from poa_ds.model.shape import ResNetShape, SwinShape
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin import names as swin_names
 from poa_ds.model.swin.network import ElasticSwin, position_major
@@ -34,7 +32,7 @@ STEPS = {
     "swin": (
         "ibot_w8_d2",
         lambda: ElasticSwin(
-            ElasticSpace((8, 16), (2, 3), 2.0), SwinShape(16, (1, 1, 3, 1), 4, 8, 7, 4)
+            ElasticSpace((8, 16), (2, 3), 2.0), stages=(1, 1, 3, 1), image_size=64, head_dim=8
         ),
         lambda state: swin_names.from_published(state, (1, 1, 3, 1), 8),
     ),
@@ -42,7 +40,8 @@ STEPS = {
         "ibot_small",
         lambda: ElasticResNet(
             ElasticSpace((8, 12, 16), ((1, 1, 1, 1), (1, 1, 2, 1), (1, 2, 1, 1), (1, 2, 2, 1))),
-            ResNetShape(16, (1, 2, 2, 1), norm_groups=4, stem=8),
+            image_size=64,
+            norm_groups=4,
         ),
         lambda state: resnet_names.from_published(state, (1, 2, 2, 1)),
     ),
@@ -173,12 +172,12 @@ def test_sizes_menus_blocks_and_draws_are_the_published_ones(
             width = found.get("patch_width", found["width"] if kind == "resnet" else None)
             depth = found.get("s3_depth", found.get("depths"))
             assert space.parse(name) == subnet_of(width, depth)
-            assert shapes.shape(recipe).features(space.parse(name)) == found["feat_dim"]
+            assert derived.shape(recipe).features(space.parse(name)) == found["feat_dim"]
 
 
 def test_blocks_of_every_depth_are_the_published_ones() -> None:
     recipes_of = published("07_networks")["recipes"]
-    swin, resnet = (shapes.shape(recipe_of(kind)) for kind in ("swin", "resnet"))
+    swin, resnet = (derived.shape(recipe_of(kind)) for kind in ("swin", "resnet"))
     for depth, kept in recipes_of["swin"]["block_idx_stage3"].items():
         got = swin.members(Subnet(96, int(depth)))
         assert got == [0, 1, 2, 3, *[4 + block for block in kept], 22, 23]
@@ -215,7 +214,7 @@ def test_factors_and_decay_are_the_published_parameter_groups(
 
 @pytest.mark.parametrize("kind", RECIPES)
 def test_the_published_sizes_have_the_published_number_of_parameters(kind: str) -> None:
-    from poa_ds.model.build import backbone
+    from poa_ds.recipe.backbone import backbone
 
     recipe = recipe_of(kind)
     with torch.device("meta"):
@@ -244,7 +243,7 @@ SHALLOW = {
 @pytest.mark.parametrize("kind", SHALLOW)
 def test_weights_start_as_the_published_ones_do(kind: str) -> None:
     """Of the first block of every stage: mean, spread and range of each tensor."""
-    from poa_ds.model.build import backbone
+    from poa_ds.recipe.backbone import backbone
 
     changes, names = SHALLOW[kind]
     torch.manual_seed(0)
@@ -267,7 +266,7 @@ def test_weights_start_as_the_published_ones_do(kind: str) -> None:
 @pytest.mark.parametrize("kind", RECIPES)
 def test_balanced_draws_go_by_counted_work_and_use_every_entry_once(kind: str) -> None:
     recipe = recipe_of(kind)
-    space, shape = derived.space(recipe), shapes.shape(recipe)
+    space, shape = derived.space(recipe), derived.shape(recipe)
     assert space.cost(space.intact) == 1
     relative = shape.flops(space.smallest, 224) / shape.flops(space.intact, 224)
     assert space.cost(space.smallest) == pytest.approx(relative)
@@ -353,7 +352,7 @@ def test_the_imagenet_recipes_are_the_published_ones(name: str, kind: str) -> No
 @pytest.mark.parametrize("kind", RECIPES)
 def test_the_sizes_of_a_run_are_listed_within_a_budget(kind: str) -> None:
     from poa_ds.evaluate import sizes
-    from poa_ds.model.build import backbone
+    from poa_ds.recipe.backbone import backbone
 
     recipe = recipe_of(kind)
     with torch.device("meta"):

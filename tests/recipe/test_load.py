@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from poa_ds.model.options import Range
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import checks, derived, load
-from poa_ds.recipe.tree import Range, Recipe
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
 from poa_ds.system.typed_yaml import leaves
 from tests.conftest import shared

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from poa_ds.model import build as backbones
-from poa_ds.model import shape as shapes
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.recipe import derived
+from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
 
 
@@ -195,7 +194,7 @@ class OneAtATime(nn.Module):
 
     def __init__(self, recipe: Recipe, space: ElasticSpace) -> None:
         super().__init__()
-        whole = backbones.backbone(recipe)
+        whole = backbone(recipe)
         self.embed, self.blocks = whole.embed, whole.blocks
         if hasattr(whole, "norm"):
             self.norm = whole.norm
@@ -261,7 +260,7 @@ class HeadBank(nn.ModuleList):
 
     def __init__(self, recipe: Recipe) -> None:
         options = recipe.heads
-        dim = shapes.shape(recipe).features(derived.space(recipe).intact)
+        dim = derived.shape(recipe).features(derived.space(recipe).intact)
         shape = (options.hidden, options.bottleneck, options.layers)
         super().__init__(Head(dim, k, *shape) for k in options.prototypes)
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from poa_ds.model.backbone import pooled
 from poa_ds.model.resnet import plain as plain
 from poa_ds.model.resnet.network import ElasticResNet
-from poa_ds.model.shape import shape
+from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.space import Subnet
-from poa_ds.recipe.tree import Recipe
 
 PUBLISHED_STEM, PUBLISHED_GROUPS = 64, 32  # all that timm's ResNet with group norms can have
 
@@ -57,8 +56,8 @@ class ResNetForm:
     note = "the feature is the mean of the last map"
 
     @staticmethod
-    def from_published(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
-        return from_published(state, shape(recipe).stages)
+    def from_published(state: Mapping[str, Tensor], shape: ResNetShape) -> dict[str, Tensor]:
+        return from_published(state, shape.stages)
 
     @staticmethod
     def extract(model: ElasticResNet, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -91,27 +90,25 @@ class ResNetForm:
 
     @staticmethod
     def arguments(
-        recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
+        shape: ResNetShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:
-        found = shape(recipe)
         return "resnet", {
             "width": subnet.width,
-            "outer": 2 * found.widest,
-            "stem": found.stem,
+            "outer": 2 * shape.widest,
+            "stem": shape.stem,
             "layers": list(subnet.depth),
-            "groups": found.norm_groups,
+            "groups": shape.norm_groups,
         }
 
     @staticmethod
-    def not_timm(recipe: Recipe, subnet: Subnet) -> str:
-        found = shape(recipe)
-        if (found.stem, found.norm_groups) != (PUBLISHED_STEM, PUBLISHED_GROUPS):
+    def not_timm(shape: ResNetShape, subnet: Subnet) -> str:
+        if (shape.stem, shape.norm_groups) != (PUBLISHED_STEM, PUBLISHED_GROUPS):
             return f"timm's has a stem of {PUBLISHED_STEM} and {PUBLISHED_GROUPS} groups per norm"
         return ""
 
     @classmethod
     def timm(
-        cls, recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
+        cls, shape: ResNetShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
         arguments = {"layers": list(subnet.depth), "base_width": subnet.width}
         return "resnet50_gn", arguments, dict(state)
@@ -123,3 +120,6 @@ class ResNetForm:
     @staticmethod
     def tokens(features: Tensor) -> Tensor:
         return pooled(features.permute(0, 2, 3, 1))
+
+
+FORM = ResNetForm()

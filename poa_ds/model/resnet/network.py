@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from poa_ds.model.backbone import ElasticBackbone, Streams, enlarge, pooled
 from poa_ds.model.layers import Packing
-from poa_ds.model.shape import ResNetShape
+from poa_ds.model.options import Backbone
+from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.space import ElasticSpace, Subnet
 
 
@@ -113,10 +114,23 @@ class ElasticResNet(ElasticBackbone):
     kind = "resnet"
 
     def __init__(
-        self, space: ElasticSpace, shape: ResNetShape, *, activation_checkpointing: bool = False
+        self,
+        space: ElasticSpace,
+        *,
+        image_size: int,
+        norm_groups: int = 32,
+        stem: int | None = None,
+        activation_checkpointing: bool = False,
     ) -> None:
+        shape = ResNetShape(
+            widest=space.intact.width,
+            stages=space.intact.stages,
+            image_size=image_size,
+            norm_groups=norm_groups,
+            stem=stem or space.intact.width // 2,
+        )
         super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
-        groups, inputs = shape.norm_groups, shape.stem
+        groups, inputs = norm_groups, shape.stem
         self.embed = Stem(inputs, groups)
         self.blocks = nn.ModuleList()
         for stage, depth in enumerate(shape.stages):
@@ -129,6 +143,15 @@ class ElasticResNet(ElasticBackbone):
                 inputs = outputs
         # block -> its inner width / that of stage 1
         self.growth = [2**stage for stage, d in enumerate(shape.stages) for _ in range(d)]
+
+    @classmethod
+    def of(cls, options: Backbone, image_size: int, space: ElasticSpace) -> "ElasticResNet":
+        return cls(
+            space,
+            image_size=image_size,
+            norm_groups=options.norm_groups,
+            activation_checkpointing=options.activation_checkpointing,
+        )
 
     @property
     def decay_depth(self) -> int:
@@ -161,3 +184,6 @@ class ElasticResNet(ElasticBackbone):
         return Packing(
             tuple((len(images), (images.shape[-1] // self.patch_size) ** 2) for images in crops)
         )
+
+
+NETWORK = ElasticResNet

@@ -1,8 +1,9 @@
 """What a ResNet keeps in memory between forward and backward."""
 
+from poa_ds.model.options import Backbone
+from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.saved import ROW_NUMBER, Named, Saved, SavedBlock, Streams, added
-from poa_ds.model.shape import ResNetShape, map_sides
-from poa_ds.recipe.tree import Backbone
+from poa_ds.model.shape import map_sides
 
 
 def computed(options: Backbone, sequences: int) -> float:

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from poa_ds.model.backbone import pooled
 from poa_ds.model.layers import head_major, third_major
-from poa_ds.model.shape import SwinShape, shape
 from poa_ds.model.space import Subnet
 from poa_ds.model.swin import plain as plain
 from poa_ds.model.swin.network import ElasticSwin, channel_major, position_major
-from poa_ds.recipe.tree import Recipe
+from poa_ds.model.swin.shape import SwinShape
 
 _PARTS = (
     (r"^mask_token$", "embed.mask_token"),
@@ -75,10 +74,10 @@ def _cut(name: str, tensor: Tensor, *, whole: int, width: int) -> Tensor:
     return tensor[: size(len(tensor))]
 
 
-def _shifts(found: SwinShape, subnet: Subnet) -> list[list[bool]]:
+def _shifts(shape: SwinShape, subnet: Subnet) -> list[list[bool]]:
     """For each stage, of each kept block, whether its windows are shifted."""
-    kept, rows, first = found.members(subnet), [], 0
-    for physical in found.stages:
+    kept, rows, first = shape.members(subnet), [], 0
+    for physical in shape.stages:
         own = [block - first for block in kept if first <= block < first + physical]
         rows.append([block % 2 == 1 for block in own])
         first += physical
@@ -95,9 +94,8 @@ class SwinForm:
     note = "with timm, only there; the feature is the mean token of the last map"
 
     @staticmethod
-    def from_published(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
-        found = shape(recipe)
-        return from_published(state, found.stages, found.head_dim)
+    def from_published(state: Mapping[str, Tensor], shape: SwinShape) -> dict[str, Tensor]:
+        return from_published(state, shape.stages, shape.head_dim)
 
     @staticmethod
     def extract(model: ElasticSwin, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -135,37 +133,35 @@ class SwinForm:
 
     @staticmethod
     def arguments(
-        recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
+        shape: SwinShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:
-        found = shape(recipe)
         return "swin", {
             "width": subnet.width,
-            "projected": found.widest,
-            "shifted": _shifts(found, subnet),
-            "patch_size": found.patch_size,
-            "head_dim": found.head_dim,
-            "window": found.window,
-            "mlp_ratio": found.mlp_ratio,
+            "projected": shape.widest,
+            "shifted": _shifts(shape, subnet),
+            "patch_size": shape.patch_size,
+            "head_dim": shape.head_dim,
+            "window": shape.window,
+            "mlp_ratio": shape.mlp_ratio,
         }
 
     @staticmethod
-    def not_timm(recipe: Recipe, subnet: Subnet) -> str:
-        found = shape(recipe)
-        if subnet.width != found.widest:
-            return f"its patches are normalised over {found.widest} channels, not {subnet.width}"
-        if any(row != [i % 2 == 1 for i in range(len(row))] for row in _shifts(found, subnet)):
+    def not_timm(shape: SwinShape, subnet: Subnet) -> str:
+        if subnet.width != shape.widest:
+            return f"its patches are normalised over {shape.widest} channels, not {subnet.width}"
+        if any(row != [i % 2 == 1 for i in range(len(row))] for row in _shifts(shape, subnet)):
             return "its blocks do not shift their windows in turns"
-        sides = [found.grid(recipe.crops.global_size) // 2 * 2**i for i in range(4)]
-        if any(side % found.window for side in sides):  # timm rolls before it pads
+        sides = [shape.grid(shape.image_size) // 2 * 2**i for i in range(4)]
+        if any(side % shape.window for side in sides):  # timm rolls before it pads
             return f"its maps of {sides[-1]} to {sides[0]} rows do not divide into windows"
         return ""
 
     @classmethod
     def timm(
-        cls, recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
+        cls, shape: SwinShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-        found, theirs = shape(recipe), {}
-        depths = found.depths(subnet)
+        theirs: dict[str, Tensor] = {}
+        depths = shape.depths(subnet)
         starts = [sum(depths[:i]) + max(i - 1, 0) for i in range(4)]  # of the plain layers
         for name, tensor in state.items():
             if match := re.match(r"layers\.(\d+)\.(.+)", name):
@@ -183,13 +179,13 @@ class SwinForm:
         return (
             "swin_base_patch4_window7_224",
             {
-                "img_size": recipe.crops.global_size,
-                "patch_size": found.patch_size,
+                "img_size": shape.image_size,
+                "patch_size": shape.patch_size,
                 "embed_dim": subnet.width,
                 "depths": list(depths),
-                "num_heads": [subnet.width * 2**i // found.head_dim for i in range(4)],
-                "window_size": found.window,
-                "mlp_ratio": found.mlp_ratio,
+                "num_heads": [subnet.width * 2**i // shape.head_dim for i in range(4)],
+                "window_size": shape.window,
+                "mlp_ratio": shape.mlp_ratio,
                 "always_partition": True,
                 "strict_img_size": False,
             },
@@ -203,3 +199,6 @@ class SwinForm:
     @staticmethod
     def tokens(features: Tensor) -> Tensor:
         return pooled(features)
+
+
+FORM = SwinForm()

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from poa_ds.model.backbone import ElasticBackbone, enlarge, pooled
 from poa_ds.model.layers import ElasticLayerNorm, ElasticLinear, Mlp, Packing
-from poa_ds.model.shape import SwinShape
+from poa_ds.model.options import Backbone
+from poa_ds.model.shape import Stages
 from poa_ds.model.space import ElasticSpace, Subnet
+from poa_ds.model.swin.shape import SwinShape
 
 EPS = 1e-5  # of all norms; source: the published class default
 APART = -100.0  # added to the logits of tokens that the shift brought together; published
@@ -267,24 +269,55 @@ class ElasticSwin(ElasticBackbone):
     kind = "swin"
 
     def __init__(
-        self, space: ElasticSpace, shape: SwinShape, *, activation_checkpointing: bool = False
+        self,
+        space: ElasticSpace,
+        *,
+        stages: Stages,
+        image_size: int,
+        patch_size: int = 4,
+        head_dim: int = 16,
+        window: int = 7,
+        mlp_ratio: int = 4,
+        activation_checkpointing: bool = False,
     ) -> None:
+        dim = space.intact.width
+        shape = SwinShape(
+            widest=dim,
+            stages=stages,
+            image_size=image_size,
+            patch_size=patch_size,
+            head_dim=head_dim,
+            window=window,
+            mlp_ratio=mlp_ratio,
+        )
         super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
-        dim, half = space.intact.width, shape.window // 2
-        self.embed = Embed(dim, shape.patch_size)
+        self.embed = Embed(dim, patch_size)
         self.blocks = nn.ModuleList(
             SwinBlock(
                 dim * 2**stage,
-                shape.head_dim,
-                shape.window,
-                shape.mlp_ratio,
-                shift=half if block % 2 else 0,
+                head_dim,
+                window,
+                mlp_ratio,
+                shift=window // 2 if block % 2 else 0,
                 merges=stage > 0 and block == 0,
             )
-            for stage, depth in enumerate(shape.stages)
+            for stage, depth in enumerate(stages)
             for block in range(depth)
         )
         self.norm = ElasticLayerNorm(8 * dim, EPS)
+
+    @classmethod
+    def of(cls, options: Backbone, image_size: int, space: ElasticSpace) -> "ElasticSwin":
+        return cls(
+            space,
+            stages=tuple(most for _, most in options.stages),
+            image_size=image_size,
+            patch_size=options.patch_size,
+            head_dim=options.head_dim,
+            window=options.window,
+            mlp_ratio=options.mlp_ratio,
+            activation_checkpointing=options.activation_checkpointing,
+        )
 
     def members(self, subnet: Subnet) -> list[int]:
         return self.shape.members(subnet)
@@ -345,3 +378,6 @@ class ElasticSwin(ElasticBackbone):
         return Packing(
             tuple((len(images), (images.shape[-1] // self.patch_size) ** 2) for images in crops)
         )
+
+
+NETWORK = ElasticSwin

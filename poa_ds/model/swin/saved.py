@@ -1,8 +1,9 @@
 """What a Swin keeps in memory between forward and backward."""
 
+from poa_ds.model.options import Backbone
 from poa_ds.model.saved import FLOAT, Named, Saved, SavedBlock, Streams, added
-from poa_ds.model.shape import SwinShape, map_sides
-from poa_ds.recipe.tree import Backbone
+from poa_ds.model.shape import map_sides
+from poa_ds.model.swin.shape import SwinShape
 
 
 def computed(options: Backbone, sequences: int) -> float:

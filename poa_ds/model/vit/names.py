@@ -15,7 +15,7 @@ from poa_ds.model.layers import head_major, third_major
 from poa_ds.model.space import Subnet
 from poa_ds.model.vit import plain as plain
 from poa_ds.model.vit.network import ElasticViT
-from poa_ds.recipe.tree import Recipe
+from poa_ds.model.vit.shape import VitShape
 
 ARCHITECTURE = "vit_small_patch16_224"  # of timm; model_args override every number of it
 # (published pattern, ours): longest first where one contains another
@@ -69,8 +69,8 @@ class VitForm:
     )
 
     @staticmethod
-    def from_published(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
-        return from_poa_backbone(state, recipe.backbone.head_dim)
+    def from_published(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
+        return from_poa_backbone(state, shape.head_dim)
 
     @staticmethod
     def extract(model: ElasticViT, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -100,28 +100,27 @@ class VitForm:
 
     @staticmethod
     def arguments(
-        recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
+        shape: VitShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:
-        options = recipe.backbone
         layer_scale = any(name.endswith(".gamma") for name in state)
         return ARCHITECTURE, {
-            "img_size": recipe.crops.global_size,
-            "patch_size": options.patch_size,
+            "img_size": shape.image_size,
+            "patch_size": shape.patch_size,
             "embed_dim": subnet.width,
             "depth": subnet.depth,
-            "num_heads": subnet.width // options.head_dim,
-            "mlp_ratio": options.mlp_ratio,
-            "init_values": options.layer_scale if layer_scale else None,
+            "num_heads": subnet.width // shape.head_dim,
+            "mlp_ratio": shape.mlp_ratio,
+            "init_values": shape.layer_scale if layer_scale else None,
         }
 
     @classmethod
     def timm(
-        cls, recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
+        cls, shape: VitShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-        return *cls.arguments(recipe, subnet, state), dict(state)
+        return *cls.arguments(shape, subnet, state), dict(state)
 
     @staticmethod
-    def not_timm(recipe: Recipe, subnet: Subnet) -> str:
+    def not_timm(shape: VitShape, subnet: Subnet) -> str:
         return ""
 
     @staticmethod
@@ -131,3 +130,6 @@ class VitForm:
     @staticmethod
     def tokens(features: Tensor) -> Tensor:
         return features
+
+
+FORM = VitForm()

@@ -17,8 +17,9 @@ from poa_ds.model.layers import (
     keep_sequences,
     on_device,
 )
-from poa_ds.model.shape import VitShape
+from poa_ds.model.options import Backbone
 from poa_ds.model.space import ElasticSpace, Subnet
+from poa_ds.model.vit.shape import VitShape
 
 
 class Embed(nn.Module):
@@ -78,7 +79,15 @@ class ElasticViT(ElasticBackbone):
         activation_checkpointing: bool = False,
     ) -> None:
         dim, depth = space.intact.width, space.intact.depth
-        shape = VitShape(dim, depth, image_size, patch_size, mlp_ratio)
+        shape = VitShape(
+            widest=dim,
+            deepest=depth,
+            image_size=image_size,
+            patch_size=patch_size,
+            head_dim=head_dim,
+            mlp_ratio=mlp_ratio,
+            layer_scale=layer_scale,
+        )
         super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
         self.head_dim = head_dim
         self.embed = Embed(dim, image_size, patch_size)
@@ -89,6 +98,19 @@ class ElasticViT(ElasticBackbone):
         initialise(list(self.modules()), init)
         nn.init.trunc_normal_(self.embed.pos_embed, std=0.02)
         nn.init.normal_(self.embed.cls_token, std=1e-6)
+
+    @classmethod
+    def of(cls, options: Backbone, image_size: int, space: ElasticSpace) -> "ElasticViT":
+        return cls(
+            space,
+            image_size=image_size,
+            patch_size=options.patch_size,
+            head_dim=options.head_dim,
+            mlp_ratio=options.mlp_ratio,
+            layer_scale=options.layer_scale,
+            init=options.init,
+            activation_checkpointing=options.activation_checkpointing,
+        )
 
     def members(self, subnet: Subnet) -> list[int]:
         return self.space.blocks(subnet.depth)
@@ -137,3 +159,6 @@ class ElasticViT(ElasticBackbone):
         return Packing(
             tuple((len(images), 1 + (images.shape[-1] // self.patch_size) ** 2) for images in crops)
         )
+
+
+NETWORK = ElasticViT

@@ -1,8 +1,8 @@
 """What a ViT keeps in memory between forward and backward, and the work that it leaves out."""
 
+from poa_ds.model.options import Backbone
 from poa_ds.model.saved import FLOAT, ROW_NUMBER, Named, Saved, SavedBlock, Streams, added
 from poa_ds.model.space import spread
-from poa_ds.recipe.tree import Backbone
 
 
 def computed(options: Backbone, sequences: int) -> float:

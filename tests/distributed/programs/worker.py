@@ -18,7 +18,6 @@ from poa_ds.data.batch import Batch
 from poa_ds.engine import engine
 from poa_ds.engine.engine import Engine
 from poa_ds.methods.method import method
-from poa_ds.model.shape import shape
 from poa_ds.recipe import derived, ds_json, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.run.step import Stepper
@@ -72,7 +71,7 @@ def made_batch(recipe: Recipe, at: int, slot: int) -> Batch:
     return Batch.of(
         torch.randn(2 * IMAGES, 3, 32, 32, generator=g),
         torch.randn(recipe.crops.local_count * IMAGES, 3, 16, 16, generator=g),
-        torch.rand(2 * IMAGES, shape(recipe).grid(32) ** 2, generator=g) < 0.3,
+        torch.rand(2 * IMAGES, derived.shape(recipe).grid(32) ** 2, generator=g) < 0.3,
         step=at,
         slot=slot,
     )

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from poa_ds.model.resnet.names import from_published
 from poa_ds.model.resnet.network import ElasticResNet
-from poa_ds.model.shape import ResNetShape
+from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.space import ElasticSpace, Subnet
 from tests.conftest import shared
 from tests.model.swin.test_network import load
@@ -16,11 +16,10 @@ from tests.model.swin.test_network import load
 STAGES = (1, 3, 4, 1)
 SIZES = tuple(sorted(((1, a, b, 1) for a in (1, 2, 3) for b in (2, 3, 4)), key=sum))
 SPACE = ElasticSpace((8, 12, 16), SIZES, 2.0, width_bias=1.0)
-SHAPE = ResNetShape(16, STAGES, norm_groups=4, stem=12)
 
 
 def published_model(dtype: torch.dtype) -> ElasticResNet:
-    model = ElasticResNet(SPACE, SHAPE)
+    model = ElasticResNet(SPACE, image_size=64, norm_groups=4, stem=12)
     state = from_published(load("02_resnet/state_dict.npz"), STAGES)
     model.load_state_dict(state, strict=True)
     return model.to(dtype)
@@ -79,7 +78,7 @@ def small_model() -> ElasticResNet:
     torch.manual_seed(0)
     depths = tuple(sorted(((1, a, b, 1) for a in (1, 2) for b in (1, 2, 3)), key=sum))
     space = ElasticSpace((8, 12, 16), depths, width_bias=1.0)
-    model = ElasticResNet(space, ResNetShape(16, (1, 2, 3, 1), norm_groups=4, stem=8)).double()
+    model = ElasticResNet(space, image_size=32, norm_groups=4).double()
     for name, p in model.named_parameters():
         if p.ndim == 1 or "mask" in name:
             p.data += 0.3 * torch.randn_like(p)
@@ -131,7 +130,8 @@ def test_flops_and_parameters_are_those_that_hooks_count(side: int) -> None:
 
 
 def test_named_sizes_have_the_parameters_of_the_usual_resnets() -> None:
-    shape = ResNetShape(128, (3, 8, 36, 3), norm_groups=32, stem=64)
+    numbers = {"image_size": 224, "norm_groups": 32, "stem": 64}
+    shape = ResNetShape(widest=128, stages=(3, 8, 36, 3), **numbers)
     counted = [
         shape.parameters(Subnet(64, d)) for d in ((3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3))
     ]

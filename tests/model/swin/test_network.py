@@ -9,7 +9,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from poa_ds.model.layers import third_major
-from poa_ds.model.shape import SwinShape
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin import network as swin
 from poa_ds.model.swin.names import from_published
@@ -18,7 +17,6 @@ from tests.conftest import shared
 
 STAGES, HEAD_DIM = (2, 2, 6, 2), 8
 SPACE = ElasticSpace((8, 16, 24), (2, 3, 4, 5, 6), 2.0)
-SHAPE = SwinShape(24, STAGES, 4, HEAD_DIM, 7, 4)
 
 
 def load(path: str) -> dict[str, torch.Tensor]:
@@ -30,7 +28,7 @@ def load(path: str) -> dict[str, torch.Tensor]:
 
 
 def published_model(dtype: torch.dtype) -> ElasticSwin:
-    model = ElasticSwin(SPACE, SHAPE)
+    model = ElasticSwin(SPACE, stages=STAGES, image_size=64, head_dim=HEAD_DIM)
     state = load("02_swin/state_dict.npz")
     model.load_state_dict(from_published(state, STAGES, HEAD_DIM), strict=True)
     return model.to(dtype)
@@ -84,7 +82,8 @@ def test_gradients_are_the_published_ones() -> None:
 def small_model() -> ElasticSwin:
     torch.manual_seed(0)
     space = ElasticSpace((16, 24, 32), (2, 3, 4))
-    model = ElasticSwin(space, SwinShape(32, (1, 1, 4, 1), 2, 8, 3, 2)).double()
+    numbers = {"patch_size": 2, "head_dim": 8, "window": 3, "mlp_ratio": 2}
+    model = ElasticSwin(space, stages=(1, 1, 4, 1), image_size=32, **numbers).double()
     for name, p in model.named_parameters():
         if p.ndim == 1 or "position_bias" in name or "mask" in name:
             p.data += 0.3 * torch.randn_like(p)

@@ -1,4 +1,4 @@
-"""What the sizes of each architecture look like outside: names, layouts, plain networks."""
+"""What the sizes of a backbone look like outside: names, layouts, plain networks."""
 
 from collections.abc import Mapping
 from types import ModuleType
@@ -7,16 +7,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from poa_ds.model import architectures
 from poa_ds.model.backbone import ElasticBackbone
-from poa_ds.model.resnet.names import ResNetForm
+from poa_ds.model.shape import Shape
 from poa_ds.model.space import Subnet
-from poa_ds.model.swin.names import SwinForm
-from poa_ds.model.vit.names import VitForm
-from poa_ds.recipe.tree import Recipe
 
 
 class Form(Protocol):
-    """module: the one below plain/ that builds the network.
+    """module: the one beside it that builds the plain network.
 
     first_conv, classifier, pool: parts by timm's words. features: what forward_features gives.
     fixed_size: timm builds it for one resolution. note: what users should know.
@@ -30,7 +28,7 @@ class Form(Protocol):
     fixed_size: bool
     note: str
 
-    def from_published(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+    def from_published(self, state: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
         """The published code's backbone (with or without `backbone.`) under our names."""
 
     def extract(
@@ -39,15 +37,15 @@ class Form(Protocol):
         """The plain state dict of one size; factors folded in float32 or better, then cast."""
 
     def arguments(
-        self, recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
+        self, shape: Shape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:
         """(name, arguments) of the network that takes the plain state."""
 
-    def not_timm(self, recipe: Recipe, subnet: Subnet) -> str:
+    def not_timm(self, shape: Shape, subnet: Subnet) -> str:
         """Why timm cannot express this size exactly, or an empty text."""
 
     def timm(
-        self, recipe: Recipe, subnet: Subnet, state: Mapping[str, Tensor]
+        self, shape: Shape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
         """(architecture, model_args, state) of timm."""
 
@@ -58,9 +56,6 @@ class Form(Protocol):
         """What the plain network's forward_features gives -> tokens of the elastic one."""
 
 
-FORMS: dict[str, Form] = {"vit": VitForm(), "swin": SwinForm(), "resnet": ResNetForm()}
-
-
-def form(owner: Recipe | ElasticBackbone) -> Form:
-    """Of a recipe's backbone, or of a backbone itself."""
-    return FORMS[owner.kind if isinstance(owner, ElasticBackbone) else owner.backbone.name]
+def of(kind: str) -> Form:
+    """The form of a backbone, by its name."""
+    return architectures.part(kind, "names").FORM

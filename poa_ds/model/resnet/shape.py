@@ -1,0 +1,93 @@
+"""What a ResNet amounts to in numbers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from poa_ds.model.options import Backbone
+from poa_ds.model.shape import Stages, map_sides, spread_stages, stages_are_right, values
+from poa_ds.model.space import Depth, ElasticSpace, Subnet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetShape:
+    """ResNet of bottlenecks; width = inner channels of stage 1, doubling; depth: per stage.
+
+    Blocks receive and return twice the widest inner width, whatever the size (REFERENCE.md 2).
+    """
+
+    widest: int
+    stages: Stages
+    image_size: int
+    norm_groups: int
+    stem: int
+    patch_size: int = 4  # stride of stem and pooling
+
+    @classmethod
+    def of(cls, options: Backbone, image_size: int) -> "ResNetShape":
+        return cls(
+            widest=options.width.max,
+            stages=tuple(most for _, most in options.stages),
+            image_size=image_size,
+            norm_groups=options.norm_groups,
+            stem=options.width.max // 2,
+        )
+
+    @staticmethod
+    def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
+        ranges = (range(least, most + 1) for least, most in options.stages)
+        return tuple(sorted(product(*ranges), key=sum)), 1.0
+
+    @staticmethod
+    def problems(options: Backbone) -> Iterator[str]:
+        yield from stages_are_right(options, (0, 1, 2, 3))
+        if options.patch_size != ResNetShape.patch_size:
+            yield f"backbone.patch_size {options.patch_size}: resnet's stem reduces by 4, write 4"
+        for width in (*values(options.width), options.width.max // 2):
+            if width % options.norm_groups:
+                yield (
+                    f"backbone.width: {width} channels do not divide into backbone.norm_groups"
+                    f" {options.norm_groups} (the stem has half of width.max)"
+                )
+                return
+
+    def features(self, subnet: Subnet) -> int:
+        return 16 * self.widest
+
+    def grid(self, image_size: int) -> int:
+        return 2 * map_sides(image_size, self.patch_size)[-1]
+
+    def multiple(self) -> tuple[int, str]:
+        return 32, "32, the stride of resnet"
+
+    def members(self, subnet: Subnet) -> list[int]:
+        """The physical blocks of one size, counted through the stages."""
+        return spread_stages(subnet.depth, self.stages)
+
+    def parameters(self, subnet: Subnet) -> int:
+        total, before = 3 * 49 * self.stem + 2 * self.stem, self.stem
+        for stage, depth in enumerate(subnet.depth):
+            inner, outer = subnet.width * 2**stage, 2 * self.widest * 2**stage
+            rest = 9 * inner**2 + inner * outer + 4 * inner + 2 * outer
+            total += depth * rest + (before + (depth - 1) * outer) * inner
+            total += before * outer + 2 * outer  # the shortcut of the first block
+            before = outer
+        return total
+
+    def flops(self, subnet: Subnet, image_size: int) -> float:
+        sides, before = map_sides(image_size, self.patch_size), self.stem
+        total = (-(-image_size // 2)) ** 2 * 3 * 49 * self.stem
+        for stage, depth in enumerate(subnet.depth):
+            inner, outer = subnet.width * 2**stage, 2 * self.widest * 2**stage
+            area, area_before = sides[stage] ** 2, sides[max(stage - 1, 0)] ** 2
+            total += area_before * before * inner + area * before * outer
+            total += area * (depth - 1) * outer * inner
+            total += area * depth * (9 * inner**2 + inner * outer)
+            before = outer
+        return 2.0 * total
+
+    def costs(self, space: ElasticSpace, image_size: int) -> tuple[float, ...]:
+        return tuple(self.flops(subnet, image_size) for subnet in space.subnets())
+
+
+SHAPE = ResNetShape

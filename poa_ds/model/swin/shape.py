@@ -1,0 +1,92 @@
+"""What a Swin transformer amounts to in numbers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from poa_ds.model.options import Backbone
+from poa_ds.model.shape import Stages, heads_divide, map_sides, spread_stages, stages_are_right
+from poa_ds.model.space import Depth, ElasticSpace, Subnet
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinShape:
+    """Swin: width channels in stage 1, doubling; depth = blocks of stage 3 (REFERENCE.md 2)."""
+
+    widest: int
+    stages: Stages
+    image_size: int
+    patch_size: int
+    head_dim: int
+    window: int
+    mlp_ratio: int
+
+    elastic: ClassVar[int] = 2  # the stage whose depth varies
+
+    @classmethod
+    def of(cls, options: Backbone, image_size: int) -> "SwinShape":
+        return cls(
+            widest=options.width.max,
+            stages=tuple(most for _, most in options.stages),
+            image_size=image_size,
+            patch_size=options.patch_size,
+            head_dim=options.head_dim,
+            window=options.window,
+            mlp_ratio=options.mlp_ratio,
+        )
+
+    @staticmethod
+    def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
+        least, most = options.stages[SwinShape.elastic]
+        return tuple(range(least, most + 1)), options.small_bias
+
+    @staticmethod
+    def problems(options: Backbone) -> Iterator[str]:
+        yield from heads_divide(options)
+        yield from stages_are_right(options, (SwinShape.elastic,))
+
+    def features(self, subnet: Subnet) -> int:
+        return 8 * subnet.width
+
+    def grid(self, image_size: int) -> int:
+        return 2 * map_sides(image_size, self.patch_size)[-1]
+
+    def multiple(self) -> tuple[int, str]:
+        return 8 * self.patch_size, f"8 x backbone.patch_size {self.patch_size} (four stages)"
+
+    def depths(self, subnet: Subnet) -> Stages:
+        """Blocks of each stage of one size."""
+        return (*self.stages[: self.elastic], subnet.depth, *self.stages[self.elastic + 1 :])
+
+    def members(self, subnet: Subnet) -> list[int]:
+        """The physical blocks of one size, counted through the stages."""
+        return spread_stages(self.depths(subnet), self.stages)
+
+    def parameters(self, subnet: Subnet) -> int:
+        table = (2 * self.window - 1) ** 2
+        # the norm after the patch projection works on all channels, so all are projected
+        total = self.widest * (3 * self.patch_size**2 + 1) + 2 * subnet.width
+        for stage, depth in enumerate(self.depths(subnet)):
+            c = subnet.width * 2**stage
+            hidden = self.mlp_ratio * c
+            per_block = 4 * c * c + 2 * c * hidden + hidden + 9 * c + table * c // self.head_dim
+            merge = 2 * c * c + 4 * c if stage else 0  # from 4 x c / 2 channels
+            total += depth * per_block + merge
+        return total + 2 * self.features(subnet)
+
+    def flops(self, subnet: Subnet, image_size: int) -> float:
+        sides = map_sides(image_size, self.patch_size)
+        total = sides[0] ** 2 * self.widest * 3 * self.patch_size**2
+        for stage, (depth, side) in enumerate(zip(self.depths(subnet), sides, strict=True)):
+            c, padded = subnet.width * 2**stage, -(-side // self.window) * self.window
+            linear = (4 + 2 * self.mlp_ratio) * c * c * side**2
+            attention = 2 * padded**2 * self.window**2 * c
+            merge = 2 * c * c * side**2 if stage else 0
+            total += depth * (linear + attention) + merge
+        return 2.0 * total
+
+    def costs(self, space: ElasticSpace, image_size: int) -> tuple[float, ...]:
+        return tuple(self.flops(subnet, image_size) for subnet in space.subnets())
+
+
+SHAPE = SwinShape

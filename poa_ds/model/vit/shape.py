@@ -1,0 +1,72 @@
+"""What a vision transformer amounts to in numbers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from poa_ds.model.options import Backbone
+from poa_ds.model.shape import heads_divide, values
+from poa_ds.model.space import Depth, ElasticSpace, Subnet
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitShape:
+    """Vision transformer: width channels, depth blocks."""
+
+    widest: int
+    deepest: int
+    image_size: int
+    patch_size: int
+    head_dim: int
+    mlp_ratio: int
+    layer_scale: float
+
+    @classmethod
+    def of(cls, options: Backbone, image_size: int) -> "VitShape":
+        return cls(
+            widest=options.width.max,
+            deepest=options.depth.max,
+            image_size=image_size,
+            patch_size=options.patch_size,
+            head_dim=options.head_dim,
+            mlp_ratio=options.mlp_ratio,
+            layer_scale=options.layer_scale,
+        )
+
+    @staticmethod
+    def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
+        return values(options.depth), options.small_bias
+
+    @staticmethod
+    def problems(options: Backbone) -> Iterator[str]:
+        yield from heads_divide(options)
+        if options.stages != Backbone().stages:
+            yield "backbone.stages belongs to swin and resnet: vit has backbone.depth"
+
+    def features(self, subnet: Subnet) -> int:
+        return subnet.width
+
+    def grid(self, image_size: int) -> int:
+        return image_size // self.patch_size
+
+    def multiple(self) -> tuple[int, str]:
+        return self.patch_size, f"backbone.patch_size {self.patch_size}"
+
+    def parameters(self, subnet: Subnet) -> int:
+        c, hidden = subnet.width, self.mlp_ratio * subnet.width
+        per_block = 4 * c * c + 2 * c * hidden + hidden + 5 * c + 4 * c + 2 * c
+        embed = c * (3 * self.patch_size**2 + 1) + c * (2 + self.grid(self.image_size) ** 2)
+        return embed + subnet.depth * per_block + 2 * c
+
+    def flops(self, subnet: Subnet, image_size: int) -> float:
+        tokens = 1 + self.grid(image_size) ** 2
+        c = subnet.width
+        linear = (4 + 2 * self.mlp_ratio) * c * c * tokens
+        attention = 2 * tokens * tokens * c
+        patches = (tokens - 1) * c * 3 * self.patch_size**2
+        return 2.0 * (subnet.depth * (linear + attention) + patches)
+
+    def costs(self, space: ElasticSpace, image_size: int) -> tuple[float, ...]:
+        return ()
+
+
+SHAPE = VitShape
