@@ -12,17 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LARGE = 1 << 24  # rows x prototypes: 64 MiB of float32, the size of a chunk
+LARGE = 1 << 24  # rows x prototypes: 64 MiB of float32
+# of a chunk likewise: the caches of a CPU profit from small ones, a GPU wants few launches
+CHUNK, CHUNK_ON_GPU = LARGE, 1 << 27
 
 
-def is_large(rows: Tensor, prototypes: Tensor) -> bool:
+def is_large(rows: Tensor, prototypes: Tensor, largest: int = LARGE) -> bool:
     """Whether logits of all rows at once would be a waste of memory."""
-    return len(rows) * len(prototypes) > LARGE
+    return len(rows) * len(prototypes) > largest
 
 
-def rows_at_a_time(prototypes: int) -> int:
-    """Rows of a chunk."""
-    return max(LARGE // prototypes, 1)
+def rows_at_a_time(prototypes: Tensor, chunk: int | None = None) -> int:
+    """Rows of a chunk of so many numbers; None: what suits the device."""
+    chunk = chunk or (CHUNK_ON_GPU if prototypes.is_cuda else CHUNK)
+    return max(chunk // len(prototypes), 1)
 
 
 def finely(x: Tensor) -> Tensor:
@@ -34,18 +37,24 @@ def finely(x: Tensor) -> Tensor:
     return x.half() if x.dtype == torch.bfloat16 and x.is_cuda else x
 
 
-def in_chunks(rows: Tensor, prototypes: Tensor, targets: Sequence, temperature: float) -> Tensor:
-    """As prototype_ce.prototype_ce."""
-    return _InChunks.apply(rows, prototypes, tuple(targets), temperature)
+def in_chunks(
+    rows: Tensor,
+    prototypes: Tensor,
+    targets: Sequence,
+    temperature: float,
+    chunk: int | None = None,
+) -> Tensor:
+    """As prototype_ce.prototype_ce. chunk: see rows_at_a_time."""
+    return _InChunks.apply(rows, prototypes, tuple(targets), temperature, chunk)
 
 
 class _InChunks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, prototypes, targets, temperature):
+    def forward(ctx, rows, prototypes, targets, temperature, chunk):
         ctx.save_for_backward(rows, prototypes)
-        ctx.targets, ctx.temperature = targets, temperature
+        ctx.targets, ctx.temperature, ctx.chunk = targets, temperature, chunk
         losses = rows.new_empty(len(rows), len(targets), dtype=_wide(rows))
-        for part in _chunks(rows, prototypes):
+        for part in _chunks(rows, prototypes, chunk):
             logits = _logits(rows[part], prototypes, temperature)
             log_q = F.log_softmax(logits, dim=-1, dtype=losses.dtype)
             for j, target in enumerate(targets):
@@ -59,7 +68,7 @@ class _InChunks(torch.autograd.Function):
     def backward(ctx, gradient):
         rows, prototypes = ctx.saved_tensors
         of_rows, of_prototypes = torch.empty_like(rows), torch.zeros_like(prototypes).to(gradient)
-        for part in _chunks(rows, prototypes):
+        for part in _chunks(rows, prototypes, ctx.chunk):
             weights = gradient[part] / ctx.temperature
             links = [
                 (target, link, weights[:, j] * (link >= 0))
@@ -75,11 +84,11 @@ class _InChunks(torch.autograd.Function):
             of_logits = of_logits.to(rows.dtype)
             of_rows[part] = of_logits @ prototypes
             of_prototypes += of_logits.t() @ rows[part]
-        return of_rows, of_prototypes.to(prototypes.dtype), None, None
+        return of_rows, of_prototypes.to(prototypes.dtype), None, None, None
 
 
-def _chunks(rows: Tensor, prototypes: Tensor) -> Iterator[slice]:
-    size = rows_at_a_time(len(prototypes))
+def _chunks(rows: Tensor, prototypes: Tensor, chunk: int | None) -> Iterator[slice]:
+    size = rows_at_a_time(prototypes, chunk)
     return (slice(first, first + size) for first in range(0, len(rows), size))
 
 
@@ -101,8 +110,8 @@ def _distribution(target, link: Tensor) -> Tensor:
 
 
 def _dots(p: Tensor, log_q: Tensor) -> Tensor:
-    """(n,): products of rows, without a matrix between."""
-    return torch.bmm(p.unsqueeze(1), log_q.unsqueeze(2)).flatten()
+    """(n,): products of rows, in the memory of p. Not by bmm, which sums long rows slowly."""
+    return p.mul_(log_q).sum(1)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -25,9 +25,11 @@ from poa_ds.model.heads import HeadBank
 from poa_ds.recipe import checks, derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
-from poa_kernels import dispatch, prototype_ce_chunks
+from poa_kernels import dispatch
+from poa_kernels.prototype_ce_chunks import LARGE
 
 WHOLE, PARTS, TRITON = "whole score matrices", "some rows at a time", "triton kernels"
+EVERYTHING = 1 << 62  # scores: no head has so many
 AGREE = 1e-3  # of the terms, relative: 16-bit operands in another order
 
 
@@ -85,9 +87,7 @@ def _alone(way: str, recipe: Recipe, device: str, repeat: int) -> Figures:
 
 def _measure(connection: Connection, way: str, recipe: Recipe, device: str, repeat: int) -> None:
     dispatch.select("triton" if way == TRITON else "reference", device)
-    if way == WHOLE:
-        prototype_ce_chunks.LARGE = 1 << 62  # nothing is large
-    work = _work(recipe, device)
+    work = _work(recipe, device, largest=EVERYTHING if way == WHOLE else LARGE)
     held = _start_of_peak(device)
     seconds = []
     for _ in range(repeat):
@@ -99,19 +99,25 @@ def _measure(connection: Connection, way: str, recipe: Recipe, device: str, repe
     connection.send(Figures(terms.tolist(), seconds, _peak(device) - held))
 
 
-def _work(recipe: Recipe, device: str) -> Callable[[], torch.Tensor]:
-    """A function that runs heads and losses of one slot, forward and backward; (5,) terms."""
+def _work(recipe: Recipe, device: str, *, largest: int) -> Callable[[], torch.Tensor]:
+    """A function that runs heads and losses of one slot, forward and backward; (5,) terms.
+
+    largest: scores of a head that may lie in memory.
+    """
     torch.manual_seed(0)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     place = {"dtype": dtype[recipe.precision], "device": device}
     heads, space = recipe.heads, derived.space(recipe)
     dim = derived.shape(recipe).features(space.intact)
 
-    def bank() -> Branch:
-        made = HeadBank(dim, heads.prototypes, hidden=heads.hidden, bottleneck=heads.bottleneck)
-        return Branch(None, made.to(**place))
+    def bank() -> HeadBank:
+        sizes = {"hidden": heads.hidden, "bottleneck": heads.bottleneck, "layers": heads.layers}
+        return HeadBank(dim, heads.prototypes, **sizes).to(**place)
 
-    student, teacher = bank(), bank().requires_grad_(False)
+    def branch() -> Branch:
+        return Branch(None, bank(), bank() if heads.separate_ibot else None)
+
+    student, teacher = branch(), branch().requires_grad_(False)
     for parameter in student.parameters():
         parameter.grad = torch.zeros_like(parameter)
     batch = Job(recipe, {}, None, device).batches(0)[0]
@@ -128,10 +134,11 @@ def _work(recipe: Recipe, device: str) -> Callable[[], torch.Tensor]:
         with torch.no_grad():
             slot = teacher.project([shown[0]], [shown[1]], ibot=True).for_scores()
         times = objective.sinkhorn_iterations
-        assignments = targets.balance([slot], temperature, iterations=times)[0]
+        chunk = largest if largest == EVERYTHING else None
+        assignments = targets.balance([slot], temperature, iterations=times, chunk=chunk)[0]
         projections = student.project(cls, patches, ibot=True)
         matching = Matching(
-            projections, assignments, 2, size, weights, objective.student_temperature
+            projections, assignments, 2, size, weights, objective.student_temperature, largest
         )
         terms = torch.cat(matching.cross_entropies())
         terms.sum().backward()

@@ -43,36 +43,40 @@ def cross_entropy(scores: Tensor, target: Tensor, temperature: float) -> Tensor:
 def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> Tensor:
     """Balanced assignment over the rows of all ranks. scores (R, K) -> probabilities (R, K)."""
     scores = scores.float()
-    bias = sinkhorn_biases(lambda: [[scores]], [scores.shape[1]], temperature, iterations)[0]
+    bias = sinkhorn_biases(lambda: [(0, scores)], [scores.shape[1]], temperature, iterations)[0]
     return targets(scores, temperature, bias)
 
 
 def sinkhorn_biases(
-    passes: Callable[[], Iterable[Iterable[Tensor]]],
+    passes: Callable[[], Iterable[tuple[int, Tensor]]],
     prototypes: Sequence[int],
     temperature: float,
     iterations: int,
 ) -> list[Tensor]:
     """The bias (K_i,) per prototype that balances each of several independent assignments.
 
-    passes() yields, part by part, one score matrix (rows, K_i) per assignment; it is called
+    passes() yields (assignment, scores (rows, K_i)), each assignment at least once; it is called
     iterations + 1 times, so scores may be recomputed instead of kept. Only sums over all parts
     and all ranks count; one reduction per iteration serves all assignments. Float32, in the log
     domain: columns to equal mass, rows to mass one is bias -= log of the column sums of
     softmax(scores / temperature + bias).
     """
-    tops = [torch.cat([_column_tops(scores) for scores in part]) for part in passes()]
-    top = dist.all_max(torch.stack(tops).amax(0)) / temperature
+    tops: list[list[Tensor]] = [[] for _ in prototypes]
+    for i, scores in passes():
+        tops[i].append(_column_tops(scores))
+    top = torch.cat([torch.stack(parts).amax(0) for parts in tops])
+    top = dist.all_max(top) / temperature
     top = torch.where(top.isfinite(), top, 0.0)  # an assignment without any row
     bias = -top
     for iteration in range(iterations):
-        columns = torch.zeros_like(bias)
-        for part in passes():
-            shifts = bias.split(list(prototypes))
-            mass = softmax_mass if iteration else column_mass
-            pairs = zip(part, shifts, strict=True)
-            columns += torch.cat([mass(s, temperature, b) for s, b in pairs])
-        bias = bias - dist.all_sum(columns).clamp_min(torch.finfo(torch.float32).tiny).log()
+        shifts = bias.split(list(prototypes))
+        columns = [torch.zeros_like(shift) for shift in shifts]
+        mass = softmax_mass if iteration else column_mass
+        for i, scores in passes():
+            if len(scores):
+                columns[i] = columns[i] + mass(scores, temperature, shifts[i])
+        sums = dist.all_sum(torch.cat(columns))
+        bias = bias - sums.clamp_min(torch.finfo(torch.float32).tiny).log()
     return list(bias.split(list(prototypes)))
 
 

@@ -64,12 +64,15 @@ def masked(batch: Batch, ibot: bool) -> Tensor:
 
 @torch.no_grad()
 def balance(
-    slots: Sequence[Projections], temperature: float, *, iterations: int
+    slots: Sequence[Projections], temperature: float, *, iterations: int, chunk: int | None = None
 ) -> list[Assignments]:
-    """Sinkhorn-Knopp over the slots of all ranks, per head and kind of token."""
+    """Sinkhorn-Knopp over the slots of all ranks, per head and kind of token.
 
-    def passes() -> Iterator[Iterator[Tensor]]:
-        return (slot.scores(part) for slot in slots for part in slot.parts())
+    chunk: scores that are made at a time; None: what suits the device.
+    """
+
+    def passes() -> Iterator[tuple[int, Tensor]]:
+        return (part for slot in slots for part in slot.parts(chunk))
 
     prototypes = [len(w) for w in slots[0].prototypes]
     biases = losses.sinkhorn_biases(passes, prototypes, temperature, iterations)

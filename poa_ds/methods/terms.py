@@ -17,7 +17,7 @@ from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Objective
 from poa_kernels.dispatch import choose
 from poa_kernels.prototype_ce import OPERATOR, Target, prototype_ce
-from poa_kernels.prototype_ce_chunks import is_large
+from poa_kernels.prototype_ce_chunks import LARGE, is_large
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Matching:
     """What n students said of B images beside the teacher, under all heads.
 
     projections: the rows of student 0, then of student 1, ... patch_weights (M,): 1 / masked
-    patches of that crop.
+    patches of that crop. largest: scores of a head that may lie in memory.
     """
 
     projections: Projections
@@ -98,6 +98,7 @@ class Matching:
     size: int
     patch_weights: Tensor
     temperature: float
+    largest: int = LARGE
 
     def cross_entropies(self) -> tuple[Tensor, Tensor, Tensor]:
         """(dino (n,), ibot (n,), imitation (n - 1,)), means over the heads."""
@@ -112,7 +113,7 @@ class Matching:
         """Whether the cross-entropies are made without all scores in memory."""
         p = self.projections
         pairs = ((p.cls, p.cls_prototypes), (p.patches, p.patch_prototypes))
-        large = any(is_large(rows[head], prototypes[head]) for rows, prototypes in pairs)
+        large = any(is_large(z[head], w[head], self.largest) for z, w in pairs)
         return large or choose(OPERATOR, p.cls[head]) == "triton"
 
     def _by_matrices(self, head: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -75,13 +75,16 @@ class Projections:
         kinds = (self.cls, self.patches, self.cls_prototypes, self.patch_prototypes)
         return Projections(*[tuple(found[id(x)] for x in kind) for kind in kinds], self.tokens)
 
-    def scores(self, part: slice = slice(None)) -> Iterator[Tensor]:
-        """Scores of a part of the rows under all `prototypes`: (rows, K) each, made when asked."""
+    def scores(self) -> Iterator[Tensor]:
+        """Scores (rows, K) under each of `prototypes`, made when asked."""
         rows = self.cls + self.patches
-        return (F.linear(z[part], w) for z, w in zip(rows, self.prototypes, strict=True))
+        return (F.linear(z, w) for z, w in zip(rows, self.prototypes, strict=True))
 
-    def parts(self) -> Iterator[slice]:
-        """The rows, cut so that the scores of one part are small."""
-        size = rows_at_a_time(max(map(len, self.prototypes)))
-        longest = max(map(len, self.cls + self.patches))
-        return (slice(first, first + size) for first in range(0, max(longest, 1), size))
+    def parts(self, chunk: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """(place in `prototypes`, scores) of some rows at a time; every place comes, even empty.
+
+        chunk: see rows_at_a_time.
+        """
+        for i, (z, w) in enumerate(zip(self.cls + self.patches, self.prototypes, strict=True)):
+            for rows in z.split(rows_at_a_time(w, chunk)):
+                yield i, F.linear(rows, w)

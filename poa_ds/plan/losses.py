@@ -3,7 +3,7 @@
 from poa_ds.model.saved import FLOAT, Named
 from poa_ds.plan.students import Students
 from poa_ds.recipe import derived
-from poa_kernels.prototype_ce_chunks import LARGE
+from poa_kernels.prototype_ce_chunks import CHUNK_ON_GPU, LARGE
 
 CHUNKS = 5  # matrices of the size of a chunk that its losses need at once
 
@@ -60,10 +60,11 @@ def transient(students: Students, own_slots: int) -> Named:
     targets = rows * heads.bottleneck * len(heads.prototypes) * b
     student_rows = students.cls_rows + students.patch_rows
     whole = [student_rows * k for k in heads.prototypes if not by_rows(students, k)]
-    parts = [CHUNKS * LARGE for k in heads.prototypes if by_rows(students, k)]
+    rows_of_kind = max(students.cls_rows, students.patch_rows)
+    chunks = [min(CHUNK_ON_GPU, rows_of_kind * k) for k in heads.prototypes if by_rows(students, k)]
     teacher = own_slots * (targets + scores * heads.bottleneck * b)
     return {
         "crops of all slots, float32": own_slots * students.streams.pixels * FLOAT,
         "teacher: bottlenecks and prototypes": teacher,
-        "scores of a head at work": max([*whole, *parts]) * FLOAT,
+        "scores of a head at work": max([*whole, *(CHUNKS * scores for scores in chunks)]) * FLOAT,
     }

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from poa_kernels import dispatch, prototype_ce, prototype_ce_chunks
+from poa_kernels import dispatch, prototype_ce
 from poa_kernels.prototype_ce import Target
+from poa_kernels.prototype_ce_chunks import in_chunks, rows_at_a_time
 from tests.kernels.truth import DEVICE, DTYPES, check, randn, strided, transposed
 
 TEMPERATURE, TEACHER = 0.1, 0.05
@@ -80,15 +82,11 @@ def test_losses_and_gradients(shape: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_in_chunks_of_plain_pytorch(
-    shape: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_chunks_of_plain_pytorch(shape: str, dtype: torch.dtype) -> None:
     n, k, d, *_ = SHAPES[shape]
-    monkeypatch.setattr(prototype_ce_chunks, "LARGE", 16 * k)  # three chunks of the widest
 
-    def chunks(x: Tensor, p: Tensor) -> Tensor:
-        with dispatch.using("reference"):
-            return prototype_ce.prototype_ce(x, p, targets_of(shape, x, dtype), TEMPERATURE)
+    def chunks(x: Tensor, p: Tensor) -> Tensor:  # three of the widest shape
+        return in_chunks(x, p, targets_of(shape, x, dtype), TEMPERATURE, chunk=16 * k)
 
     def truth(x: Tensor, p: Tensor) -> Tensor:
         return written_out(x, p, targets_of(shape, x, dtype))
@@ -137,15 +135,21 @@ def test_tiny_gradients_lose_nothing_in_fp16() -> None:
         assert (first - second).norm() < 0.05 * first.norm()
 
 
-@pytest.mark.parametrize("chunk", [prototype_ce_chunks.LARGE, 4000])
-def test_the_reference_serves_other_widths_and_float64(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prototype_ce_chunks, "LARGE", chunk)
+def test_the_reference_serves_other_widths_and_float64() -> None:
     for shape in ("one link", "two targets"):
         n, k, d, *_ = SHAPES[shape]
         x, p = unit(n, d, seed=0), unit(k, d, seed=1)
         targets = targets_of(shape, x, torch.float64)
         with dispatch.using("auto"):
-            got = prototype_ce.prototype_ce(x, p, targets, TEMPERATURE)
-        assert torch.allclose(got, written_out(x, p, targets), rtol=1e-12)
+            whole = prototype_ce.prototype_ce(x, p, targets, TEMPERATURE)
+        parts = in_chunks(x, p, targets, TEMPERATURE, chunk=4000)
+        for got in (whole, parts):
+            assert torch.allclose(got, written_out(x, p, targets), rtol=1e-12)
+
+
+def test_a_gpu_makes_large_chunks() -> None:
+    with FakeTensorMode():
+        prototypes = torch.empty(65536, 256, device="cuda")
+    assert rows_at_a_time(prototypes) == 2048  # half a GiB of float32
+    assert rows_at_a_time(torch.empty(65536, 1)) == 256
+    assert rows_at_a_time(prototypes, chunk=1) == 1

@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from poa_ds.data.batch import Batch
-from poa_ds.methods import targets
+from poa_ds.methods import targets, terms
 from poa_ds.methods.terms import slot_terms
 from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit.network import ElasticViT
 from poa_ds.recipe.tree import Objective
-from poa_kernels import dispatch, prototype_ce_chunks
+from poa_kernels import dispatch, prototype_ce, prototype_ce_chunks
 from tests.kernels.truth import DEVICE
 
 SPACE = ElasticSpace((16, 32), (1, 2))
@@ -41,10 +41,10 @@ def step(mode: dispatch.Mode, elastic: Subnet, crops: int, *, ibot: bool) -> dic
         backbone, subnets = student.backbone, (SPACE.intact, elastic)
         generator = torch.Generator().manual_seed(2)
         kept = backbone.draw_kept(backbone.packing(views), subnets, 0.4, generator, DEVICE)
-        terms = slot_terms(student, b, assignments, subnets, ibot=ibot, temperature=0.1, kept=kept)
-        terms.total((0.8, 0.2), Objective()).backward()
-    found = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
-    return terms.detached() | found
+        found = slot_terms(student, b, assignments, subnets, ibot=ibot, temperature=0.1, kept=kept)
+        found.total((0.8, 0.2), Objective()).backward()
+    gradients = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
+    return found.detached() | gradients
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,9 @@ def test_kernels_compute_the_same_step(elastic: Subnet, crops: int, ibot: bool) 
 
 def test_large_heads_compute_the_same_step_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = step("auto", Subnet(16, 1), 2, ibot=True)
-    monkeypatch.setattr(prototype_ce_chunks, "LARGE", 100)  # 3 rows of the larger head
+    monkeypatch.setattr(terms, "is_large", lambda *_: True)
+    monkeypatch.setattr(prototype_ce, "is_large", lambda *_: True)
+    monkeypatch.setattr(prototype_ce_chunks, "CHUNK", 100)  # 3 rows of the larger head
     parts = step("auto", Subnet(16, 1), 2, ibot=True)
     assert parts.keys() == whole.keys()
     for name, expected in whole.items():

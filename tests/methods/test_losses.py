@@ -47,7 +47,7 @@ def test_sinkhorn_equals_the_plain_alternation_and_balances() -> None:
 def test_sinkhorn_in_parts_equals_one_matrix_and_survives_large_scores() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(17, 9) * 3, torch.randn(5, 4)
-    parts = [[a[:6], b[:0]], [a[6:7], b], [a[7:], b[:0]]]
+    parts = [(0, a[:6]), (0, a[6:7]), (1, b[:0]), (1, b), (0, a[7:])]
     biases = losses.sinkhorn_biases(lambda: parts, [9, 4], 0.04, iterations=3)
     for scores, bias in ((a, biases[0]), (b, biases[1])):
         assert torch.isfinite(bias).all()
