@@ -23,6 +23,11 @@ class Pieces:
     def __init__(self, folder: Path, shards: list[tuple[Mapping[str, Any], Any]]) -> None:
         self.folder = folder
         self._shards = shards  # (its record in the manifest, its open file)
+        self._there = {key for _, file in shards for key in file.keys()}
+
+    def has(self, name: str, key: str) -> bool:
+        """Whether it holds this state of the parameter: not all methods average all of them."""
+        return f"{name}|{key}" in self._there
 
     def read(self, name: str, key: str, first: int, last: int) -> Tensor:
         """Elements `first` to `last` of a parameter's master, moment or teacher: flat, fp32."""
@@ -54,11 +59,17 @@ def opened(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Pieces]:
 
 
 def teacher(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The whole fp32 teacher, as teacher.safetensors holds it."""
+    """The whole fp32 network that is deployed, as teacher.safetensors holds it.
+
+    The moving average, or the student where nothing is averaged.
+    """
+    shapes = manifest["shapes"]
     with opened(folder, manifest) as pieces:
+        averaged = [name for name in shapes if pieces.has(name, "ema")]
+        key, names = ("ema", averaged) if averaged else ("fp32", list(shapes))
         return {
-            name: pieces.read(name, "ema", 0, math.prod(shape)).view(shape)
-            for name, shape in manifest["shapes"].items()
+            name: pieces.read(name, key, 0, math.prod(shapes[name])).view(shapes[name])
+            for name in names
         }
 
 
@@ -76,6 +87,7 @@ def reshard(folder: Path, out: Path, ranks: int) -> None:
                 f"{name}|{key}": pieces.read(name, key, first, first + count).numpy()
                 for key in KEYS
                 for name, (first, count) in own.items()
+                if pieces.has(name, key)
             }
             path = partial / f"shard-{rank:05d}.safetensors"
             size, crc = tensor_file.write(path, arrays)

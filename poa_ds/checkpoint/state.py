@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,7 +22,7 @@ from torch import Tensor
 from poa_ds.checkpoint import folders as files
 from poa_ds.engine.engine import Engine
 from poa_ds.engine.optim import STATE
-from poa_ds.engine.partitions import Piece
+from poa_ds.engine.stages import Part
 from poa_ds.system import dist
 from poa_ds.system.errors import UserError
 
@@ -70,20 +69,22 @@ def snapshot(
     recipe: the resolved YAML. copied: the training may go on before it is written; else the
     tensors of a CPU are shared with it.
     """
-    tensors = {f"{name}|{key}": t for key in KEYS for name, t in engine.shards.state(key).items()}
+    tensors = {
+        f"{name}|{key}": t for key in KEYS for name, t in engine.partitions.state(key).items()
+    }
     about = {
         "state": asdict(state),
         "adam_steps": _adam_steps(engine),
         "counters": engine.counters(),
-        "shapes": {n: list(_shape(p)) for n, (p, _) in engine.teacher.pairs.items()},
+        "shapes": _shapes(engine),
         "ranks": dist.world_size(),
-        "stage": engine.shards.stage,
+        "stage": engine.deepspeed.zero_optimization_stage(),
         "recipe": recipe,
     }
     return Snapshot(
         step=state.step,
         arrays={name: _array(t, copied) for name, t in tensors.items()},
-        pieces={p.name: (p.first, p.count) for p in engine.shards.pieces},
+        pieces={p.name: (p.first, p.count) for p in engine.partitions.parts},
         extra={name: _array(t, copied) for name, t in extra.items()},
         about=about,
     )
@@ -93,21 +94,22 @@ def _array(tensor: Tensor, copied: bool) -> np.ndarray:
     return tensor.detach().to("cpu", copy=copied).contiguous().numpy()
 
 
-def _shape(parameter: torch.nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)
+def _shapes(engine: Engine) -> dict[str, list[int]]:
+    return {name: list(shape) for name, shape in engine.partitions.shapes.items()}
 
 
 def _adam_steps(engine: Engine) -> dict[str, float]:
     """Group key -> Adam's step count (equal for all flats of a group)."""
-    state = engine.shards.optimizer.state
+    state = engine.optimizer.state
     return {
-        _group_key(engine.shards.group(i)): float(state[flat]["step"])
-        for i, flat in enumerate(engine.shards.flats())
+        _group_key(engine.stage.group(i)): float(state[flat]["step"])
+        for i, flat in enumerate(engine.stage.flats())
     }
 
 
 def _group_key(group: Mapping) -> str:
-    return f"{group['module']}/{'decayed' if group['decays'] else 'plain'}"
+    key = f"{group['module']}/{'decayed' if group['decays'] else 'plain'}"
+    return key if group["averaged"] else f"{key}/not averaged"
 
 
 def find_together(root: Path) -> tuple[Path | None, list[str]]:
@@ -138,9 +140,9 @@ def load(engine: Engine, folder: Path) -> tuple[RunState, dict[str, Tensor]]:
     manifest = files.read_manifest(folder)
     _check_architecture(engine, manifest["shapes"], folder)
     _read_pieces(engine, folder, manifest["shards"])
-    steps, state = manifest["adam_steps"], engine.shards.optimizer.state
-    for i, flat in enumerate(engine.shards.flats()):
-        state[flat]["step"].fill_(steps[_group_key(engine.shards.group(i))])
+    steps, state = manifest["adam_steps"], engine.optimizer.state
+    for i, flat in enumerate(engine.stage.flats()):
+        state[flat]["step"].fill_(steps[_group_key(engine.stage.group(i))])
     engine.set_counters(manifest["counters"])
     engine.weights_were_loaded()
     try:
@@ -151,7 +153,7 @@ def load(engine: Engine, folder: Path) -> tuple[RunState, dict[str, Tensor]]:
 
 
 def _check_architecture(engine: Engine, shapes: Mapping[str, list], folder: Path) -> None:
-    ours = {n: list(_shape(p)) for n, (p, _) in engine.teacher.pairs.items()}
+    ours = _shapes(engine)
     if ours == shapes:
         return
     differing = [
@@ -167,8 +169,8 @@ def _check_architecture(engine: Engine, shapes: Mapping[str, list], folder: Path
 
 
 def _read_pieces(engine: Engine, folder: Path, shards: list[dict]) -> None:
-    mine = {p.name: p for p in engine.shards.pieces}
-    wanted = {key: engine.shards.state(key) for key in KEYS}
+    mine = {p.name: p for p in engine.partitions.parts}
+    wanted = {key: engine.partitions.state(key) for key in KEYS}
     filled = dict.fromkeys(mine, 0)
     for shard in shards:
         overlaps = {}
@@ -192,7 +194,7 @@ def _read_pieces(engine: Engine, folder: Path, shards: list[dict]) -> None:
 def _read_overlaps(
     path: Path,
     overlaps: Mapping[str, tuple[int, int, int]],
-    mine: Mapping[str, Piece],
+    mine: Mapping[str, Part],
     wanted: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
     """Copy elements `first` to `last` of parameters; `begin` is the first one that the file has."""
@@ -201,7 +203,7 @@ def _read_overlaps(
         with safe_open(path, framework="pt") as file:
             for name, (first, last, begin) in overlaps.items():
                 start = first - mine[name].first
-                for key in KEYS:
+                for key in (key for key in KEYS if name in wanted[key]):
                     source = file.get_slice(f"{name}|{key}")[first - begin : last - begin]
                     wanted[key][name][start : start + last - first].copy_(source)
     except (SafetensorError, OSError) as error:

@@ -1,7 +1,7 @@
-"""The DeepSpeed engine around student and teacher: the only importer of deepspeed.
+"""The DeepSpeed engine around a method's networks: the only importer of deepspeed.
 
 forward(work) and backward(loss) per slot, then one step(): clip per module, agree on whether all
-numbers are finite, AdamW with the teacher, push.
+numbers are finite, AdamW with the moving average, push.
 """
 
 import math
@@ -13,10 +13,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from poa_ds.engine.average import Teacher
 from poa_ds.engine.networks import Networks
 from poa_ds.engine.optim import EmaAdamW, Stretch, parameter_groups, stretch
-from poa_ds.engine.partitions import Shards
+from poa_ds.engine.partitions import Partitions
+from poa_ds.engine.stages import STAGES
 from poa_ds.recipe.tree import Optimizer
 from poa_ds.system import dist, rendezvous
 from poa_ds.system.errors import UserError
@@ -59,6 +59,9 @@ def start_processes(device: str) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     rendezvous.prepare_environment()
     rendezvous.check_port(os.environ)
+    if device == "cuda":
+        # collectives of objects use the current device: all ranks' would be the first GPU
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed = _deepspeed()
     deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", verbose=False)
 
@@ -81,31 +84,25 @@ class Engine:
 
     def __init__(self, networks: Networks, options: Optimizer, ds_config: dict) -> None:
         deepspeed = _deepspeed()
-        if ds_config.get("zero_optimization", {}).get("stage", 0) == 3:
+        number = ds_config.get("zero_optimization", {}).get("stage", 0)
+        if number == 3:
             # a block and a head are gathered as a whole, once for all students
             deepspeed.utils.set_z3_leaf_modules(networks, networks.leaves())
-        optimizer = EmaAdamW(
-            parameter_groups(networks.trained().items()),
+        self.networks = networks
+        self.optimizer = EmaAdamW(
+            parameter_groups(networks.trained().items(), averaged=networks.averaged()),
             betas=(options.beta1, options.beta2),
             eps=options.eps,
         )
-        self.networks = networks
         self.deepspeed, *_ = deepspeed.initialize(
-            model=networks, optimizer=optimizer, config=ds_config
+            model=networks, optimizer=self.optimizer, config=ds_config
         )
-        self.optimizer = optimizer
-        self.shards = Shards(self.deepspeed)
+        self.stage = STAGES[number](self.deepspeed.optimizer, self.optimizer, networks)
+        self.partitions = Partitions(self.stage, networks)
         self._set_stretches(options)
-        for flat in self.shards.flats():
-            optimizer.make_state(flat)
-        self.teacher = Teacher(self.shards, networks.averaged())
         clips = {"backbone": options.clip_backbone}  # heads of both kinds have the other limit
-        modules = {group["module"] for group in self.shards.zero.param_groups}
+        modules = {group["module"] for group in self.optimizer.param_groups}
         self.limits = {module: clips.get(module, options.clip_heads) for module in modules}
-        if self.shards.stage in (1, 2):
-            # it would take the norm of all gradients again, which _clip has taken per module
-            unused = torch.zeros((), device=self.device)
-            self.shards.zero.scaled_global_norm = lambda norm_type=2: unused
         self._fp16 = bool(ds_config.get("fp16", {}).get("enabled"))
 
     @property
@@ -115,15 +112,17 @@ class Engine:
     @property
     def loss_scale(self) -> float | None:
         """The factor on fp16 gradients; None in other precisions."""
-        return float(self.shards.loss_scale()) if self._fp16 else None
+        return float(self.stage.loss_scale()) if self._fp16 else None
 
     def _set_stretches(self, options: Optimizer) -> None:
         depth = self.networks.backbone.decay_depth
         by_flat: dict[int, list[Stretch]] = {}
-        for piece in self.shards.pieces:
-            found = stretch(piece.name, piece.offset, piece.count, depth=depth, options=options)
-            by_flat.setdefault(piece.flat, []).append(found)
-        for i, flat in enumerate(self.shards.flats()):
+        for part in self.partitions.parts:
+            found = stretch(part.name, part.offset, part.count, depth=depth, options=options)
+            by_flat.setdefault(part.flat, []).append(found)
+        for i, flat in enumerate(self.stage.flats()):
+            average = flat.detach() if self.stage.group(i)["averaged"] else None
+            self.optimizer.make_state(flat, average)
             self.optimizer.set_stretches(flat, by_flat.get(i, ()))
 
     def forward(self, work: Callable[[Networks], T]) -> T:
@@ -139,7 +138,7 @@ class Engine:
     def step(
         self, update: Update, *, finite: Tensor | bool = True, stop: bool = False
     ) -> StepReport:
-        """Move student and teacher, unless a loss (`finite`, of this rank) or gradient is not.
+        """Move weights and average, unless a loss (`finite`, of this rank) or gradient is not.
 
         stop: whether this rank asks all to stop; it costs no collective of its own.
         """
@@ -147,13 +146,16 @@ class Engine:
         self.optimizer.skip = not all_finite
         self.optimizer.ema_momentum = update.momentum
         self.optimizer.part_factors = update.part_factors
-        for group in self.shards.zero.param_groups:
+        for group in self.stage.zero.param_groups:
             group["lr"] = update.lr
             group["weight_decay"] = update.weight_decay if group["decays"] else 0.0
         self.deepspeed.step()
-        applied = all_finite and self.deepspeed.was_step_applied()
+        moved = self.deepspeed.was_step_applied()
+        if not all_finite and moved:  # it did not look at the numbers
+            self.deepspeed.skipped_steps += 1
+        applied = all_finite and moved
         if applied:
-            self.teacher.push()
+            self.stage.push()
         return StepReport(norms, all_finite, applied, any_stop)
 
     @torch.no_grad()
@@ -167,15 +169,15 @@ class Engine:
         sums[-2] = 1.0 - torch.as_tensor(finite, dtype=torch.float32, device=self.device)
         sums[-1] = float(stop)
         gradients: dict[str, list[Tensor]] = {name: [] for name in names}
-        for i in range(len(self.shards.flats())):
-            gradients[self.shards.group(i)["module"]] += self.shards.gradients(i)
+        for i in range(len(self.stage.flats())):
+            gradients[self.stage.group(i)["module"]] += self.stage.gradients(i)
         for place, name in enumerate(names):
             if gradients[name]:
-                norms = torch._foreach_norm(gradients[name])
-                sums[place] = torch.stack([n.float() for n in norms]).norm().square()
+                norms = torch._foreach_norm(gradients[name], dtype=torch.float32)
+                sums[place] = torch.stack(norms).norm().square()
         sums = dist.all_sum(sums)
-        norms = sums[:-2].sqrt() / self.shards.loss_scale()
-        for group in self.shards.zero.param_groups:
+        norms = sums[:-2].sqrt() / self.stage.loss_scale()
+        for group in self.stage.zero.param_groups:
             limit, norm = self.limits[group["module"]], norms[names.index(group["module"])]
             group["clip_coefficient"] = (limit / (norm + 1e-6)).clamp(max=1.0) if limit else None
         *measured, bad, stops = dist.on_host(torch.cat((norms, sums[-2:])))
@@ -185,7 +187,7 @@ class Engine:
 
     def counters(self) -> dict[str, dict[str, float]]:
         """DeepSpeed's own counters and, with fp16, the loss scale, for the checkpoint."""
-        scale = read_numbers(self.shards.zero.loss_scaler, SCALER) if self._fp16 else {}
+        scale = read_numbers(self.stage.zero.loss_scaler, SCALER) if self._fp16 else {}
         return {"engine": read_numbers(self.deepspeed, COUNTERS), "loss_scaler": scale}
 
     def set_counters(self, counters: Mapping[str, Mapping[str, float]]) -> None:
@@ -195,21 +197,16 @@ class Engine:
         slots = self.deepspeed.gradient_accumulation_steps()
         self.deepspeed.micro_steps = self.deepspeed.global_steps * slots
         if self._fp16:
-            set_numbers(self.shards.zero.loss_scaler, counters["loss_scaler"])
+            set_numbers(self.stage.zero.loss_scaler, counters["loss_scaler"])
 
     def weights_were_loaded(self) -> None:
         """After the fp32 masters were written in place: bring them into the working weights."""
-        zero = self.shards.zero
-        if self.shards.stage == 3:
-            zero.checkpoint_event_prologue()  # everything partitioned
-            for low, master in zip(
-                zero.fp16_partitioned_groups_flat, self.shards.flats(), strict=True
-            ):
-                low.data.copy_(master.data)
-            zero.checkpoint_event_epilogue()  # gathers the persistent parameters again
-        elif self.shards.stage:
-            zero.update_lp_params()
-        self.teacher.push()
+        self.stage.reload()
+        self.stage.push()
+
+    def deployed(self) -> dict[str, Tensor]:
+        """What the method leaves, whole and in fp32, on the CPU of every rank. A collective."""
+        return self.partitions.whole("ema" if self.networks.deployed == "average" else "fp32")
 
 
 def read_numbers(owner: object, names: Sequence[str]) -> dict[str, float]:

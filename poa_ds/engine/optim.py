@@ -1,11 +1,11 @@
-"""AdamW over the flat shards of ZeRO, with a learning-rate factor per parameter and the teacher.
+"""AdamW over the flats of ZeRO, with a learning-rate factor per parameter and a moving average.
 
 ZeRO hands an optimizer one flat tensor per parameter group, and every group costs collectives.
 So layer-wise decay is not made of groups: each flat is cut into stretches of equal factor, and
-each factor is one fused call on views. The fp32 teacher is a third state tensor, `ema`.
+each factor is one fused call on views. The fp32 average is a third state tensor, `ema`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,14 +54,19 @@ def part(name: str) -> str:
     return "last_layer" if name.endswith((".weight_g", ".weight_v")) else ""
 
 
-def parameter_groups(student: Iterable[tuple[str, torch.nn.Parameter]]) -> list[dict]:
-    """Few groups: (backbone, heads, ibot_heads) x (decayed, not). Keys `module`, `decays`."""
-    groups: dict[tuple[str, bool], list] = {}
+def parameter_groups(
+    student: Iterable[tuple[str, torch.nn.Parameter]], *, averaged: Container[str]
+) -> list[dict]:
+    """Few groups: (backbone, heads, ibot_heads) x (decayed, not) x (averaged, not).
+
+    Keys `module`, `decays`, `averaged`.
+    """
+    groups: dict[tuple[str, bool, bool], list] = {}
     for name, p in student:
-        groups.setdefault((name.split(".")[0], decays(name)), []).append(p)
+        groups.setdefault((name.split(".")[0], decays(name), name in averaged), []).append(p)
     return [
-        {"params": params, "module": module, "decays": decayed}
-        for (module, decayed), params in groups.items()
+        {"params": params, "module": module, "decays": decayed, "averaged": is_averaged}
+        for (module, decayed, is_averaged), params in groups.items()
     ]
 
 
@@ -76,19 +81,23 @@ def stretch(name: str, offset: int, count: int, *, depth: int, options: Optimize
     return Stretch(offset, count, factor, part(name))
 
 
-def for_student(student: nn.Module, *, depth: int, options: Optimizer) -> "EmaAdamW":
+def for_student(
+    student: nn.Module, *, depth: int, options: Optimizer, average: nn.Module | None
+) -> "EmaAdamW":
     """The optimizer of a Branch without DeepSpeed: plain parameters, their factors, no clipping.
 
+    average: the teacher, from whose weights the moving averages start; None: nothing is averaged.
     Each step: set `lr` and (where `decays`) `weight_decay` of the groups, `ema_momentum` and
-    `part_factors`, then step(); state[p]["ema"] is the teacher.
+    `part_factors`, then step(); state[p]["ema"] is the teacher's weight after it.
     """
+    start = {} if average is None else dict(average.named_parameters())
     optimizer = EmaAdamW(
-        parameter_groups(student.named_parameters()),
+        parameter_groups(student.named_parameters(), averaged=start),
         betas=(options.beta1, options.beta2),
         eps=options.eps,
     )
     for name, p in student.named_parameters():
-        optimizer.make_state(p)
+        optimizer.make_state(p, start.get(name))
         whole = stretch(name, 0, p.numel(), depth=depth, options=options)
         optimizer.set_stretches(p, [whole])
     return optimizer
@@ -97,7 +106,7 @@ def for_student(student: nn.Module, *, depth: int, options: Optimizer) -> "EmaAd
 class EmaAdamW(torch.optim.Optimizer):
     """Decoupled AdamW; the moving average of the weights is part of its state.
 
-    ema_momentum: teacher = momentum x teacher + (1 - momentum) x weights, in every step.
+    ema_momentum: average = momentum x average + (1 - momentum) x weights, in every step.
     part_factors: factor per part of the parameters, 0 leaves it unchanged (moments go on).
     skip: a step with this flag changes nothing. Group key clip_coefficient: None or 0-dim tensor.
     """
@@ -128,15 +137,19 @@ class EmaAdamW(torch.optim.Optimizer):
             joined.append(s)
         self._stretches[id(flat)] = tuple(joined)
 
-    def make_state(self, flat: Tensor) -> None:
-        """Zero moments; the teacher starts as the student. Before the first step or loading."""
+    def make_state(self, flat: Tensor, average: Tensor | None) -> None:
+        """Zero moments, and what the average starts as; None: this flat has no average.
+
+        Before the first step or loading.
+        """
         value = flat.detach()
         self.state[flat] = {
             "step": torch.zeros((), dtype=torch.float32, device=flat.device),
             "exp_avg": torch.zeros_like(value),
             "exp_avg_sq": torch.zeros_like(value),
-            "ema": value.clone(),
         }
+        if average is not None:
+            self.state[flat]["ema"] = average.detach().clone()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -179,5 +192,7 @@ class EmaAdamW(torch.optim.Optimizer):
                 maximize=False,
             )
         torch._foreach_add_([state["step"] for state in states], 1)
-        averages, weights = [state["ema"] for state in states], [flat.detach() for flat in flats]
-        torch._foreach_lerp_(averages, weights, 1.0 - self.ema_momentum)
+        averages = [state["ema"] for state in states if "ema" in state]
+        if averages:  # of all or of none in a group
+            weights = [flat.detach() for flat in flats]
+            torch._foreach_lerp_(averages, weights, 1.0 - self.ema_momentum)

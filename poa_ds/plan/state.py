@@ -49,8 +49,9 @@ class Network:
 def network(recipe: Recipe) -> Network:
     """The parameters of the recipe's student."""
     with torch.device("meta"):
-        student = method(recipe).networks().student
-    groups = optim.parameter_groups(student.named_parameters())
+        networks = method(recipe).networks()
+    student = networks.student
+    groups = optim.parameter_groups(networks.trained().items(), averaged=networks.averaged())
     heads = [head for bank in (student.heads, student.ibot_heads) for head in bank or ()]
     leaves = [*student.backbone.blocks, *heads]
     return Network(

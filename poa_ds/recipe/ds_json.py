@@ -92,6 +92,9 @@ def _owned(recipe: Recipe, world_size: int) -> Iterator[tuple[str, object, str]]
     yield "gradient_clipping", 0.0, f"{clips} (each module is clipped on its own)"
     for kind in ("bf16", "fp16"):
         yield f"{kind}.enabled", recipe.precision == kind, f"precision {recipe.precision}"
+    if recipe.precision == "bf16":
+        agreed = "max_bad_steps (all ranks agree on every step's numbers already)"
+        yield "bf16.check_grad_overflow", False, agreed
     yield "zero_allow_untested_optimizer", True, "the optimizer, which is not one of DeepSpeed's"
     yield "steps_per_print", FEW_PRINTS, f"log_every {recipe.log_every}"
 

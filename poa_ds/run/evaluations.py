@@ -75,7 +75,7 @@ class Curves:
 
     def evaluate(self, step: int) -> None:
         """Keep the teacher of this step, and measure the sizes that the recipe names."""
-        tensors = self.engine.teacher.consolidated()
+        tensors = self.engine.deployed()
         if dist.is_main():
             snapshot.publish(self.output, tensors, self.recipe, step)
         if not self.recipe.evaluation.queries:

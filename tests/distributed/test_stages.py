@@ -108,11 +108,14 @@ def test_the_teacher_moves_in_fp32_although_weights_are_bf16(world: int, tmp_pat
         assert found["forward"] == 0, stage
 
 
-def test_a_nan_on_one_rank_skips_the_step_on_all(tmp_path: Path) -> None:
-    got = launch(WORKER, 2, tmp_path, stages=[1, 2, 3], steps=[0, 4], poison=2)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_nan_on_one_rank_skips_the_step_on_all(precision: str, tmp_path: Path) -> None:
+    recipe = {"precision": precision}
+    got = launch(WORKER, 2, tmp_path, stages=[1, 2, 3], steps=[0, 4], poison=2, recipe=recipe)
     for records in got.values():
         assert [r["finite"] for r in records] == [True, True, False, True]
         assert [r["applied"] for r in records] == [True, True, False, True]
+        assert [r["skipped"] for r in records] == [0, 0, 1, 1]  # by DeepSpeed's counter
         assert records[2]["teacher"] == records[1]["teacher"] != records[3]["teacher"]
     log = (tmp_path / "rank0.log").read_text()
     assert "step 3 skipped" in log and "slot 1, size" in log and "koleo is nan" in log

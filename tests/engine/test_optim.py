@@ -8,6 +8,7 @@ import torch
 from poa_ds.engine import optim
 from poa_ds.engine.optim import EmaAdamW, Stretch
 from poa_ds.export.import_poa import from_poa_backbone, from_poa_heads
+from poa_ds.recipe.tree import Optimizer
 from tests.conftest import shared
 
 
@@ -46,7 +47,7 @@ def test_stretches_of_one_flat_equal_a_group_per_parameter() -> None:
         [{"params": [p]} for p in plain], lr=1.0, betas=(0.9, 0.99), eps=1e-8
     )
     ours = EmaAdamW([{"params": [flat]}], betas=(0.9, 0.99))
-    ours.make_state(flat)
+    ours.make_state(flat, flat)
     parts = ["", "", "last_layer", ""]
     offsets = [0, 15, 22, 38]
     ours.set_stretches(
@@ -86,7 +87,7 @@ def test_neighbours_of_equal_factor_become_one_stretch() -> None:
 def test_a_skipped_step_changes_nothing_and_clipping_scales_the_gradient() -> None:
     flat = torch.nn.Parameter(torch.ones(4))
     ours = EmaAdamW([{"params": [flat]}])
-    ours.make_state(flat)
+    ours.make_state(flat, flat)
     flat.grad, ours.skip, ours.ema_momentum = torch.ones(4), True, 0.5
     ours.param_groups[0]["lr"] = 0.1
     ours.step()
@@ -97,10 +98,32 @@ def test_a_skipped_step_changes_nothing_and_clipping_scales_the_gradient() -> No
     assert torch.allclose(ours.state[flat]["exp_avg"], torch.full((4,), 0.1 * 0.25))
 
 
+def test_the_average_starts_at_the_teacher_and_not_all_is_averaged() -> None:
+    torch.manual_seed(0)
+    student = torch.nn.ModuleDict(
+        {"backbone": torch.nn.Linear(3, 2), "head": torch.nn.Linear(2, 2)}
+    )
+    teacher = torch.nn.ModuleDict({"backbone": torch.nn.Linear(3, 2)})
+    before = [t.detach().clone() for t in teacher.parameters()]
+    ours = optim.for_student(student, depth=2, options=Optimizer(), average=teacher)
+    ours.ema_momentum, gradient = 0.75, torch.ones(())
+    for group in ours.param_groups:
+        group["lr"] = 0.1
+    for p in student.parameters():
+        p.grad = gradient.expand_as(p).clone()
+    ours.step()
+    for p, start in zip(student["backbone"].parameters(), before, strict=True):
+        assert torch.allclose(ours.state[p]["ema"], 0.75 * start + 0.25 * p.detach())
+    assert all("ema" not in ours.state[p] for p in student["head"].parameters())
+    assert [group["averaged"] for group in ours.param_groups] == [True, True, False, False]
+    alone = optim.for_student(student, depth=2, options=Optimizer(), average=None)
+    assert not any("ema" in state for state in alone.state.values())
+
+
 def test_four_groups_hold_every_parameter_once() -> None:
     names = ["backbone.norm.weight", "backbone.blocks.0.mlp.fc1.weight", "heads.0.weight_v"]
     named = [(n, torch.nn.Parameter(torch.zeros(1))) for n in names]
-    groups = optim.parameter_groups(named)
+    groups = optim.parameter_groups(named, averaged=names)
     assert [(g["module"], g["decays"]) for g in groups] == [
         ("backbone", False),
         ("backbone", True),

@@ -102,11 +102,11 @@ def _keep_what_is_loaded(folder: Path) -> None:
 
     def load_and_keep(engine, *places):
         found = load(engine, *places)
-        first = {piece.name: piece.first for piece in engine.shards.pieces}
+        first = {part.name: part.first for part in engine.partitions.parts}
         arrays = {
             f"{name}|{key}|{first[name]}": part.numpy()
             for key in checkpoint.KEYS
-            for name, part in engine.shards.state(key).items()
+            for name, part in engine.partitions.state(key).items()
         }
         np.savez(folder / f"{dist.rank()}.npz", **arrays)
         return found

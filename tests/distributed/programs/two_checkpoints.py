@@ -75,7 +75,7 @@ def main() -> None:
         state = RunState(step=at, samples_seen=16 * at, tracking={"run": "abc"})
         saver.begin(checkpoint.snapshot(run.engine, state, extra={}, recipe=text, copied=True))
     saver.finish()
-    save_file(run.engine.teacher.consolidated(), out / "teacher.safetensors")
+    save_file(run.engine.deployed(), out / "teacher.safetensors")
     result = [scales(consecutive=flag) for flag in (False, True)]
     (out / "result.json").write_text(json.dumps(result))
 

@@ -81,8 +81,8 @@ class Weighed(Run):
         super().__init__(stage, recipe, zero={"reduce_bucket_size": bucket})
         self.found: dict[str, float] = {"gradients": 0}
         self.saved: list[dict] = []
-        self.students = [student for student, _ in self.engine.teacher.pairs.values()]
-        self.teachers = [teacher for _, teacher in self.engine.teacher.pairs.values()]
+        self.students = [student for student, _ in self.engine.networks.averaged().values()]
+        self.teachers = [teacher for _, teacher in self.engine.networks.averaged().values()]
         forward, backward, step = self.engine.forward, self.engine.backward, self.engine.step
 
         def weighed_forward(work: Callable[[Networks], object]) -> object:
@@ -115,7 +115,7 @@ class Weighed(Run):
         self.found["gradients"] = max(self.found["gradients"], weigh(tensors))
 
     def _sums(self) -> list[Tensor]:
-        zero, stage = self.engine.shards.zero, self.engine.shards.stage
+        zero, stage = self.engine.stage.zero, self.engine.deepspeed.zero_optimization_stage()
         if stage == 0:
             return [p.grad for p in self.students]
         if stage == 3:
@@ -131,9 +131,9 @@ class Weighed(Run):
 
     def weighed(self) -> dict[str, float]:
         """Bytes by part, after a step."""
-        flats, state = self.engine.shards.flats(), self.engine.shards.optimizer.state
+        flats, state = self.engine.stage.flats(), self.engine.optimizer.state
         moments = [t for f in flats for key, t in state[f].items() if key != "step"]
-        masters = flats if self.engine.shards.stage else []  # stage 0: the weights themselves
+        masters = flats if self.engine.stage.zero is not self.engine.optimizer else []
         return self.found | {
             "weights": weights(self.students),
             "teacher": weights(self.teachers),

@@ -106,6 +106,7 @@ class Run:
             "norms": result.gradient_norms,
             "finite": result.finite,
             "applied": result.applied,
+            "skipped": self.engine.deepspeed.skipped_steps,
             "sizes": [str(s) for r in dist.all_gather_objects(result.sizes) for s in r],
             **self.weights(at),
         }
@@ -133,8 +134,8 @@ class Run:
         """Checksums of the whole masters, moments and teacher, wherever their pieces are."""
         found = {}
         for key in checkpoint.KEYS:
-            mine = self.engine.shards.state(key)
-            own = [(p.name, p.first, mine[p.name].numpy()) for p in self.engine.shards.pieces]
+            mine = self.engine.partitions.state(key)
+            own = [(p.name, p.first, mine[p.name].numpy()) for p in self.engine.partitions.parts]
             pieces = [piece for rank in dist.all_gather_objects(own) for piece in rank]
             for name, _, values in sorted(pieces, key=lambda piece: piece[:2]):
                 found[f"{name}|{key}"] = zlib.crc32(values, found.get(f"{name}|{key}", 0))
@@ -142,7 +143,7 @@ class Run:
 
     def weights(self, at: int) -> dict:
         """The teacher's fp32 weights: a checksum and a sample; and what may have moved them."""
-        whole = self.engine.teacher.consolidated()
+        whole = self.engine.deployed()
         assert all(name.startswith(("backbone.", "heads.", "ibot_heads.")) for name in whole)
         checksum = 0
         for _, tensor in sorted(whole.items()):
@@ -162,18 +163,18 @@ def _poisoned(batch: Batch) -> Batch:
 
 def teacher_is_exact(run: Run, first: int, last: int) -> dict:
     """Follow the average by hand from the masters; compare with the state and the forward."""
-    shards, by_hand = run.engine.shards, None
+    parts, by_hand = run.engine.partitions, None
     worst, moved = 0.0, 0.0
-    start = {n: t.clone() for n, t in shards.state("ema").items()}
+    start = {n: t.clone() for n, t in parts.state("ema").items()}
     for at in range(first, last):
         momentum = run.schedules.at(at).momentum
         run.steps(at, at + 1)
-        masters, ema = shards.state("fp32"), shards.state("ema")
+        masters, ema = parts.state("fp32"), parts.state("ema")
         by_hand = by_hand or {n: t.double() for n, t in start.items()}
         for name, master in masters.items():
             by_hand[name] = momentum * by_hand[name] + (1 - momentum) * master.double()
             worst = max(worst, (by_hand[name] - ema[name]).abs().max().item())
-    for name, t in shards.state("ema").items():
+    for name, t in parts.state("ema").items():
         moved = max(moved, (t - start[name]).abs().max().item())
     return {"worst": worst, "moved": moved, "forward": forward_difference(run)}
 
@@ -182,9 +183,9 @@ def forward_difference(run: Run) -> float:
     """The teacher's working weights against its rounded fp32 master."""
     import deepspeed
 
-    whole, worst = run.engine.teacher.consolidated(), 0.0
-    for name, (_, teacher) in run.engine.teacher.pairs.items():
-        gathered = [teacher] if run.engine.shards.stage == 3 else []
+    whole, worst = run.engine.deployed(), 0.0
+    for name, (_, teacher) in run.engine.networks.averaged().items():
+        gathered = [teacher] if run.engine.deepspeed.zero_optimization_stage() == 3 else []
         with deepspeed.zero.GatheredParameters(gathered):
             rounded = whole[name].to(teacher.dtype)
             worst = max(worst, (teacher.data.float() - rounded.float()).abs().max().item())

@@ -1,0 +1,34 @@
+"""What happens before there is an engine."""
+
+import pytest
+import torch
+
+from poa_ds.engine import engine
+from poa_ds.run import environment
+from poa_ds.system import dist
+
+
+def test_a_process_takes_its_gpu_before_its_first_collective(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Collectives of objects use the current device: else all ranks would meet on the first GPU."""
+    import deepspeed
+
+    done: list[tuple[str, object]] = []
+
+    def gathered(values: list, value: object) -> None:
+        done.append(("gather", None))
+        values[:] = [value, value]
+
+    for name, text in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, text)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda i: done.append(("device", i)))
+    monkeypatch.setattr(
+        deepspeed, "init_distributed", lambda backend, **_: done.append(("join", backend))
+    )
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    monkeypatch.setattr(dist, "rank", lambda: 1)
+    engine.start_processes("cuda")
+    environment.say_differences()
+    assert done == [("device", 1), ("join", "nccl"), ("gather", None)]
