@@ -73,11 +73,11 @@ class ElasticBackbone(nn.Module):
         masks: Sequence[Tensor | None],
         kept: Sequence[Any] | None = None,
     ) -> list[list[Tensor]]:
-        """Tokens [subnet][crop group] of one or two sizes on the same crops, in lockstep.
+        """Tokens [subnet][crop group] of all these sizes on the same crops, in lockstep.
 
         crops: one (n, 3, S, S) per group, resolutions may differ; masks: one per group.
         kept: for each block, per stream what `draw_kept` drew.
-        Two sizes: the first is the intact network, so that every block is entered.
+        Several sizes: the first is the intact network, so that every block is entered.
         """
         raise NotImplementedError  # each backbone's own
 

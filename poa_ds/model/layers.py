@@ -2,7 +2,7 @@
 
 No layer remembers a size: it reads the width from the last axis of its input, uses the leading
 rows and columns of its weights, and rescales its input by max width / width (REFERENCE.md 1).
-A stream is a matrix of packed rows (sequences one after the other); a block carries one or two
+A stream is a matrix of packed rows (sequences one after the other); a block carries all
 streams at once, so that every rank enters every block once per step (DESIGN.md 3.2).
 """
 
@@ -99,6 +99,16 @@ def on_device(choices: Sequence[Kept], device: torch.device | str) -> list[Kept]
     ]
 
 
+def elastic_linear(
+    streams: Sequence[Tensor], weight: Tensor, bias: Tensor, outs: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """two_stream_linear for any number of streams, two at a time in their order."""
+    pairs = (slice(first, first + 2) for first in range(0, len(streams), 2))
+    return tuple(
+        y for two in pairs for y in two_stream_linear(streams[two], weight, bias, outs[two])
+    )
+
+
 class ElasticLinear(nn.Linear):
     """Linear layer of which the leading rows and columns are used, by all streams in one call.
 
@@ -107,7 +117,7 @@ class ElasticLinear(nn.Linear):
     """
 
     def forward(self, *streams: Tensor, outs: Sequence[int]) -> tuple[Tensor, ...]:
-        return two_stream_linear(streams, self.weight, self.bias, outs)
+        return elastic_linear(streams, self.weight, self.bias, outs)
 
 
 class ElasticLayerNorm(nn.LayerNorm):
@@ -162,7 +172,7 @@ class Mlp(nn.Module):
         widths = [x.shape[-1] for x in streams]
         hidden = [self.ratio * width for width in widths]
         # the gradient of fc1's bias comes out of GELU's backward pass
-        before = two_stream_linear(streams, self.fc1.weight, self.fc1.bias.detach(), hidden)
+        before = elastic_linear(streams, self.fc1.weight, self.fc1.bias.detach(), hidden)
         return self.fc2(*[gelu(h, self.fc1.bias) for h in before], outs=widths)
 
 
