@@ -9,12 +9,35 @@ import pytest
 
 from poa_ds.cli import main
 from poa_ds.recipe import derived, load
-from tests.test_architecture import FLOORS, ROOT
+from tests.test_architecture import FLOORS, ROOT, text_files
 
 METHOD = ROOT / "docs" / "method.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 PATH = r"(?<![\w./<-])(?:[\w.-]+/)+[\w-]+\.(?:py|md|yaml|json|png)\b"
 WRITTEN_BY_RUNS = r"^(output_dir|step\d+|runs|RUN|OUT|DIR)/"
+
+
+def sections(document: Path) -> list[str]:
+    return re.findall(r"^## (.*)$", document.read_text(), re.MULTILINE)
+
+
+def test_no_text_cites_a_document_that_is_not_in_the_repository():
+    """Names in full, or of a neighbour, or of a file in docs."""
+    for path in {*text_files(), *DOCUMENTS}:
+        for name in re.findall(r"(?<![\w*])[\w./-]*\w\.md\b", path.read_text()):
+            places = (ROOT / name, ROOT / "docs" / name, path.parent / name)
+            assert any(place.is_file() for place in places), f"{path}: {name}"
+
+
+def test_cited_sections_exist():
+    known = {title.partition(".")[0] for title in sections(METHOD)}
+    cited = [
+        (path, number)
+        for path in text_files()
+        for number in re.findall(r"docs/method[.]md (\d+)", path.read_text())
+    ]
+    assert len(cited) > 10
+    assert not {(path, number) for path, number in cited if number not in known}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

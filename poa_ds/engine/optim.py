@@ -34,7 +34,7 @@ def lr_factor(name: str, *, depth: int, layer_decay: float, patch_embed_factor: 
     """The learning-rate factor of a parameter by its (our) name below `backbone.`.
 
     layer_decay ** (depth + 1 - layer): tokens and patches are layer 0, block k is layer k + 1;
-    the final norm and the heads get 1 (REFERENCE.md 6).
+    the final norm and the heads get 1 (docs/method.md 6).
     """
     if name.startswith("backbone.embed."):
         patch = patch_embed_factor if name.startswith("backbone.embed.patch.") else 1.0

@@ -1,6 +1,6 @@
 """k-NN accuracy of many sizes at once: every image is decoded once, all sizes run on it.
 
-The protocol of the field (REFERENCE.md 9): short side to 256 (bicubic), centre 224, unit class
+The protocol of the field (docs/method.md 9): short side to 256 (bicubic), centre 224, unit class
 token, cosine, weights softmax(similarity / 0.07) over the largest k. All ranks take part.
 """
 

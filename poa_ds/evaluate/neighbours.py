@@ -120,7 +120,7 @@ def vote(
 
     similarity, labels (Q, K): of the K nearest, best first. Weights are the softmax of
     similarity / temperature over all K; a class scores the weights of its members among the
-    first k (REFERENCE.md 9).
+    first k (docs/method.md 9).
     """
     weights = (similarity.double() / temperature).softmax(1)
     none = weights.new_zeros(len(weights), classes)

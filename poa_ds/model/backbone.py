@@ -19,7 +19,7 @@ Streams = tuple[Tensor, ...]
 
 
 class ElasticBackbone(nn.Module):
-    """A family of networks in one set of weights (POA, section 3; REFERENCE.md 1-2).
+    """A family of networks in one set of weights (POA, section 3; docs/method.md 1-2).
 
     model(images, subnet, masks=None) runs one size. Training uses `streams`.
     blocks: all of the intact network, in order. Parameter names begin with `embed.` (the patch

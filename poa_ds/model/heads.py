@@ -1,4 +1,4 @@
-"""Prototype heads: per head a small MLP and a bank of prototypes of its own (REFERENCE.md 4)."""
+"""Prototype heads: per head a small MLP and a bank of prototypes of its own (docs/method.md 4)."""
 
 import itertools
 from collections.abc import Sequence

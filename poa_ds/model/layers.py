@@ -1,9 +1,9 @@
 """The elastic layers of a transformer and its lockstep block.
 
 No layer remembers a size: it reads the width from the last axis of its input, uses the leading
-rows and columns of its weights, and rescales its input by max width / width (REFERENCE.md 1).
+rows and columns of its weights, and rescales its input by max width / width (docs/method.md 1).
 A stream is a matrix of packed rows (sequences one after the other); a block carries all
-streams at once, so that every rank enters every block once per step (DESIGN.md 3.2).
+streams at once, so that every rank enters every block once per step (docs/architecture.md).
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def keep_sequences(packing: Packing, rate: float, generator: torch.Generator) ->
 
     rate > 0.1: exactly max(int(n (1 - rate)), 1) of n sequences, scaled by n / k (the
     batch-subset variant of DINOv2); otherwise each with probability 1 - rate, scaled by its
-    inverse (REFERENCE.md 2).
+    inverse (docs/method.md 2).
     """
     rows, factors, segments, first = [], [], [], 0
     for n, tokens in packing.segments:

@@ -66,7 +66,7 @@ class ElasticSpace:
     """All sizes of one backbone and how often each is drawn.
 
     small_bias: the smallest size is drawn round(small_bias ** 2) times as often as the largest
-    (the published `net_select_scale`; REFERENCE.md 3). names: short names of some sizes.
+    (the published `net_select_scale`; docs/method.md 3). names: short names of some sizes.
     width_bias: the part of it that the width has (None: as much as the depth). costs: the work of
     each of `subnets()`, where width ** 2 x depth does not tell it.
     """
@@ -132,9 +132,9 @@ class ElasticSpace:
         """The elastic size that `slot` (of `slots`) trains in `step`.
 
         per_slot: each slot walks through its own reshuffled menu; with seed 0 these are the
-            sequences of the published code, a slot in the place of a rank (REFERENCE.md 3).
+            sequences of the published code, a slot in the place of a rank (docs/method.md 3).
         same: all slots follow slot 0.
-        balanced: a step's slots get neighbours in cost (DESIGN.md 3.3).
+        balanced: a step's slots get neighbours in cost (docs/method.md 3).
         """
         menu = self._menu
         if policy == "balanced":

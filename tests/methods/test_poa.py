@@ -108,7 +108,7 @@ def test_total_and_gradients_are_the_published_ones(run: str) -> None:
 
 
 def test_koleo_and_ibot_are_the_logged_ones_doubled() -> None:
-    """The published log shows half of what is optimised (REFERENCE.md 5)."""
+    """The published log shows half of what is optimised (docs/method.md 5)."""
     wanted = case()["runs"]["ibot_w64_d3"]
     terms = step(branch("vit_student"), branch("vit_teacher"), Subnet(64, 3), ibot=True, b=batch())
     assert abs(0.1 * terms.koleo.item() / 2 - wanted["loss_dict"]["koleo_loss"]) < 1e-7

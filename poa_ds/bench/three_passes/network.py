@@ -137,7 +137,7 @@ class Embed(nn.Module):
         if rows == columns == side:
             return table
         grid = table[:, 1:].float().reshape(1, side, side, c).permute(0, 3, 1, 2)
-        # the + 0.1 is the published code's (REFERENCE.md 2)
+        # the + 0.1 is the published code's (docs/method.md 2)
         scale = ((rows + 0.1) / side, (columns + 0.1) / side)
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
         return torch.cat((table[:, :1], grid.flatten(2).transpose(1, 2).to(table.dtype)), dim=1)

@@ -13,7 +13,7 @@ from poa_ds.model.space import Depth, ElasticSpace, Subnet
 class ResNetShape:
     """ResNet of bottlenecks; width = inner channels of stage 1, doubling; depth: per stage.
 
-    Blocks receive and return twice the widest inner width, whatever the size (REFERENCE.md 2).
+    Blocks receive and return twice the widest inner width, whatever the size (docs/method.md 2).
     """
 
     widest: int

@@ -356,7 +356,7 @@ class ElasticSwin(ElasticBackbone):
     ) -> list[tuple[tuple[Tensor, Tensor] | None, ...]] | None:
         """Per image and branch: kept with a probability that falls to 1 - rate at the last block.
 
-        A kept branch is scaled by the inverse of that probability (REFERENCE.md 2).
+        A kept branch is scaled by the inverse of that probability (docs/method.md 2).
         """
         if rate == 0:
             return None

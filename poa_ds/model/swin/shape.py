@@ -11,7 +11,7 @@ from poa_ds.model.space import Depth, ElasticSpace, Subnet
 
 @dataclass(frozen=True, kw_only=True)
 class SwinShape:
-    """Swin: width channels in stage 1, doubling; depth = blocks of stage 3 (REFERENCE.md 2)."""
+    """Swin: width channels in stage 1, doubling; depth = blocks of stage 3 (docs/method.md 2)."""
 
     widest: int
     stages: Stages

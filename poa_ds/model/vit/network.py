@@ -49,7 +49,7 @@ class Embed(nn.Module):
     def _positions(self, rows: int, columns: int) -> Tensor:
         """(1, 1 + rows * columns, C): bicubic from the trained grid, in float32.
 
-        The + 0.1 is the published code's, in training and evaluation (REFERENCE.md 2).
+        The + 0.1 is the published code's, in training and evaluation (docs/method.md 2).
         """
         side = self.grid
         if rows == columns == side:
