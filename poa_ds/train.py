@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from poa_ds.recipe import checks, ds_json, load
+    from poa_ds.track.destination import destination
 
     recipe = load.recipe(args.config, args.overrides)
     ds_file = ds_json.read(args.deepspeed_config)
@@ -87,6 +88,8 @@ def _run(args: argparse.Namespace) -> int:
         print(load.to_yaml(recipe), end="")
         return 0
     checks.check_places(recipe)
+    if recipe.tracking == "mlflow":
+        destination(recipe, Path(recipe.output_dir), os.environ)  # mistakes show
 
     rendezvous.prepare_environment()
     rendezvous.check_port(os.environ)

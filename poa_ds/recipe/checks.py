@@ -10,6 +10,7 @@ from poa_ds.model import shape as shapes
 from poa_ds.model.options import Range
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system.addresses import Address
 from poa_ds.system.errors import UsageError
 
 # of MLflow 3; plain folders and file: are not written any more
@@ -18,7 +19,7 @@ STORES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql", "
 
 def check(recipe: Recipe) -> None:
     """UsageError with every contradiction of the recipe, one per line."""
-    _refuse([*_contradictions(recipe), *_directions(recipe)])
+    _refuse([*_contradictions(recipe), *_directions(recipe), *_passwords(recipe)])
 
 
 def check_kept(recipe: Recipe) -> None:
@@ -162,6 +163,19 @@ def _directions(recipe: Recipe) -> Iterator[str]:
             yield (
                 f"schedule.{last} {end:g} is below schedule.{first} {start:g}: it would fall in"
                 " the course of the run; give the same value twice for a constant one"
+            )
+
+
+def _passwords(recipe: Recipe) -> Iterator[str]:
+    """Addresses of images are kept with the run, and shown: they must not open anything."""
+    data, evaluation = recipe.data, recipe.evaluation
+    places = [("data.train", data.train), *(("data.mix", place) for place in data.mix)]
+    places += [("evaluation.queries", evaluation.queries), ("evaluation.bank", evaluation.bank)]
+    for key, place in places:
+        if Address(place).has_password:
+            yield (
+                f"{key} {place} holds a password, which would be kept with every checkpoint: fsspec"
+                " takes it from its own files and variables, a pipe: command from a variable"
             )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system.addresses import without_passwords
 from poa_ds.system.errors import UsageError
 from poa_ds.system.typed_yaml import build, parse, plain
 
@@ -157,7 +158,7 @@ class Change:
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.old} -> {self.new}"
+        return without_passwords(f"{self.key}: {self.old} -> {self.new}")
 
     @property
     def rule(self) -> Rule:

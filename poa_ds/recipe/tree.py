@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from poa_ds.model.options import Backbone
 from poa_ds.model.space import Policy
 from poa_ds.recipe.methods import METHODS
+from poa_ds.system.addresses import Address
 from poa_ds.system.typed_yaml import Bounds, Count, CountOrNone, NotNegative, OneOf, Positive, Share
 
 Pair = tuple[Positive, Positive]
@@ -18,10 +19,12 @@ Pair = tuple[Positive, Positive]
 
 @dataclass(frozen=True)
 class Mlflow:
-    """uri: "" is a sqlite store in the output directory."""
+    """Empty: MLFLOW_TRACKING_URI, else a sqlite store in the output directory;
+    MLFLOW_EXPERIMENT_NAME or _ID, else `poa`; the output directory's name.
+    """
 
-    uri: str = ""
-    experiment: str = "poa"
+    uri: Address = field(default_factory=Address)
+    experiment: str = ""
     run_name: str = ""
 
 

@@ -1,6 +1,7 @@
 """A training run: what is built at its start, and the loop."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -38,6 +39,7 @@ from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.stopping import Stopped
+from poa_ds.track import destination
 from poa_ds.track.metrics_file import read_rows
 from poa_ds.track.tracker import Tracker
 from poa_kernels import dispatch
@@ -205,10 +207,12 @@ class Training:
             f"parameters     {count(space.smallest) / 1e6:,.2f} M ({space.smallest}) to "
             f"{count(space.intact) / 1e6:,.2f} M ({space.intact})\n"
             f"processes      {dist.world_size()} on {self.engine.device.type}, ZeRO stage {stage}\n"
-            f"kernels        {self.operators}"
+            f"kernels        {self.operators}\n"
+            f"metrics        {destination.described(self.recipe, os.environ)}"
         )
-        for omission in omissions(self.recipe, len(self.folder)):
-            say(f"warning: {omission}")
+        doubts = destination.warnings(self.recipe, os.environ)
+        for doubt in (*omissions(self.recipe, len(self.folder)), *doubts):
+            say(f"warning: {doubt}")
 
     def _keep_recipe(self, ds_config: dict) -> None:
         """Write what this run is into its folder."""

@@ -1,18 +1,22 @@
-"""Lines for people, each in one piece and at once; text from outside is shown escaped."""
+"""Lines for people, each in one piece and at once.
+
+Text from outside is shown escaped, and no address with its password.
+"""
 
 import sys
 
+from poa_ds.system.addresses import without_passwords
 from poa_ds.system.printable import printable_lines
 
 
 def tell(text: str) -> None:
     """Print to standard output: what a program does and finds."""
-    print(printable_lines(text), flush=True)
+    print(printable_lines(without_passwords(text)), flush=True)
 
 
 def say(text: str) -> None:
     """Print to standard error, where other ranks write too: warnings, mistakes, progress."""
     sys.stdout.flush()
     sys.stderr.flush()
-    sys.stderr.write(printable_lines(text.rstrip("\n")) + "\n")
+    sys.stderr.write(printable_lines(without_passwords(text.rstrip("\n"))) + "\n")
     sys.stderr.flush()

@@ -103,7 +103,7 @@ def override(tree: dict, assignment: str, cls: type) -> dict:
     if not equals or not key:
         raise UsageError(f"override {assignment!r} is not of the form key=value")
     hint = _hint_of(key, cls)
-    if hint is str and text[:1] not in ("'", '"'):
+    if isinstance(hint, type) and issubclass(hint, str) and text[:1] not in ("'", '"'):
         value: Any = text  # a run called 2024, an empty path: the text as it stands
     else:
         value = parse(text, source=f"the value of {key}")
@@ -165,6 +165,8 @@ def _value(hint: Any, value: object, path: str) -> Any:
         return _map(arguments[1], value, path)
     if hint is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
+    if isinstance(hint, type) and issubclass(hint, str) and hint is not str:
+        return hint(_value(str, value, path))
     if hint is not float and type(value) is hint:  # a bool is not an int here
         return value
     raise UsageError(f"{path} is {value!r}: expected {_NAMES[hint]}")
@@ -242,6 +244,8 @@ def plain(value: object) -> Any:
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, str):  # of a kind of its own, such as an address
+        return str(value)
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 

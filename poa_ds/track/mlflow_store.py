@@ -19,6 +19,7 @@ from poa_ds.system.console import say
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import plain
 from poa_ds.track import mlflow_ids as run_ids
+from poa_ds.track.destination import Destination
 from poa_ds.track.logged_points import AllSteps, Known, LastSteps
 from poa_ds.track.metrics_file import rows_after, split_by_size, values_of
 
@@ -53,13 +54,13 @@ def open_store(
     ids: dict[str, Any],
     sizes: Mapping[Subnet, int | None],
     *,
-    uri: str = "",
+    place: Destination,
     mode: Literal["new", "resume", "sync"] = "new",
+    keeps_ids: bool = True,
 ) -> "MlflowStore":
-    """The store of a recipe, mlflow being imported on the way; see MlflowStore for the rest.
-
-    uri: another place than the recipe's.
-    """
+    """The store at a place, mlflow being imported on the way; see MlflowStore for the rest."""
+    uri, credentials = place.connection()
+    os.environ.update(credentials)
     with IMPORTING:
         import PIL.Image  # noqa: F401 - mlflow would import it later
         from mlflow import MlflowClient, entities
@@ -67,9 +68,17 @@ def open_store(
     # what goes wrong is raised, and said in one line; they would print tracebacks and retries
     for name in ("mlflow", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    uri = uri or recipe.mlflow.uri
-    client = MlflowClient(uri or f"sqlite:///{RunFolder(folder).mlflow_store}")
-    return MlflowStore(client, entities, recipe, folder, uri=uri, ids=ids, sizes=sizes, mode=mode)
+    return MlflowStore(
+        MlflowClient(uri),
+        entities,
+        recipe,
+        folder,
+        place=place,
+        ids=ids,
+        sizes=sizes,
+        mode=mode,
+        keeps_ids=keeps_ids,
+    )
 
 
 class MlflowStore:
@@ -82,17 +91,20 @@ class MlflowStore:
         recipe: Recipe,
         folder: Path,
         *,
-        uri: str,
+        place: Destination,
         ids: dict[str, Any],
         sizes: Mapping[Subnet, int | None],
         mode: Literal["new", "resume", "sync"],
+        keeps_ids: bool,
     ) -> None:
         """Opens the run of `ids` (or with their key), or a new one; the ids are put there.
 
         client, entities: an mlflow.MlflowClient and mlflow.entities. sizes: with their parameters.
+        keeps_ids: in the run's folder; those of a store besides are found by their key.
         """
         self._client, self._entities = client, entities
-        self._recipe, self._folder, self._uri, self._ids = recipe, folder, uri, ids
+        self._recipe, self._folder, self._place, self._ids = recipe, folder, place, ids
+        self._keeps_ids = keeps_ids
         self._sizes = {size.label: (size, parameters) for size, parameters in sizes.items()}
         self._knowledge = AllSteps if mode == "sync" else LastSteps
         self._known: dict[str, Known] = {}
@@ -192,15 +204,15 @@ class MlflowStore:
                 self._client.set_terminated(run, status, end and round(1000 * end))
 
     def _experiment_id(self) -> str:
-        name, uri = self._recipe.mlflow.experiment, self._uri
-        found = self._client.get_experiment_by_name(name)
+        if not self._place.experiment:
+            return self._place.experiment_id
+        found = self._client.get_experiment_by_name(self._place.experiment)
         if found is not None:
             return found.experiment_id
-        local = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else ""
-        folder = Path(local).resolve().parent if local else self._folder
         # a server decides for itself where it keeps files
-        place = None if uri and not local else RunFolder(folder).mlflow_artifacts.as_uri()
-        return self._client.create_experiment(name, artifact_location=place)
+        file = self._place.file
+        where = RunFolder(file.resolve().parent).mlflow_artifacts.as_uri() if file else None
+        return self._client.create_experiment(self._place.experiment, artifact_location=where)
 
     def _find(self) -> Any:
         """The run of the ids, or else the one with their key; None where there is neither."""
@@ -277,7 +289,7 @@ class MlflowStore:
             self._client.log_batch(run.info.run_id, params=items[start : start + MOST_PARAMS])
 
     def _keep_ids(self) -> None:
-        if self._uri == self._recipe.mlflow.uri:  # those of another store are found by their key
+        if self._keeps_ids:
             run_ids.keep(self._folder, self._ids)
 
 

@@ -24,6 +24,7 @@ from poa_ds.system.run_folder import RunFolder
 from poa_ds.track import metrics_file, mlflow_store
 from poa_ds.track import mlflow_ids as run_ids
 from poa_ds.track import tracker as tracking
+from poa_ds.track.destination import destination
 from poa_ds.track.mlflow_store import MlflowStore
 
 
@@ -60,16 +61,18 @@ def run(args: argparse.Namespace) -> int:
     recipe, rows = _recipe(args.folder), _rows(args.folder)
     for name, value in mlflow_store.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    uri = args.uri or recipe.mlflow.uri
-    place = uri or f"sqlite:///{RunFolder(folder).mlflow_store}"
+    own = args.uri in ("", recipe.mlflow.uri)
+    place = destination(recipe, folder, os.environ, elsewhere=args.uri)
     ids = run_ids.known(folder, {})
     if not RunFolder(folder).mlflow_ids.exists():  # a training that goes on writes it too
         run_ids.keep(folder, ids)
-    if uri != recipe.mlflow.uri:
+    if not own:
         ids = {"key": ids["key"]}
     tell(f"{args.folder}: {len(rows):,} rows into {place}")
     try:
-        store = mlflow_store.open_store(recipe, folder, ids, _sizes(recipe), uri=uri, mode="sync")
+        store = mlflow_store.open_store(
+            recipe, folder, ids, _sizes(recipe), place=place, mode="sync", keeps_ids=own
+        )
         added = _fill(store, recipe, args.folder, rows)
         if _is_complete(folder, rows):
             store.close("FINISHED", rows[-1]["time"])
@@ -80,11 +83,9 @@ def run(args: argparse.Namespace) -> int:
     except Exception as error:  # MLflow's and its libraries' own, of many kinds
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         again = "what is there stays, the same command goes on"
-        raise UserError(f"MLflow at {place} failed ({again}): {cause}") from error
+        raise UserError(f"MLflow at {place.uri} failed ({again}): {cause}") from error
     children = len(ids["children"])
-    print(
-        f"added {added}; run {ids['run']} and {children} runs of sizes, {recipe.mlflow.experiment}"
-    )
+    tell(f"added {added}; run {ids['run']} and {children} runs of sizes, {place.experiment}")
     return 0
 
 

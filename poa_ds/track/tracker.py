@@ -20,6 +20,7 @@ from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.track import mlflow_ids as run_ids
+from poa_ds.track.destination import destination
 from poa_ds.track.metrics_file import Floors, MetricsFile, Row, knn_values, read_rows, values_of
 from poa_ds.track.mlflow_store import ENVIRONMENT, IMPORTING, MlflowStore, Status, open_store
 
@@ -80,9 +81,10 @@ class Tracker:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         folder, mode = self._folder.resolve(), "resume" if resumed else "new"
+        place = destination(recipe, folder, os.environ)
         self._background = Background(
             "MLflow",
-            lambda: open_store(recipe, folder, self._ids, sizes, mode=mode),
+            lambda: open_store(recipe, folder, self._ids, sizes, place=place, mode=mode),
             is_final=_is_final,
             advice=f"training goes on, every metric is in {RunFolder(self._folder).metrics}",
         )

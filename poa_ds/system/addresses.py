@@ -1,0 +1,35 @@
+"""Addresses that may hold a password: it is used, and neither shown nor kept nor sent on."""
+
+import re
+
+# user:password@, also where the password has a slash that should have been written %2F
+_USER = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#\s:@]*:(?!\d+(?:[/?#\s]|$))[^\s@]*@)")
+_PARAMETER = re.compile(
+    r"([?&;][\w-]*(?:password|passwd|pwd|token|secret|signature|credential|key)[\w-]*=)[^&;\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def without_passwords(text: str) -> str:
+    """The text with what stands before the @ of addresses, and secret parameters, taken out."""
+    return _PARAMETER.sub(r"\1***", _USER.sub("", text))
+
+
+class Address(str):
+    """The address without its password; `whole` is what was given, for whoever connects."""
+
+    whole: str
+
+    def __new__(cls, text: str = "") -> "Address":
+        whole = text.whole if isinstance(text, Address) else text
+        address = super().__new__(cls, without_passwords(whole))
+        address.whole = whole
+        return address
+
+    def __getnewargs__(self) -> tuple[str]:
+        return (self.whole,)
+
+    @property
+    def has_password(self) -> bool:
+        """Whether `whole` says more than may be shown."""
+        return self.whole != str(self)
