@@ -4,6 +4,7 @@ import argparse
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,15 @@ from data_tools.shard import add_workers
 from poa_ds.data.image.opening import Undecodable, opened
 from poa_ds.data.image.pixels import losses, rgb
 from poa_ds.data.store.index import INDEX, SampleError, ShardFolder
-from poa_ds.data.store.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
-from poa_ds.data.store.tarwalk import scan_tar
+from poa_ds.data.store.leftovers import leftover
+from poa_ds.data.store.manifest import JOURNAL, MANIFEST, Manifest
+from poa_ds.data.store.scan import BY_NAME, numbers, scan_tar
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.printable import printable
 from poa_ds.system.progress import progress
 
 SHOWN = 20  # problems; more of them say nothing new
-ShardPart = tuple[Path, ShardFile, np.ndarray]  # folder, shard, its rows of the index
+ShardPart = tuple[Path, Manifest, np.ndarray]  # folder, manifest of one shard, its rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +69,12 @@ def splits(folder: Path) -> list[Path]:
     names = (f"*/{MANIFEST}", f"*/{JOURNAL}", "*/shard-*")
     found = {path.parent for name in names for path in folder.glob(name)}
     if found:
-        found |= {path for path in folder.iterdir() if path.is_dir() and not any(path.iterdir())}
+        found |= {path for path in folder.iterdir() if path.is_dir() and _is_empty(path)}
     return sorted(found) or [folder]
+
+
+def _is_empty(folder: Path) -> bool:
+    return not leftover(folder.name) and all(leftover(path.name) for path in folder.iterdir())
 
 
 def problems(path: Path, lost: Counter[str], *, decode: bool, workers: int = 1) -> Iterator[str]:
@@ -99,7 +105,8 @@ def _strays(folder: ShardFolder) -> Iterator[str]:
     listed = {folder.path / shard.file for shard in folder.manifest.shards}
     for place in sorted({path.parent for path in listed}):
         for path in sorted(set(place.glob("*.tar")) - listed):
-            yield f"{path} is not in {MANIFEST}"
+            if not leftover(path.name):
+                yield f"{path} is not in {MANIFEST}"
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -109,19 +116,23 @@ def _has_size(path: Path, size: int) -> bool:
 def _alone(folder: ShardFolder, number: int) -> ShardPart:
     """What a worker needs to know of one shard."""
     rows = folder.index[folder.starts[number] : folder.starts[number + 1]]
-    return folder.path, folder.manifest.shards[number], np.array(rows)
+    manifest, shard = folder.manifest, folder.manifest.shards[number]
+    classes = manifest.classes if manifest.naming.labels == BY_NAME else ()
+    return folder.path, replace(manifest, shards=(shard,), classes=classes), np.array(rows)
 
 
 def _shard_problems(job: tuple[ShardPart, bool]) -> tuple[list[str], Counter[str]]:
     """(what is wrong with one shard of a folder, what reading its images leaves out)."""
-    (path, shard, rows), decode = job
-    folder, found, lost = ShardFolder(path, Manifest((shard,), (), ""), rows), [], Counter()
+    (path, manifest, rows), decode = job
+    folder, found, lost = ShardFolder(path, manifest, rows), [], Counter()
+    shard = manifest.shards[0]
     file = path / shard.file
     try:
         with open(file, "rb") as content:
             if hashlib.file_digest(content, "sha256").hexdigest() != shard.sha256:
                 found.append(f"{file}: its sha256 is not the one in {MANIFEST}")
-        if not np.array_equal(scan_tar(file).rows, rows):
+        number = numbers(manifest.naming, manifest.classes, file)
+        if not np.array_equal(scan_tar(file, manifest.naming).labelled(number), rows):
             found.append(f"{file}: {INDEX} does not fit it")
     except UserError as error:
         found.append(str(error))

@@ -12,7 +12,9 @@ from typing import Any
 from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Sample
 from poa_ds.data.image.pixels import png
-from poa_ds.data.store.tarwalk import IMAGES, split_name, tar_members
+from poa_ds.data.store.leftovers import leftover
+from poa_ds.data.store.scan import CLASS, IMAGES, LARGEST_IMAGE, split_name
+from poa_ds.data.store.tarwalk import tar_members
 from poa_ds.system.errors import UsageError, UserError
 
 BATCHES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "val": ["test_batch"]}
@@ -122,15 +124,20 @@ def _from_tars(folder: Path, split: str) -> Iterator[Sample]:
             yield Sample(f"{split}_{key}", origin, images[0], int(members["cls"]))
 
 
+def _is_used(name: str) -> bool:
+    return split_name(name)[1] in (CLASS, *IMAGES) and not leftover(name)
+
+
 def _grouped(path: Path) -> dict[str, dict[str, bytes]]:
     """key -> extension -> content."""
     groups: dict[str, dict[str, bytes]] = {}
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
-            for name, _, content in tar_members(file, str(path)):
+            for name, content in tar_members(file, str(path), _is_used, most=LARGEST_IMAGE):
                 key, extension = split_name(name)
-                groups.setdefault(key, {})[extension] = content
+                if _is_used(name):
+                    groups.setdefault(key, {})[extension] = content
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     return groups

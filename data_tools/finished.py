@@ -17,8 +17,9 @@ import numpy as np
 
 from data_tools.parallel import ordered
 from data_tools.sources import Altered, Rejected
+from poa_ds.data.store.leftovers import check_regular, leftover
 from poa_ds.data.store.manifest import JOURNAL, ShardFile
-from poa_ds.data.store.tarwalk import index_tar
+from poa_ds.data.store.scan import index_tar
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 from poa_ds.system.progress import progress
@@ -38,6 +39,7 @@ class Journal:
     @classmethod
     def open(cls, folder: Path, plan: str, *, workers: int) -> Self:
         """The journal of a run with this plan; what belongs to another one is removed."""
+        check_regular(folder / JOURNAL)
         file = open(folder / JOURNAL, "a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,7 +111,8 @@ class Journal:
             say(f"{self.folder}: {kept}")
         self._file.truncate(lines[len(self.shards)][0] if same else 0)
         for path in self.folder.iterdir():
-            if path.name not in {JOURNAL, *(shard.file for shard in self.shards)}:
+            ours = {JOURNAL, *(shard.file for shard in self.shards)}
+            if path.name not in ours and not leftover(path.name):
                 path.unlink()
         if not same:
             self._line({"plan": plan})

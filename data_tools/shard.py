@@ -25,6 +25,7 @@ from data_tools.sources import Altered, Rejected, Sample, fingerprint
 from data_tools.tars import Limits, Writer
 from poa_ds.data.image.opening import LARGEST
 from poa_ds.data.store.index import ShardFolder
+from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.printable import printable_lines
@@ -121,7 +122,7 @@ def prepare(folder: Path, plan: str) -> None:
         found = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
-    foreign = [name for name in found if not OWN.fullmatch(name)]
+    foreign = [name for name in found if not OWN.fullmatch(name) and not leftover(name)]
     if foreign:
         raise UsageError(f"{folder} is not empty ({foreign[0]}): choose another --out")
     if MANIFEST in found and ShardFolder.load(folder).manifest.made.get("plan") != plan:

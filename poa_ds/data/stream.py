@@ -1,17 +1,19 @@
 """data.mode=stream: tars that can only be read from front to back, such as pipes.
 
 webdataset opens the sources and expands their braces; the tars are walked strictly, as its own
-reader takes damage for their end. Which image comes when depends on ranks and workers, and a run
-that continues reads other images: shard folders have neither weakness.
+reader takes damage for their end, and unpacked on the way. Which image comes when depends on ranks
+and workers, and a run that continues reads other images: shard folders have neither weakness.
 """
 
 import dataclasses
 import hashlib
+import lzma
 import random
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
 
 import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -24,11 +26,23 @@ from poa_ds.data.image.decoders import decoder
 from poa_ds.data.image.masks import batch_masks
 from poa_ds.data.image.opening import Undecodable
 from poa_ds.data.spec import BatchSpec
+from poa_ds.data.store.forward import Forward
 from poa_ds.data.store.index import SampleError
+from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.order import MASKS, STREAM, keyed
-from poa_ds.data.store.tarwalk import IMAGES, split_name, tar_members
+from poa_ds.data.store.scan import (
+    CLASS,
+    IMAGES,
+    LARGEST_IMAGE,
+    class_of,
+    is_number,
+    listed,
+    split_name,
+)
+from poa_ds.data.store.tarwalk import tar_members
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.printable import printable
 
 BUFFER = 1000  # encoded images of a worker that are mixed
 Image = tuple[str, str, bytes, int]  # source, key, encoded, label
@@ -153,48 +167,52 @@ def images_of(source: str) -> Iterator[Image]:
     """The images of one tar; UserError names what is wrong with it, and where."""
     try:
         with gopen(source) as file:
-            yield from _grouped(_Forward(file), source)
-    except OSError as error:
+            yield from _grouped(Forward(file, source), source)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{source} cannot be read: {error}") from error
 
 
-def _grouped(file: "BinaryIO | _Forward", source: str) -> Iterator[Image]:
+def _grouped(file: Forward, source: str) -> Iterator[Image]:
     without: list[str] = []
-    any_image = False
-    for key, members in groupby(tar_members(file, source), lambda member: split_name(member[0])[0]):
+    extensions: Counter[str] = Counter()
+    leftovers: list[str] = []
+    for key, members in groupby(
+        _members(file, source, leftovers), lambda member: split_name(member[0])[0]
+    ):
         found, label = None, -1
-        for name, _, content in members:
+        for name, content in members:
             extension = split_name(name)[1]
+            extensions[extension] += 1
             if extension in IMAGES:
-                found, any_image = content, True
-            elif extension == "cls" and content.strip().isdigit():
-                label = int(content)
+                found = content
+            elif extension == CLASS:
+                label = _label(content, f"{source}: sample {printable(key)}")
         if found is not None:
             yield source, key, found, label
         else:
             without.append(key)
-    if not any_image:
-        raise UserError(f"{source}: no image in it")
+    if not extensions.keys() & set(IMAGES):
+        raise UserError(f"{source}: no image in it{listed(extensions)}")
     if without:
-        named = f"{len(without)} samples without an image, e.g. {without[0]}"
-        say(f"{source}: {named}")
+        say(f"{source}: {len(without)} samples without an image, e.g. {without[0]}")
+    if leftovers:
+        say(f"{source}: {len(leftovers)} leftovers of file managers are passed over")
 
 
-class _Forward:
-    """A stream that can be moved forward, by reading."""
+def _members(file: Forward, source: str, leftovers: list[str]) -> Iterator[tuple[str, bytes]]:
+    """The members; those that no data set has are appended to `leftovers` instead."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.position = file, 0
+    def is_used(name: str) -> bool:
+        return split_name(name)[1] in (CLASS, *IMAGES) and not leftover(name)
 
-    def seek(self, position: int) -> None:
-        assert position >= self.position, "backwards in a stream"
-        self.read(position - self.position)
+    for name, content in tar_members(file, source, is_used, most=LARGEST_IMAGE):
+        if leftover(name):
+            leftovers.append(name)
+        else:
+            yield name, content
 
-    def read(self, size: int = -1) -> bytes:
-        parts, left = [], size
-        while left and (part := self.file.read(left)):
-            parts.append(part)
-            left = left - len(part) if size >= 0 else -1
-        content = b"".join(parts)
-        self.position += len(content)
-        return content
+
+def _label(content: bytes, sample: str) -> int:
+    """The number of the class. Only images are used of a stream, so a name says nothing."""
+    text = class_of(content, sample)
+    return int(text) if is_number(text) else -1

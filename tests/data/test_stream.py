@@ -1,7 +1,13 @@
 """Tars that are read from front to back: the same images, split over readers, damage named."""
 
+import bz2
+import gzip
+import io
 import itertools
+import lzma
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +25,7 @@ from poa_ds.recipe.tree import Data
 from poa_ds.system.errors import UsageError, UserError
 from tests.data.test_damage import LOCAL, SHARD, undecodable
 from tests.data.test_loader import SPEC, take
+from tests.data_tools.test_foreign import MAC, add_tar, labelled
 from tests.support.shards import make_shards, samples
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
@@ -148,3 +155,65 @@ def test_a_source_without_images_is_named(tmp_path: Path) -> None:
 def test_wrong_recipes_say_what_is_allowed(data: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load.from_dict({"data": data})
+
+
+PACKED = {"gz": "gzip", "bz2": "bzip2", "xz": "xz"}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_tars_are_unpacked_on_the_way(folder: ShardFolder, kind: str) -> None:
+    opener = {"gz": gzip, "bz2": bz2, "xz": lzma}[kind].open
+    path = folder.path / "shard-000000.tar"
+    with opener(folder.path / f"x.tar.{kind}", "wb") as file:
+        file.write(path.read_bytes())
+    for source in (str(folder.path / f"x.tar.{kind}"), f"pipe:cat {folder.path}/x.tar.{kind}"):
+        found = [image[1:] for image in images_of(source)]
+        assert found == [image[1:] for image in images_of(str(path))] and len(found) == 8
+    whole = (folder.path / f"x.tar.{kind}").read_bytes()
+    (folder.path / "cut").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"cut: cut short|cut cannot be read"):
+        list(images_of(str(folder.path / "cut")))
+
+
+@pytest.mark.parametrize(
+    ("magic", "program"), [(b"\x28\xb5\x2f\xfd", "zstd"), (b'\4"M\x18', "lz4")]
+)
+def test_what_no_library_unpacks_names_the_pipe(tmp_path: Path, magic: bytes, program: str) -> None:
+    path = tmp_path / "x.tar.zst"
+    path.write_bytes(magic + bytes(2000))
+    with pytest.raises(UserError, match=f"is compressed: data.train can be `pipe:{program} -dc "):
+        list(images_of(str(path)))
+
+
+def test_a_stream_passes_over_leftovers_and_reads_what_classes_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_tar(tmp_path / "mac.tar", MAC)
+    found = [(key, label) for _, key, _, label in images_of(str(tmp_path / "mac.tar"))]
+    assert found == [("k0", 0), ("sub/k1", -1)]
+    assert "5 leftovers of file managers are passed over" in capsys.readouterr().err
+    add_tar(tmp_path / "x.tar", labelled("-1", "n01440764", "3"))
+    assert [label for *_, label in images_of(str(tmp_path / "x.tar"))] == [-1, -1, 3]
+    add_tar(tmp_path / "x.tar", labelled("2000000000"))
+    with pytest.raises(UserError, match="its class 2000000000 is none"):
+        list(images_of(str(tmp_path / "x.tar")))
+    add_tar(tmp_path / "x.tar", {"a.input.jpg": b"1"})
+    with pytest.raises(UserError, match=r"no image in it; names end in input\.jpg \(1\)"):
+        list(images_of(str(tmp_path / "x.tar")))
+
+
+def test_a_large_member_is_passed_over_piece_by_piece(tmp_path: Path) -> None:
+    """A video beside the image: it was read into memory whole."""
+    with gzip.open(tmp_path / "x.tar.gz", "wb", compresslevel=1) as file:
+        with tarfile.open(fileobj=file, mode="w|") as tar:
+            for name, size in (("a.mp4", 300 << 20), ("a.jpg", 7)):
+                member = tarfile.TarInfo(name)
+                member.size = size
+                tar.addfile(member, io.BytesIO(bytes(size)))
+    code = "import resource, sys; from poa_ds.data.stream import images_of\n"
+    code += "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    code += "print([key for _, key, *_ in images_of(sys.argv[1])])\n"
+    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000)"
+    words = [sys.executable, "-c", code, str(tmp_path / "x.tar.gz")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "['a']\nTrue\n"

@@ -10,18 +10,25 @@ import hashlib
 import os
 import resource
 import tarfile
+import tokenize
 import zlib
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from poa_ds.data.store.leftovers import check_regular
 from poa_ds.data.store.manifest import MANIFEST, Manifest
-from poa_ds.data.store.tarwalk import BLOCK, ROW, split_name
+from poa_ds.data.store.tarwalk import BLOCK, ROW
 from poa_ds.system.errors import UserError
 from poa_ds.system.printable import printable
 
 INDEX = "index.npy"
+# what numpy raises on a header that it did not write
+STRANGE = (
+    *(ValueError, OSError, TypeError, SyntaxError, ArithmeticError),
+    *(tokenize.TokenError, RecursionError, MemoryError),
+)
 LISTED = 5  # problems that one message names before it says "and n more"
 
 
@@ -67,7 +74,9 @@ class ShardFolder:
         found = []
         for number, shard in enumerate(self.manifest.shards):
             path = self.path / shard.file
-            if not path.is_file():
+            if path.exists() and not path.is_file():
+                found.append(f"{path} is not a regular file")
+            elif not path.is_file():
                 found.append(f"{path} is missing ({shard.samples} samples, {shard.bytes} bytes)")
             elif path.stat().st_size != shard.bytes:
                 found.append(f"{path} has {path.stat().st_size} bytes instead of {shard.bytes}")
@@ -75,7 +84,8 @@ class ShardFolder:
                 found += self._another(number)
             rows = self.index[self.starts[number] : self.starts[number + 1]]
             ends = rows["offset"] + rows["size"]
-            if len(rows) and not (rows["offset"].min() >= BLOCK and ends.max() <= shard.bytes):
+            inside = (rows["offset"] >= BLOCK) & (rows["size"] >= 0) & (ends <= shard.bytes)
+            if not (inside & (ends >= rows["offset"])).all():  # a sum may have overflowed
                 found.append(f"{self.path / INDEX} points outside {shard.file}")
         labels = self.index["label"]
         if len(labels) and not -1 <= labels.min() <= labels.max() < max(1, len(self.classes)):
@@ -127,7 +137,7 @@ class ShardFolder:
             name = _header(descriptor, int(self.index[sample]["offset"])).name
         except (OSError, tarfile.TarError):
             return f"number {sample}"  # only reached while another damage is being reported
-        return split_name(name)[0]
+        return self.manifest.naming.split(name)[0]
 
     def read(self, sample: int) -> bytes:
         """The encoded image; SampleError when its bytes are not those that were written."""
@@ -187,6 +197,7 @@ def _header(descriptor: int, offset: int) -> tarfile.TarInfo:
 def load_index(folder: Path, manifest: Manifest) -> np.ndarray:
     """The rows of index.npy, mapped into memory: all processes of a node share them."""
     path = folder / INDEX
+    check_regular(path)
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -194,7 +205,10 @@ def load_index(folder: Path, manifest: Manifest) -> np.ndarray:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if digest != manifest.index_sha256:
         raise UserError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}")
-    index = np.load(path, mmap_mode="r")
+    try:
+        index = np.lib.format.open_memmap(path, mode="r")
+    except STRANGE as error:
+        raise UserError(f"{path} is no index: {printable(error)}") from error
     samples = sum(shard.samples for shard in manifest.shards)
     if index.dtype != ROW or index.shape != (samples,):
         raise UserError(f"{path} has {index.shape} rows of {index.dtype}, not {samples} of {ROW}")

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from poa_ds.data.store.leftovers import check_regular, leftover
+from poa_ds.data.store.scan import Naming
 from poa_ds.system.errors import UserError
 
 FORMAT, VERSION = "poa-ds-shards", 1
@@ -36,10 +38,16 @@ class Manifest:
         """The text of dataset.json, the same for the same content."""
         return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
 
+    @property
+    def naming(self) -> Naming:
+        """How the members of the tars are named."""
+        return Naming.of(self.made, MANIFEST)
+
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The manifest of a folder; UserError when it is absent, damaged or of another version."""
         path = folder / MANIFEST
+        check_regular(path)
         try:
             return cls.parse(path.read_bytes(), str(path))
         except FileNotFoundError:
@@ -54,6 +62,8 @@ class Manifest:
             content = json.loads(text.decode("utf-8"))
         except ValueError as error:
             raise UserError(f"{name} cannot be read: {error}") from error
+        except RecursionError:
+            raise UserError(f"{name} cannot be read: too many brackets") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"{name} does not describe shards of poa-ds (no format: {FORMAT})")
         if content.get("version") != VERSION:
@@ -62,10 +72,7 @@ class Manifest:
             )
         try:
             shards = tuple(ShardFile(**shard) for shard in content["shards"])
-            outside = [shard.file for shard in shards if _leads_out(shard.file)]
-            if outside:
-                raise UserError(f"{name}: {outside[0]} lies outside its folder")
-            return cls(
+            manifest = cls(
                 shards,
                 tuple(content["classes"]),
                 content["index_sha256"],
@@ -74,12 +81,28 @@ class Manifest:
             )
         except (KeyError, TypeError) as error:
             raise UserError(f"{name} is incomplete: {error}") from error
+        manifest._check(name)
+        return manifest
+
+    def _check(self, name: str) -> None:
+        """UserError where a value is none that this program writes."""
+        for shard in self.shards:
+            values = tuple(asdict(shard).values())
+            if tuple(map(type, values)) != (str, int, int, str) or min(values[1:3]) < 0:
+                raise UserError(f"{name}: a shard is described by {values}")
+            if _leads_out(shard.file):
+                raise UserError(f"{name}: {shard.file} lies outside its folder")
+        if not all(isinstance(text, str) for text in (*self.classes, self.index_sha256)):
+            raise UserError(f"{name}: a class or the sha256 of the index is no text")
+        if not isinstance(self.counts, dict) or not isinstance(self.made, dict):
+            raise UserError(f"{name}: counts and made must be objects")
+        Naming.of(self.made, name)
 
 
 def _leads_out(file: str) -> bool:
     """Whether a path leaves the folder: one that was downloaded must not name other files."""
     path = PurePosixPath(file)
-    return path.is_absolute() or ".." in path.parts
+    return path.is_absolute() or ".." in path.parts or "\0" in file
 
 
 def _why_no_manifest(folder: Path) -> str:
@@ -92,7 +115,7 @@ def _why_no_manifest(folder: Path) -> str:
         return (
             f"{folder} has no {MANIFEST}: writing it was cut short; the same command continues it"
         )
-    if not any(folder.iterdir()):
+    if all(leftover(path.name) for path in folder.iterdir()):
         return (
             f"{folder} is empty: it is not a folder of shards; "
             "where `poa-ds shard` was cut short, the same command continues it"

@@ -5,37 +5,29 @@ word. Names may be plain, PAX or GNU long names, as the usual tools write them.
 """
 
 import tarfile
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import numpy as np
 
 from poa_ds.system.errors import UserError
+from poa_ds.system.printable import printable
 
 ROW = np.dtype([("offset", "<i8"), ("size", "<i4"), ("crc32", "<u4"), ("label", "<i4")])
 BLOCK = 512  # bytes, of a tar header; data is padded to it
 PIECE = 1 << 20  # bytes read at a time behind the end
-IMAGES = ("jpg", "jpeg", "png", "webp")
+LARGEST = 1 << 50  # bytes of a member; above, positions overflow
+DIGITS = 20  # of a length or a size
+HEADER = 1 << 20  # bytes of an extended header, at most: names in it are shorter
 REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
+OTHERS = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+}
 PAX, PAX_GLOBAL, LONG_NAME = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What one tar holds: its rows, and the keys of samples without an image."""
-
-    rows: np.ndarray  # (n,) of ROW
-    without_image: tuple[str, ...]
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """(key, extension) as WebDataset cuts a member's name: at the first dot of its last part."""
-    folder, _, last = name.rpartition("/")
-    stem, _, extension = last.partition(".")
-    return (f"{folder}/{stem}" if folder else stem), extension.lower()
 
 
 def tar_entries(
@@ -59,15 +51,23 @@ def tar_entries(
             break
         member = _member(header, f"{name}: damaged tar header at byte {position}")
         size = extended.get("size", member.size)
+        if not 0 <= size < LARGEST:
+            raise UserError(f"{name}: damaged tar header at byte {position}: a size of {size}")
         if member.type in (PAX, PAX_GLOBAL, LONG_NAME):
+            if size > HEADER:
+                raise UserError(f"{name}: at byte {position}: a header of {size} bytes")
             content = file.read(size)
             if member.type != PAX_GLOBAL:
                 extended |= _extended(member.type, content, f"{name}: at byte {position}")
         elif member.type in REGULAR:
             yield extended.get("path", member.name), position + BLOCK, size
-            extended = {}
         elif member.type != tarfile.DIRTYPE:
-            raise UserError(f"{name}: {member.name}: only plain files in USTAR format are read")
+            kind = OTHERS.get(member.type, "of an unusual kind")
+            raise UserError(
+                f"{name}: {printable(member.name)} is {kind}: only plain files are read"
+            )
+        if member.type in REGULAR or member.type == tarfile.DIRTYPE:
+            extended = {}  # it was said of this member
         position += BLOCK + size + -size % BLOCK
         anything = True
     if not _blank(file, None if end is None else end - position - BLOCK):
@@ -86,14 +86,26 @@ def _blank(file: BinaryIO, length: int | None) -> bool:
     return True
 
 
-def tar_members(file: BinaryIO, name: str) -> Iterator[tuple[str, int, bytes]]:
-    """(member, offset of its content, content) of each regular file."""
+def tar_members(
+    file: BinaryIO, name: str, wanted: Callable[[str], bool], *, most: int
+) -> Iterator[tuple[str, bytes]]:
+    """(member, content) of each regular file; of one that is not wanted b"", as it is not read."""
     for member, offset, size in tar_entries(file, name):
-        padded = size + -size % BLOCK
-        content = file.read(padded)
-        if len(content) < padded:
-            raise UserError(f"{name}: cut short inside {member} at byte {offset - BLOCK}")
-        yield member, offset, content[:size]
+        content = content_of(file, name, member, offset, size, most=most) if wanted(member) else b""
+        yield member, content
+
+
+def content_of(
+    file: BinaryIO, name: str, member: str, offset: int, size: int, *, most: int
+) -> bytes:
+    """The content of a member where the file stands now, of at most so many bytes."""
+    if size > most:
+        raise UserError(f"{name}: {printable(member)} has {size} bytes, of {most} at most")
+    padded = size + -size % BLOCK
+    content = file.read(padded)
+    if len(content) < padded:
+        raise UserError(f"{name}: cut short inside {printable(member)} at byte {offset - BLOCK}")
+    return content[:size]
 
 
 def _member(header: bytes, problem: str) -> tarfile.TarInfo:
@@ -107,49 +119,18 @@ def _extended(kind: bytes, content: bytes, place: str) -> dict:
     """The path and the size that an extended header gives to the next member."""
     if kind == LONG_NAME:
         return {"path": content.rstrip(b"\0").decode("utf-8", "surrogateescape")}
-    found = {}
-    while content.strip(b"\0"):
-        length, _, _ = content.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(content):
+    found, begin, end = {}, 0, len(content.rstrip(b"\0"))
+    while begin < end:
+        length, _, _ = content[begin : begin + DIGITS].partition(b" ")
+        if not length.isdigit() or not len(length) < int(length) <= len(content) - begin:
             raise UserError(f"{place}: damaged PAX header")
-        key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
+        line = content[begin + len(length) + 1 : begin + int(length) - 1]
+        key, _, value = line.partition(b"=")
         if key == b"path":
             found["path"] = value.decode("utf-8", "surrogateescape")
         elif key == b"size":
-            if not value.isdigit():
+            if not value.isdigit() or len(value) > DIGITS:
                 raise UserError(f"{place}: damaged PAX header")
             found["size"] = int(value)
-        content = content[int(length) :]
+        begin += int(length)
     return found
-
-
-def scan_tar(path: Path) -> Scan:
-    """The samples of a tar, read from it alone; UserError names what is wrong with it."""
-    rows: dict[str, list[int]] = {}
-    last = None
-    with open(path, "rb") as file:
-        for name, offset, content in tar_members(file, str(path)):
-            key, extension = split_name(name)
-            if key != last and key in rows:
-                raise UserError(f"{path}: the members of {key} do not stand together")
-            last = key
-            row = rows.setdefault(key, [0, 0, 0, -1])
-            if extension in IMAGES:
-                if row[0]:
-                    raise UserError(f"{path}: sample {key} has two images")
-                row[:3] = offset, len(content), zlib.crc32(content)
-            elif extension == "cls":
-                if not content.strip().isdigit():
-                    raise UserError(f"{path}: sample {key}: its class {content[:20]} is no number")
-                row[3] = int(content)
-    found = np.array([tuple(row) for row in rows.values() if row[0]], ROW)
-    return Scan(found, tuple(key for key, row in rows.items() if not row[0]))
-
-
-def index_tar(path: Path) -> np.ndarray:
-    """(n,) rows of ROW of a tar in which every sample must have an image."""
-    scan = scan_tar(path)
-    missing = scan.without_image
-    if missing:
-        raise UserError(f"{path}: {len(missing)} samples without an image, e.g. {missing[0]}")
-    return scan.rows
