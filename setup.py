@@ -19,10 +19,14 @@ setup(
     packages=[
         *find_packages(include=["poa_ds", "poa_ds.*", "data_tools", "data_tools.*"]),
         *find_packages("kernels"),
+        "poa_ds.ds_configs",
     ],
-    # a top-level package `kernels` would hide the one that transformers imports
-    package_dir={"poa_kernels": "kernels/poa_kernels"},
-    package_data={"poa_kernels": ["*.json"]},
+    package_dir={
+        # a top-level package `kernels` would hide the one that transformers imports
+        "poa_kernels": "kernels/poa_kernels",
+        "poa_ds.ds_configs": "ds_configs",  # no code: recipe/shipped.py finds the files there
+    },
+    package_data={"poa_kernels": ["*.json"], "poa_ds.ds_configs": ["*"]},
     entry_points={"console_scripts": ["poa-ds = poa_ds.cli:main"]},
     install_requires=[
         "deepspeed>=0.19,<0.20",  # engine.py and its neighbours use internals of this series

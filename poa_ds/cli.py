@@ -41,6 +41,11 @@ COMMANDS = {
         "the whole job on photographs that are in the box, in minutes",
         "poa-ds demo --out runs/demo",
     ),
+    "recipes": Command(
+        "poa_ds.recipe.shipped",
+        "the recipes and DeepSpeed files that --config and --deepspeed_config find by name",
+        "poa-ds recipes vit_s16_in1k",
+    ),
     "shard photos": Command(
         "data_tools.photos",
         "patches of 19 embedded photographs -> shards (needs the extra `demo`)",

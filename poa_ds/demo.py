@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from poa_ds.system.console import tell
-from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.errors import UserError
 from poa_ds.system.processes import LOOK_SECONDS, Group, beside_python, free_port
 from poa_ds.system.run_folder import RunFolder
 
-RECIPE = Path("ds_configs/photos.yaml")
+RECIPE = Path("photos")  # shipped
 EXTRACTED = "base"  # a name of that recipe
 GRACE_SECONDS = 40.0  # the launcher ends its ranks one after the other
 
@@ -31,8 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Shards, a trained run, its table and pictures, one extracted model: all below args.out."""
-    if not RECIPE.is_file():
-        raise UsageError(f"{RECIPE} is not here: run the demo in the folder of the checkout")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no process outlives the demo
     out: Path = args.out
     shards, model = out / "shards", out / EXTRACTED
@@ -93,7 +91,7 @@ def _train(out: Path, shards: Path, seed: int) -> None:
     _call(
         *("deepspeed", "-q", "--num_gpus", ranks, "--master_port", free_port()),
         *("--module", "poa_ds.train", "--config", RECIPE),
-        *("--deepspeed_config", "ds_configs/zero2.json", f"output_dir={out}", f"seed={seed}"),
+        *("--deepspeed_config", "zero2", f"output_dir={out}", f"seed={seed}"),
         *(f"data.train={shards / 'train'}", f"evaluation.queries={shards / 'val'}"),
         environment=environment,
     )

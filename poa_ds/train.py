@@ -40,12 +40,18 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument("--config", type=Path, required=True, metavar="RECIPE.yaml")
+    p.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        metavar="RECIPE.yaml",
+        help="a file, or the name of a shipped recipe (poa-ds recipes lists them)",
+    )
     p.add_argument(
         "--deepspeed_config",
         type=Path,
         metavar="FILE.json",
-        help="what DeepSpeed alone owns, such as ds_configs/zero2.json (default: stage 0)",
+        help="what DeepSpeed alone owns: a file, or a shipped name as zero2 (default: stage 0)",
     )
     p.add_argument("--dry-run", action="store_true", help="two steps; print time and memory")
     p.add_argument("--print-config", action="store_true", help="print the whole recipe and stop")

@@ -60,7 +60,8 @@ def test_every_example_is_accepted_by_its_own_parser(name: str, monkeypatch):
 @pytest.mark.parametrize(
     "name",
     sorted(
-        set(COMMANDS) - {"demo", "bench step", "bench heads", "bench data", "bench index"},
+        set(COMMANDS)
+        - {"demo", "recipes", "bench step", "bench heads", "bench data", "bench index"},
     ),
 )
 def test_a_command_without_its_arguments_is_wrong_use(name: str, capsys):

@@ -44,9 +44,7 @@ class Figures:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds bench heads`."""
-    parser.add_argument(
-        "--config", type=Path, default=Path("ds_configs/vit_l16_in1k.yaml"), metavar="RECIPE.yaml"
-    )
+    parser.add_argument("--config", type=Path, default=Path("vit_l16_in1k"), metavar="RECIPE.yaml")
     parser.add_argument("--repeat", type=int, default=1, help="repetitions (%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. precision=fp32")
 

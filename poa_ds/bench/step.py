@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         type=Path,
-        default=Path("ds_configs/photos.yaml"),
+        default=Path("photos"),
         metavar="RECIPE.yaml",
         help="shapes, sizes and precision; on a GPU bf16 unless precision=... (%(default)s)",
     )

@@ -181,7 +181,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         type=Path,
-        default=Path("ds_configs/vit_l16_in1k.yaml"),
+        default=Path("vit_l16_in1k"),
         help="recipe with the sizes, patch_size and head_dim of that network (%(default)s)",
     )
 

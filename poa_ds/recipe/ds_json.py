@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from poa_ds.recipe import shipped
 from poa_ds.recipe.checks import check_world
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
@@ -32,9 +33,10 @@ FEW_PRINTS = 10**9  # DeepSpeed's own progress lines; ours come every log_every 
 
 
 def read(path: Path | None) -> dict[str, Any]:
-    """The content of a DeepSpeed file, or an empty one (stage 0) without a path."""
+    """The content of a DeepSpeed file, perhaps a shipped one's name; stage 0 without a path."""
     if path is None:
         return {}
+    path = shipped.find(path, ".json")
     try:
         content = json.loads(path.read_text(), object_pairs_hook=_no_key_twice)
     except (OSError, ValueError) as error:

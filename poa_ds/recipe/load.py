@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from poa_ds.recipe import shipped
 from poa_ds.recipe.checks import check, check_kept
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
@@ -30,9 +31,9 @@ def kept(tree: Mapping[str, Any]) -> Recipe:
 def recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """The checked Recipe of a YAML file with `a.b=c` overrides on top, the last one winning.
 
-    None: of the defaults alone.
+    path: may be the name of a shipped recipe. None: of the defaults alone.
     """
-    tree = _read(path) if path else {}
+    tree = _read(shipped.find(path, ".yaml")) if path else {}
     for assignment in overrides:
         tree = override(tree, assignment, Recipe)
     return from_dict(tree)
