@@ -7,7 +7,6 @@ The same program and the same result under any of them; the same command continu
 """
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -18,11 +17,9 @@ from poa_ds.run import faults
 from poa_ds.run.watchdog import Watchdog
 from poa_ds.system import rendezvous
 from poa_ds.system.allocator import prepare_allocator
-from poa_ds.system.console import say
-from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.errors import UserError
 from poa_ds.system.stopping import Requests
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 EXAMPLE = f"""{ended.TABLE}
 
 example (one process; on a CPU put DS_ACCELERATOR=cpu before it):
@@ -71,17 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(words)
     try:
         return _run(args)
-    except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        if rank == "0" or not isinstance(error, UsageError):  # wrong use is the same everywhere
-            who = "poa_ds.train" if rank == "0" else f"poa_ds.train: rank {rank}"
-            notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-            say(f"{who}: error: {error}{notes}")
-        return error.exit_status
-    except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            say("\ninterrupted; the same command continues")
-        return ended.INTERRUPTED
+    except (UserError, faults.Fault, KeyboardInterrupt) as error:
+        return faults.report(error)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -101,22 +89,15 @@ def _run(args: argparse.Namespace) -> int:
     rendezvous.check_port(os.environ)
     watchdog = Watchdog(Requests(), recipe.step_timeout_seconds)
     source = str(args.deepspeed_config or "without --deepspeed_config")
-    settings = {"source": source, "dry_run": args.dry_run, "watchdog": watchdog}
     prepare_allocator(os.environ)
-    try:
-        from poa_ds.run.training import Training  # torch and DeepSpeed: seconds to import
+    with faults.explained(watchdog.where, recipe.output_dir):
+        # torch and DeepSpeed: seconds to import
+        from poa_ds.run.dry_run import dry_run
+        from poa_ds.run.setup import Setup
+        from poa_ds.run.training import Training
 
-        with Training(recipe, ds_file, **settings) as training:
-            return training.run()
-    except UserError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise UserError(
-                f"{error.filename or recipe.output_dir}: {error.strerror} ({watchdog.where()}); "
-                "once there is room, the same command continues from the newest checkpoint"
-            ) from error
-        return faults.report_and_status(error, watchdog.where())
+        setup = Setup(recipe, ds_file, source=source, watchdog=watchdog)
+        return dry_run(setup) if args.dry_run else Training(setup).run()
 
 
 if __name__ == "__main__":

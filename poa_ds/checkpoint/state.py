@@ -41,6 +41,13 @@ class RunState:
     data_hash: str = ""
     tracking: dict = field(default_factory=dict)
 
+    def count(self, images: int, *, applied: bool, finite: bool) -> None:
+        """One more step is done."""
+        self.step += 1
+        self.samples_seen += images
+        self.skipped += not applied
+        self.bad_steps = 0 if finite else self.bad_steps + 1
+
     @classmethod
     def of(cls, record: Mapping) -> "RunState":
         known = {f.name for f in fields(cls)}

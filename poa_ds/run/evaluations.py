@@ -9,14 +9,12 @@ import torch
 
 from poa_ds.checkpoint import deployed as snapshot
 from poa_ds.data.places import open_folder
-from poa_ds.engine.engine import Engine
 from poa_ds.evaluate import knn as evaluate
 from poa_ds.evaluate import results
 from poa_ds.evaluate.knn_protocol import Comparison
 from poa_ds.recipe import derived
 from poa_ds.recipe.backbone import backbone
-from poa_ds.recipe.derived import Derived
-from poa_ds.recipe.tree import Recipe
+from poa_ds.run.setup import Setup
 from poa_ds.system import dist
 from poa_ds.system.console import tell
 from poa_ds.system.progress import progress
@@ -27,7 +25,7 @@ from poa_ds.track.tracker import Tracker
 BACKBONE = "backbone."
 
 
-class Curves:
+class Evaluations:
     """Evaluations during training, on all ranks. queries empty: only the teacher is kept.
 
     first_step: the step that a resumed run goes on with; None for a new run, to which nothing
@@ -37,14 +35,14 @@ class Curves:
 
     def __init__(
         self,
-        recipe: Recipe,
-        engine: Engine,
+        setup: Setup,
         tracker: Tracker,
         *,
         first_step: int | None,
         between_batches: Callable[[], None],
     ) -> None:
-        self.recipe, self.engine, self.tracker = recipe, engine, tracker
+        self.recipe, self.engine, self.tracker = setup.recipe, setup.engine, tracker
+        self.numbers, recipe = setup.numbers, setup.recipe
         self.between_batches, self.resumed = between_batches, first_step is not None
         self.output = Path(recipe.output_dir)
         self.subnets = derived.space(recipe).select(recipe.evaluation.sizes)
@@ -58,14 +56,14 @@ class Curves:
             self.bank = open_folder(recipe.evaluation.bank or recipe.data.train, recipe.data)
             Comparison.of(self.bank, self.queries, recipe.evaluation)  # mistakes show now
 
-    def due(self, step: int, numbers: Derived) -> bool:
+    def due(self, step: int) -> bool:
         """Whether this step ends with an evaluation; the last one always does."""
-        every = numbers.evaluation_steps
-        return step == numbers.steps or bool(every and step % every == 0)
+        every = self.numbers.evaluation_steps
+        return step == self.numbers.steps or bool(every and step % every == 0)
 
-    def owes(self, step: int, numbers: Derived) -> bool:
+    def owes(self, step: int) -> bool:
         """Whether the evaluation after this step is missing: a run may have been stopped in it."""
-        if not (self.due(step, numbers) if step else self.recipe.evaluation.at_start):
+        if not (self.due(step) if step else self.recipe.evaluation.at_start):
             return False
         if self.recipe.evaluation.queries:
             there = any(row.step == step for row in self.rows)

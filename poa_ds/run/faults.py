@@ -1,5 +1,6 @@
 """How a rank leaves that cannot go on: which one says why, and with which status each ends."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -7,10 +8,15 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from poa_ds.run import exit_status as ended
 from poa_ds.system.console import say
+from poa_ds.system.errors import UsageError, UserError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 # the launcher looks at its ranks once a second and ends with the status of one that has ended:
 # that must be the rank that knows the cause
@@ -22,8 +28,44 @@ def name() -> str:
     return f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
 
 
-def report_and_status(error: Exception, place: str) -> int:
-    """Says what failed, at `place`, and gives the exit status: after an error nobody expected."""
+class Fault(Exception):
+    """An error of the training that nobody expected, its cause; and what this rank was doing."""
+
+
+@contextmanager
+def explained(where: Callable[[], str], output: str) -> Iterator[None]:
+    """A block whose errors say what users need: a full disk its remedy, unexpected ones `where`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise UserError(
+                f"{error.filename or output}: {error.strerror} ({where()}); "
+                "once there is room, the same command continues from the newest checkpoint"
+            ) from error
+        raise Fault(where()) from error
+
+
+def report(error: UserError | Fault | KeyboardInterrupt) -> int:
+    """Say what ended this rank, if it is this rank's to say; the exit status."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    if isinstance(error, KeyboardInterrupt):
+        if is_first:
+            say("\ninterrupted; the same command continues")
+        return ended.INTERRUPTED
+    if isinstance(error, Fault):
+        assert isinstance(error.__cause__, Exception)
+        return _report_unexpected(error.__cause__, str(error))
+    if is_first or not isinstance(error, UsageError):  # wrong use is the same everywhere
+        who = "poa_ds.train" if is_first else f"poa_ds.train: rank {os.environ['RANK']}"
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+        say(f"{who}: error: {error}{notes}")
+    return error.exit_status
+
+
+def _report_unexpected(error: Exception, place: str) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises for a dead loader, again
     if not _is_lost(error):
         text = "".join(traceback.format_exception(error))

@@ -1,17 +1,16 @@
 """What a run says of itself every `log_every` steps: a row of metrics, a line, and warnings."""
 
+import sys
 from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
 
 import torch
 from tqdm import tqdm
 
 from poa_ds.checkpoint.state import RunState
-from poa_ds.engine.engine import Engine
 from poa_ds.recipe import derived
-from poa_ds.recipe.schedules import StepValues
-from poa_ds.recipe.tree import Recipe
-from poa_ds.run.clock import Clock
-from poa_ds.run.step import StepResult
+from poa_ds.run.setup import Setup, Step
 from poa_ds.system import dist
 from poa_ds.system.console import say, tell
 from poa_ds.track.alarms import Alarms
@@ -20,31 +19,37 @@ from poa_ds.track.tracker import Tracker
 
 
 class Journal:
-    """Writes to the tracker and to the terminal; every call on all ranks."""
+    """Writes to the tracker and to the terminal; every call on all ranks, inside of its context."""
 
     def __init__(
         self,
-        recipe: Recipe,
-        engine: Engine,
-        tracker: Tracker | None,
+        setup: Setup,
+        tracker: Tracker,
         *,
-        warmup_steps: int,
+        first_step: int,
+        last_step: int,
         earlier: Iterable[Row] = (),
     ) -> None:
         """earlier: the rows of a run that goes on; what was said of them is not said again."""
-        self._recipe, self._engine, self._tracker = recipe, engine, tracker
-        self._space = derived.space(recipe)
-        self._alarms = Alarms(warmup_steps=warmup_steps)
+        self._recipe, self._engine, self._clock = setup.recipe, setup.engine, setup.clock
+        self._space = derived.space(setup.recipe)
+        self._tracker, self._first_step, self._last_step = tracker, first_step, last_step
+        self._alarms = Alarms(warmup_steps=setup.numbers.warmup_steps)
         for row in earlier:
             if "loss/total" in row:
                 self._alarms.judge(row["step"], row)
 
-    def write(
-        self, state: RunState, result: StepResult, values: StepValues, clock: Clock, bar: tqdm
-    ) -> None:
-        """The row of the step that is done."""
-        row = self._row(state, result, values, clock)
-        warning = clock.warning(row, self._recipe.data.workers)
+    def has_row(self, step: int) -> bool:
+        """Whether that step is one of those that are written down."""
+        return step % self._recipe.log_every == 0 or step == self._last_step
+
+    def write(self, state: RunState, step: Step) -> None:
+        """The step that is done: its row, where it has one."""
+        self._bar.update()
+        if not self.has_row(state.step):
+            return
+        row = self._row(state, step)
+        warning = self._clock.warning(row, self._recipe.data.workers)
         own, alarms = self._alarms.judge(state.step, row)
         row |= own
         if not dist.is_main():
@@ -52,16 +57,13 @@ class Journal:
         for line in filter(None, (warning, *alarms)):
             say(line)
         speed = f"{row['speed/images_per_second']:.0f}"
-        bar.set_postfix_str(f"loss {row['loss/total']:.3f}, {speed} im/s")
-        if self._tracker:
-            self._tracker.log(state.step, row)
-        if bar.disable:
-            loss = f"loss {row['loss/total']:.4f}"
-            tell(f"step {state.step:,}: {loss}, {speed} images/s")
+        self._bar.set_postfix_str(f"loss {row['loss/total']:.3f}, {speed} im/s")
+        self._tracker.log(state.step, row)
+        if self._bar.disable:
+            tell(f"step {state.step:,}: loss {row['loss/total']:.4f}, {speed} images/s")
 
-    def _row(
-        self, state: RunState, result: StepResult, values: StepValues, clock: Clock
-    ) -> dict[str, float]:
+    def _row(self, state: RunState, step: Step) -> dict[str, float]:
+        result, values = step.result, step.values
         means = result.means()
         costs = sum(map(self._space.cost, result.sizes))
         cost = dist.on_host(dist.all_sum(torch.tensor(costs, device=self._engine.device)))
@@ -77,7 +79,18 @@ class Journal:
             "size/depth": sum(result.sizes[0].stages),
             "size/mean_cost": cost / self._recipe.batch.slots,
             "skipped_total": float(state.skipped),
-            **clock.take(),
+            **self._clock.take(),
         }
         scale = self._engine.loss_scale
         return row if scale is None else row | {"loss_scale": scale}
+
+    def __enter__(self) -> Self:
+        hidden = not (dist.is_main() and sys.stderr.isatty())
+        first, last = self._first_step, self._last_step
+        self._bar = tqdm(total=last, initial=first, desc="training", unit="step", disable=hidden)
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()

@@ -39,6 +39,11 @@ class Tracker:
         self._folder, self._broken = Path(), False
 
     @classmethod
+    def silent(cls, recipe: Recipe) -> Self:
+        """One whose calls do nothing."""
+        return cls(None, None, recipe.evaluation.report_k)
+
+    @classmethod
     def start(
         cls,
         recipe: Recipe,
@@ -57,7 +62,7 @@ class Tracker:
         numbers of parameters where known. UserError: output_dir cannot be written.
         """
         if not is_main:
-            return cls(None, None, recipe.evaluation.report_k)
+            return cls.silent(recipe)
         resumed = resumed_ids is not None
         try:
             output_dir.mkdir(parents=True, exist_ok=True)

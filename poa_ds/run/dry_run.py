@@ -1,0 +1,27 @@
+"""Two steps of a run, to see what they cost; nothing is written."""
+
+from poa_ds.checkpoint.state import RunState
+from poa_ds.run import exit_status as ended
+from poa_ds.run.journal import Journal
+from poa_ds.run.setup import Setup
+from poa_ds.track.tracker import Tracker
+
+STEPS = 2  # the first one warms up
+
+
+def dry_run(setup: Setup) -> int:
+    """Take the steps and print what the second took; the exit status."""
+    state, tracker = RunState(), Tracker.silent(setup.recipe)
+    batches = setup.batches(first_step=0)
+    with (
+        setup.closing(tracker),
+        Journal(setup, tracker, first_step=0, last_step=STEPS) as journal,
+    ):
+        while state.step < STEPS:
+            step = setup.step(state, batches, examine=journal.has_row(state.step + 1))
+            journal.write(state, step)
+            if step.result.stop:
+                setup.watchdog.rest()  # the launcher signals this rank as soon as another has left
+                return ended.STOPPED
+        setup.clock.report(setup.numbers.steps)
+    return ended.DONE

@@ -1,0 +1,44 @@
+"""Where a run goes on: the newest whole checkpoint of its folder, and what is said about it."""
+
+from poa_ds.checkpoint import state as checkpoint
+from poa_ds.checkpoint.folders import read_manifest
+from poa_ds.checkpoint.state import RunState
+from poa_ds.recipe import continuing
+from poa_ds.run.setup import Setup
+from poa_ds.system import dist
+from poa_ds.system.console import say, tell
+from poa_ds.system.errors import UserError
+from poa_ds.system.run_folder import RunFolder
+
+
+def resume(setup: Setup, folder: RunFolder) -> RunState | None:
+    """The state of the checkpoint that engine and stepper go on from; None where there is none.
+
+    A collective. UserError: none is whole, or it was made with other data or another network.
+    """
+    root = folder.checkpoints
+    found, refused = checkpoint.find_together(root)
+    for line in refused if dist.is_main() else ():
+        say(f"not used: {line}")
+    if found is None:
+        if refused:
+            raise UserError(f"{root}: no checkpoint is whole; move the folder away to restart")
+        if dist.is_main() and folder.metrics.exists():
+            tell(f"there is no checkpoint in {root} yet: begins at step 0 again")
+        return None
+    changed = continuing.changes(read_manifest(found)["recipe"], setup.recipe)
+    continuing.refuse(changed, found)
+    state, setup.stepper.state = checkpoint.load(setup.engine, found)
+    if state.data_hash != setup.data_hash:
+        raise UserError(
+            f"{found} was made with other data than data.train {setup.folder.path} "
+            "(the index differs): use the same shards, or another output_dir"
+        )
+    if dist.is_main():
+        tell(f"continues at step {state.step:,} from {found}")
+        place = {"step": state.step, "images": len(setup.folder)}
+        for line in continuing.lines(changed, setup.recipe, **place):
+            tell(f"  {line}")
+        if setup.recipe.data.mode == "stream":
+            tell("data.mode stream: with other images than without the interruption")
+    return state

@@ -1,0 +1,152 @@
+"""What a run is built from before its first step: images, engine, stepper; and one step of them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from poa_ds.checkpoint.state import RunState
+from poa_ds.data.batch import Batch
+from poa_ds.data.loader import train_batches
+from poa_ds.data.places import open_training, order_name
+from poa_ds.engine import engine
+from poa_ds.engine.engine import Engine
+from poa_ds.methods.method import method
+from poa_ds.recipe import checks, derived, ds_json
+from poa_ds.recipe.omissions import omissions
+from poa_ds.recipe.schedules import StepValues
+from poa_ds.recipe.tree import Recipe
+from poa_ds.run import environment
+from poa_ds.run.clock import Clock
+from poa_ds.run.step import Stepper, StepResult
+from poa_ds.run.watchdog import NCCL_SECONDS, Watchdog
+from poa_ds.system import dist
+from poa_ds.system.console import say, tell
+from poa_ds.system.errors import UserError
+from poa_ds.track import destination
+from poa_ds.track.tracker import Tracker
+from poa_kernels import dispatch
+
+CLOSING_SECONDS = 10.0  # for MLflow at the end of a run that did not come to its own
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was taken: with what, and what came of it."""
+
+    batches: list[Batch]
+    values: StepValues
+    result: StepResult
+
+
+class Setup:
+    """One process's part of a run that can begin; making it brings the ranks together.
+
+    source: the DeepSpeed file's name, for messages.
+    """
+
+    def __init__(self, recipe: Recipe, ds_file: dict, *, source: str, watchdog: Watchdog) -> None:
+        self.recipe, self.watchdog, self.requests = recipe, watchdog, watchdog.requests
+        self.folder = open_training(recipe.data)
+        self.data_hash = order_name(self.folder, recipe.data.block_shards)
+        images = recipe.batch.slots * recipe.batch.images_per_slot
+        if images > len(self.folder):
+            raise UserError(
+                f"a step has {images:,} images (batch.slots x images_per_slot), {self.folder.path}"
+                f" only {len(self.folder):,}: an image would meet itself; use smaller batches"
+            )
+        device = engine.pick_device()
+        checks.check_precision(recipe, device)
+        operators = _select_kernels(recipe, device)
+        if device == "cuda":
+            watchdog.most_seconds = NCCL_SECONDS
+        engine.start_processes(device)
+        environment.say_differences()
+        self.ds_config = ds_json.resolved(recipe, ds_file, dist.world_size(), source=source)
+        self.numbers = derived.of(recipe, len(self.folder))
+        self.schedules = derived.schedules(recipe, len(self.folder))
+        trained = method(recipe)
+        self.engine = Engine(trained.networks(), recipe.optimizer, self.ds_config)
+        self.stepper = Stepper(recipe, self.engine, trained)
+        self.clock = Clock(images)
+        if dist.is_main():
+            self._announce(operators)
+
+    def batches(self, first_step: int) -> Iterator[list[Batch]]:
+        """The batches of this rank's slots, step by step, augmented on the device later."""
+        world = dist.world_size()
+        batches = train_batches(
+            self.recipe,
+            self.folder,
+            rank=dist.rank(),
+            world=world,
+            first_step=first_step,
+            workers=self.recipe.data.workers,
+        )
+        while True:
+            yield [next(batches) for _ in range(self.recipe.batch.slots // world)]
+
+    def step(self, state: RunState, batches: Iterator[list[Batch]], *, examine: bool) -> Step:
+        """Take the step after those of `state`, and count it. examine: with the method's figures.
+
+        KeyboardInterrupt: Ctrl-C came where Python could not raise it.
+        """
+        if self.requests.interrupted:
+            raise KeyboardInterrupt
+        number = state.step
+        details = partial(self.stepper.details, number)
+        beat = partial(self.watchdog.beat, slow=not self.clock.seconds, details=details)
+        beat(f"step {number + 1:,}: waiting for images")
+        slots = self.clock.waiting_for(batches)
+        beat(f"step {number + 1:,}: training")
+        values = self.schedules.at(number)
+        result = self.stepper.step(
+            slots, values, stop=lambda: bool(self.requests.wanted), examine=examine
+        )
+        self.clock.step_done()
+        images = self.numbers.images_per_step
+        state.count(images, applied=result.applied, finite=result.finite)
+        return Step(slots, values, result)
+
+    @contextmanager
+    def closing(self, tracker: Tracker) -> Iterator[None]:
+        """Around the steps: an error learns where it came, tracking and the ranks' bond end."""
+        self.watchdog.beat("the first step", slow=True)
+        try:
+            yield
+        except BaseException as error:
+            self.watchdog.rest()
+            if isinstance(error, UserError):
+                error.add_note(f"in {self.watchdog.where()}")
+            tracker.close("FAILED", CLOSING_SECONDS)
+            raise
+        self.watchdog.beat("closing", slow=True)
+        tracker.close()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def _announce(self, operators: str) -> None:
+        count, space = self.engine.networks.backbone.parameter_count, derived.space(self.recipe)
+        stage = self.ds_config.get("zero_optimization", {}).get("stage", 0)
+        tell(derived.describe(self.recipe, len(self.folder)))
+        tell(
+            f"parameters     {count(space.smallest) / 1e6:,.2f} M ({space.smallest}) to "
+            f"{count(space.intact) / 1e6:,.2f} M ({space.intact})\n"
+            f"processes      {dist.world_size()} on {self.engine.device.type}, ZeRO stage {stage}\n"
+            f"kernels        {operators}\n"
+            f"metrics        {destination.described(self.recipe, os.environ)}"
+        )
+        doubts = destination.warnings(self.recipe, os.environ)
+        for doubt in (*omissions(self.recipe, len(self.folder)), *doubts):
+            say(f"warning: {doubt}")
+
+
+def _select_kernels(recipe: Recipe, device: str) -> str:
+    """Sets what the operators of this process run; a sentence about it."""
+    try:
+        return dispatch.select(recipe.kernels, device, compiled=recipe.compile)
+    except ValueError as error:
+        raise UserError(str(error)) from error
