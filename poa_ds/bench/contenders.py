@@ -19,7 +19,6 @@ from torch import Tensor
 
 from poa_ds.bench.three_passes.step import ThreePasses
 from poa_ds.data.batch import Batch
-from poa_ds.data.image.masks import batch_masks
 from poa_ds.data.spec import batch_spec
 from poa_ds.data.store.order import MASKS, keyed
 from poa_ds.engine import engine
@@ -67,15 +66,8 @@ class Job:
         space = derived.space(self.recipe)
         if self.size is None:
             return space
-        return OneSize(
-            space.widths,
-            space.depths,
-            space.small_bias,
-            space.names,
-            space.width_bias,
-            space.costs,
-            drawn=self.size,
-        )
+        values = {field.name: getattr(space, field.name) for field in dataclasses.fields(space)}
+        return OneSize(**values, drawn=self.size)
 
     def values(self) -> StepValues:
         """Those of the middle of the run, everything switched on."""
@@ -90,24 +82,18 @@ class Job:
 
     def _slot(self, number: int, slot: int) -> Batch:
         spec = batch_spec(self.recipe)
-        crops, images, masks = spec.crops, spec.images_per_slot, spec.masks
+        crops, images = spec.crops, spec.images_per_slot
         rng = keyed(MASKS, spec.seed, number, slot)
-        generator = torch.Generator().manual_seed(rng.getrandbits(63))
+        generator = torch.Generator().manual_seed(rng.getrandbits(63))  # before the masks
 
         def noise(count: int, side: int) -> Tensor:
             return torch.randn(count * images, 3, side, side, generator=generator)
 
-        hidden = batch_masks(
-            2 * images,
-            masks.grid,
-            masks.grid,
-            probability=masks.probability,
-            ratio=masks.ratio,
-            rng=rng,
-        )
+        masks = spec.masks.draw(2 * images, rng)
         local_crops = noise(crops.local_count, crops.local_size)
-        made = Batch.of(noise(2, crops.global_size), local_crops, hidden, step=number, slot=slot)
-        return made.to(self.device)
+        global_crops = noise(2, crops.global_size)
+        batch = Batch.of(global_crops, local_crops, masks, step=number, slot=slot)
+        return batch.to(self.device)
 
 
 @dataclass(frozen=True)

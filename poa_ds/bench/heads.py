@@ -24,6 +24,7 @@ from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank
 from poa_ds.recipe import checks, derived, load
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system.arguments import count
 from poa_ds.system.errors import UserError
 from poa_kernels import dispatch
 from poa_kernels.prototype_ce_chunks import LARGE
@@ -45,7 +46,7 @@ class Figures:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds bench heads`."""
     parser.add_argument("--config", type=Path, default=Path("vit_l16_in1k"), metavar="RECIPE.yaml")
-    parser.add_argument("--repeat", type=int, default=1, help="repetitions (%(default)s)")
+    parser.add_argument("--repeat", type=count, default=1, help="repetitions (%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. precision=fp32")
 
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     # not in the interpreter, which would take hours
     kernels = device == "cuda" and not dispatch.unable(torch.device(device))
     ways = [WHOLE, PARTS, *([TRITON] if kernels else [])]
-    found = {way: _alone(way, recipe, device, max(args.repeat, 1)) for way in ways}
+    found = {way: _alone(way, recipe, device, args.repeat) for way in ways}
     first = found[WHOLE].terms
     for way, figures in found.items():
         apart = max(abs(a / b - 1) for a, b in zip(figures.terms, first, strict=True))

@@ -22,6 +22,7 @@ from poa_ds.bench.report import Report, Result
 from poa_ds.engine import engine
 from poa_ds.recipe import derived, ds_json, load
 from poa_ds.system import rendezvous
+from poa_ds.system.arguments import count
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_kernels import dispatch
@@ -48,10 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the stage of ours (without: stage 0 in fp32, stage 2 in bf16)",
     )
     parser.add_argument(
-        "--steps", type=_count, default=20, help="measured steps of each (%(default)s)"
+        "--steps", type=count, default=20, help="measured steps of each (%(default)s)"
     )
     parser.add_argument(
-        "--warmup", type=_count, default=3, help="steps before; the first compares (%(default)s)"
+        "--warmup", type=count, default=3, help="steps before; the first compares (%(default)s)"
     )
     parser.add_argument(
         "--size", default="draw", help="elastic size: WIDTHxDEPTH, a name, or draw (%(default)s)"
@@ -93,12 +94,6 @@ def _others(names: str, device: str) -> tuple[Kind, ...]:
         if name not in allowed:
             raise UsageError(f"--against {name!r}: allowed are {', '.join(allowed)}, all")
     return tuple(dict.fromkeys(chosen))
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return int(text)
 
 
 def prepare(args: argparse.Namespace) -> Job:

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from poa_ds.data.assemble import bounded, prepared
 from poa_ds.data.batch import Bad, Batch, Sample, collate
 from poa_ds.data.image.decoders import Decode, decoder
-from poa_ds.data.image.masks import batch_masks
 from poa_ds.data.image.opening import Undecodable
 from poa_ds.data.image.views import center_view, decode
 from poa_ds.data.places import Folder, order_of, prefetchers
@@ -114,13 +113,8 @@ class _Slots(Dataset[Batch | UserError]):
             ]
         except UserError as error:
             return error
-        masks = batch_masks(
-            2 * len(samples),
-            spec.masks.grid,
-            spec.masks.grid,
-            probability=spec.masks.probability,
-            ratio=spec.masks.ratio,
-            rng=keyed(MASKS, spec.seed, request.step, request.slot),
+        masks = spec.masks.draw(
+            2 * len(samples), keyed(MASKS, spec.seed, request.step, request.slot)
         )
         return collate(samples, masks, step=request.step, slot=request.slot, bad=bad)
 

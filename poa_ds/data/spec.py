@@ -1,8 +1,12 @@
 """All that determines the content of a batch, apart from the images, and how a recipe says it."""
 
+import random
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
+from poa_ds.data.image.masks import batch_masks
 from poa_ds.data.image.photometric import PhotometricSpec
 from poa_ds.data.image.views import CropSpec
 from poa_ds.recipe import derived
@@ -18,6 +22,11 @@ class MaskSpec:
     grid: int
     probability: float = 0.5
     ratio: tuple[float, float] = (0.1, 0.5)
+
+    def draw(self, crops: int, rng: random.Random) -> Tensor:
+        """(crops, grid * grid) bool."""
+        sides = (self.grid, self.grid)
+        return batch_masks(crops, *sides, probability=self.probability, ratio=self.ratio, rng=rng)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from webdataset.shardlists import expand_urls
 from poa_ds.data.assemble import bounded, prepared
 from poa_ds.data.batch import Bad, Batch, Sample, collate
 from poa_ds.data.image.decoders import decoder
-from poa_ds.data.image.masks import batch_masks
 from poa_ds.data.image.opening import Undecodable
 from poa_ds.data.spec import BatchSpec
 from poa_ds.data.store.forward import Forward
@@ -144,14 +143,7 @@ class _StreamSlots(IterableDataset):
             samples.append(prepared(spec, image, rng, position=count, label=label))
             count += 1
             if len(samples) == spec.images_per_slot:
-                masks = batch_masks(
-                    2 * len(samples),
-                    spec.masks.grid,
-                    spec.masks.grid,
-                    probability=spec.masks.probability,
-                    ratio=spec.masks.ratio,
-                    rng=keyed(MASKS, *own, count),
-                )
+                masks = spec.masks.draw(2 * len(samples), keyed(MASKS, *own, count))
                 yield collate(samples, masks, step=0, slot=0, bad=bad)
                 samples, bad = [], []
 

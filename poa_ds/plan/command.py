@@ -5,7 +5,6 @@ What follows from the recipe's shapes is counted, the rest estimated; nothing is
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 from poa_ds.data.places import open_training
@@ -15,30 +14,31 @@ from poa_ds.plan.plan import Plan, Request, plan
 from poa_ds.plan.step_time import Cluster
 from poa_ds.recipe import checks, ds_json, load
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system.arguments import count, positive
 from poa_ds.system.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds plan`."""
     parser.add_argument("--config", type=Path, required=True, metavar="RECIPE.yaml")
-    parser.add_argument("--nodes", type=_count, required=True, metavar="N")
-    parser.add_argument("--gpus", type=_count, required=True, metavar="N", help="of each node")
+    parser.add_argument("--nodes", type=count, required=True, metavar="N")
+    parser.add_argument("--gpus", type=count, required=True, metavar="N", help="of each node")
     parser.add_argument(
         "--gpu", choices=list(GPUS), default="a100-80g", help="kind of GPU (%(default)s)"
     )
     parser.add_argument(
         "--network-gbps",
-        type=_positive,
+        type=positive,
         metavar="G",
         help="Gbit/s of a node, all ports together (one InfiniBand port of 200 for each A100, of"
         " 400 for each H100 or H200; one Ethernet port: 100, 25, ...)",
     )
     parser.add_argument(
-        "--images", type=_count, metavar="N", help="of the training set (counted where it is here)"
+        "--images", type=count, metavar="N", help="of the training set (counted where it is here)"
     )
     parser.add_argument(
         "--images-per-core",
-        type=_positive,
+        type=positive,
         default=GENERAL["images_per_core"].value,
         metavar="R",
         help="images/s of a loader's core, as `poa-ds bench data` measures it (%(default)g)",
@@ -48,22 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print all numbers, in bytes, seconds")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. draws=per_slot")
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.recipe import derived
 from poa_ds.recipe.backbone import backbone
@@ -146,8 +147,9 @@ class Embed(nn.Module):
 class Backbone(nn.Module):
     """Images (B, 3, S, S) -> normalised tokens (B, 1 + N, width) of one size."""
 
-    def __init__(self, recipe: Recipe, space: ElasticSpace) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         super().__init__()
+        space = derived.space(recipe)
         options, dim = recipe.backbone, space.intact.width
         self.space, self.checkpointing = space, options.activation_checkpointing
         grid = recipe.crops.global_size // options.patch_size
@@ -189,29 +191,20 @@ class Backbone(nn.Module):
         return draw_drops(self.space, subnets, counts, rate, generator, device)
 
 
-class OneAtATime(nn.Module):
+@dataclass(frozen=True)
+class OneAtATime:
     """Another architecture: ours, without lockstep. Each crop size and student is a pass alone."""
 
-    def __init__(self, recipe: Recipe, space: ElasticSpace) -> None:
-        super().__init__()
-        whole = backbone(recipe)
-        self.embed, self.blocks = whole.embed, whole.blocks
-        if hasattr(whole, "norm"):
-            self.norm = whole.norm
-        self._whole = [whole]  # in a list: its parameters have their names from above
+    backbone: ElasticBackbone
 
-    @property
-    def decay_depth(self) -> int:
-        return self._whole[0].decay_depth
-
-    def forward(
+    def __call__(
         self,
         images: Tensor,
         subnet: Subnet,
         masks: Tensor | None = None,
         drops: list | None = None,
     ) -> Tensor:
-        return self._whole[0].streams((images,), (subnet,), (masks,), drops)[0][0]
+        return self.backbone.streams((images,), (subnet,), (masks,), drops)[0][0]
 
     def draw_drops(
         self,
@@ -221,7 +214,7 @@ class OneAtATime(nn.Module):
         generator: torch.Generator,
     ) -> list[list[list | None]]:
         """[subnet][crop size] -> the random choices of every block: ours, cut by crop size."""
-        whole, device = self._whole[0], crops[0].device
+        whole, device = self.backbone, crops[0].device
         kept = whole.draw_kept(whole.packing(crops), subnets, rate, generator, device)
         if kept is None:
             return [[None for _ in crops] for _ in subnets]
@@ -276,10 +269,16 @@ class Network(nn.Module):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        kind = PLAIN.get(recipe.backbone.name, OneAtATime)
-        self.backbone = kind(recipe, derived.space(recipe))
+        name = recipe.backbone.name
+        self.backbone = PLAIN[name](recipe) if name in PLAIN else backbone(recipe)
         self.heads = HeadBank(recipe)
         self.ibot_heads = HeadBank(recipe) if recipe.heads.separate_ibot else None
+
+    @property
+    def one_size(self) -> "Backbone | OneAtATime":
+        """The backbone as a pass of one size on crops of one resolution."""
+        ours = isinstance(self.backbone, ElasticBackbone)
+        return OneAtATime(self.backbone) if ours else self.backbone
 
     def scores(self, cls: Tensor, patches: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(class scores, patch scores) of each head."""

@@ -86,7 +86,7 @@ class ThreePasses:
         slots = []
         for batch in batches:
             with self._autocast():
-                tokens = self.teacher.backbone(batch.global_crops, self.space.intact)
+                tokens = self.teacher.one_size(batch.global_crops, self.space.intact)
                 patches = tokens[:, 1:].flatten(0, 1)[_masked(batch, values)]
                 slots.append(self.teacher.scores(tokens[:, 0], patches))
         found: list[list] = [[] for _ in batches]
@@ -131,7 +131,7 @@ class ThreePasses:
         self, batch: Batch, subnet: Subnet, drops: Sequence, values: StepValues
     ) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
         """Per head (global (2, B, K), local (L, B, K), patches (M, K)) scores; class tokens."""
-        backbone = self.student.backbone
+        backbone = self.student.one_size
         masks = batch.masks if values.ibot_active else None
         tokens = backbone(batch.global_crops, subnet, masks, drops[0])
         cls, patches = tokens[:, 0], tokens[:, 1:].flatten(0, 1)[_masked(batch, values)]
@@ -178,7 +178,7 @@ class ThreePasses:
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         crops = [c for c in (batch.global_crops, batch.local_crops) if len(c)]
         rate = self.recipe.backbone.drop_path
-        return self.student.backbone.draw_drops(subnets, crops, rate, generator)
+        return self.student.one_size.draw_drops(subnets, crops, rate, generator)
 
 
 def _masked(batch: Batch, values: StepValues) -> Tensor:
