@@ -18,6 +18,7 @@ from types import FrameType
 from poa_ds import train
 from poa_ds.checkpoint import folders
 from poa_ds.run import exit_status as ended
+from poa_ds.run import remote
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.processes import Group, beside_python, free_port
@@ -129,11 +130,16 @@ def _start(args: argparse.Namespace) -> Start:
         raise UsageError(f"--nproc {args.nproc}: at least one process")
     if args.hostfile and not args.hostfile.is_file():
         raise UsageError(f"--hostfile {args.hostfile}: no such file")
+    options = shlex.split(args.options)
+    if args.hostfile and "--no_ssh" not in options:
+        remote.check(args.words, os.environ)
+        for secret in remote.secrets_in_file(os.environ):
+            say(f"poa-ds launch: warning: {secret} will stand on command lines of other hosts")
     return Start(
         words=args.words,
         processes=args.nproc or (0 if args.hostfile else _gpus() or 1),
         hostfile=args.hostfile,
-        options=shlex.split(args.options),
+        options=options,
         output=Path(recipe.output_dir),
         records=not (words.dry_run or words.print_config),
     )

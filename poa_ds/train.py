@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from poa_ds.run import exit_status as ended
-from poa_ds.run import faults
+from poa_ds.run import faults, remote
 from poa_ds.run.watchdog import Watchdog
 from poa_ds.system import rendezvous
 from poa_ds.system.allocator import prepare_allocator
@@ -82,6 +82,8 @@ def _run(args: argparse.Namespace) -> int:
         print(load.to_yaml(recipe), end="")
         return 0
     checks.check_places(recipe)
+    for secret in remote.check_arrival(os.environ):
+        say(f"warning: {secret}")
     if recipe.tracking == "mlflow":
         destination(recipe, Path(recipe.output_dir), os.environ)  # mistakes show
 

@@ -21,6 +21,26 @@ def test_only_what_changes_a_run_is_looked_at() -> None:
     assert list(of_interest(environment)) == [*environment][:3]
 
 
+def test_values_that_may_be_secret_do_not_leave_their_rank() -> None:
+    secrets = [
+        *("NVIDIA_API_KEY", "LD_API_KEY", "DS_TOKEN", "TORCH_HOME", "POA_X", "NCCL_NEW_ONE"),
+        *("UCX_AUTH", "LD_LIBRARY_PATH", "TRITON_CACHE_DIR"),
+    ]
+    ranks = [
+        of_interest(dict.fromkeys(secrets, value) | {"OMP_NUM_THREADS": value})
+        for value in ("hunter2", "hunter2", "", "other")
+    ]
+    assert [set(rank) for rank in ranks] == [{*secrets, "OMP_NUM_THREADS"}] * 4
+    lines = differences([*ranks, {}])
+    [spoken] = [line for line in lines if line.startswith("OMP_NUM_THREADS")]
+    assert "OMP_NUM_THREADS: hunter2 on ranks 0-1, empty on rank 2" in spoken
+    lines.remove(spoken)
+    assert "hunter2" not in str([{k: v for k, v in r.items() if k in secrets} for r in ranks])
+    assert {line.partition(": ")[2] for line in lines} == {
+        "value 1 on ranks 0-1, value 2 on rank 2, value 3 on rank 3, not set on rank 4"
+    }
+
+
 def test_equal_environments_say_nothing() -> None:
     assert differences([{"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}] * 4) == []
     assert differences([{"OMP_NUM_THREADS": "1"}]) == []
