@@ -17,6 +17,7 @@ from poa_ds.run import faults, remote
 from poa_ds.run.watchdog import Watchdog
 from poa_ds.system import rendezvous
 from poa_ds.system.allocator import prepare_allocator
+from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 from poa_ds.system.stopping import Requests
 
