@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
-from poa_ds.export.folder import RECIPE, WEIGHTS, Export, Style, check_images, usage
+from poa_ds.export.folder import RECIPE, WEIGHTS, Export, Style, check_images
 from poa_ds.model import form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
@@ -60,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timm where it can express the size exactly, else state-dict, which comes with "
         "model.py, a module that needs torch alone; onnx",
     )
+    parser.add_argument(
+        "--dynamic-size",
+        action="store_true",
+        help="an ONNX file for images of any sides, not of the training's alone; --check then "
+        "compares at a second size too",
+    )
     parser.add_argument("--step", type=int, help="of the teacher (the newest)")
     parser.add_argument(
         "--fold-layerscale", action="store_true", help="no LayerScale: its factors into the weights"
@@ -81,20 +87,24 @@ def run(args: argparse.Namespace) -> int:
     source = str(find_teacher(args.run, args.step))
     subnets = model.space.select(args.size)
     styles = {subnet: _style(model, subnet, args.format) for subnet in subnets}
+    if args.dynamic_size and args.format != "onnx":
+        raise UsageError(
+            "--dynamic-size is for --format onnx; a state-dict's model.py takes any size"
+        )
     if args.images and not args.check:
         raise UsageError(f"--images {args.images}: they are for --check, which is not given")
     images, what = check_images(recipe, args.images) if args.check else (None, "")
-    folders = _folders(args.out, subnets)
+    folders, uses = _folders(args.out, subnets), []
     for subnet, folder in folders.items():
         state = extract(model, subnet)
         state = fold_layer_scale(state) if args.fold_layerscale else state
-        export = Export(model, recipe, step, source, styles[subnet])
+        export = Export(model, recipe, step, source, styles[subnet], args.dynamic_size)
         difference = export.write(subnet, state, folder, images)
         print(f"{subnet}, {model.parameter_count(subnet):,} parameters: {folder}")
         if difference is not None:
             print(f"  largest difference to the elastic network on {what}: {difference:.2e}")
-    first = next(iter(folders))
-    print(usage(folders[first], first, model, recipe, styles[first]))
+        uses.append(export.usage(subnet, folder))
+    print(uses[0])
     return 0
 
 

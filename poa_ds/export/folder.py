@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -36,13 +37,18 @@ CHECKED_IMAGES = 8
 
 @dataclass(frozen=True)
 class Export:
-    """How sizes of one teacher are written. source: where the teacher came from, for the record."""
+    """How sizes of one teacher are written.
+
+    source: where the teacher came from, for the record. any_size: an ONNX file for images of any
+    sides; the other formats take them anyway.
+    """
 
     model: ElasticBackbone
     recipe: Recipe
     step: int
     source: str
     style: Style = "timm"
+    any_size: bool = False
 
     def write(
         self,
@@ -61,6 +67,9 @@ class Export:
             if images is None:
                 return None
             difference = check(partial, self.model, subnet, images)
+            if self.any_size:
+                tall = F.interpolate(images, scale_factor=(2.0, 1.0))
+                difference = max(difference, check(partial, self.model, subnet, tall))
             if not difference <= LIMIT:
                 raise UserError(
                     f"{subnet}: the exported model differs from the elastic network by "
@@ -74,7 +83,8 @@ class Export:
         weights = folder / WEIGHTS[self.style]
         if self.style == "onnx":
             network = build(found.module, arguments, state)
-            onnx_file.write(network, found.feature, weights, self.recipe.crops.global_size)
+            side = self.recipe.crops.global_size
+            onnx_file.write(network, found.feature, weights, side, any_size=self.any_size)
         else:
             if self.style == "timm":
                 name, arguments, state = found.timm(self.model.shape, subnet, state)
@@ -114,9 +124,30 @@ class Export:
                 "source": self.source,
                 "step": self.step,
                 "format": self.style,
+                **({"any_size": True} if self.any_size else {}),
                 "note": f"trained at {side} px; {found.note}",
             },
         }
+
+    def usage(self, subnet: Subnet, folder: Path) -> str:
+        """The lines that use the model in that folder."""
+        side, width = self.recipe.crops.global_size, self.model.feature_width(subnet)
+        load = {
+            "timm": f'timm.create_model("local-dir:{folder}", pretrained=True).eval()',
+            "state-dict": f'runpy.run_path("{folder / MODULE}")["load"]("{folder}")  # torch alone',
+            "onnx": f'onnxruntime.InferenceSession("{folder / WEIGHTS["onnx"]}")',
+        }
+        run = ("feature = model(images)", "features = model.forward_features(images)")
+        if self.style == "onnx":
+            run = ('feature, features = model.run(None, {"images": images})',)
+        sides = f"rows, columns), trained at {side}" if self.any_size else f"{side}, {side})"
+        lines = (
+            f"# images: normalised float32 (B, 3, {sides}",
+            f"# feature (B, {width}); features: {form.of(self.model.kind).features}",
+            f"model = {load[self.style]}",
+            *run,
+        )
+        return "\n".join(f"  {line}" for line in lines)
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -162,7 +193,7 @@ def reload(folder: Path) -> nn.Module:
 def check(folder: Path, model: ElasticBackbone, subnet: Subnet, images: Tensor) -> float:
     """The largest difference of any token between the elastic network and the exported one.
 
-    images: normalised float (B, 3, S, S) of the training resolution.
+    images: normalised float (B, 3, rows, columns).
     """
     wanted, network = model(images, subnet), reload(folder)
     tokens = form.of(model.kind).tokens(network.forward_features(images))
@@ -187,25 +218,3 @@ def check_images(recipe: Recipe, shards: Path | None = None) -> tuple[Tensor, st
         torch.tensor(x).view(3, 1, 1) for x in (recipe.augmentation.mean, recipe.augmentation.std)
     )
     return (images / 255 - mean) / std, f"images of {place}"
-
-
-def usage(
-    folder: Path, subnet: Subnet, model: ElasticBackbone, recipe: Recipe, style: Style
-) -> str:
-    """The lines that use an exported model."""
-    side, width = recipe.crops.global_size, model.feature_width(subnet)
-    load = {
-        "timm": f'timm.create_model("local-dir:{folder}", pretrained=True).eval()',
-        "state-dict": f'runpy.run_path("{folder / MODULE}")["load"]("{folder}")  # torch alone',
-        "onnx": f'onnxruntime.InferenceSession("{folder / WEIGHTS["onnx"]}")',
-    }
-    run = ("feature = model(images)", "features = model.forward_features(images)")
-    if style == "onnx":
-        run = ('feature, features = model.run(None, {"images": images})',)
-    lines = (
-        f"# images: normalised float32 (B, 3, {side}, {side})",
-        f"# feature (B, {width}); features: {form.of(model.kind).features}",
-        f"model = {load[style]}",
-        *run,
-    )
-    return "\n".join(f"  {line}" for line in lines)

@@ -11,6 +11,7 @@ import torch
 from poa_ds import cli
 from poa_ds.checkpoint.deployed import load_teacher, publish
 from poa_ds.evaluate import knn as evaluate
+from poa_ds.export import onnx_file
 from poa_ds.export.extract import extract
 from poa_ds.export.folder import Export, reload
 from poa_ds.model import form
@@ -92,6 +93,52 @@ def test_every_format_of_every_backbone_equals_the_elastic_network(
         if style:  # and nothing that the check leaves
             found = {path.name for path in folder.iterdir()}
             assert found == wanted[style] | {"config.json"}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_an_onnx_file_of_dynamic_size_equals_the_elastic_network_at_any_size(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The trained size, larger, smaller, not square, no multiple of the patches; another batch."""
+    made(kind, tmp_path / "run")
+    model, _, _ = load_teacher(tmp_path / "run")
+    subnet, out = Subnet.read(SIZES[kind][1]), tmp_path / "out"
+    words = ["--size", str(subnet), "--out", str(out), "--format", "onnx", "--dynamic-size"]
+    assert cli.main(["extract", str(tmp_path / "run"), *words, "--check"]) == 0
+    assert "(B, 3, rows, columns), trained at 64" in capsys.readouterr().out
+    network = reload(out)
+    assert json.loads((out / "config.json").read_text())["poa_ds"]["any_size"]
+    for rows, columns in ((64, 64), (96, 96), (40, 40), (72, 48), (45, 59)):
+        images = torch.randn(3, 3, rows, columns)
+        wanted, tokens = model(images, subnet), network.forward_features(images)
+        found = form.of(kind).tokens(tokens)
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max(), (rows, columns)
+        assert (network(images) - wanted[:, 0]).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_dynamic_size_is_refused_for_other_formats_and_needed_for_other_sizes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made("vit", tmp_path / "run")
+    words = ["extract", str(tmp_path / "run"), "--size", "32x2", "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--dynamic-size"]) == UsageError.exit_status
+    assert "--dynamic-size is for --format onnx" in capsys.readouterr().err
+    assert cli.main([*words, "--format", "onnx"]) == 0
+    with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+        reload(tmp_path / "out")(torch.randn(1, 3, 96, 96))
+
+
+def test_a_network_that_is_wrong_at_the_second_size_alone_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = made("vit", tmp_path / "run")
+    model, subnet = evaluate.random_weights(recipe), Subnet(32, 2)
+    monkeypatch.setattr(onnx_file, "CUBIC", -0.5)
+    export = Export(model, recipe, 7, "here", "onnx", any_size=True)
+    with pytest.raises(UserError, match="differs from the elastic network"):
+        export.write(subnet, extract(model, subnet), tmp_path / "out", torch.randn(2, 3, 64, 64))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_written_modules_need_torch_alone(tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ class Attention(nn.Module):
         self.register_buffer("index", index, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns, dim = (int(n) for n in x.shape[1:])
+        (rows, columns), dim = x.shape[1:3], self.proj.in_features
         w, s = self.window, self.shift
-        high, wide = math.ceil(rows / w) * w, math.ceil(columns / w) * w
+        high, wide = (rows + w - 1) // w * w, (columns + w - 1) // w * w
         x = F.pad(x, (0, 0, 0, wide - columns, 0, high - rows))  # padding takes part
         x = torch.roll(x, (-s, -s), (1, 2)) if s else x
         x = x.reshape(-1, high // w, w, wide // w, w, dim).transpose(2, 3)
@@ -66,7 +66,7 @@ class Attention(nn.Module):
         logits = logits + self.relative_position_bias_table[self.index].permute(2, 0, 1)
         if s:
             mask = self.mask(high, wide).to(x)
-            logits = logits.reshape(-1, len(mask), self.heads, w * w, w * w) + mask[:, None]
+            logits = logits.reshape(-1, mask.shape[0], self.heads, w * w, w * w) + mask[:, None]
             logits = logits.reshape(-1, self.heads, w * w, w * w)
         x = (logits.softmax(-1) @ v).transpose(1, 2).reshape(-1, w * w, dim)
         x = self.proj(x).reshape(-1, high // w, wide // w, w, w, dim).transpose(2, 3)
@@ -108,7 +108,7 @@ class Merge(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = int(x.shape[1]), int(x.shape[2])
+        rows, columns = x.shape[1:3]
         x = F.pad(x, (0, 0, 0, columns % 2, 0, rows % 2))
         corners = [x[:, r::2, c::2] for r in (0, 1) for c in (0, 1)]
         return self.reduction(self.norm(torch.cat(corners, -1)))

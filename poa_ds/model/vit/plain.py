@@ -113,7 +113,7 @@ class ViT(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised tokens (B, 1 + N, C), the class token first."""
         x = self.patch_embed(images)
-        positions = self.positions(int(x.shape[2]), int(x.shape[3]))
+        positions = self.positions(x.shape[2], x.shape[3])
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         return self.norm(self.blocks(x + positions))
