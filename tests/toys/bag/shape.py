@@ -1,0 +1,52 @@
+"""A bag of patches in numbers: width channels, depth blocks that look at each patch alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from poa_ds.model.options import Backbone
+from poa_ds.model.shape import values
+from poa_ds.model.space import Depth, ElasticSpace, Subnet
+
+
+@dataclass(frozen=True)
+class BagShape:
+    widest: int
+    deepest: int
+    image_size: int
+    patch_size: int
+
+    @classmethod
+    def of(cls, options: Backbone, image_size: int) -> "BagShape":
+        return cls(options.width.max, options.depth.max, image_size, options.patch_size)
+
+    @staticmethod
+    def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
+        return values(options.depth), options.small_bias
+
+    @staticmethod
+    def problems(options: Backbone) -> Iterator[str]:
+        if options.drop_path:
+            yield "backbone.drop_path: a bag has none"
+
+    def features(self, subnet: Subnet) -> int:
+        return subnet.width
+
+    def grid(self, image_size: int) -> int:
+        return image_size // self.patch_size
+
+    def multiple(self) -> tuple[int, str]:
+        return self.patch_size, f"backbone.patch_size {self.patch_size}"
+
+    def parameters(self, subnet: Subnet) -> int:
+        c = subnet.width
+        return c * (3 * self.patch_size**2 + 1) + subnet.depth * (c * c + 3 * c) + 2 * c
+
+    def flops(self, subnet: Subnet, image_size: int) -> float:
+        c, patches = subnet.width, self.grid(image_size) ** 2
+        return 2.0 * patches * (subnet.depth * c * c + c * 3 * self.patch_size**2)
+
+    def costs(self, space: ElasticSpace, image_size: int) -> tuple[float, ...]:
+        return ()
+
+
+SHAPE = BagShape
