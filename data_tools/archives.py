@@ -7,6 +7,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from data_tools.sources import Rejected, Sample, TarSlice
+from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.tarwalk import tar_entries
 from poa_ds.system.progress import progress
 
@@ -15,7 +16,7 @@ TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 def synsets(archive: Path, pattern: re.Pattern[str]) -> list[str]:
     """The sorted synsets of the training archive."""
-    names = {PurePosixPath(name).stem for name, _, _ in _outer(archive)}
+    names = {PurePosixPath(name).stem for name, _, _ in _outer(archive) if not leftover(name)}
     return sorted(name for name in names if pattern.fullmatch(name))
 
 
@@ -28,14 +29,17 @@ def train(archive: Path, classes: list[str]) -> tuple[list[Sample], list[Rejecte
     with open(archive, "rb") as file:
         for name, begin, length in progress(outer, total=len(outer), label=TRAIN, unit="tars"):
             inner = PurePosixPath(name)
+            if leftover(name):
+                rejected.append(Rejected(f"{TRAIN}/{name}", "left by a file manager"))
+                continue
             if inner.suffix != ".tar" or inner.stem not in ranks:
                 rejected.append(Rejected(f"{TRAIN}/{name}", "not the tar of a synset"))
                 continue
             before = len(samples)
             for member, offset, size in tar_entries(file, f"{archive}, {name}", begin, length):
                 origin, path = f"{TRAIN}/{name}/{member}", PurePosixPath(member)
-                if path.name.startswith("."):
-                    rejected.append(Rejected(origin, "hidden file"))
+                if leftover(member):
+                    rejected.append(Rejected(origin, "left by a file manager"))
                     continue
                 content = TarSlice(str(archive), offset, size)
                 samples.append(Sample(path.stem, origin, content, ranks[inner.stem]))
@@ -46,11 +50,11 @@ def train(archive: Path, classes: list[str]) -> tuple[list[Sample], list[Rejecte
 
 def val(archive: Path) -> list[Sample]:
     """The validation images, without labels."""
-    with open(archive, "rb") as file:
-        return [
-            Sample(PurePosixPath(name).stem, f"{VAL}/{name}", TarSlice(str(archive), offset, size))
-            for name, offset, size in tar_entries(file, str(archive))
-        ]
+    return [
+        Sample(PurePosixPath(name).stem, f"{VAL}/{name}", TarSlice(str(archive), offset, size))
+        for name, offset, size in _outer(archive)
+        if not leftover(name)
+    ]
 
 
 def _outer(archive: Path) -> list[tuple[str, int, int]]:

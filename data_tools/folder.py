@@ -7,7 +7,12 @@ from pathlib import Path
 from data_tools.packing import add_recode
 from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Rejected, Sample
+from poa_ds.data.store.leftovers import NAMES
+from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
+
+# folders that hold parts of a data set, and no class
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +26,19 @@ def run(args: argparse.Namespace) -> int:
     """Writes OUT. With sub-folders each is a class; without any, images have no label."""
     check_root(args.root, args.out)
     ranks = {path.name: rank for rank, path in enumerate(folders(args.root))}
+    if ranks and {name.lower() for name in ranks} <= SPLITS:
+        say(
+            f"warning: {args.root} holds {' and '.join(ranks)}: these become the classes; "
+            f"for shards of one alone: --root {args.root / next(iter(ranks))}"
+        )
     samples, rejected = [], []
     found, passed = files(args.root, named_from=args.root)
     rejected += passed
     for path in found:
         inside = path.relative_to(args.root)
-        if hidden(inside):
-            rejected.append(Rejected(str(inside), "hidden file"))
+        reason = passed_over(inside)
+        if reason:
+            rejected.append(Rejected(str(inside), reason))
             continue
         label = ranks[inside.parts[0]] if len(inside.parts) > 1 else -1
         name, note = str(inside.with_suffix("")), {"source": str(inside)}
@@ -54,18 +65,20 @@ def check_root(root: Path, out: Path) -> None:
         raise UsageError(f"--out {out} lies inside --root {root}")
 
 
-def hidden(inside: Path) -> bool:
-    """Whether any part of a path inside the root is hidden."""
-    return any(part.startswith(".") for part in inside.parts)
+def passed_over(inside: Path) -> str:
+    """Why a path inside the root is none of the data, or nothing."""
+    if not NAMES.isdisjoint(inside.parts):
+        return "left by a file manager"
+    return "hidden file" if any(part.startswith(".") for part in inside.parts) else ""
 
 
 def folders(root: Path) -> list[Path]:
-    """The sub-folders that are not hidden, sorted by name."""
+    """The sub-folders that are not passed over, sorted by name."""
     try:
         found = list(root.iterdir())
     except OSError as error:
         raise UserError(f"{root} cannot be read: {error.strerror}") from error
-    return sorted(path for path in found if path.is_dir() and not hidden(Path(path.name)))
+    return sorted(path for path in found if path.is_dir() and not passed_over(Path(path.name)))
 
 
 def files(root: Path, *, named_from: Path) -> tuple[list[Path], list[Rejected]]:

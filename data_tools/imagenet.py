@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_tools import archives
 from data_tools.archives import TRAIN, VAL
-from data_tools.folder import check_root, files, folders, hidden, without_images
+from data_tools.folder import check_root, files, folders, passed_over, without_images
 from data_tools.imagenet_labels import NAMES, find_labels
 from data_tools.packing import add_recode
 from data_tools.shard import Split, add_options, write_splits
@@ -78,8 +78,9 @@ def _by_folder(root: Path, split: str, classes: list[str]) -> Found:
     found, rejected = files(root / split, named_from=root)
     for path in found:
         origin, parts = str(path.relative_to(root)), path.relative_to(root / split).parts
-        if hidden(Path(*parts)):
-            rejected.append(Rejected(origin, "hidden file"))
+        reason = passed_over(Path(*parts))
+        if reason:
+            rejected.append(Rejected(origin, reason))
         elif len(parts) < 2 or not SYNSET.fullmatch(parts[0]):
             rejected.append(Rejected(origin, "not in a synset folder"))
         elif parts[0] not in ranks:
@@ -96,8 +97,9 @@ def _flat(root: Path, classes: list[str], given: Path | None) -> Found:
     found, rejected = files(root / "val", named_from=root)
     for path in found:
         origin, inside = str(path.relative_to(root)), path.relative_to(root / "val")
-        if hidden(inside):
-            rejected.append(Rejected(origin, "hidden file"))
+        reason = passed_over(inside)
+        if reason:
+            rejected.append(Rejected(origin, reason))
         elif path.name not in NAMES and path != given:
             samples.append(Sample(path.stem, origin, path))
     labelled, unlabelled = _labelled(root, samples, classes, given)

@@ -1,6 +1,7 @@
 """What becomes of files that are no plain photographs: said, counted, listed, or made smaller."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,49 @@ def test_a_bomb_among_the_files_is_rejected(tmp_path: Path) -> None:
     root, out = written(tmp_path, files), tmp_path / "out"
     run(folder, "--root", root, "--out", out)
     assert rejected(out)["bomb.jpg"].startswith("too large: 25000 x 25000 pixels")
+
+
+def test_what_file_managers_leave_is_no_class_and_no_image(tmp_path: Path) -> None:
+    for name in ("ant/1.png", "ant/._1.png", "ant/.DS_Store", "__MACOSX/ant/._1.png", "bee/2.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(encoded(PHOTO, "PNG"))
+    (tmp_path / "in" / "bee" / "Thumbs.db").touch()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".DS_Store").touch()  # a folder that was looked at is still empty
+    run(folder, "--root", tmp_path / "in", "--out", out)
+    assert ShardFolder.open(out).classes == ("ant", "bee") and len(ShardFolder.open(out)) == 2
+    assert rejected(out) == {
+        "ant/._1.png": "hidden file",
+        "ant/.DS_Store": "hidden file",
+        "__MACOSX/ant/._1.png": "left by a file manager",
+        "bee/Thumbs.db": "left by a file manager",
+    }
+    (out / "._shard-000000.tar").write_bytes(b"Bud1")
+    assert run(check, out) == 0 and (out / ".DS_Store").exists()
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("train",), ("training", "test")])
+def test_splits_that_become_classes_are_said(
+    tmp_path: Path, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (*names, "cat"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "1.png").write_bytes(encoded(PHOTO, "PNG"))
+    run(folder, "--root", tmp_path / "in", "--out", tmp_path / "1")
+    assert "warning" not in capsys.readouterr().err
+    (tmp_path / "in" / "cat" / "1.png").unlink()
+    (tmp_path / "in" / "cat").rmdir()
+    run(folder, "--root", tmp_path / "in", "--out", tmp_path / "2")
+    said = f"holds {' and '.join(sorted(names))}: these become the classes"
+    assert said in capsys.readouterr().err
+
+
+def test_pipes_and_devices_among_images_are_rejected(tmp_path: Path) -> None:
+    root = written(tmp_path, {"a.png": encoded(PHOTO, "PNG")})
+    os.mkfifo(root / "pipe.jpg")
+    (root / "device.jpg").symlink_to("/dev/zero")
+    run(folder, "--root", root, "--out", tmp_path / "out")
+    assert rejected(tmp_path / "out") == dict.fromkeys(
+        ("pipe.jpg", "device.jpg"), "not a regular file"
+    )
