@@ -191,6 +191,7 @@ def main_knn(args: argparse.Namespace) -> int:
         options, settings = recipe.evaluation, of_recipe(recipe, device)
         bank = open_folder(options.bank or recipe.data.train, recipe.data)
         queries = open_folder(options.queries, recipe.data)
+        Comparison.of(bank, queries, options).say_doubts()
         settings |= {"device": device, "progress": progress if dist.is_main() else None}
         found = knn(model.to(device), subnets, bank, queries, options, **settings)
         pixels, untrained = None, None

@@ -37,6 +37,12 @@ class Split:
     numbers: Tensor
 
     @property
+    def contents(self) -> np.ndarray:
+        """(n,) uint64 that tell encoded images apart: checksum and size."""
+        rows = self.folder.index[self.rows]
+        return rows["crc32"].astype(np.uint64) << np.uint64(32) | rows["size"].astype(np.uint64)
+
+    @property
     def labels(self) -> Tensor:
         return self.numbers[torch.from_numpy(self.folder.labels[self.rows]).long()]
 
@@ -78,6 +84,27 @@ class Comparison:
             ),
             options,
         )
+
+    def doubts(self) -> list[str]:
+        """Why the accuracies will say less than they seem to."""
+        found, names = [], f"{self.queries.folder.path} and the bank {self.bank.folder.path}"
+        shared = int(np.isin(self.queries.contents, self.bank.contents).sum())
+        if shared:
+            every = len(self.queries.rows)
+            found.append(
+                f"{shared} of {every} queries are the same images in {names}: each finds itself"
+            )
+        if len(self.bank.labels.unique()) == 1:
+            found.append(
+                f"all images of the bank {self.bank.folder.path} are of one class: every "
+                "answer is right"
+            )
+        return found
+
+    def say_doubts(self) -> None:
+        """The doubts as warnings, from the main rank."""
+        for doubt in self.doubts() if dist.is_main() else ():
+            say(f"warning: k-NN accuracy: {doubt}")
 
     def rows_per_rank(self) -> int:
         """Images that a rank keeps features of, at most."""

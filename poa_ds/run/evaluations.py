@@ -54,7 +54,8 @@ class Evaluations:
         if recipe.evaluation.queries:
             self.queries = open_folder(recipe.evaluation.queries, recipe.data)
             self.bank = open_folder(recipe.evaluation.bank or recipe.data.train, recipe.data)
-            Comparison.of(self.bank, self.queries, recipe.evaluation)  # mistakes show now
+            comparison = Comparison.of(self.bank, self.queries, recipe.evaluation)
+            comparison.say_doubts()  # and mistakes, before the first step
 
     def due(self, step: int) -> bool:
         """Whether this step ends with an evaluation; the last one always does."""

@@ -35,11 +35,11 @@ def options(**changed: object) -> argparse.Namespace:
     )
 
 
-def make_shards(folder: Path, count: int = 30, **changed: object) -> ShardFolder:
+def make_shards(folder: Path, count: int = 30, *, first: int = 0, **changed: object) -> ShardFolder:
     """Shards of `count` PNG images, keyed image_000, ..., of class number % 3."""
     samples = [
         Sample(f"image_{number:03d}", f"image {number}", png(image(number)), number % len(CLASSES))
-        for number in range(count)
+        for number in range(first, first + count)
     ]
     args = options(**changed)
     write(folder, samples, classes=CLASSES, rejected=(), tool="waves", args=args, source="waves")
