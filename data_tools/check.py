@@ -17,6 +17,7 @@ from poa_ds.data.store.index import INDEX, SampleError, ShardFolder
 from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST, Manifest
 from poa_ds.data.store.scan import BY_NAME, numbers, scan_tar
+from poa_ds.system import paths
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.printable import printable
 from poa_ds.system.progress import progress
@@ -27,7 +28,9 @@ ShardPart = tuple[Path, Manifest, np.ndarray]  # folder, manifest of one shard, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds check`."""
-    parser.add_argument("folder", type=Path, help="shard folder, or a folder of such (train, val)")
+    parser.add_argument(
+        "folder", type=paths.path, help="shard folder, or a folder of such (train, val)"
+    )
     parser.add_argument(
         "--no-decode", action="store_true", help="compare bytes only, do not decode the images"
     )

@@ -15,6 +15,7 @@ from poa_ds.data.image.pixels import png
 from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.scan import CLASS, IMAGES, LARGEST_IMAGE, split_name
 from poa_ds.data.store.tarwalk import tar_members
+from poa_ds.system import paths
 from poa_ds.system.errors import UsageError, UserError
 
 BATCHES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "val": ["test_batch"]}
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds shard cifar10`."""
     parser.add_argument(
         "--source",
-        type=Path,
+        type=paths.path,
         required=True,
         help=f"folder that holds {FOLDER} or train-*.tar[.gz] and val-*.tar[.gz]",
     )

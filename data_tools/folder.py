@@ -8,6 +8,7 @@ from data_tools.packing import add_recode
 from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Rejected, Sample
 from poa_ds.data.store.leftovers import NAMES
+from poa_ds.system import paths
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 
@@ -17,7 +18,7 @@ SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds shard folder`."""
-    parser.add_argument("--root", type=Path, required=True, help="folder of images")
+    parser.add_argument("--root", type=paths.path, required=True, help="folder of images")
     add_options(parser)
     add_recode(parser)
 

@@ -32,6 +32,7 @@ from poa_ds.data.store.scan import (
     numbers,
     scan_tar,
 )
+from poa_ds.system import paths
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.files import replace_bytes, replace_text
 from poa_ds.system.printable import printable
@@ -43,9 +44,11 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds index`."""
-    parser.add_argument("folder", type=Path, help="folder of tars, also in sub-folders")
+    parser.add_argument("folder", type=paths.path, help="folder of tars, also in sub-folders")
     parser.add_argument(
-        "--classes", type=Path, help="names of the classes, one per line (default: their numbers)"
+        "--classes",
+        type=paths.path,
+        help="names of the classes, one per line (default: their numbers)",
     )
     parser.add_argument("--no-labels", action="store_true", help="leave out what .cls members say")
     parser.add_argument(

@@ -18,6 +18,7 @@ from data_tools.imagenet_labels import NAMES, find_labels
 from data_tools.packing import add_recode
 from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Rejected, Sample
+from poa_ds.system import paths
 from poa_ds.system.errors import UserError
 
 SYNSET = re.compile(r"n\d{8}")
@@ -28,11 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds shard imagenet`."""
     parser.add_argument(
         "--root",
-        type=Path,
+        type=paths.path,
         required=True,
         help=f"has train/ and val/, or {TRAIN} and {VAL}",
     )
-    parser.add_argument("--val-labels", type=Path, help="labels of a flat val/ (else looked for)")
+    parser.add_argument(
+        "--val-labels", type=paths.path, help="labels of a flat val/ (else looked for)"
+    )
     add_options(parser)
     add_recode(parser)
 

@@ -24,6 +24,7 @@ from data_tools.tars import Limits, Packed, Writer
 from poa_ds.data.image.pixels import png
 from poa_ds.data.store.index import INDEX, ShardFolder
 from poa_ds.data.store.manifest import MANIFEST
+from poa_ds.system import paths
 from poa_ds.system.errors import UsageError
 from poa_ds.system.progress import progress
 
@@ -38,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", default="1,2,4,8", metavar="N,N", help="reading at once (%(default)s)"
     )
     parser.add_argument(
-        "--place", type=Path, help="where 1.1 kB per sample is free (default: temporary folder)"
+        "--place",
+        type=paths.path,
+        help="where 1.1 kB per sample is free (default: temporary folder)",
     )
 
 

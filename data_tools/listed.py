@@ -2,21 +2,21 @@
 
 import argparse
 import os
-from pathlib import Path
 
 from data_tools.packing import add_recode
 from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Rejected, Sample
+from poa_ds.system import paths
 from poa_ds.system.errors import UsageError, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds shard list`."""
     parser.add_argument(
-        "--list", type=Path, required=True, help="text file: PATH or PATH<tab>CLASS per line"
+        "--list", type=paths.path, required=True, help="text file: PATH or PATH<tab>CLASS per line"
     )
     parser.add_argument(
-        "--root", type=Path, help="where relative paths begin (default: folder of the list)"
+        "--root", type=paths.path, help="where relative paths begin (default: folder of the list)"
     )
     add_options(parser)
     add_recode(parser)

@@ -27,6 +27,7 @@ from poa_ds.data.image.opening import LARGEST
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST
+from poa_ds.system import paths
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.printable import printable_lines
 from poa_ds.system.progress import progress
@@ -86,7 +87,9 @@ def _kinds(reasons: Iterable[str]) -> list[str]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that every kind of source shares."""
-    parser.add_argument("--out", type=Path, required=True, help="folder to write: new or empty")
+    parser.add_argument(
+        "--out", type=paths.path, required=True, help="folder to write: new or empty"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
     parser.add_argument(
         "--images-per-shard", type=int, default=Limits.images, help="default %(default)s"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from poa_ds.system import paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.processes import LOOK_SECONDS, Group, beside_python, free_port
@@ -24,7 +25,7 @@ GRACE_SECONDS = 40.0  # the launcher ends its ranks one after the other
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds demo`."""
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder of the run (%(default)s)"
+        "--out", type=paths.path, default=Path("runs/demo"), help="folder of the run (%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the training (%(default)s)")
 

@@ -19,6 +19,7 @@ from poa_ds import train
 from poa_ds.checkpoint import folders
 from poa_ds.run import exit_status as ended
 from poa_ds.run import remote
+from poa_ds.system import paths
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.processes import Group, beside_python, free_port
@@ -81,7 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--nproc", type=int, help="processes on this machine (one per GPU; without GPUs 1)"
     )
-    where.add_argument("--hostfile", type=Path, help="lines `name slots=N`: ranks on all of them")
+    where.add_argument(
+        "--hostfile", type=paths.path, help="lines `name slots=N`: ranks on all of them"
+    )
     parser.add_argument(
         "--options", default="", help='more for deepspeed, such as "--master_addr node1"'
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from poa_ds.run import exit_status as ended
 from poa_ds.run import faults, remote
 from poa_ds.run.watchdog import Watchdog
-from poa_ds.system import rendezvous
+from poa_ds.system import paths, rendezvous
 from poa_ds.system.allocator import prepare_allocator
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
@@ -40,14 +40,14 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--config",
-        type=Path,
+        type=paths.path,
         required=True,
         metavar="RECIPE.yaml",
         help="a file, or the name of a shipped recipe (poa-ds recipes lists them)",
     )
     p.add_argument(
         "--deepspeed_config",
-        type=Path,
+        type=paths.path,
         metavar="FILE.json",
         help="what DeepSpeed alone owns: a file, or a shipped name as zero2 (default: stage 0)",
     )

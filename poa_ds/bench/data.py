@@ -29,6 +29,7 @@ from poa_ds.data.store.order import VIEWS, Order, keyed
 from poa_ds.data.stream import stream_images
 from poa_ds.engine import engine
 from poa_ds.recipe import load
+from poa_ds.system import paths
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 
@@ -60,7 +61,10 @@ class Figures:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds bench data`."""
     parser.add_argument(
-        "--config", type=Path, metavar="RECIPE.yaml", help="crops and colours (default: published)"
+        "--config",
+        type=paths.path,
+        metavar="RECIPE.yaml",
+        help="crops and colours (default: published)",
     )
     parser.add_argument(
         "--images", type=int, default=400, help="images of a measurement (%(default)s)"
@@ -71,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rate", type=float, default=4000, help="wanted images/s of a node (%(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all numbers")
+    parser.add_argument("--json", type=paths.path, metavar="FILE", help="all numbers")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="e.g. data.train=DIR crops.local_count=0"
     )

@@ -24,6 +24,7 @@ from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank
 from poa_ds.recipe import checks, derived, load
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system import paths
 from poa_ds.system.arguments import count
 from poa_ds.system.errors import UserError
 from poa_kernels import dispatch
@@ -45,7 +46,9 @@ class Figures:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds bench heads`."""
-    parser.add_argument("--config", type=Path, default=Path("vit_l16_in1k"), metavar="RECIPE.yaml")
+    parser.add_argument(
+        "--config", type=paths.path, default=Path("vit_l16_in1k"), metavar="RECIPE.yaml"
+    )
     parser.add_argument("--repeat", type=count, default=1, help="repetitions (%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. precision=fp32")
 

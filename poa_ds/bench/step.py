@@ -21,7 +21,7 @@ from poa_ds.bench.contenders import Contender, Job, Kind, Sample
 from poa_ds.bench.report import Report, Result
 from poa_ds.engine import engine
 from poa_ds.recipe import derived, ds_json, load
-from poa_ds.system import rendezvous
+from poa_ds.system import paths, rendezvous
 from poa_ds.system.arguments import count
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
@@ -37,14 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds bench step`."""
     parser.add_argument(
         "--config",
-        type=Path,
+        type=paths.path,
         default=Path("photos"),
         metavar="RECIPE.yaml",
         help="shapes, sizes and precision; on a GPU bf16 unless precision=... (%(default)s)",
     )
     parser.add_argument(
         "--deepspeed_config",
-        type=Path,
+        type=paths.path,
         metavar="FILE.json",
         help="the stage of ours (without: stage 0 in fp32, stage 2 in bf16)",
     )
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which ways beside ours: three passes (the published one), plain (without kernels), "
         "compiled (torch.compile), triton (every kernel), several, or all (%(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all numbers, step by step")
+    parser.add_argument("--json", type=paths.path, metavar="FILE", help="all numbers, step by step")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. batch.slots=1")
 
 

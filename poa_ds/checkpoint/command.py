@@ -11,6 +11,7 @@ from pathlib import Path
 from poa_ds.checkpoint import folders as files
 from poa_ds.recipe import continuing, load
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system import paths
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import parse
@@ -20,10 +21,12 @@ COLUMNS = ("checkpoint", "step", "samples seen", "written (UTC)", "ranks", "ZeRO
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `poa-ds checkpoint inspect`."""
-    parser.add_argument("place", type=Path, metavar="RUN|FOLDER", help="a run, or one checkpoint")
+    parser.add_argument(
+        "place", type=paths.path, metavar="RUN|FOLDER", help="a run, or one checkpoint"
+    )
     parser.add_argument(
         "--diff",
-        type=Path,
+        type=paths.path,
         metavar="RUN|FOLDER",
         help="also list what differs from the recipe of that one",
     )
@@ -111,8 +114,10 @@ def _recipe(text: str, folder: Path) -> Recipe:
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `poa-ds checkpoint convert`."""
-    parser.add_argument("place", type=Path, metavar="RUN|FOLDER", help="a run, or one checkpoint")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
+    parser.add_argument(
+        "place", type=paths.path, metavar="RUN|FOLDER", help="a run, or one checkpoint"
+    )
+    parser.add_argument("out", type=paths.path, metavar="OUT", help="folder to write, new or empty")
     parser.add_argument("--ranks", type=int, metavar="N", help="number of shard files (default: 1)")
     parser.add_argument(
         "--teacher",

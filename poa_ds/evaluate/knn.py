@@ -9,7 +9,6 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from poa_ds.model.space import Subnet
 from poa_ds.recipe import checks
 from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Evaluation, Recipe
-from poa_ds.system import dist, rendezvous
+from poa_ds.system import dist, paths, rendezvous
 from poa_ds.system.errors import UsageError
 from poa_ds.system.progress import progress
 from poa_ds.system.run_folder import RunFolder
@@ -170,11 +169,17 @@ def protocol(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds eval knn`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="output directory, or one teacher")
+    parser.add_argument(
+        "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
+    )
     parser.add_argument("--sizes", help="all, or names and WIDTHxDEPTH, by commas (recipe's)")
     parser.add_argument("--step", type=int, help="of the teacher (the newest)")
-    parser.add_argument("--queries", help="shard folder (recipe's evaluation.queries)")
-    parser.add_argument("--bank", help="shard folder (recipe's evaluation.bank, or data.train)")
+    parser.add_argument(
+        "--queries", type=paths.place, help="shard folder (recipe's evaluation.queries)"
+    )
+    parser.add_argument(
+        "--bank", type=paths.place, help="shard folder (recipe's evaluation.bank, or data.train)"
+    )
     parser.add_argument("--query-images", type=int, help="evenly spread; 0 = all (recipe's)")
     parser.add_argument("--bank-images", type=int, help="evenly spread; 0 = all (recipe's)")
     parser.add_argument("--batch-size", type=int, help="images at a time (recipe's)")

@@ -13,6 +13,7 @@ from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.evaluate import results
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system import paths
 from poa_ds.system.errors import UserError
 from poa_ds.system.run_folder import RunFolder
 
@@ -112,7 +113,9 @@ def quantity(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds sizes`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="output directory, or one teacher")
+    parser.add_argument(
+        "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
+    )
     parser.add_argument("--step", type=int, help="of the teacher (the newest)")
     parser.add_argument(
         "--max-params", type=quantity, default=float("inf"), metavar="N", help="e.g. 25M"

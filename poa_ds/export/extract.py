@@ -16,6 +16,7 @@ from poa_ds.export.folder import RECIPE, WEIGHTS, Export, Style, check_images
 from poa_ds.model import form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
+from poa_ds.system import paths
 from poa_ds.system.errors import UsageError
 
 BEFORE_SCALE = {"ls1": "attn.proj", "ls2": "mlp.fc2"}  # the layer that each LayerScale follows
@@ -47,13 +48,15 @@ def fold_layer_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds extract`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="output directory, or one teacher")
+    parser.add_argument(
+        "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
+    )
     parser.add_argument(
         "--size",
         required=True,
         help="name or WIDTHxDEPTH; several by commas, or all: a folder each",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=paths.path, required=True, help="folder to write")
     parser.add_argument(
         "--format",
         choices=list(WEIGHTS),
@@ -75,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=paths.path,
         metavar="SHARDS",
         help="of --check (recipe's evaluation.queries; random ones where they are not)",
     )

@@ -21,6 +21,7 @@ from poa_ds.model.vit.names import from_poa_backbone, to_timm
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system import paths
 from poa_ds.system.errors import UsageError, UserError
 
 __all__ = [
@@ -175,12 +176,12 @@ def _described(state: Mapping[str, Tensor]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds import-poa`."""
     parser.add_argument(
-        "checkpoint", type=Path, help="teacher_checkpoint.pth of the published code"
+        "checkpoint", type=paths.path, help="teacher_checkpoint.pth of the published code"
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
+    parser.add_argument("out", type=paths.path, metavar="OUT", help="folder to write, new or empty")
     parser.add_argument(
         "--config",
-        type=Path,
+        type=paths.path,
         default=Path("vit_l16_in1k"),
         help="recipe with the sizes, patch_size and head_dim of that network (%(default)s)",
     )

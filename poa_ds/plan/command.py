@@ -14,13 +14,14 @@ from poa_ds.plan.plan import Plan, Request, plan
 from poa_ds.plan.step_time import Cluster
 from poa_ds.recipe import checks, ds_json, load
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system import paths
 from poa_ds.system.arguments import count, positive
 from poa_ds.system.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds plan`."""
-    parser.add_argument("--config", type=Path, required=True, metavar="RECIPE.yaml")
+    parser.add_argument("--config", type=paths.path, required=True, metavar="RECIPE.yaml")
     parser.add_argument("--nodes", type=count, required=True, metavar="N")
     parser.add_argument("--gpus", type=count, required=True, metavar="N", help="of each node")
     parser.add_argument(
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images/s of a loader's core, as `poa-ds bench data` measures it (%(default)g)",
     )
     parser.add_argument(
-        "--deepspeed_config", type=Path, metavar="FILE.json", help="buckets and other options"
+        "--deepspeed_config", type=paths.path, metavar="FILE.json", help="buckets and other options"
     )
     parser.add_argument("--json", action="store_true", help="print all numbers, in bytes, seconds")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. draws=per_slot")

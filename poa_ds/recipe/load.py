@@ -4,21 +4,52 @@ The tree itself is in tree.py; every mistake of the user is found here, before a
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from poa_ds.recipe import shipped
 from poa_ds.recipe.checks import check, check_kept
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system.addresses import Address
 from poa_ds.system.errors import UsageError
+from poa_ds.system.paths import expanded
 from poa_ds.system.typed_yaml import build, dump, override, parse
+
+T = TypeVar("T")
 
 
 def from_dict(tree: Mapping[str, Any]) -> Recipe:
     """The checked Recipe of nested mappings; missing keys take the defaults of tree.py."""
-    found = build(Recipe(), tree)
+    found = _expanded(build(Recipe(), tree))
     check(found)
     return found
+
+
+def _expanded(recipe: Recipe) -> Recipe:
+    """With ~ and $VARIABLES replaced in every path and address; a kept recipe has none left."""
+    data, evaluation, mlflow = recipe.data, recipe.evaluation, recipe.mlflow
+
+    def place(key: str, text: str) -> str:
+        try:
+            return expanded(text)
+        except UsageError as error:
+            raise UsageError(f"{key} is {error}") from error
+
+    def section(name: str, options: T, *keys: str) -> T:
+        return replace(options, **{k: place(f"{name}.{k}", getattr(options, k)) for k in keys})
+
+    mix = {place("data.mix", folder): share for folder, share in data.mix.items()}
+    uri = mlflow.uri  # only that of a file is a path; others may hold a password with a $
+    if uri.startswith("sqlite:"):
+        uri = Address(place("mlflow.uri", uri))
+    return replace(
+        recipe,
+        output_dir=place("output_dir", recipe.output_dir),
+        data=replace(section("data", data, "train", "cache"), mix=mix),
+        evaluation=section("evaluation", evaluation, "queries", "bank"),
+        mlflow=replace(mlflow, uri=uri),
+    )
 
 
 def kept(tree: Mapping[str, Any]) -> Recipe:

@@ -7,6 +7,7 @@ import argparse
 import difflib
 from pathlib import Path
 
+from poa_ds.system import paths
 from poa_ds.system.errors import UsageError
 
 PACKAGE = Path(__file__).parents[1]
@@ -38,7 +39,10 @@ def find(given: Path, ending: str) -> Path:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds recipes`."""
     parser.add_argument(
-        "name", nargs="?", type=Path, help="print this recipe as it is (without: list them all)"
+        "name",
+        nargs="?",
+        type=paths.path,
+        help="print this recipe as it is (without: list them all)",
     )
 
 

@@ -17,6 +17,7 @@ from poa_ds.evaluate import results
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system import paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.progress import progress
@@ -30,9 +31,10 @@ from poa_ds.track.mlflow_store import MlflowStore
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `poa-ds mlflow-sync`."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="output directory of a run")
+    parser.add_argument("folder", type=paths.path, metavar="RUN", help="output directory of a run")
     parser.add_argument(
         "--uri",
+        type=paths.place,
         default="",
         help="another store than the recipe's mlflow.uri, such as http://localhost:5000 or "
         "sqlite:////absolute/path/mlflow.db",

@@ -198,23 +198,6 @@ def test_a_mistake_is_named_with_its_value_and_what_is_allowed(
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize(
-    ("tree", "key"),
-    [
-        ({"data": {"train": "sftp://me:hunter2@host/x"}}, "data.train"),
-        ({"data": {"mix": {"sftp://me:hunter2@host/x": 1}}}, "data.mix"),
-        ({"data": {"train": "q"}, "evaluation": {"bank": "s3://b?token=hunter2"}}, "bank"),
-        ({"evaluation": {"queries": "ftp://me:hunter2@h", "bank": "b"}}, "evaluation.queries"),
-    ],
-)
-def test_an_address_of_images_with_a_password_is_refused_without_showing_it(
-    tree: dict, key: str
-) -> None:
-    tree.setdefault("data", {})["cache"] = "cache"
-    message = refused(tree)
-    assert key in message and "holds a password" in message and "hunter2" not in message
-
-
 def test_all_contradictions_are_said_at_once() -> None:
     message = refused({"crops": {"local_size": 100}, "masks": {"ratio": [0.5, 0.1]}})
     assert len(message.splitlines()) == 2

@@ -1,0 +1,44 @@
+"""Paths as people write them: ~ and $VARIABLES are expanded, wherever no shell has done it."""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from poa_ds.system.errors import UsageError
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
+_HOME = re.compile(r"^(sqlite:///)?(~[^/]*)")
+
+
+def expanded(text: str) -> str:
+    """The path or address with ~, ~name, $NAME and ${NAME} replaced; a shell reads `pipe:` itself.
+
+    UsageError: there is no such variable or user, instead of a folder of that name.
+    """
+    if text.startswith("pipe:"):
+        return text
+    names = [bare or braced for bare, braced in _VARIABLE.findall(text)]
+    if unset := [name for name in names if not os.environ.get(name)]:
+        raise UsageError(f"{text}: the variable {unset[0]} is not set")
+    text = os.path.expandvars(text)
+    found = _HOME.match(text)
+    if not found:
+        return text
+    home = os.path.expanduser(found[2])
+    if home == found[2]:
+        raise UsageError(f"{text}: there is no user {home[1:]} (a folder of that name: ./{home})")
+    return (found[1] or "") + home + text[found.end() :]
+
+
+def place(text: str) -> str:
+    """The same as the type of an argument: a path or an address."""
+    try:
+        return expanded(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def path(text: str) -> Path:
+    """The same for a path alone."""
+    return Path(place(text))
