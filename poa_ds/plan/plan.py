@@ -10,7 +10,7 @@ from poa_ds.plan import losses, state, step_time
 from poa_ds.plan.constants import GENERAL, GIB
 from poa_ds.plan.state import Layout, Network, State
 from poa_ds.plan.step_time import POLICIES, Cluster, Draws, StepTime
-from poa_ds.plan.students import Students, every_pair
+from poa_ds.plan.students import Students, every_size
 from poa_ds.recipe import derived, ds_json
 from poa_ds.recipe.derived import Derived
 from poa_ds.recipe.tree import Recipe
@@ -122,7 +122,7 @@ def plan(request: Request) -> Plan:
     recipe, cluster = request.recipe, request.cluster
     network = state.network(recipe)
     draws = {policy: step_time.draws(recipe, policy, cluster.world) for policy in POLICIES}
-    largest = max(every_pair(recipe), key=lambda pair: sum(pair.saved().all_kept().values()))
+    largest = max(every_size(recipe), key=lambda each: sum(each.saved().all_kept().values()))
     layouts = [_layout(request, stage) for stage in STAGES]
     times = tuple(
         Times(

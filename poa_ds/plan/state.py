@@ -1,11 +1,11 @@
-"""Bytes of weights, gradients, optimizer and teacher of one rank, for ZeRO stages 0 to 3.
+"""Bytes of weights, gradients, optimizer and moving average of one rank, for ZeRO stages 0 to 3.
 
 Counted from the recipe's parameters and from what DeepSpeed 0.19.8 keeps per stage (measured by
 the tests on real engines). The parameters are those of the networks themselves, built without
 memory on PyTorch's meta device.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from poa_ds.recipe.tree import Recipe
 
 FLOAT = 4
 MOMENTS = 2  # exp_avg and exp_avg_sq
-CHECKPOINT_TENSORS = 4  # fp32 weights, two moments, fp32 teacher
 # defaults of DeepSpeed 0.19.8's zero_optimization, in elements
 BUCKET = 500_000_000  # reduce_bucket_size
 PREFETCH = 50_000_000  # stage3_prefetch_bucket_size
@@ -29,16 +28,27 @@ class Network:
     """Elements of the student's parameters, group by group as the optimizer has them.
 
     modules: per group the part of the student it belongs to ("backbone", "heads", "ibot_heads").
-    gathered: of the largest block or head, which ZeRO-3 gathers as a whole.
+    averages: per group whether the teacher holds its moving average. gathered: of the largest
+    module that ZeRO-3 gathers as a whole.
     """
 
     groups: tuple[tuple[int, ...], ...]
     modules: tuple[str, ...]
+    averages: tuple[bool, ...]
     gathered: int
 
     @property
     def parameters(self) -> int:
         return sum(map(sum, self.groups))
+
+    @property
+    def averaged(self) -> int:
+        """Parameters whose moving average is kept."""
+        return self.over(map(sum, self.groups))
+
+    def over(self, numbers: Iterable[int]) -> int:
+        """The sum of numbers, one per group, over the groups that are averaged."""
+        return sum(n for n, averaged in zip(numbers, self.averages, strict=True) if averaged)
 
     def of(self, module: str) -> int:
         """Parameters of one part of the student."""
@@ -50,13 +60,13 @@ def network(recipe: Recipe) -> Network:
     """The parameters of the recipe's student."""
     with torch.device("meta"):
         networks = method(recipe).networks()
-    student = networks.student
     groups = optim.parameter_groups(networks.trained().items(), averaged=networks.averaged())
-    heads = [head for bank in (student.heads, student.ibot_heads) for head in bank or ()]
-    leaves = [*student.backbone.blocks, *heads]
+    whole = tuple(networks.leaves())
+    leaves = [module for module in networks.student.modules() if isinstance(module, whole)]
     return Network(
         tuple(tuple(p.numel() for p in group["params"]) for group in groups),
         tuple(group["module"] for group in groups),
+        tuple(group["averaged"] for group in groups),
         max(sum(p.numel() for p in leaf.parameters()) for leaf in leaves),
     )
 
@@ -102,9 +112,9 @@ class Layout:
 def of_rank(network: Network, layout: Layout) -> State:
     """The bytes of one rank while the backward pass of its last slot begins."""
     if layout.stage == 0:
-        whole = network.parameters * FLOAT
+        whole, averaged = network.parameters * FLOAT, network.averaged * FLOAT
         # the weights are the fp32 masters, and the fp32 teacher is state and weights
-        return State(whole, whole, (MOMENTS + 1) * whole, whole, 0.0)
+        return State(whole, whole, MOMENTS * whole + averaged, averaged, 0.0)
     if layout.stage == 3:
         return _stage_3(network, layout)
     return _stages_1_2(network, layout)
@@ -115,6 +125,7 @@ def _stages_1_2(network: Network, layout: Layout) -> State:
     # flat groups are padded to two elements for each rank
     flats = [-(-sum(group) // (2 * world)) * 2 * world for group in network.groups]
     whole, part = sum(flats), sum(flats) // world
+    averaged = network.over(flats)
     if layout.stage == 1 and layout.own_slots > 1:
         gradients = network.parameters * b  # of the slots before stay whole
     elif layout.bytes_per_sum > b:
@@ -123,7 +134,8 @@ def _stages_1_2(network: Network, layout: Layout) -> State:
         gradients = _touched(network.groups, flats, world) * b
     buffers = layout.zero("reduce_bucket_size", BUCKET) * b
     buffers *= 2 if layout.zero("overlap_comm", False) else 1
-    return State(whole * b, gradients, (1 + MOMENTS + 1) * part * FLOAT, whole * b, buffers)
+    optimizer = ((1 + MOMENTS) * part + averaged // world) * FLOAT
+    return State(whole * b, gradients, optimizer, averaged * b, buffers)
 
 
 def _touched(groups: Sequence[Sequence[int]], flats: Sequence[int], world: int) -> int:
@@ -146,8 +158,8 @@ def _touched(groups: Sequence[Sequence[int]], flats: Sequence[int], world: int) 
 
 def _stage_3(network: Network, layout: Layout) -> State:
     b, world = layout.bytes_per_number, layout.world
-    every = [count for group in network.groups for count in group]
-    part = sum(-(-count // world) for count in every)
+    parts = [sum(-(-count // world) for count in group) for group in network.groups]
+    part, averaged = sum(parts), network.over(parts)
     persistent = _persistent(network, layout)  # the student's stay gathered
     ahead = layout.zero("stage3_prefetch_bucket_size", PREFETCH)
     gathered = min(network.parameters, ahead + network.gathered)
@@ -155,8 +167,8 @@ def _stage_3(network: Network, layout: Layout) -> State:
     return State(
         (part + (persistent if world > 1 else 0)) * b,
         part * layout.bytes_per_sum,
-        (1 + MOMENTS + 1) * part * FLOAT,
-        part * b,
+        ((1 + MOMENTS) * part + averaged) * FLOAT,
+        averaged * b,
         buffers,
     )
 
@@ -169,7 +181,7 @@ def _persistent(network: Network, layout: Layout) -> int:
 
 def checkpoint_bytes(network: Network) -> int:
     """Bytes of the tensors of a checkpoint, over all ranks and in any stage."""
-    return network.parameters * CHECKPOINT_TENSORS * FLOAT
+    return ((1 + MOMENTS) * network.parameters + network.averaged) * FLOAT
 
 
 @dataclass(frozen=True)
@@ -199,8 +211,9 @@ def traffic(network: Network, layout: Layout) -> Traffic:
         # after the step; what was fetched ahead in vain where the teachers' turn ends, and begins
         persistent = _persistent(network, layout)
         ahead = min(whole - persistent, layout.zero("stage3_prefetch_bucket_size", PREFETCH))
-        gathered = 3 * layout.own_slots * whole + persistent + 2 * ahead
+        forwards = 2 * whole + network.averaged
+        gathered = layout.own_slots * forwards + persistent + 2 * ahead
         return Traffic(0.0, layout.own_slots * whole * b, gathered * b)
     times = layout.own_slots if layout.stage == 2 else 1
     # DeepSpeed reduces whole buckets and keeps its part; then weights and teacher are gathered
-    return Traffic(times * whole * b, 0.0, 2 * whole * b)
+    return Traffic(times * whole * b, 0.0, (whole + network.averaged) * b)

@@ -13,7 +13,7 @@ from poa_ds.model.space import Policy
 from poa_ds.plan.constants import GENERAL, GIB, GPUS, Gpu
 from poa_ds.plan.losses import by_rows
 from poa_ds.plan.state import Layout, Network, traffic
-from poa_ds.plan.students import Students, most_masked
+from poa_ds.plan.students import Students, count, most_masked
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 
@@ -56,7 +56,8 @@ class Cluster:
 class Work:
     """FLOPs of one slot, two per multiply-add, and bytes of scores that are read and written.
 
-    elastic: of an elastic student as large as the intact one; a size costs its share of it.
+    elastic: of the elastic students if they were as large as the intact one; a size costs its
+    share of it.
     """
 
     teacher: float
@@ -72,7 +73,8 @@ class Work:
 def work(recipe: Recipe) -> Work:
     """What one slot of the recipe computes, iBOT included."""
     intact = derived.space(recipe).intact
-    students, form = Students(recipe, (intact, intact), most_masked(recipe)), derived.shape(recipe)
+    number, form = count(recipe), derived.shape(recipe)
+    students = Students(recipe, (intact,) * number, most_masked(recipe))
     images, heads = recipe.batch.images_per_slot, recipe.heads
     # forward, and twice as much in the backward pass; activation checkpointing repeats the forward
     passes = 4 if recipe.backbone.activation_checkpointing else 3
@@ -94,7 +96,7 @@ def work(recipe: Recipe) -> Work:
     return Work(
         teacher=2 * images * form.flops(intact, recipe.crops.global_size),
         intact=passes * student,
-        elastic=passes * student,
+        elastic=(number - 1) * passes * student,
         heads=2.0 * (linear + products * heads.bottleneck),
         score_bytes=moved,
     )

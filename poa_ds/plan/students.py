@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from poa_ds.methods.method import method
 from poa_ds.model import architectures
 from poa_ds.model.saved import FLOAT, Saved, Streams
 from poa_ds.model.space import Subnet
@@ -70,8 +71,13 @@ def most_masked(recipe: Recipe) -> int:
     return sum(int(patches * (low + (high - low) * (i + 1) / count)) for i in range(count))
 
 
-def every_pair(recipe: Recipe) -> Iterator[Students]:
-    """The intact student with each elastic size that is drawn."""
-    masked, space = most_masked(recipe), derived.space(recipe)
-    for subnet in dict.fromkeys(space.menu()):
-        yield Students(recipe, (space.intact, subnet), masked)
+def count(recipe: Recipe) -> int:
+    """How many students learn from a slot, as the recipe's method says."""
+    return len(method(recipe).sizes(0, 0))
+
+
+def every_size(recipe: Recipe) -> Iterator[Students]:
+    """The intact student, all others of one size: for each size that is drawn."""
+    masked, space, others = most_masked(recipe), derived.space(recipe), count(recipe) - 1
+    for subnet in dict.fromkeys(space.menu()) if others else [space.intact]:
+        yield Students(recipe, (space.intact, *[subnet] * others), masked)

@@ -1,12 +1,12 @@
-"""What each architecture counts as kept is what autograd holds, for one size and for two."""
+"""What each architecture counts as kept is what autograd holds, for one size, two and three."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from poa_ds.model import build
 from poa_ds.plan.students import Students
 from poa_ds.recipe import derived
+from poa_ds.recipe.backbone import backbone as built
 from tests.distributed.programs.worker import recipe_with
 from tests.distributed.test_backbones_ranks import BACKBONES
 
@@ -23,7 +23,7 @@ CASES = {
 def held(students: Students) -> int:
     """Bytes that autograd keeps of the forward passes of the students' backbones."""
     recipe = students.recipe
-    backbone = build.backbone(recipe)
+    backbone = built(recipe)
     weights = {p.data.untyped_storage().data_ptr() for p in backbone.parameters()}
     kept: dict[int, int] = {}
 
@@ -43,7 +43,7 @@ def held(students: Students) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_what_autograd_keeps_is_what_was_counted(case: str, count: int) -> None:
     torch.manual_seed(0)
@@ -51,6 +51,7 @@ def test_what_autograd_keeps_is_what_was_counted(case: str, count: int) -> None:
     space = derived.space(recipe)
     sizes = space.subnets()
     for elastic in (sizes[0], sizes[len(sizes) // 2]):
-        students = Students(recipe, (space.intact, elastic)[:count], masked=0)
+        subnets = (space.intact, elastic, sizes[1])[:count]
+        students = Students(recipe, subnets, masked=0)
         counted = sum(students.saved().all_kept().values())
-        assert counted == pytest.approx(held(students), rel=0.05), elastic
+        assert counted == pytest.approx(held(students), rel=0.05), subnets

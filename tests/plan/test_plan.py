@@ -18,7 +18,7 @@ from poa_ds.plan import state as plan_state
 from poa_ds.plan import step_time as plan_time
 from poa_ds.plan.constants import GENERAL, GIB, GPUS
 from poa_ds.plan.state import Layout
-from poa_ds.plan.students import Students
+from poa_ds.plan.students import Students, count
 from poa_ds.recipe import derived, ds_json, load
 from poa_ds.recipe.tree import Recipe
 from tests.distributed.programs.launch import launch
@@ -43,6 +43,7 @@ SHAPES = {
     },
     "no local crops": {"crops__local_count": 0},
     "recomputed": {"backbone__activation_checkpointing": True},
+    "one student": {"objective__method": "single"},
 }
 OTHERS = {kind: {"backbone": backbone} for kind, backbone in BACKBONES.items()}
 OTHERS["half"] = {"precision": "bf16", "heads__hidden": 256}
@@ -93,9 +94,10 @@ def check_saved(found: dict, shapes: dict) -> list[float]:
     for key, record in found.items():
         recipe = recipe_with(**shapes[key.rsplit("/", 1)[0]])
         space = derived.space(recipe)
-        assert len({saved["size"] for saved in record["saved"]}) > 1
+        students_of_slot = count(recipe)
+        assert students_of_slot == 1 or len({saved["size"] for saved in record["saved"]}) > 1
         for saved in record["saved"]:
-            subnets = (space.intact, space.parse(saved["size"]))
+            subnets = (space.intact, space.parse(saved["size"]))[:students_of_slot]
             students = Students(recipe, subnets, saved["masked"])
             counted = students.saved()
             parts = counted.all_kept()
@@ -285,3 +287,27 @@ def test_what_the_training_would_refuse_is_refused(words: list[str], message: st
     assert main(["plan", *given]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error, re.DOTALL), error
+
+
+def test_what_is_not_averaged_has_no_teacher() -> None:
+    recipe = recipe_with()
+    network = plan_state.network(recipe)
+    alone = dataclasses.replace(network, averages=(False,) * len(network.groups))
+    whole = network.parameters * 4
+    assert plan_state.checkpoint_bytes(network) - plan_state.checkpoint_bytes(alone) == whole
+    for stage in (0, 1, 2, 3):
+        cut = layout(recipe, stage, 1)
+        with_teacher, without = (plan_state.of_rank(n, cut) for n in (network, alone))
+        assert without.teacher == 0 < with_teacher.teacher
+        kept = with_teacher.optimizer - without.optimizer
+        assert kept == pytest.approx(whole, rel=WITHIN)
+
+
+def test_a_plan_of_one_student_costs_less(vit_l: plan.Plan) -> None:
+    words = ("--config", VIT_L, "--nodes", "4", "--gpus", "8", "objective.method=single")
+    alone = plan.prepare(arguments(*words))
+    assert alone.largest.subnets == (vit_l.largest.subnets[0],)
+    assert alone.memory[2].activations < 0.55 * vit_l.memory[2].activations
+    for one, both in zip(alone.times, vit_l.times, strict=True):
+        assert one.step.elastic == one.step.waiting == 0
+        assert one.step.intact == both.step.intact and one.step.heads < both.step.heads
