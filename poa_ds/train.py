@@ -15,7 +15,7 @@ from pathlib import Path
 from poa_ds.run import exit_status as ended
 from poa_ds.run import faults, remote
 from poa_ds.run.watchdog import Watchdog
-from poa_ds.system import paths, rendezvous
+from poa_ds.system import limits, paths, rendezvous
 from poa_ds.system.allocator import prepare_allocator
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
@@ -93,6 +93,7 @@ def _run(args: argparse.Namespace) -> int:
     watchdog = Watchdog(Requests(), recipe.step_timeout_seconds)
     source = str(args.deepspeed_config or "without --deepspeed_config")
     prepare_allocator(os.environ)
+    limits.raise_open_files()
     with faults.explained(watchdog.where, recipe.output_dir):
         # torch and DeepSpeed: seconds to import
         from poa_ds.run.dry_run import dry_run

@@ -5,16 +5,13 @@ A slot's batch is the same on any number of ranks and workers. A damaged image s
 """
 
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from poa_ds.data.assemble import bounded, prepared
 from poa_ds.data.batch import Bad, Batch, Sample, collate
@@ -26,9 +23,9 @@ from poa_ds.data.spec import BatchSpec, OnError, batch_spec
 from poa_ds.data.store.index import SampleError
 from poa_ds.data.store.order import MASKS, SUBSTITUTE, VIEWS, keyed, slot_positions
 from poa_ds.data.stream import Stream, stream_batches
+from poa_ds.data.workers import loaded
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
-from poa_ds.system.stopping import leave_signals_to_the_parent
 
 SUBSTITUTES = 10  # tries for one damaged image before the folder counts as unreadable
 
@@ -62,7 +59,7 @@ def slot_batches(
     """The same, from an explicit specification."""
     assert spec.slots % world == 0, f"{spec.slots} slots on {world} ranks"
     requests = _Requests(spec, folder, rank, world, first_step)
-    loader = _loader(_Slots(spec, folder), requests, workers)
+    loader = loaded(_Slots(spec, folder), requests, workers)
     return bounded(loader, spec, len(folder))
 
 
@@ -173,7 +170,7 @@ def eval_batches(
     ids = np.asarray(ids, np.int64)
     parts = [ids[first : first + batch_size] for first in range(0, len(ids), batch_size)]
     centers = _Centers(folder, resize, crop, "raise" if bad is None else "replace")
-    for found in _loader(centers, parts, workers):
+    for found in loaded(centers, parts, workers):
         if isinstance(found, UserError):
             raise found
         images, labels, replaced = found
@@ -199,35 +196,3 @@ class _Centers(Dataset[tuple[Tensor, Tensor, list[Bad]] | UserError]):
         except UserError as error:
             return error
         return torch.stack(images), torch.tensor([self.folder.label(row) for row in used]), bad
-
-
-def _loader(dataset: Dataset, requests: Any, workers: int) -> DataLoader:
-    """One request is one item; DataLoader gives each worker one thread.
-
-    Its own generator keeps it from moving the state of torch's global one.
-    """
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=requests,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=2 if workers else None,
-        generator=torch.Generator(),
-        worker_init_fn=_end_quietly,
-    )
-
-
-def _end_quietly(_: int) -> None:
-    """A worker says nothing when the main process is gone while it hands over a batch.
-
-    An interrupt reaches both; the thread that hands tensors over would print its lost connection.
-    """
-    leave_signals_to_the_parent()
-    report = sys.excepthook
-
-    def hook(kind: type, error: BaseException, trace: TracebackType | None) -> None:
-        if not isinstance(error, ConnectionError | EOFError):
-            report(kind, error, trace)
-
-    sys.excepthook = hook

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 
 import webdataset
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
 
@@ -39,6 +39,7 @@ from poa_ds.data.store.scan import (
     split_name,
 )
 from poa_ds.data.store.tarwalk import tar_members
+from poa_ds.data.workers import loaded
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.printable import printable
@@ -82,9 +83,7 @@ def stream_batches(
             "data.workers: each needs one of its own"
         )
     slots = _StreamSlots(spec, stream, rank, world, first_step)
-    loader = DataLoader(
-        slots, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None
-    )
+    loader = loaded(slots, None, workers)
     own = spec.slots // world
     for count, batch in enumerate(bounded(loader, spec, len(stream))):
         step, slot = divmod(count, own)

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from poa_ds.run import exit_status as ended
+from poa_ds.system import last_words, limits
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
 # the launcher looks at its ranks once a second and ends with the status of one that has ended:
 # that must be the rank that knows the cause
 LOST_PAUSE_SECONDS = 5.0
@@ -40,12 +40,22 @@ def explained(where: Callable[[], str], output: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise UserError(
-                f"{error.filename or output}: {error.strerror} ({where()}); "
-                "once there is room, the same command continues from the newest checkpoint"
-            ) from error
+        mended = _mended(error, where(), output)
+        if mended:
+            raise mended from error
         raise Fault(where()) from error
+
+
+def _mended(error: Exception, place: str, output: str) -> UserError | None:
+    """What the user can do about it; None where nothing is known."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises for a dead loader, again
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return UserError(
+            f"{error.filename or output}: {error.strerror} ({place}); "
+            "once there is room, the same command continues from the newest checkpoint"
+        )
+    cause = last_words.heard() or limits.explained(error)
+    return UserError(f"{cause} ({place}); then the same command continues") if cause else None
 
 
 def report(error: UserError | Fault | KeyboardInterrupt) -> int:
@@ -66,8 +76,9 @@ def report(error: UserError | Fault | KeyboardInterrupt) -> int:
 
 
 def _report_unexpected(error: Exception, place: str) -> int:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises for a dead loader, again
     if not _is_lost(error):
+        if hint := limits.killed(error):
+            error.add_note(hint)
         text = "".join(traceback.format_exception(error))
         cause = f"{type(error).__name__}: {error}"
         say(f"{text}poa_ds.train: {name()} failed, {place}: {cause}")

@@ -99,7 +99,7 @@ class Setup:
         number = state.step
         details = partial(self.stepper.details, number)
         beat = partial(self.watchdog.beat, slow=not self.clock.seconds, details=details)
-        beat(f"step {number + 1:,}: waiting for images")
+        beat(f"step {number + 1:,}: waiting for images", stops=True)
         slots = self.clock.waiting_for(batches)
         beat(f"step {number + 1:,}: training")
         values = self.schedules.at(number)

@@ -40,7 +40,7 @@ class Phase:
     doing: str
     details: Callable[[], str]
     allowed_seconds: float
-    slow: bool
+    stop_seconds: float  # from a request to the end of the step
     since: float = field(default_factory=time.monotonic)
 
 
@@ -58,16 +58,23 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(
-        self, doing: str, *, slow: bool = False, details: Callable[[], str] = lambda: ""
+        self,
+        doing: str,
+        *,
+        slow: bool = False,
+        stops: bool = False,
+        details: Callable[[], str] = lambda: "",
     ) -> None:
         """Progress was made, `doing` begins.
 
-        slow: it may take SLOW_SECONDS in any case. details: more to say about it, if need be.
+        slow: it may take SLOW_SECONDS in any case, but a request ends it sooner if it `stops`, as
+        everything does that is not slow. details: more to say about it, if need be.
         """
         allowed_seconds = max(self._timeout_seconds, SLOW_SECONDS if slow else 0.0)
         if math.isfinite(self._timeout_seconds):
             allowed_seconds = min(allowed_seconds, self.most_seconds)
-        self._phase = Phase(doing, details, allowed_seconds, slow)
+        stop_seconds = STOP_SECONDS if stops or not slow else math.inf
+        self._phase = Phase(doing, details, allowed_seconds, stop_seconds)
 
     def rest(self) -> None:
         """Stop watching: this rank is about to end, whatever is asked of it."""
@@ -141,7 +148,7 @@ def _call_roll(answer: str) -> list[dict[int, str] | None]:
 def _is_late(phase: Phase, wanted_since: float) -> bool:
     """wanted_since: when a stop was asked for, infinite as long as nobody asks."""
     now = time.monotonic()
-    if not phase.slow and now - max(phase.since, wanted_since) > STOP_SECONDS:
+    if now - max(phase.since, wanted_since) > phase.stop_seconds:
         return True
     return now - phase.since > phase.allowed_seconds
 

@@ -159,6 +159,7 @@ def test_a_rank_that_raises_says_why_and_where_and_the_other_points_to_it(
             loader.kill()
         assert job.statuses() == [ended.LOST, ended.CRASHED]
         assert "Traceback" in job.said(1) and "DataLoader worker" in job.said(1)
+        assert "the memory is used up: use fewer data.workers" in job.said(1)
         assert "rank 1 on" in job.said(1) and "sub-networks" in job.said(1)
         assert "another rank ended, see its message" in job.said(0)
         assert "Traceback" not in job.said(0)
