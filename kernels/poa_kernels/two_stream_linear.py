@@ -1,6 +1,6 @@
 """A linear layer whose weight serves one or two streams, each with its leading rows and columns.
 
-    y_s = (in_features / in_s) * x_s @ weight[:out_s, :in_s].T + bias[:out_s]
+    y_s = alpha * x_s @ weight[:out_s, :in_s].T + bias[:out_s]        alpha = in_features / in_s
 
 One autograd.Function over both streams saves the Parameter itself, not a view of it (ZeRO-3 can
 free the gathered weight until backward), and returns one gradient of full size per parameter.
@@ -17,6 +17,11 @@ from poa_kernels import dispatch, two_stream_descriptors
 from poa_kernels.language import Case, blocks, dot, jit, precision, tl
 
 OPERATOR = "two_stream_linear"
+
+
+def alpha(whole: int, active: int) -> float:
+    """The factor of an input of which `active` of the `whole` channels are there (POA 3.2)."""
+    return whole / active
 
 
 def two_stream_linear(
@@ -45,7 +50,7 @@ def reference(
     """The same by plain slicing: autograd fills a full-size gradient for every slice."""
     return tuple(
         F.linear(
-            x * (weight.shape[1] / x.shape[1]),
+            x * alpha(weight.shape[1], x.shape[1]),
             weight[:out, : x.shape[1]],
             None if bias is None else bias[:out],
         )
@@ -103,13 +108,9 @@ def _chosen(kind: str, weight: Tensor) -> str:
     return dispatch.choose(f"{OPERATOR}.{kind}", weight, shape=shape, otherwise="library")
 
 
-def _scale(weight: Tensor, width: int) -> float:
-    return weight.shape[1] / width
-
-
 def _library_forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
     return tuple(
-        _library_one(x, weight[:out, : x.shape[1]], bias, _scale(weight, x.shape[1]))
+        _library_one(x, weight[:out, : x.shape[1]], bias, alpha(weight.shape[1], x.shape[1]))
         for x, out in zip(streams, outs, strict=True)
     )
 
@@ -127,7 +128,7 @@ def _library_input(gradients, weight, widths) -> list[Tensor]:
     inputs = []
     for g, width in zip(gradients, widths, strict=True):
         x = g.new_empty(len(g), width)
-        scale = _scale(weight, width)
+        scale = alpha(weight.shape[1], width)
         inputs.append(torch.addmm(x, g, weight[: g.shape[1], :width], beta=0, alpha=scale, out=x))
     return inputs
 
@@ -143,7 +144,7 @@ def _library_weight(gradients, streams, weight) -> Tensor:
         total = torch.zeros_like(weight)
     for g, x in pairs:
         corner = total[: g.shape[1], : x.shape[1]]
-        corner.addmm_(g.t(), x, alpha=_scale(weight, x.shape[1]))
+        corner.addmm_(g.t(), x, alpha=alpha(weight.shape[1], x.shape[1]))
     return total
 
 
@@ -285,7 +286,7 @@ def _triton_forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
             *_two(streams), weight, weight if bias is None else bias, *_two(ys),
             *_two([len(x) for x in streams]), *widths, *_two(outs),
             *_two([x.stride(0) for x in streams]), weight.stride(0),
-            *[_scale(weight, width) for width in widths], counts[0],
+            *[alpha(weight.shape[1], width) for width in widths], counts[0],
             HAS_BIAS=bias is not None, PRECISION=precision(weight), **tile,
         )  # fmt: skip
     return tuple(ys)
@@ -299,7 +300,7 @@ def _triton_input(gradients, weight, widths) -> list[Tensor]:
         _input[(sum(counts),)](
             *_two(gradients), weight, *_two(dxs), *_two([len(g) for g in gradients]),
             *_two(widths), *_two([g.shape[1] for g in gradients]), weight.stride(0),
-            *[_scale(weight, width) for width in _two(widths)], counts[0],
+            *[alpha(weight.shape[1], width) for width in _two(widths)], counts[0],
             PRECISION=precision(weight), **tile,
         )  # fmt: skip
     return dxs
@@ -309,7 +310,7 @@ def _triton_weight(gradients, streams, weight) -> Tensor:
     streams, tile = [_unit_columns(x) for x in streams], _tiled("weight", weight)
     dw = torch.empty_like(weight, memory_format=torch.contiguous_format)
     widths = _two([x.shape[1] for x in streams])
-    scale0, scale1 = (_scale(weight, width) for width in widths)
+    scale0, scale1 = (alpha(weight.shape[1], width) for width in widths)
     rows = [len(x) for x in streams] + [0] * (2 - len(streams))
     _weight[(blocks(len(dw), tile["BM"]), blocks(dw.shape[1], tile["BN"]))](
         *_two(gradients), *_two(streams), dw, *rows, *widths,

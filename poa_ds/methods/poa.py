@@ -94,7 +94,7 @@ class Poa:
             subnets,
             ibot=self._ibot(values),
             temperature=self.objective.student_temperature,
-            kept=backbone.draw_kept(
+            drop_path=backbone.draw_drop_path(
                 backbone.packing([c for c in (batch.global_crops, batch.local_crops) if len(c)]),
                 subnets,
                 self.recipe.backbone.drop_path,

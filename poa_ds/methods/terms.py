@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from poa_ds.data.batch import Batch
 from poa_ds.methods import losses, pairing
 from poa_ds.methods.losses import Scores
 from poa_ds.methods.targets import Assignments, masked
+from poa_ds.model.backbone import DropPath
 from poa_ds.model.branch import Branch, Projections
 from poa_ds.model.heads import score
 from poa_ds.model.space import Subnet
@@ -65,14 +65,14 @@ def slot_terms(
     *,
     ibot: bool,
     temperature: float,
-    kept: Sequence[Any] | None = None,
+    drop_path: DropPath | None = None,
 ) -> Terms:
-    """The terms of one slot. subnets: the intact one first. kept: see ElasticBackbone.streams."""
+    """The terms of one slot. subnets: the intact one first."""
     crops, masks = [batch.global_crops], [batch.masks if ibot else None]
     if len(batch.local_crops):
         crops.append(batch.local_crops)
         masks.append(None)
-    streams = student.backbone.streams(crops, subnets, masks, kept)
+    streams = student.backbone.streams(crops, subnets, masks, drop_path)
     # rows of each stream: 2B global, then LB local class tokens; M masked patches
     cls_rows = [torch.cat([tokens[:, 0] for tokens in stream]) for stream in streams]
     patch_rows = [stream[0][:, 1:].flatten(0, 1)[masked(batch, ibot)] for stream in streams]

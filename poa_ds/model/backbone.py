@@ -3,7 +3,8 @@
 Callers know this class alone; what differs between architectures is in vit.py, swin.py, resnet.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,15 +19,33 @@ from poa_ds.model.space import ElasticSpace, Subnet
 Streams = tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class DropPath:
+    """Stochastic depth of one pass, drawn before it (`ElasticBackbone.draw_drop_path`).
+
+    drops: for each block, per stream (attention branch, MLP branch), None where the stream passes
+    the block by. What a branch's drop is, the blocks of its backbone know alone.
+    """
+
+    drops: tuple[tuple[tuple[Any, Any] | None, ...], ...]
+
+    def of_block(self, index: int) -> tuple[tuple[Any, Any] | None, ...]:
+        """What the block drops of each stream."""
+        return self.drops[index]
+
+
 class ElasticBackbone(nn.Module):
     """A family of networks in one set of weights (POA, section 3; docs/method.md 1-2).
 
-    model(images, subnet, masks=None) runs one size. Training uses `streams`.
+    model(images, subnet, masks=None) runs one size. Training uses `streams`, which is written here
+    once: an architecture says how crops enter the blocks (`enter`), what a block must know (`plan`)
+    and how tokens leave (`leave`). A layout is its own: how the rows of streams are cut.
+
     blocks: all of the intact network, in order. Parameter names begin with `embed.` (the patch
     projection with `embed.patch.`), `blocks.<i>.` or `norm.`: layer-wise decay reads them.
     """
 
-    kind: ClassVar[str]  # `backbone.name` of recipes
+    kind: ClassVar[str]  # its name in the table and in recipes
     blocks: nn.ModuleList
 
     def __init__(
@@ -51,12 +70,12 @@ class ElasticBackbone(nn.Module):
         return [type(self.blocks[0])]
 
     def members(self, subnet: Subnet) -> list[int]:
-        """Indices of the blocks of one size."""
-        raise NotImplementedError  # each backbone's own
+        """Indices of the blocks of one size. ValueError: it is not in the space."""
+        return self.shape.members(self.space.require(subnet))
 
     def feature_width(self, subnet: Subnet) -> int:
         """Channels of the tokens of one size."""
-        return self.shape.features(subnet)
+        return self.shape.features(self.space.require(subnet))
 
     def forward(self, images: Tensor, subnet: Subnet, masks: Tensor | None = None) -> Tensor:
         """Tokens (B, 1 + N, feature_width), the class feature first.
@@ -71,31 +90,80 @@ class ElasticBackbone(nn.Module):
         crops: Sequence[Tensor],
         subnets: Sequence[Subnet],
         masks: Sequence[Tensor | None],
-        kept: Sequence[Any] | None = None,
+        drop_path: DropPath | None = None,
     ) -> list[list[Tensor]]:
         """Tokens [subnet][crop group] of all these sizes on the same crops, in lockstep.
 
         crops: one (n, 3, S, S) per group, resolutions may differ; masks: one per group.
-        kept: for each block, per stream what `draw_kept` drew.
         Several sizes: the first is the intact network, so that every block is entered.
         """
-        raise NotImplementedError  # each backbone's own
+        members = [set(self.members(subnet)) for subnet in subnets]
+        streams, layout = self.enter(crops, subnets, masks)
+        for index, block in enumerate(self.blocks):
+            chosen = tuple(index in blocks for blocks in members)
+            if any(chosen):
+                drops = drop_path.of_block(index) if drop_path else (None,) * len(subnets)
+                streams = self._run(block, streams, self.plan(index, layout, chosen, drops))
+                layout = self.layout_after(block, layout)
+        return self.leave(streams, layout)
 
-    def _enter(self, block: nn.Module, streams: Streams, plan: object) -> Streams:
+    def _run(self, block: nn.Module, streams: Streams, plan: object) -> Streams:
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *streams, plan=plan, use_reentrant=False)
         return block(*streams, plan=plan)
 
-    def draw_kept(
+    def enter(
+        self, crops: Sequence[Tensor], subnets: Sequence[Subnet], masks: Sequence[Tensor | None]
+    ) -> tuple[Streams, Any]:
+        """(what enters the first block, its layout)."""
+        raise NotImplementedError  # each backbone's own
+
+    def plan(
+        self, index: int, layout: Any, chosen: tuple[bool, ...], drops: tuple[Any, ...]
+    ) -> object:
+        """What block `index` gets beside its streams. chosen: which of them use it."""
+        raise NotImplementedError  # each backbone's own
+
+    def layout_after(self, block: nn.Module, layout: Any) -> Any:
+        """The layout of what leaves the block."""
+        return layout
+
+    def leave(self, streams: Streams, layout: Any) -> list[list[Tensor]]:
+        """Tokens [subnet][crop group] from what leaves the last block."""
+        raise NotImplementedError  # each backbone's own
+
+    def draw_drop_path(
         self,
         packing: Packing,
         subnets: Sequence[Subnet],
         rate: float,
         generator: torch.Generator,
         device: torch.device | str,
-    ) -> list[Any] | None:
-        """Stochastic depth for `streams`: what each block keeps of each stream; None: all."""
-        return None
+    ) -> DropPath | None:
+        """Stochastic depth for `streams`: what each block drops of each stream; None: nothing."""
+        if rate == 0:
+            return None
+        members = [set(self.members(subnet)) for subnet in subnets]
+        used = [[index in blocks for blocks in members] for index in range(len(self.blocks))]
+        branches = [index for index, row in enumerate(used) for _ in range(2 * sum(row))]
+        drops = iter(self.draw_branches(branches, packing, rate, generator, device))
+        return DropPath(
+            tuple(
+                tuple((next(drops), next(drops)) if is_used else None for is_used in row)
+                for row in used
+            )
+        )
+
+    def draw_branches(
+        self,
+        branches: Sequence[int],
+        packing: Packing,
+        rate: float,
+        generator: torch.Generator,
+        device: torch.device | str,
+    ) -> Iterable[Any]:
+        """One drop per residual branch. branches: the block of each, in order."""
+        raise NotImplementedError  # of those with stochastic depth
 
     def packing(self, crops: Sequence[Tensor]) -> Packing:
         """How many tokens the blocks see of each group of crops."""
@@ -103,11 +171,11 @@ class ElasticBackbone(nn.Module):
 
     def parameter_count(self, subnet: Subnet) -> int:
         """Parameters of one size as a network of its own (without the mask token)."""
-        return self.shape.parameters(subnet)
+        return self.shape.parameters(self.space.require(subnet))
 
     def flops(self, subnet: Subnet, image_size: int) -> float:
         """Multiply-adds of one forward pass of one image, times two."""
-        return self.shape.flops(subnet, image_size)
+        return self.shape.flops(self.space.require(subnet), image_size)
 
 
 def pooled(maps: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The sequences that one residual branch runs on; the others pass unchanged.
+class Drop:
+    """Stochastic depth of one residual branch: the sequences it runs on; the others pass by.
 
     rows: of these sequences in the stream, factor: all / kept sequences of the segment.
     """
@@ -49,15 +49,15 @@ class Kept:
 class BlockPlan:
     """What one block does to each stream: whether it runs, and on which sequences.
 
-    kept: per stream (attention branch, MLP branch), or None without stochastic depth.
+    drops: per stream (attention branch, MLP branch), or None without stochastic depth.
     """
 
     packing: Packing
     chosen: tuple[bool, ...]
-    kept: tuple[tuple[Kept, Kept] | None, ...]
+    drops: tuple[tuple[Drop, Drop] | None, ...]
 
 
-def keep_sequences(packing: Packing, rate: float, generator: torch.Generator) -> Kept:
+def draw_drop(packing: Packing, rate: float, generator: torch.Generator) -> Drop:
     """A random choice of sequences for one residual branch, segment by segment.
 
     rate > 0.1: exactly max(int(n (1 - rate)), 1) of n sequences, scaled by n / k (the
@@ -77,24 +77,24 @@ def keep_sequences(packing: Packing, rate: float, generator: torch.Generator) ->
         factors.append(torch.full((chosen_rows.numel(),), factor))
         segments.append((len(chosen), tokens))
         first += n * tokens
-    kept = Rows.of(torch.cat(rows), first, torch.cat(factors))
-    return Kept(kept, Packing(tuple(segments)))
+    taken = Rows.of(torch.cat(rows), first, torch.cat(factors))
+    return Drop(taken, Packing(tuple(segments)))
 
 
-def on_device(choices: Sequence[Kept], device: torch.device | str) -> list[Kept]:
-    """The choices with their tensors on the device, which travel there together."""
+def on_device(drops: Sequence[Drop], device: torch.device | str) -> list[Drop]:
+    """The drops with their tensors on the device, which travel there together."""
     if torch.device(device).type == "cpu":
-        return list(choices)
+        return list(drops)
 
     def sent(tensors: list[Tensor]) -> tuple[Tensor, ...]:
         return torch.cat(tensors).to(device).split([len(t) for t in tensors])
 
-    rows = sent([kept.rows.rows for kept in choices])
-    inverses = sent([kept.rows.inverse for kept in choices])
-    factors = sent([kept.rows.factor for kept in choices])
-    packings = (kept.packing for kept in choices)
+    rows = sent([drop.rows.rows for drop in drops])
+    inverses = sent([drop.rows.inverse for drop in drops])
+    factors = sent([drop.rows.factor for drop in drops])
+    packings = (drop.packing for drop in drops)
     return [
-        Kept(Rows(*parts), packing)
+        Drop(Rows(*parts), packing)
         for *parts, packing in zip(rows, inverses, factors, packings, strict=True)
     ]
 
@@ -113,7 +113,7 @@ class ElasticLinear(nn.Linear):
     """Linear layer of which the leading rows and columns are used, by all streams in one call.
 
     x (R, in), out -> (R, out), in <= in_features, out <= out_features; the input is scaled by
-    in_features / in, the bias is not.
+    alpha = in_features / in (POA 3.2; `alpha` of poa_kernels.two_stream_linear), the bias is not.
     """
 
     def forward(self, *streams: Tensor, outs: Sequence[int]) -> tuple[Tensor, ...]:
@@ -193,9 +193,9 @@ class Block(nn.Module):
 
     def forward(self, *streams: Tensor, plan: BlockPlan) -> tuple[Tensor, ...]:
         members = [i for i, chosen in enumerate(plan.chosen) if chosen]
-        kept = [plan.kept[i] or (None, None) for i in members]
-        first, second = ([k and k.rows for k in branch] for branch in zip(*kept, strict=True))
-        packings = [k.packing if k else plan.packing for k, _ in kept]
+        drops = [plan.drops[i] or (None, None) for i in members]
+        first, second = ([d and d.rows for d in branch] for branch in zip(*drops, strict=True))
+        packings = [d.packing if d else plan.packing for d, _ in drops]
         one, two, ls1, ls2 = self.norm1, self.norm2, self.ls1.gamma, self.ls2.gamma
 
         pairs = [

@@ -33,6 +33,9 @@ class Shape(Protocol):
     def features(self, subnet: Subnet) -> int:
         """Width of the tokens that leave the backbone."""
 
+    def members(self, subnet: Subnet) -> list[int]:
+        """The physical blocks of one size, in one count through all of them."""
+
     def grid(self, image_size: int) -> int:
         """Rows of the map of patch tokens that leaves the backbone: the masks' grid too."""
 

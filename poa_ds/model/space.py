@@ -119,6 +119,10 @@ class ElasticSpace:
         return spread(depth, self.depths[-1])
 
     @cached_property
+    def _depths(self) -> frozenset[Depth]:
+        return frozenset(self.depths)
+
+    @cached_property
     def _cost_of(self) -> dict[Subnet, float]:
         return dict(zip(self.subnets(), self.costs, strict=True))
 
@@ -150,6 +154,12 @@ class ElasticSpace:
         subnet = Subnet.read(text) if "x" in text else None
         if subnet is None or subnet.width not in self.widths or subnet.depth not in self.depths:
             raise UsageError(f"size {text!r} is not in the space: {self.describe()}")
+        return subnet
+
+    def require(self, subnet: Subnet) -> Subnet:
+        """The same size. ValueError: it is not one of the space."""
+        if subnet.width not in self.widths or subnet.depth not in self._depths:
+            raise ValueError(f"size {subnet} is not in the space: {self.describe()}")
         return subnet
 
     def select(self, texts: str | Sequence[str]) -> list[Subnet]:

@@ -82,7 +82,7 @@ def ours(work: Job) -> tuple[float, dict[str, Tensor]]:
         backbone, crops = networks.student.backbone, [batch.global_crops, batch.local_crops]
         packing = backbone.packing([c for c in crops if len(c)])
         rate, subnets = recipe.backbone.drop_path, (space.intact, draw)
-        kept = backbone.draw_kept(packing, subnets, rate, generator, "cpu")
+        drop_path = backbone.draw_drop_path(packing, subnets, rate, generator, "cpu")
         objective = recipe.objective
         terms = slot_terms(
             networks.student,
@@ -91,7 +91,7 @@ def ours(work: Job) -> tuple[float, dict[str, Tensor]]:
             subnets,
             ibot=values.ibot_active,
             temperature=objective.student_temperature,
-            kept=kept,
+            drop_path=drop_path,
         )
         weights = objective.intact_weight, 1 - objective.intact_weight
         losses.append(terms.total(weights, objective))

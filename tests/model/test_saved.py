@@ -1,4 +1,4 @@
-"""What each architecture counts as kept is what autograd holds, for one size, two and three."""
+"""What each architecture counts as kept is what autograd holds, for one size and for two."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from poa_ds.plan.students import Students
 from poa_ds.recipe import derived
-from poa_ds.recipe.backbone import backbone as built
+from poa_ds.recipe.backbone import backbone
 from tests.distributed.programs.worker import recipe_with
 from tests.distributed.test_backbones_ranks import BACKBONES
 
@@ -23,8 +23,8 @@ CASES = {
 def held(students: Students) -> int:
     """Bytes that autograd keeps of the forward passes of the students' backbones."""
     recipe = students.recipe
-    backbone = built(recipe)
-    weights = {p.data.untyped_storage().data_ptr() for p in backbone.parameters()}
+    model = backbone(recipe)
+    weights = {p.data.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
     def hold(tensor: Tensor) -> Tensor:
@@ -35,15 +35,15 @@ def held(students: Students) -> int:
 
     crops = [torch.randn(n, 3, side, side) for n, side in students.streams.crops]
     generator, rate = torch.Generator().manual_seed(0), recipe.backbone.drop_path
-    packing = backbone.packing(crops)
-    drawn = backbone.draw_kept(packing, students.subnets, rate, generator, "cpu")
+    packing = model.packing(crops)
+    drawn = model.draw_drop_path(packing, students.subnets, rate, generator, "cpu")
     with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-        tokens = backbone.streams(crops, students.subnets, [None] * len(crops), drawn)
+        tokens = model.streams(crops, students.subnets, [None] * len(crops), drawn)
     assert len(tokens) == len(students.subnets)  # alive: so are the tensors that were held
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("case", CASES)
 def test_what_autograd_keeps_is_what_was_counted(case: str, count: int) -> None:
     torch.manual_seed(0)
@@ -51,7 +51,6 @@ def test_what_autograd_keeps_is_what_was_counted(case: str, count: int) -> None:
     space = derived.space(recipe)
     sizes = space.subnets()
     for elastic in (sizes[0], sizes[len(sizes) // 2]):
-        subnets = (space.intact, elastic, sizes[1])[:count]
-        students = Students(recipe, subnets, masked=0)
+        students = Students(recipe, (space.intact, elastic)[:count], masked=0)
         counted = sum(students.saved().all_kept().values())
-        assert counted == pytest.approx(held(students), rel=0.05), subnets
+        assert counted == pytest.approx(held(students), rel=0.05), elastic

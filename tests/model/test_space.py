@@ -104,3 +104,13 @@ def test_sizes_are_read_by_name_and_by_numbers() -> None:
     assert len(space.select("all")) == 4
     with pytest.raises(UsageError, match=r"400x12.*384, 448.*small = 384x12"):
         space.parse("400x12")
+
+
+@pytest.mark.parametrize(
+    "subnet",
+    [Subnet(400, 12), Subnet(384, 25), Subnet(384, 9), Subnet(2048, 24), Subnet(384, (3, 4))],
+)
+def test_a_size_that_is_not_in_the_space_is_refused(subnet: Subnet) -> None:
+    assert VIT_L.require(Subnet(448, 13)) == Subnet(448, 13)
+    with pytest.raises(ValueError, match=rf"size {subnet} is not in the space: .*384, 448, .*1024"):
+        VIT_L.require(subnet)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.backbone import DropPath, ElasticBackbone
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.recipe import derived
 from poa_ds.recipe.backbone import backbone
@@ -202,7 +202,7 @@ class OneAtATime:
         images: Tensor,
         subnet: Subnet,
         masks: Tensor | None = None,
-        drops: list | None = None,
+        drops: DropPath | None = None,
     ) -> Tensor:
         return self.backbone.streams((images,), (subnet,), (masks,), drops)[0][0]
 
@@ -212,21 +212,21 @@ class OneAtATime:
         crops: Sequence[Tensor],
         rate: float,
         generator: torch.Generator,
-    ) -> list[list[list | None]]:
+    ) -> list[list[DropPath | None]]:
         """[subnet][crop size] -> the random choices of every block: ours, cut by crop size."""
         whole, device = self.backbone, crops[0].device
-        kept = whole.draw_kept(whole.packing(crops), subnets, rate, generator, device)
-        if kept is None:
+        drawn = whole.draw_drop_path(whole.packing(crops), subnets, rate, generator, device)
+        if drawn is None:
             return [[None for _ in crops] for _ in subnets]
         counts = [len(images) for images in crops]
 
         def cut(chosen: tuple[Tensor, Tensor] | None, crop: int) -> tuple[tuple | None]:
             return (chosen and tuple(factors.split(counts)[crop] for factors in chosen),)
 
-        return [
-            [[cut(row[i], crop) for row in kept] for crop in range(len(crops))]
-            for i in range(len(subnets))
-        ]
+        def alone(subnet: int, crop: int) -> DropPath:
+            return DropPath(tuple(cut(row[subnet], crop) for row in drawn.drops))
+
+        return [[alone(i, crop) for crop in range(len(crops))] for i in range(len(subnets))]
 
 
 class Head(nn.Module):

@@ -13,6 +13,7 @@ from poa_ds.model.resnet import plain as plain
 from poa_ds.model.resnet.network import ElasticResNet
 from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.space import Subnet
+from poa_kernels.two_stream_linear import alpha
 
 PUBLISHED_STEM, PUBLISHED_GROUPS = 64, 32  # all that timm's ResNet with group norms can have
 
@@ -72,7 +73,7 @@ class ResNetForm:
             if rest.startswith(("norm1.", "norm2.", "conv1.")):
                 return tensor[:rows]
             if rest.startswith(("conv2.", "conv3.")):
-                tensor = tensor[:, : tensor.shape[1] * width // whole] * (whole / width)
+                tensor = tensor[:, : tensor.shape[1] * width // whole] * alpha(whole, width)
                 return tensor[:rows] if rest.startswith("conv2.") else tensor
             return tensor
 

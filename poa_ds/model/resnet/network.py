@@ -12,6 +12,15 @@ from poa_ds.model.layers import Packing
 from poa_ds.model.options import Backbone
 from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.space import ElasticSpace, Subnet
+from poa_kernels.two_stream_linear import alpha
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Inner width of stage 1 of each size. groups: maps per size, one for each group of crops."""
+
+    widths: tuple[int, ...]
+    groups: int
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class ResNetPlan:
 class ElasticConv(nn.Conv2d):
     """Convolution without bias of which the leading channels are used.
 
-    x (n, in, h, w), out -> (n, out, h, w), as if x were scaled by in_channels / in.
+    x (n, in, h, w), out -> (n, out, h, w), as if x were scaled by alpha(in_channels, in).
     """
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1) -> None:
@@ -37,7 +46,7 @@ class ElasticConv(nn.Conv2d):
     def forward(self, x: Tensor, out: int) -> Tensor:
         weight, inputs = self.weight[:out, : x.shape[1]], x.shape[1]
         if inputs < self.in_channels:
-            weight = weight * (self.in_channels / inputs)  # smaller than the map
+            weight = weight * alpha(self.in_channels, inputs)  # smaller than the map
         return F.conv2d(x, weight, None, self.stride, self.padding)
 
 
@@ -157,28 +166,27 @@ class ElasticResNet(ElasticBackbone):
     def decay_depth(self) -> int:
         return len(self.blocks) - 1  # no norm follows the last block: it has the full rate
 
-    def members(self, subnet: Subnet) -> list[int]:
-        return self.shape.members(subnet)
-
-    def streams(
-        self,
-        crops: Sequence[Tensor],
-        subnets: Sequence[Subnet],
-        masks: Sequence[Tensor | None],
-        kept: None = None,
-    ) -> list[list[Tensor]]:
+    def enter(
+        self, crops: Sequence[Tensor], subnets: Sequence[Subnet], masks: Sequence[Tensor | None]
+    ) -> tuple[Streams, Widths]:
         stem = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
-        maps = tuple(stem * len(subnets))
-        members = [set(self.members(subnet)) for subnet in subnets]
-        for index, block in enumerate(self.blocks):
-            inner = tuple(
-                subnet.width * self.growth[index] if index in blocks else None
-                for subnet, blocks in zip(subnets, members, strict=True)
-            )
-            if any(inner):
-                maps = self._enter(block, maps, ResNetPlan(inner, len(crops)))
-        tokens = [pooled(x.permute(0, 2, 3, 1)) for x in maps]
-        return [tokens[i : i + len(crops)] for i in range(0, len(tokens), len(crops))]
+        widths = tuple(subnet.width for subnet in subnets)
+        return tuple(stem * len(subnets)), Widths(widths, len(crops))
+
+    def plan(
+        self, index: int, layout: Widths, chosen: tuple[bool, ...], drops: tuple[None, ...]
+    ) -> ResNetPlan:
+        inner = (width * self.growth[index] for width in layout.widths)
+        used = (width if uses else None for width, uses in zip(inner, chosen, strict=True))
+        return ResNetPlan(tuple(used), layout.groups)
+
+    def leave(self, streams: Streams, layout: Widths) -> list[list[Tensor]]:
+        tokens = [pooled(x.permute(0, 2, 3, 1)) for x in streams]
+        n = layout.groups
+        return [tokens[i : i + n] for i in range(0, len(tokens), n)]
+
+    def draw_drop_path(self, *args: object) -> None:
+        return None  # as published
 
     def packing(self, crops: Sequence[Tensor]) -> Packing:
         return Packing(

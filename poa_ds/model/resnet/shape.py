@@ -61,7 +61,6 @@ class ResNetShape:
         return 32, "32, the stride of resnet"
 
     def members(self, subnet: Subnet) -> list[int]:
-        """The physical blocks of one size, counted through the stages."""
         return spread_stages(subnet.depth, self.stages)
 
     def parameters(self, subnet: Subnet) -> int:

@@ -14,6 +14,7 @@ from poa_ds.model.space import Subnet
 from poa_ds.model.swin import plain as plain
 from poa_ds.model.swin.network import ElasticSwin, channel_major, position_major
 from poa_ds.model.swin.shape import SwinShape
+from poa_kernels.two_stream_linear import alpha
 
 _PARTS = (
     (r"^mask_token$", "embed.mask_token"),
@@ -70,7 +71,7 @@ def _cut(name: str, tensor: Tensor, *, whole: int, width: int) -> Tensor:
     if name.endswith("position_bias"):
         return tensor[:, : size(tensor.shape[1])]
     if tensor.ndim == 2:
-        return tensor[: size(len(tensor)), : size(tensor.shape[1])] * (whole / width)
+        return tensor[: size(len(tensor)), : size(tensor.shape[1])] * alpha(whole, width)
     return tensor[: size(len(tensor))]
 
 

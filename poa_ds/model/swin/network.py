@@ -1,6 +1,6 @@
 """The elastic Swin transformer: windows of a map, four stages, widths and stage-3 depths."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poa_ds.model.backbone import ElasticBackbone, enlarge, pooled
+from poa_ds.model.backbone import ElasticBackbone, Streams, enlarge, pooled
 from poa_ds.model.layers import ElasticLayerNorm, ElasticLinear, Mlp, Packing
 from poa_ds.model.options import Backbone
 from poa_ds.model.shape import Stages
@@ -48,12 +48,12 @@ class Maps:
 class SwinPlan:
     """What one block does to each stream. maps: before the block.
 
-    kept: per stream the factor of each image (attention branch, MLP branch), 0 = dropped.
+    drops: per stream the factor of each image (attention branch, MLP branch), 0 = dropped.
     """
 
     maps: Maps
     chosen: tuple[bool, ...]
-    kept: tuple[tuple[Tensor, Tensor] | None, ...]
+    drops: tuple[tuple[Tensor, Tensor] | None, ...]
 
 
 @dataclass(frozen=True)
@@ -215,10 +215,10 @@ class SwinBlock(nn.Module):
             streams = self.merge(*streams, maps=maps)
             maps = maps.halved()
         members = [i for i, chosen in enumerate(plan.chosen) if chosen]
-        xs, kept = [streams[i] for i in members], [plan.kept[i] for i in members]
+        xs, drops = [streams[i] for i in members], [plan.drops[i] for i in members]
 
         def added(branches: Sequence[Tensor], index: int) -> list[Tensor]:
-            factors = [None if k is None else maps.per_row(k[index]) for k in kept]
+            factors = [None if drop is None else maps.per_row(drop[index]) for drop in drops]
             return [_added(*x) for x in zip(xs, branches, factors, strict=True)]
 
         xs = added(self.attn(*map(self.norm1, xs), maps=maps), 0)
@@ -319,60 +319,49 @@ class ElasticSwin(ElasticBackbone):
             activation_checkpointing=options.activation_checkpointing,
         )
 
-    def members(self, subnet: Subnet) -> list[int]:
-        return self.shape.members(subnet)
-
-    def streams(
-        self,
-        crops: Sequence[Tensor],
-        subnets: Sequence[Subnet],
-        masks: Sequence[Tensor | None],
-        kept: Sequence[tuple[tuple[Tensor, Tensor] | None, ...]] | None = None,
-    ) -> list[list[Tensor]]:
+    def enter(
+        self, crops: Sequence[Tensor], subnets: Sequence[Subnet], masks: Sequence[Tensor | None]
+    ) -> tuple[Streams, Maps]:
         tokens = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
-        maps = Maps(tuple(tuple(t.shape[:3]) for t in tokens))
         rows = torch.cat([t.flatten(0, 2) for t in tokens])
-        streams = tuple(rows[:, : subnet.width] for subnet in subnets)
-        members = [set(self.members(subnet)) for subnet in subnets]
-        for index, block in enumerate(self.blocks):
-            chosen = tuple(index in blocks for blocks in members)
-            if any(chosen):
-                kept_here = kept[index] if kept else (None,) * len(subnets)
-                streams = self._enter(block, streams, SwinPlan(maps, chosen, kept_here))
-                maps = maps.halved() if block.merge is not None else maps
-        return [self._tokens(self.norm(x), maps) for x in streams]
+        maps = Maps(tuple(tuple(t.shape[:3]) for t in tokens))
+        return tuple(rows[:, : subnet.width] for subnet in subnets), maps
+
+    def plan(
+        self,
+        index: int,
+        layout: Maps,
+        chosen: tuple[bool, ...],
+        drops: tuple[tuple[Tensor, Tensor] | None, ...],
+    ) -> SwinPlan:
+        return SwinPlan(layout, chosen, drops)
+
+    def layout_after(self, block: SwinBlock, layout: Maps) -> Maps:
+        return layout if block.merge is None else layout.halved()
+
+    def leave(self, streams: Streams, layout: Maps) -> list[list[Tensor]]:
+        return [self._tokens(self.norm(x), layout) for x in streams]
 
     def _tokens(self, rows: Tensor, maps: Maps) -> list[Tensor]:
         cut = zip(maps.split(rows), maps.segments, strict=True)
         return [pooled(part.unflatten(1, (r, c))) for part, (_, r, c) in cut]
 
-    def draw_kept(
+    def draw_branches(
         self,
+        branches: Sequence[int],
         packing: Packing,
-        subnets: Sequence[Subnet],
         rate: float,
         generator: torch.Generator,
         device: torch.device | str,
-    ) -> list[tuple[tuple[Tensor, Tensor] | None, ...]] | None:
-        """Per image and branch: kept with a probability that falls to 1 - rate at the last block.
+    ) -> Iterable[Tensor]:
+        """Per image: kept with a probability that falls to 1 - rate at the last block.
 
         A kept branch is scaled by the inverse of that probability (docs/method.md 2).
         """
-        if rate == 0:
-            return None
-        members = [set(self.members(subnet)) for subnet in subnets]
-        used = [[i in blocks for blocks in members] for i in range(len(self.blocks))]
         images, last = sum(n for n, _ in packing.segments), max(len(self.blocks) - 1, 1)
-        factors = []
-        for index, row in enumerate(used):
-            keep = 1 - rate * index / last
-            draws = torch.rand(2 * sum(row), images, generator=generator)
-            factors.append((draws < keep).float() / keep)
-        following = iter(torch.cat(factors).to(device))  # one copy to the device
-        return [
-            tuple((next(following), next(following)) if is_used else None for is_used in row)
-            for row in used
-        ]
+        keep = torch.tensor([1 - rate * index / last for index in branches]).unsqueeze(1)
+        draws = torch.rand(len(branches), images, generator=generator)
+        return ((draws < keep).float() / keep).to(device)  # one copy to the device
 
     def packing(self, crops: Sequence[Tensor]) -> Packing:
         return Packing(

@@ -59,7 +59,6 @@ class SwinShape:
         return (*self.stages[: self.elastic], subnet.depth, *self.stages[self.elastic + 1 :])
 
     def members(self, subnet: Subnet) -> list[int]:
-        """The physical blocks of one size, counted through the stages."""
         return spread_stages(self.depths(subnet), self.stages)
 
     def parameters(self, subnet: Subnet) -> int:

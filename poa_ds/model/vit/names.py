@@ -16,6 +16,7 @@ from poa_ds.model.space import Subnet
 from poa_ds.model.vit import plain as plain
 from poa_ds.model.vit.network import ElasticViT
 from poa_ds.model.vit.shape import VitShape
+from poa_kernels.two_stream_linear import alpha
 
 ARCHITECTURE = "vit_small_patch16_224"  # of timm; model_args override every number of it
 # (published pattern, ours): longest first where one contains another
@@ -81,7 +82,7 @@ class VitForm:
                 return tensor[..., :width]
             rows = len(tensor) * width // whole
             if tensor.ndim == 2:  # a linear layer
-                return tensor[:rows, : tensor.shape[1] * width // whole] * (whole / width)
+                return tensor[:rows, : tensor.shape[1] * width // whole] * alpha(whole, width)
             return tensor[:rows]
 
         place = {block: i for i, block in enumerate(model.members(subnet))}

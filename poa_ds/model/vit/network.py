@@ -1,20 +1,20 @@
 """The elastic vision transformer: one set of weights, every size of its space a network."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.backbone import ElasticBackbone, Streams
 from poa_ds.model.layers import (
     Block,
     BlockPlan,
+    Drop,
     ElasticLayerNorm,
-    Kept,
     Packing,
+    draw_drop,
     initialise,
-    keep_sequences,
     on_device,
 )
 from poa_ds.model.options import Backbone
@@ -112,47 +112,35 @@ class ElasticViT(ElasticBackbone):
             activation_checkpointing=options.activation_checkpointing,
         )
 
-    def members(self, subnet: Subnet) -> list[int]:
-        return self.space.blocks(subnet.depth)
-
-    def streams(
-        self,
-        crops: Sequence[Tensor],
-        subnets: Sequence[Subnet],
-        masks: Sequence[Tensor | None],
-        kept: Sequence[tuple[tuple[Kept, Kept] | None, ...]] | None = None,
-    ) -> list[list[Tensor]]:
+    def enter(
+        self, crops: Sequence[Tensor], subnets: Sequence[Subnet], masks: Sequence[Tensor | None]
+    ) -> tuple[Streams, Packing]:
         tokens = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
-        packing = Packing(tuple(tuple(t.shape[:2]) for t in tokens))
         rows = torch.cat([t.flatten(0, 1) for t in tokens])
-        streams = tuple(rows[:, : subnet.width] for subnet in subnets)
-        members = [set(self.members(subnet)) for subnet in subnets]
-        for index, block in enumerate(self.blocks):
-            chosen = tuple(index in blocks for blocks in members)
-            if any(chosen):
-                kept_here = kept[index] if kept else (None,) * len(subnets)
-                streams = self._enter(block, streams, BlockPlan(packing, chosen, kept_here))
-        return [packing.split(self.norm(x)) for x in streams]
+        packing = Packing(tuple(tuple(t.shape[:2]) for t in tokens))
+        return tuple(rows[:, : subnet.width] for subnet in subnets), packing
 
-    def draw_kept(
+    def plan(
         self,
+        index: int,
+        layout: Packing,
+        chosen: tuple[bool, ...],
+        drops: tuple[tuple[Drop, Drop] | None, ...],
+    ) -> BlockPlan:
+        return BlockPlan(layout, chosen, drops)
+
+    def leave(self, streams: Streams, layout: Packing) -> list[list[Tensor]]:
+        return [layout.split(self.norm(x)) for x in streams]
+
+    def draw_branches(
+        self,
+        branches: Sequence[int],
         packing: Packing,
-        subnets: Sequence[Subnet],
         rate: float,
         generator: torch.Generator,
         device: torch.device | str,
-    ) -> list[tuple[tuple[Kept, Kept] | None, ...]] | None:
-        """The sequences that stochastic depth keeps, for `streams`; None without it."""
-        if rate == 0:
-            return None
-        members = [set(self.members(subnet)) for subnet in subnets]
-        used = [[i in blocks for blocks in members] for i in range(len(self.blocks))]
-        choices = [keep_sequences(packing, rate, generator) for _ in range(2 * sum(map(sum, used)))]
-        following = iter(on_device(choices, device))
-        return [
-            tuple((next(following), next(following)) if is_used else None for is_used in row)
-            for row in used
-        ]
+    ) -> Iterable[Drop]:
+        return on_device([draw_drop(packing, rate, generator) for _ in branches], device)
 
     def packing(self, crops: Sequence[Tensor]) -> Packing:
         """How the tokens of these crops will be packed."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from poa_ds.model.options import Backbone
 from poa_ds.model.shape import heads_divide, values
-from poa_ds.model.space import Depth, ElasticSpace, Subnet
+from poa_ds.model.space import Depth, ElasticSpace, Subnet, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,9 @@ class VitShape:
 
     def features(self, subnet: Subnet) -> int:
         return subnet.width
+
+    def members(self, subnet: Subnet) -> list[int]:
+        return spread(subnet.depth, self.deepest)
 
     def grid(self, image_size: int) -> int:
         return image_size // self.patch_size

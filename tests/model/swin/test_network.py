@@ -8,7 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from poa_ds.model.layers import third_major
+from poa_ds.model.backbone import DropPath
+from poa_ds.model.layers import Packing, third_major
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin import network as swin
 from poa_ds.model.swin.names import from_published
@@ -153,33 +154,43 @@ def test_masks_have_the_precision_of_the_tokens(monkeypatch: pytest.MonkeyPatch)
 def test_stochastic_depth_drops_images_more_often_in_later_blocks() -> None:
     model, subnets = small_model(), (Subnet(32, 4), Subnet(16, 2))
     crops = [torch.randn(400, 3, 8, 8).double(), torch.randn(800, 3, 4, 4).double()]
-    assert model.draw_kept(model.packing(crops), subnets, 0.0, torch.Generator(), "cpu") is None
+    packing = model.packing(crops)
+    assert model.draw_drop_path(packing, subnets, 0.0, torch.Generator(), "cpu") is None
 
     def draw() -> list:
         rng = torch.Generator().manual_seed(3)
-        return model.draw_kept(model.packing(crops), subnets, 0.6, rng, "cpu")
+        drop_path = model.draw_drop_path(packing, subnets, 0.6, rng, "cpu")
+        return [drop_path.of_block(i) for i in range(len(model.blocks))]
 
-    kept = draw()
-    assert [row[1] is None for row in kept] == [not i for i in (1, 1, 1, 0, 0, 1, 1)]
-    shares = [(row[0][0] > 0).float().mean().item() for row in kept]
+    drops = draw()
+    assert [row[1] is None for row in drops] == [not i for i in (1, 1, 1, 0, 0, 1, 1)]
+    shares = [(row[0][0] > 0).float().mean().item() for row in drops]
     assert shares[0] == 1 and abs(shares[-1] - 0.4) < 0.05 and abs(shares[3] - 0.7) < 0.05
-    assert kept[-1][0][0].max() == pytest.approx(1 / 0.4)
-    assert all(torch.equal(a[0][1], b[0][1]) for a, b in zip(kept, draw(), strict=True))
-    dropped = [(f[0] * 0, f[1] * 0) for f in (row[0] for row in kept)]
-    both = [(d, None) for d in dropped]
+    assert drops[-1][0][0].max() == pytest.approx(1 / 0.4)
+    assert all(torch.equal(a[0][1], b[0][1]) for a, b in zip(drops, draw(), strict=True))
+    none = torch.zeros(400)
+    everything = DropPath((((none, none),),) * len(drops))
     with torch.no_grad():
-        got = model.streams(crops[:1], subnets[:1], [None], [(d,) for d in dropped_for(both, 400)])
-        only_merges = got[0][0]
+        only_merges = model.streams(crops[:1], subnets[:1], [None], everything)[0][0]
         assert only_merges.isfinite().all()
         model.blocks[2].attn.proj.weight.zero_()
-        again = model.streams(
-            crops[:1], subnets[:1], [None], [(d,) for d in dropped_for(both, 400)]
-        )
-    assert torch.equal(only_merges, again[0][0])  # nothing of a dropped branch arrives
+        again = model.streams(crops[:1], subnets[:1], [None], everything)[0][0]
+    assert torch.equal(only_merges, again)  # nothing of a dropped branch arrives
 
 
-def dropped_for(kept: list, images: int) -> list:
-    return [(first[0][:images], first[1][:images]) for first, _ in kept]
+def test_the_draws_of_stochastic_depth_are_those_of_one_block_after_the_other() -> None:
+    """As they were drawn in the runs of former versions: a resumed run drops the same images."""
+    model, packing = small_model(), Packing(((5, 16), (9, 4)))
+    subnets, rate = (Subnet(32, 4), Subnet(16, 2)), 0.3
+    drop_path = model.draw_drop_path(
+        packing, subnets, rate, torch.Generator().manual_seed(7), "cpu"
+    )
+    rng, last = torch.Generator().manual_seed(7), len(model.blocks) - 1
+    for index in range(len(model.blocks)):
+        keep, row = 1 - rate * index / last, drop_path.of_block(index)
+        found = [factors for drop in row if drop for factors in drop]
+        draws = torch.rand(len(found), 14, generator=rng)
+        assert torch.equal(torch.stack(found), (draws < keep).float() / keep), index
 
 
 @pytest.mark.parametrize("side", [32, 20])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from poa_ds.export.import_poa import from_poa_backbone, third_major
-from poa_ds.model.layers import Packing, keep_sequences
+from poa_ds.model.layers import Packing, draw_drop
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit.network import ElasticViT
 from poa_kernels.add_ln import Rows, add_rows
@@ -115,11 +115,11 @@ def test_stochastic_depth_follows_the_published_numbers() -> None:
             x, rows = torch.from_numpy(z[f"{run}/x"]), torch.from_numpy(z[f"{run}/kept"])
             n, tokens, _ = x.shape
             rate = 0.6 if run == "b2" else 0.2
-            kept = keep_sequences(Packing(((n, tokens),)), rate, torch.Generator())
-            assert kept.packing.segments == ((len(rows), tokens),)
+            drop = draw_drop(Packing(((n, tokens),)), rate, torch.Generator())
+            assert drop.packing.segments == ((len(rows), tokens),)
             # the published choice in the place of ours
             where = (rows[:, None] * tokens + torch.arange(tokens)).flatten()
-            added = Rows.of(where, n * tokens, kept.rows.factor)
+            added = Rows.of(where, n * tokens, drop.rows.factor)
             rows, ones = x.flatten(0, 1), x.new_ones(x.shape[-1])
             got = add_rows(rows, 2 * rows[where] + 1, ones, added=added)
             assert torch.allclose(got.view_as(x), torch.from_numpy(z[f"{run}/y"]), atol=1e-12)
@@ -127,11 +127,11 @@ def test_stochastic_depth_follows_the_published_numbers() -> None:
 
 def test_stochastic_depth_keeps_its_share_of_each_segment() -> None:
     packing = Packing(((10, 5), (40, 2)))
-    kept = keep_sequences(packing, 0.2, torch.Generator().manual_seed(1))
-    assert kept.packing.segments == ((8, 5), (32, 2))
-    rows = kept.rows.rows
+    drop = draw_drop(packing, 0.2, torch.Generator().manual_seed(1))
+    assert drop.packing.segments == ((8, 5), (32, 2))
+    rows = drop.rows.rows
     assert (rows < 50).sum() == 40 and len(rows.unique()) == 40 + 64
-    sparse = keep_sequences(Packing(((10_000, 1),)), 0.1, torch.Generator().manual_seed(1))
+    sparse = draw_drop(Packing(((10_000, 1),)), 0.1, torch.Generator().manual_seed(1))
     share = len(sparse.rows.rows) / 10_000
     assert 0.88 < share < 0.92 and sparse.rows.factor[0] == pytest.approx(1 / 0.9)
 
