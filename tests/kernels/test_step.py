@@ -40,8 +40,10 @@ def step(mode: dispatch.Mode, elastic: Subnet, crops: int, *, ibot: bool) -> dic
         views = [c for c in (b.global_crops, b.local_crops) if len(c)]
         backbone, subnets = student.backbone, (SPACE.intact, elastic)
         generator = torch.Generator().manual_seed(2)
-        kept = backbone.draw_kept(backbone.packing(views), subnets, 0.4, generator, DEVICE)
-        found = slot_terms(student, b, assignments, subnets, ibot=ibot, temperature=0.1, kept=kept)
+        drops = backbone.draw_drop_path(backbone.packing(views), subnets, 0.4, generator, DEVICE)
+        found = slot_terms(
+            student, b, assignments, subnets, ibot=ibot, temperature=0.1, drop_path=drops
+        )
         found.total((0.8, 0.2), Objective()).backward()
     gradients = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
     return found.detached() | gradients

@@ -8,6 +8,7 @@ from poa_ds.engine.networks import Networks
 from poa_ds.methods import targets, terms
 from poa_ds.methods.method import method
 from poa_ds.methods.terms import Terms, slot_terms
+from poa_ds.model.backbone import DropPath
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.derived import space
 from poa_ds.recipe.tree import Objective, Recipe
@@ -35,12 +36,17 @@ class Slot:
         self.targets = targets.balance([shown], 0.06, iterations=3)[0]
         backbone, crops = self.networks.backbone, (batch.global_crops, batch.local_crops)
         generator, rate = torch.Generator().manual_seed(0), self.recipe.backbone.drop_path
-        self.kept = backbone.draw_kept(backbone.packing(crops), self.sizes, rate, generator, "cpu")
+        packing = backbone.packing(crops)
+        self.drawn = backbone.draw_drop_path(packing, self.sizes, rate, generator, "cpu")
 
     def terms(self, *students: int) -> Terms:
-        """Of those of the three sizes, each with what is kept of it."""
+        """Of those of the three sizes, each with its own stochastic depth."""
         subnets: list[Subnet] = [self.sizes[k] for k in students]
-        kept = self.kept and [tuple(block[k] for k in students) for block in self.kept]
+        drops = (
+            [tuple(block[k] for k in students) for block in self.drawn.drops]
+            if self.drawn
+            else None
+        )
         return slot_terms(
             self.networks.student,
             self.batch,
@@ -48,7 +54,7 @@ class Slot:
             subnets,
             ibot=True,
             temperature=0.1,
-            kept=kept,
+            drop_path=drops and DropPath(tuple(drops)),
         )
 
     def gradients(self, total: Tensor) -> dict[str, Tensor]:
