@@ -82,10 +82,11 @@ COMMANDS = {
         "poa-ds index data/laion --workers 8",
     ),
     "eval knn": Command(
-        "poa_ds.evaluate.knn",
+        "poa_ds.evaluate.command",
         "k-NN accuracy of any sizes of a run",
         "poa-ds eval knn runs/photos --sizes 32x2,96x4",
-        run="main_knn",
+        run="run_knn",
+        arguments="add_knn_arguments",
     ),
     "sizes": Command(
         "poa_ds.evaluate.sizes",

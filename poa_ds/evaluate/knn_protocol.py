@@ -1,6 +1,6 @@
 """From two shard folders to k-NN accuracies of any features: bank and queries of one evaluation.
 
-Each rank reads, encodes and keeps its share of both; knn.py does the rest.
+Each rank reads, encodes and keeps its share of both; neighbours.py does the rest.
 """
 
 from collections.abc import Callable, Iterable
@@ -48,7 +48,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class KnnProtocol:
     """Labelled queries against a labelled bank. `options` is the recipe's section `evaluation`."""
 
     bank: Split
@@ -56,7 +56,7 @@ class Comparison:
     options: Evaluation
 
     @classmethod
-    def of(cls, bank: ShardFolder, queries: ShardFolder, options: Evaluation) -> "Comparison":
+    def of(cls, bank: ShardFolder, queries: ShardFolder, options: Evaluation) -> "KnnProtocol":
         """Evenly spread subsets where the recipe asks for them; classes are matched by name.
 
         UserError: the same images twice, no labels, classes that the bank lacks.
@@ -84,6 +84,24 @@ class Comparison:
             ),
             options,
         )
+
+    def record(self, precision: str) -> dict[str, Any]:
+        """What must be known to compare the numbers: stored beside them."""
+        used = {"bank": self.bank, "queries": self.queries}
+        sets = {
+            name: {"images": len(s.rows), "of": len(s.folder), "index_sha256": s.folder.hash}
+            for name, s in used.items()
+        }
+        return {
+            **sets,
+            "feature": "class token, unit length",
+            "k": sorted(set(self.options.k)),
+            "k_at_most": len(self.bank.rows),  # a larger k takes the whole bank
+            "temperature": self.options.temperature,
+            "resize": self.options.resize,
+            "crop": self.options.crop,
+            "precision": precision,
+        }
 
     def doubts(self) -> list[str]:
         """Why the accuracies will say less than they seem to."""
@@ -116,9 +134,9 @@ class Comparison:
         self,
         encode: Encoder,
         kinds: int,
-        *,
         device: torch.device,
-        workers: int = 0,
+        workers: int,
+        *,
         progress: Progress | None = None,
     ) -> list[dict[int, float]]:
         """Percent top-1 for each k, for each of the `kinds` features of `encode`. A collective."""
@@ -137,13 +155,13 @@ class Comparison:
                     found[kind].append(F.normalize(x.float(), dim=1).cpu())
             return found, self._labels(split, torch.cat(used), bad, device)
 
-        known, bank_labels = blocks(self.bank, "k-NN bank")
-        asked, query_labels = blocks(self.queries, "k-NN queries")
-        numbers = self._deal(self.bank).own()
+        bank_features, bank_labels = blocks(self.bank, "k-NN bank")
+        query_features, query_labels = blocks(self.queries, "k-NN queries")
+        own = self._deal(self.bank).own()
         return [
             accuracies(
-                Bank(known[kind], numbers),
-                asked[kind],
+                Bank(bank_features[kind], own),
+                query_features[kind],
                 self._deal(self.queries),
                 bank_labels=bank_labels,
                 query_labels=query_labels,

@@ -20,7 +20,7 @@ Accuracies = Mapping[int, float]  # k -> percent
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class KnnRow:
     """One row. raw_pixels, random_weights: the floors, where they were measured."""
 
     step: int
@@ -38,7 +38,7 @@ class Evaluation:
         *,
         raw_pixels: Accuracies | None = None,
         random_weights: Mapping[Subnet, Accuracies] | None = None,
-    ) -> "Evaluation":
+    ) -> "KnnRow":
         """A row; sizes without finite features (NaN) are left out."""
         knn = {
             subnet: values for subnet, values in knn.items() if not any(map(isnan, values.values()))
@@ -54,7 +54,7 @@ class Evaluation:
         return json.dumps(row)
 
     @classmethod
-    def from_json(cls, line: str) -> "Evaluation":
+    def from_json(cls, line: str) -> "KnnRow":
         row = json.loads(line)
         floors = row["floors"]
         random_weights = floors.get("random_weights", {})
@@ -71,18 +71,18 @@ def _by_k(values: Mapping[str, float]) -> dict[int, float]:
     return {int(k): percent for k, percent in values.items()}
 
 
-def append(path: Path, evaluation: Evaluation) -> None:
+def append(path: Path, row: KnnRow) -> None:
     """Add one row, on the disk when this returns; in the place of one that was cut short."""
     with open(path, "ab") as file:
         before = path.read_bytes() if file.tell() else b""
         if before and not before.endswith(b"\n"):  # or the new row would go on in that line
             file.truncate(before.rfind(b"\n") + 1)
-        file.write(evaluation.to_json().encode() + b"\n")
+        file.write(row.to_json().encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def read(path: Path) -> list[Evaluation]:
+def read(path: Path) -> list[KnnRow]:
     """All rows, [] without the file; a last line that a kill cut short does not count."""
     if not path.is_file():
         return []
@@ -90,13 +90,13 @@ def read(path: Path) -> list[Evaluation]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(Evaluation.from_json(line))
+            rows.append(KnnRow.from_json(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}, line {number} is damaged: {error!r}") from error
     return rows
 
 
-def newest(rows: Sequence[Evaluation], step: int) -> dict[str, tuple[Accuracies, Mapping]]:
+def newest(rows: Sequence[KnnRow], step: int) -> dict[str, tuple[Accuracies, Mapping]]:
     """Size -> (accuracies, protocol) of its last evaluation at that step."""
     return {
         size: (values, row.protocol)
@@ -106,28 +106,28 @@ def newest(rows: Sequence[Evaluation], step: int) -> dict[str, tuple[Accuracies,
     }
 
 
-def table(evaluation: Evaluation) -> str:
+def table(row: KnnRow) -> str:
     """The evaluation as text: a line per size and floor, a column per k."""
-    columns = sorted({k for values in evaluation.knn.values() for k in values})
-    most = evaluation.protocol.get("k_at_most", 0)
+    columns = sorted({k for values in row.knn.values() for k in values})
+    most = row.protocol.get("k_at_most", 0)
 
-    width = max(10, *map(len, evaluation.knn), 0) + 2
+    width = max(10, *map(len, row.knn), 0) + 2
 
     def line(name: str, values: Accuracies, floor: Accuracies | None) -> str:
         cells = [f"{values[k]:9.2f}" for k in columns]
         below = [f"{floor[k]:9.2f}" for k in columns] if floor else []
         return f"{name:<{width}}" + "".join(cells + below)
 
-    floors = evaluation.random_weights
+    floors = row.random_weights
     heads = [f"k={k}{'*' * (k > most > 0)}" for k in columns]
-    title = f"k-NN top-1 in %, step {evaluation.step}, {describe(evaluation.protocol)}"
+    title = f"k-NN top-1 in %, step {row.step}, {describe(row.protocol)}"
     lines = [title + (", then random weights" if floors else "")]
     lines.append(
         f"{'size':<{width}}" + "".join(f"{head:>9}" for head in heads * (2 if floors else 1))
     )
-    lines += [line(size, v, floors.get(size)) for size, v in evaluation.knn.items()]
-    if evaluation.raw_pixels:
-        lines.append(line("raw pixels", evaluation.raw_pixels, None))
+    lines += [line(size, v, floors.get(size)) for size, v in row.knn.items()]
+    if row.raw_pixels:
+        lines.append(line("raw pixels", row.raw_pixels, None))
     if any(k > most > 0 for k in columns):
         lines.append(f"* the bank has {most} images: k is {most} there")
     return "\n".join(lines)

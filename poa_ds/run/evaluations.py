@@ -9,9 +9,13 @@ import torch
 
 from poa_ds.checkpoint import deployed as snapshot
 from poa_ds.data.places import open_folder
-from poa_ds.evaluate import knn as evaluate
 from poa_ds.evaluate import results
-from poa_ds.evaluate.knn_protocol import Comparison
+from poa_ds.evaluate.features import Readout, random_weights
+from poa_ds.evaluate.knn import knn, raw_pixel_floor
+from poa_ds.evaluate.knn_protocol import KnnProtocol
+from poa_ds.evaluate.results import KnnRow
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived
 from poa_ds.recipe.backbone import backbone
 from poa_ds.run.setup import Setup
@@ -52,10 +56,11 @@ class Evaluations:
         dist.barrier()
         self.rows = results.read(self.path)
         if recipe.evaluation.queries:
-            self.queries = open_folder(recipe.evaluation.queries, recipe.data)
-            self.bank = open_folder(recipe.evaluation.bank or recipe.data.train, recipe.data)
-            comparison = Comparison.of(self.bank, self.queries, recipe.evaluation)
-            comparison.say_doubts()  # and mistakes, before the first step
+            queries = open_folder(recipe.evaluation.queries, recipe.data)
+            bank = open_folder(recipe.evaluation.bank or recipe.data.train, recipe.data)
+            self.protocol = KnnProtocol.of(bank, queries, recipe.evaluation)
+            self.readout = Readout.of(recipe, setup.engine.device)
+            self.protocol.say_doubts()
 
     def due(self, step: int) -> bool:
         """Whether this step ends with an evaluation; the last one always does."""
@@ -79,54 +84,40 @@ class Evaluations:
             snapshot.publish(self.output, tensors, self.recipe, step)
         if not self.recipe.evaluation.queries:
             return
-        start, device = time.perf_counter(), self.engine.device
-        settings = evaluate.of_recipe(self.recipe, device)
+        start = time.perf_counter()
         model = backbone(self.recipe)
         model.load_state_dict(
             {n.removeprefix(BACKBONE): t for n, t in tensors.items() if n.startswith(BACKBONE)}
         )
-        measured = evaluate.knn(
-            model.to(device),
-            self.subnets,
-            self.bank,
-            self.queries,
-            self.recipe.evaluation,
-            device=device,
-            progress=self._batches,
-            **settings,
-        )
-        pixels, random = self._floors(measured, step)
-        row = results.Evaluation.of(
-            step,
-            evaluate.protocol(
-                self.bank, self.queries, self.recipe.evaluation, precision=settings["precision"]
-            ),
-            measured,
-            raw_pixels=pixels,
-            random_weights=random,
-        )
+        measured, how = self._knn(model), self.protocol.record(self.readout.precision)
+        pixels, random = self._floors(measured, how, step)
+        row = KnnRow.of(step, how, measured, raw_pixels=pixels, random_weights=random)
         self._tell(step, row, measured, time.perf_counter() - start)
         self.rows.append(row)
         if dist.is_main():  # last: what is in this file is not measured again
             results.append(self.path, row)
 
-    def _floors(self, measured: dict, step: int) -> tuple[dict, dict]:
-        """(raw pixels, random weights): the sizes at step 0 are the second."""
-        if self.rows:
-            first = self.rows[0]
-            space = derived.space(self.recipe)
-            return dict(first.raw_pixels), {
-                space.parse(name): values for name, values in first.random_weights.items()
-            }
-        pixels = evaluate.raw_pixel_floor(
-            self.bank,
-            self.queries,
-            self.recipe.evaluation,
-            device=self.engine.device,
-            workers=self.recipe.data.workers,
-            progress=self._batches,
-        )
-        return pixels, measured if step == 0 else {}
+    def _knn(self, model: ElasticBackbone) -> dict[Subnet, dict[int, float]]:
+        model = model.to(self.readout.device)
+        return knn(model, self.subnets, self.protocol, self.readout, progress=self._batches)
+
+    def _floors(self, measured: dict, how: dict, step: int) -> tuple[dict, dict]:
+        """(raw pixels, random weights), as they were measured before in the same way.
+
+        The sizes at step 0 are the second; where another protocol had it, it is measured anew.
+        """
+        before = [row for row in self.rows if row.raw_pixels]
+        for row in before:
+            if row.protocol == how:
+                space, random = derived.space(self.recipe), row.random_weights
+                return dict(row.raw_pixels), {space.parse(s): by_k for s, by_k in random.items()}
+        if before and dist.is_main():
+            tell("k-NN is measured in another way than before: its floors are measured anew")
+        pixels = raw_pixel_floor(self.protocol, self.readout, progress=self._batches)
+        if step == 0:
+            return pixels, measured
+        anew = any(row.random_weights for row in before)
+        return pixels, self._knn(random_weights(self.recipe)) if anew else {}
 
     def _batches(self, items: Iterable, *, total: int, label: str, unit: str) -> Iterator:
         """The batches of this rank; ranks that have fewer wait here for the others."""
@@ -139,10 +130,8 @@ class Evaluations:
         for _ in range(most - total):
             self.between_batches()
 
-    def _tell(self, step: int, row: results.Evaluation, measured: dict, seconds: float) -> None:
+    def _tell(self, step: int, row: KnnRow, measured: dict, seconds: float) -> None:
         k = self.recipe.evaluation.report_k
-        ks = [x for x in next(iter(measured.values())) if x <= k]
-        k = max(ks) if ks else min(next(iter(measured.values())))
         random = {
             s: row.random_weights[str(s)][k] for s in measured if str(s) in row.random_weights
         }

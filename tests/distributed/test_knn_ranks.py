@@ -11,8 +11,10 @@ import torch.multiprocessing
 
 from poa_ds import cli
 from poa_ds.data.store.index import ShardFolder
-from poa_ds.evaluate import knn as evaluate
 from poa_ds.evaluate import results
+from poa_ds.evaluate.features import Readout, random_weights
+from poa_ds.evaluate.knn import knn, raw_pixel_floor
+from poa_ds.evaluate.knn_protocol import KnnProtocol
 from tests.evaluate.test_knn import make_run, tiny
 from tests.support.shards import make_shards
 
@@ -28,12 +30,11 @@ def accuracies(folder: Path, case: tuple[int, int, int]) -> list[tuple[str, dict
         f"evaluation.batch_size={batch}",
     )
     bank = ShardFolder.open(folder / ("train" if bank_images >= 20 else f"bank{bank_images}"))
-    queries, settings = ShardFolder.open(folder / "val"), evaluate.of_recipe(recipe, "cpu")
-    model = evaluate.random_weights(recipe)
-    found = evaluate.knn(
-        model, model.space.subnets(), bank, queries, recipe.evaluation, device="cpu", **settings
-    )
-    pixels = evaluate.raw_pixel_floor(bank, queries, recipe.evaluation)
+    protocol = KnnProtocol.of(bank, ShardFolder.open(folder / "val"), recipe.evaluation)
+    model = random_weights(recipe)
+    readout = Readout.of(recipe, "cpu")
+    found = knn(model, model.space.subnets(), protocol, readout)
+    pixels = raw_pixel_floor(protocol, readout)
     return [*((str(subnet), values) for subnet, values in found.items()), ("pixels", pixels)]
 
 

@@ -15,9 +15,10 @@ from poa_ds.checkpoint.deployed import publish
 from poa_ds.data.image.views import center_view
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import ShardFolder
-from poa_ds.evaluate import knn as evaluate
 from poa_ds.evaluate import results
-from poa_ds.evaluate.knn_protocol import Comparison
+from poa_ds.evaluate.features import Readout, features, random_weights
+from poa_ds.evaluate.knn import knn, raw_pixel_floor
+from poa_ds.evaluate.knn_protocol import KnnProtocol
 from poa_ds.evaluate.neighbours import (
     Bank,
     Deal,
@@ -28,6 +29,7 @@ from poa_ds.evaluate.neighbours import (
     spread,
     vote,
 )
+from poa_ds.evaluate.results import KnnRow
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.backbone import backbone
@@ -58,10 +60,10 @@ def test_autocast_gives_nearly_the_same_features(name: str) -> None:
     model, images = backbone(recipe), torch.randn(4, 3, 32, 32)
     space = derived.space(recipe)
     for subnet in (space.smallest, space.intact):
-        exact = evaluate.features(model, images, subnet)
+        exact = features(model, images, subnet)
         # fp16: some virtual machines announce bf16 products that they do not have
-        with evaluate._autocast(CPU, "fp16"):
-            low = evaluate.features(model, images, subnet)
+        as_they_are = Readout((0.0,) * 3, (1 / 255,) * 3, CPU, "fp16")
+        [low] = as_they_are.encoder(model, [subnet])(images)
         apart = (low.float() - exact).norm() / exact.norm()
         assert 1e-6 < apart < 1e-2, (subnet, apart)
 
@@ -158,10 +160,10 @@ def slow_knn(model, subnet, bank, queries, recipe) -> dict[int, float]:
 def test_accuracy_of_every_size_equals_that_of_a_slow_loop(tmp_path: Path) -> None:
     recipe = tiny()
     bank, queries = make_shards(tmp_path / "bank", 40), make_shards(tmp_path / "queries", 25)
-    model = evaluate.random_weights(recipe)
+    model = random_weights(recipe)
     subnets = model.space.select("32x2,48x3")
-    settings = evaluate.of_recipe(recipe, CPU)
-    found = evaluate.knn(model, subnets, bank, queries, recipe.evaluation, device="cpu", **settings)
+    protocol = KnnProtocol.of(bank, queries, recipe.evaluation)
+    found = knn(model, subnets, protocol, Readout.of(recipe, CPU))
     assert list(found) == subnets and model.training
     for subnet in subnets:
         assert found[subnet] == slow_knn(model, subnet, bank, queries, recipe)
@@ -172,63 +174,49 @@ def test_sizes_that_do_not_fit_into_memory_take_another_pass(
 ) -> None:
     recipe = tiny()
     bank, queries = make_shards(tmp_path / "bank", 30), make_shards(tmp_path / "queries", 12)
-    model, passes = evaluate.random_weights(recipe), []
+    model, passes = random_weights(recipe), []
 
     def progress(items, **words):
         passes.append(words["label"])
         return items
 
-    arguments = (model, model.space.subnets(), bank, queries, recipe.evaluation)
-    settings = evaluate.of_recipe(recipe, CPU) | {"device": "cpu", "progress": progress}
-    together = evaluate.knn(*arguments, **settings)
+    protocol = KnnProtocol.of(bank, queries, recipe.evaluation)
+    arguments = (model, model.space.subnets(), protocol, Readout.of(recipe, CPU))
+    together = knn(*arguments, progress=progress)
     assert passes == ["k-NN bank", "k-NN queries"]
-    monkeypatch.setattr(evaluate, "FEATURE_BYTES", 1)
-    assert evaluate.knn(*arguments, **settings) == together
+    monkeypatch.setattr("poa_ds.evaluate.knn.FEATURE_BYTES", 1)
+    assert knn(*arguments, progress=progress) == together
     assert len(passes) == 2 + 2 * len(model.space.subnets())
 
 
 def test_a_k_beyond_the_bank_takes_the_whole_bank_and_is_marked(tmp_path: Path) -> None:
     recipe = tiny("evaluation.bank_images=20")
     bank, queries = make_shards(tmp_path / "bank", 9), make_shards(tmp_path / "queries", 12)
-    model = evaluate.random_weights(recipe)
-    found = evaluate.knn(
-        model,
-        [Subnet(32, 2)],
-        bank,
-        queries,
-        recipe.evaluation,
-        device="cpu",
-        **evaluate.of_recipe(recipe, CPU),
-    )
-    protocol = evaluate.protocol(bank, queries, recipe.evaluation, precision="fp32")
-    assert protocol["k_at_most"] == 9 and set(found[Subnet(32, 2)]) == {1, 5, 20}
-    text = results.table(results.Evaluation.of(3, protocol, found))
+    model = random_weights(recipe)
+    protocol = KnnProtocol.of(bank, queries, recipe.evaluation)
+    found = knn(model, [Subnet(32, 2)], protocol, Readout.of(recipe, CPU))
+    how = protocol.record("fp32")
+    assert how["k_at_most"] == 9 and set(found[Subnet(32, 2)]) == {1, 5, 20}
+    text = results.table(KnnRow.of(3, how, found))
     assert "k=20*" in text and "k=5*" not in text and "9 images: k is 9" in text
 
 
 def test_features_that_are_not_finite_have_no_accuracy(tmp_path: Path) -> None:
     recipe = tiny()
     bank, queries = make_shards(tmp_path / "bank", 30), make_shards(tmp_path / "queries", 12)
-    model = evaluate.random_weights(recipe)
+    model = random_weights(recipe)
     model.norm.bias.data[40] = float("nan")
-    found = evaluate.knn(
-        model,
-        [Subnet(32, 2), Subnet(48, 2)],
-        bank,
-        queries,
-        recipe.evaluation,
-        device="cpu",
-        **evaluate.of_recipe(recipe, CPU),
-    )
+    protocol = KnnProtocol.of(bank, queries, recipe.evaluation)
+    found = knn(model, [Subnet(32, 2), Subnet(48, 2)], protocol, Readout.of(recipe, CPU))
     assert math.isnan(found[Subnet(48, 2)][5]) and found[Subnet(32, 2)][5] > 0
-    assert list(results.Evaluation.of(0, {}, found).knn) == ["32x2"]
+    assert list(KnnRow.of(0, {}, found).knn) == ["32x2"]
 
 
 def test_raw_pixels_are_compared_at_32_px_at_most(tmp_path: Path) -> None:
     options = tiny("evaluation.resize=36", "evaluation.crop=32").evaluation
     options = dataclasses.replace(options, crop=36)  # above PIXEL_SIDE
     bank, queries = make_shards(tmp_path / "bank", 30), make_shards(tmp_path / "queries", 12)
-    found = evaluate.raw_pixel_floor(bank, queries, options)
+    found = raw_pixel_floor(KnnProtocol.of(bank, queries, options), Readout.of(tiny(), CPU))
 
     def pixels(folder) -> torch.Tensor:
         numbers = [int(folder.key(i).removeprefix("image_")) for i in range(len(folder))]
@@ -249,7 +237,7 @@ def test_damaged_images_are_replaced_with_their_labels_and_said(
     for name, images in sets.items():
         make_shards(tmp_path / name, images)
     bank, queries = (damage(tmp_path / name, (2, 7)) for name in sets)
-    found = evaluate.raw_pixel_floor(bank, queries, options)
+    found = raw_pixel_floor(KnnProtocol.of(bank, queries, options), Readout.of(tiny(), CPU))
     told = capsys.readouterr().err
     assert f"2 damaged images of {bank.path} are replaced" in told and bank.key(2) in told
     assert f"2 damaged images of {queries.path} are replaced" in told
@@ -273,7 +261,7 @@ def test_classes_are_matched_by_name_and_unlabelled_images_left_out(tmp_path: Pa
     labels = queries.labels.copy()
     labels[3] = -1
     queries.labels = labels
-    split = Comparison.of(bank, queries, options).queries
+    split = KnnProtocol.of(bank, queries, options).queries
     names = [queries.classes[label] for i, label in enumerate(labels) if i != 3]
     assert [bank.classes[label] for label in split.labels] == names
     assert 3 not in split.rows
@@ -283,20 +271,13 @@ def test_mistakes_name_the_folder(tmp_path: Path) -> None:
     options = tiny().evaluation
     bank, queries = make_shards(tmp_path / "bank", 30), make_shards(tmp_path / "queries", 12)
     with pytest.raises(UsageError, match="the same images"):
-        Comparison.of(bank, bank, options)
+        KnnProtocol.of(bank, bank, options)
     queries.classes = ("ant", "bee", "dog")
     with pytest.raises(UserError, match=r"queries has classes that the bank .* lacks: dog"):
-        Comparison.of(bank, queries, options)
+        KnnProtocol.of(bank, queries, options)
     queries.classes, queries.labels = bank.classes, np.full(12, -1)
     with pytest.raises(UserError, match="queries has no labels"):
-        Comparison.of(bank, queries, options)
-
-
-def test_cost_is_that_of_the_forward_passes() -> None:
-    model = evaluate.random_weights(tiny())
-    sizes = [Subnet(32, 2), Subnet(48, 3)]
-    expected = 1000 * sum(model.flops(subnet, 32) for subnet in sizes)
-    assert evaluate.knn_flops(model, sizes, 1000, 32) == expected
+        KnnProtocol.of(bank, queries, options)
 
 
 def make_run(folder: Path, *overrides: str) -> Recipe:
@@ -307,7 +288,7 @@ def make_run(folder: Path, *overrides: str) -> Recipe:
     recipe = tiny(*data, *overrides)
     for step in (0, 20):
         torch.manual_seed(step)
-        model = evaluate.random_weights(dataclasses.replace(recipe, seed=step))
+        model = random_weights(dataclasses.replace(recipe, seed=step))
         tensors = {f"backbone.{name}": t for name, t in model.state_dict().items()}
         publish(folder, tensors, recipe, step)
     return recipe
@@ -356,7 +337,7 @@ def test_wrong_options_are_named(
 
 def test_a_cut_last_row_does_not_count_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "knn.jsonl"
-    row = results.Evaluation.of(3, {"crop": 32}, {Subnet(32, 2): {1: 50.0}}, raw_pixels={1: 20.0})
+    row = KnnRow.of(3, {"crop": 32}, {Subnet(32, 2): {1: 50.0}}, raw_pixels={1: 20.0})
     results.append(path, row)
     whole = path.read_text()
     path.write_text(whole + whole[:10])
@@ -375,6 +356,6 @@ def test_rows_after_a_step_are_dropped_when_a_run_goes_back_to_it(tmp_path: Path
     path = tmp_path / "knn.jsonl"
     results.keep_through(path, 5)
     for step in (0, 5, 10):
-        results.append(path, results.Evaluation.of(step, {}, {Subnet(32, 2): {1: 50.0}}))
+        results.append(path, KnnRow.of(step, {}, {Subnet(32, 2): {1: 50.0}}))
     results.keep_through(path, 5)
     assert [row.step for row in results.read(path)] == [0, 5]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from poa_ds.evaluate.knn_protocol import Comparison
+from poa_ds.evaluate.knn_protocol import KnnProtocol
 from tests.evaluate.test_knn import tiny
 from tests.support.shards import make_shards
 
@@ -17,18 +17,18 @@ def test_shared_images_and_a_single_class_are_said(
     options = tiny().evaluation
     bank = make_shards(tmp_path / "bank")
     other = make_shards(tmp_path / "other", count=36, seed=1)  # 30 of them are in the bank
-    assert Comparison.of(bank, other, options).doubts() == [
+    assert KnnProtocol.of(bank, other, options).doubts() == [
         f"30 of 36 queries are the same images in {other.path} and the bank {bank.path}: each "
         "finds itself"
     ]
     fewer = dataclasses.replace(options, bank_images=3)  # only what takes part counts
-    assert "3 of 36 queries" in Comparison.of(bank, other, fewer).doubts()[0]
+    assert "3 of 36 queries" in KnnProtocol.of(bank, other, fewer).doubts()[0]
     one = make_shards(tmp_path / "one", count=1)
     apart = make_shards(tmp_path / "apart", count=2, first=40)
-    Comparison.of(one, apart, options).say_doubts()
+    KnnProtocol.of(one, apart, options).say_doubts()
     said = capsys.readouterr().err
     assert said == (
         f"warning: k-NN accuracy: all images of the bank {one.path} are of one class: every "
         "answer is right\n"
     )
-    assert Comparison.of(bank, apart, options).doubts() == []
+    assert KnnProtocol.of(bank, apart, options).doubts() == []

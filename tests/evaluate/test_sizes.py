@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from poa_ds import cli
-from poa_ds.evaluate import knn as evaluate
 from poa_ds.evaluate import results, sizes
+from poa_ds.evaluate.features import random_weights
+from poa_ds.evaluate.results import KnnRow
 from poa_ds.model.space import Subnet
 from tests.evaluate.test_knn import tiny
 from tests.export.test_extract import run_folder
@@ -25,7 +26,7 @@ PROTOCOL = {
 
 def measured(folder: Path, knn: dict[Subnet, float], *, step: int = 7, images: int = 40) -> None:
     protocol = PROTOCOL | {"bank": {"images": images, "of": 40}}
-    row = results.Evaluation.of(step, protocol, {s: {20: x} for s, x in knn.items()})
+    row = KnnRow.of(step, protocol, {s: {20: x} for s, x in knn.items()})
     results.append(folder / "knn.jsonl", row)
 
 
@@ -41,7 +42,7 @@ def test_costs_of_a_size_are_those_of_the_network_by_itself() -> None:
     from poa_ds.export.extract import extract
 
     recipe = tiny()
-    model = evaluate.random_weights(recipe)
+    model = random_weights(recipe)
     for row in sizes.rows(model, recipe, {}):
         subnet = model.space.parse(row.size)
         # the mask token is not part of an extracted size
@@ -55,7 +56,7 @@ def test_costs_of_a_size_are_those_of_the_network_by_itself() -> None:
 
 def test_deep_narrow_sizes_stand_where_their_parameters_put_them() -> None:
     recipe = tiny("backbone.depth={min: 2, max: 6, step: 2}")
-    rows = sizes.rows(evaluate.random_weights(recipe), recipe, {})
+    rows = sizes.rows(random_weights(recipe), recipe, {})
     assert [row.size for row in rows] == ["32x2", "32x4", "48x2", "32x6", "48x4", "48x6"]
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from poa_ds import cli
 from poa_ds.checkpoint.deployed import publish
-from poa_ds.evaluate import knn as evaluate
+from poa_ds.evaluate.features import random_weights
 from poa_ds.export.extract import extract, fold_layer_scale
 from poa_ds.export.folder import Export, check_images, reload
 from poa_ds.model.space import Subnet
@@ -26,7 +26,7 @@ from tests.support.shards import make_shards
 def run_folder(folder: Path, *overrides: str) -> Recipe:
     """A run with one teacher whose every weight is random, biases and norms too."""
     recipe = tiny(*overrides)
-    model, generator = evaluate.random_weights(recipe), torch.Generator().manual_seed(0)
+    model, generator = random_weights(recipe), torch.Generator().manual_seed(0)
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
         tensor += 0.3 * noise if tensor.ndim == 1 or "embed" in name else 0.1 * noise
@@ -185,7 +185,7 @@ def test_an_interrupted_export_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = run_folder(tmp_path / "run")
-    model, subnet, out = evaluate.random_weights(recipe), Subnet(32, 2), tmp_path / "out"
+    model, subnet, out = random_weights(recipe), Subnet(32, 2), tmp_path / "out"
     export = Export(model, recipe, 7, "here")
     export.write(subnet, extract(model, subnet), out)
     before = (out / "model.safetensors").read_bytes()
@@ -221,7 +221,7 @@ def test_vit_of_the_imagenet_recipe_opens_in_timm(tmp_path: Path) -> None:
     narrow = ("backbone.width={min: 128, max: 192, step: 64}", "backbone.names={odd: 128x12}")
     shallow = ("backbone.depth={min: 12, max: 13, step: 1}", "evaluation.sizes=odd")
     recipe = load.recipe(file, [*narrow, *shallow])
-    model, subnet = evaluate.random_weights(recipe), Subnet(128, 12)
+    model, subnet = random_weights(recipe), Subnet(128, 12)
     state, out = extract(model, subnet), tmp_path / "out"
     images = torch.randn(1, 3, 224, 224)
     assert Export(model, recipe, 0, "here").write(subnet, state, out, images) < 1e-4

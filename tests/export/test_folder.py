@@ -10,7 +10,7 @@ import torch
 
 from poa_ds import cli
 from poa_ds.checkpoint.deployed import load_teacher, publish
-from poa_ds.evaluate import knn as evaluate
+from poa_ds.evaluate.features import random_weights
 from poa_ds.export import onnx_file
 from poa_ds.export.extract import extract
 from poa_ds.export.folder import Export, reload
@@ -60,7 +60,7 @@ def made(kind: str, folder: Path, **changes: object) -> Recipe:
             "evaluation": {"resize": 64, "crop": 64, "sizes": ["all"]},
         }
     )
-    model, generator = evaluate.random_weights(recipe), torch.Generator().manual_seed(0)
+    model, generator = random_weights(recipe), torch.Generator().manual_seed(0)
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
         loud = tensor.ndim == 1 or "embed." in name or "position_bias" in name
@@ -133,7 +133,7 @@ def test_a_network_that_is_wrong_at_the_second_size_alone_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = made("vit", tmp_path / "run")
-    model, subnet = evaluate.random_weights(recipe), Subnet(32, 2)
+    model, subnet = random_weights(recipe), Subnet(32, 2)
     monkeypatch.setattr(onnx_file, "CUBIC", -0.5)
     export = Export(model, recipe, 7, "here", "onnx", any_size=True)
     with pytest.raises(UserError, match="differs from the elastic network"):
@@ -197,7 +197,7 @@ def test_timm_takes_every_resnet_and_the_intact_swin(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     for kind, sizes in (("resnet", SIZES["resnet"]), ("swin", SIZES["swin"][-1:])):
         recipe = made(kind, tmp_path / kind)
-        model, images = evaluate.random_weights(recipe), torch.randn(2, 3, 64, 64)
+        model, images = random_weights(recipe), torch.randn(2, 3, 64, 64)
         for text in sizes:
             subnet, out = Subnet.read(text), tmp_path / f"{kind}{text}"
             difference = Export(model, recipe, 7, "here").write(
@@ -211,7 +211,7 @@ def test_windows_that_need_padding_are_exact_in_the_module_and_refused_for_timm(
     tmp_path: Path,
 ) -> None:
     recipe = made("swin", tmp_path / "run", window=5)
-    model, subnet = evaluate.random_weights(recipe), Subnet(32, 4)
+    model, subnet = random_weights(recipe), Subnet(32, 4)
     assert "do not divide into windows" in form.of(model.kind).not_timm(model.shape, subnet)
     export = Export(model, recipe, 7, "here", "state-dict")
     images = torch.randn(2, 3, 64, 64)
@@ -232,7 +232,7 @@ def test_timm_is_refused_where_it_would_be_wrong(
 @pytest.mark.parametrize("style", ["state-dict", "onnx"])
 def test_a_wrong_network_fails_the_check_and_is_not_written(style: str, tmp_path: Path) -> None:
     recipe = made("swin", tmp_path / "run")
-    model, subnet = evaluate.random_weights(recipe), Subnet(24, 3)
+    model, subnet = random_weights(recipe), Subnet(24, 3)
     state = extract(model, subnet)
     name = next(n for n in state if n.endswith("attn.qkv.weight"))
     state[name] = state[name] * (subnet.width / model.space.intact.width)  # the factor forgotten

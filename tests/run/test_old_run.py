@@ -14,7 +14,13 @@ import torch
 
 from poa_ds import cli, train
 from poa_ds.checkpoint.deployed import load_teacher
+from poa_ds.data.places import open_folder
 from poa_ds.evaluate import results
+from poa_ds.evaluate.features import Readout, random_weights
+from poa_ds.evaluate.knn import knn, raw_pixel_floor
+from poa_ds.evaluate.knn_protocol import KnnProtocol
+from poa_ds.recipe import derived, load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.run import exit_status
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.track.metrics_file import read_rows
@@ -54,6 +60,11 @@ def shards(name: str) -> Path:
     return OLD / "shards" / {"bank": "train", "queries": "val"}[name]
 
 
+def protocol_of(recipe: Recipe) -> KnnProtocol:
+    bank, queries = (open_folder(str(shards(name)), recipe.data) for name in ("bank", "queries"))
+    return KnnProtocol.of(bank, queries, recipe.evaluation)
+
+
 def test_one_size_is_extracted_and_the_checkpoint_holds_the_published_teacher(
     run: Path, tmp_path: Path
 ) -> None:
@@ -67,11 +78,40 @@ def test_one_size_is_extracted_and_the_checkpoint_holds_the_published_teacher(
         assert torch.equal(weight, held.state_dict()[name]), name
 
 
+@pytest.mark.parametrize(
+    "changed", [["evaluation.k=[3]", "evaluation.report_k=3"], ["evaluation.bank_images=18"]]
+)
+def test_another_protocol_has_its_own_floors(run: Path, changed: list[str]) -> None:
+    """They were taken from the first evaluation, or looked up there in vain."""
+    words = ["--config", str(run / "config.yaml"), *DATA, f"output_dir={run}", "tracking=none"]
+    printed = train_together([*words, *changed, "schedule.epochs=3"], run)
+    assert "k-NN is measured in another way than before: its floors are measured anew" in printed
+    recipe = load.recipe(run / "config.yaml", [])  # the run has written down the changed one
+    protocol = protocol_of(recipe)
+    readout, row = Readout.of(recipe, "cpu"), results.read(RunFolder(run).knn)[-1]
+    sizes = derived.space(recipe).subnets()
+    assert row.protocol == protocol.record("fp32")
+    assert row.raw_pixels == raw_pixel_floor(protocol, readout)
+    untrained = knn(random_weights(recipe), sizes, protocol, readout)
+    assert row.random_weights == {str(size): by_k for size, by_k in untrained.items()}
+
+
+def test_random_weights_are_those_that_the_run_began_with(run: Path) -> None:
+    recipe = load.recipe(run / "config.yaml", DATA)
+    protocol = protocol_of(recipe)
+    first, sizes = results.read(RunFolder(run).knn)[0], derived.space(recipe).subnets()
+    found = knn(random_weights(recipe), sizes, protocol, Readout.of(recipe, "cpu"))
+    for size in sizes:  # 20 queries; another processor may turn one of them
+        wanted = first.random_weights[str(size)]
+        assert found[size] == pytest.approx(wanted, abs=100 / 20)
+
+
 @pytest.mark.parametrize(("ranks", "stage"), [(2, 2), (1, 0), (2, 3)])
 def test_it_continues_with_the_losses_of_then(run: Path, ranks: int, stage: int) -> None:
     words = ["--config", str(run / "config.yaml"), *DATA, f"output_dir={run}", "tracking=none"]
     words += ["--deepspeed_config", f"ds_configs/zero{stage}.json"] if stage else []
-    train_together([*words, "schedule.epochs=3"], run, ranks)
+    printed = train_together([*words, "schedule.epochs=3"], run, ranks)
+    assert "continues at step 8" in printed and "floors are measured anew" not in printed
     then = json.loads((OLD / "continued.json").read_text())
     now: dict[str, dict[str, float]] = {step: {} for step in then}
     for row in read_rows(run / "metrics.jsonl"):
@@ -89,8 +129,8 @@ def test_it_continues_with_the_losses_of_then(run: Path, ranks: int, stage: int)
     assert (run / "checkpoints" / "latest").read_text() == "step00000012"
 
 
-def train_together(words: list[str], out: Path, ranks: int) -> None:
-    """The training program on that many ranks; all must end well."""
+def train_together(words: list[str], out: Path, ranks: int = 1) -> str:
+    """What rank 0 of the training program prints; all ranks must end well."""
     port, logs = free_port(), [out.parent / f"rank{rank}.log" for rank in range(ranks)]
     processes = [
         fork(_train, environment(rank, ranks, port), log, words) for rank, log in enumerate(logs)
@@ -98,7 +138,7 @@ def train_together(words: list[str], out: Path, ranks: int) -> None:
     for process, log in zip(processes, logs, strict=True):
         process.join(PATIENCE_SECONDS)
         assert process.exitcode == 0, log.read_text()
-    assert "continues at step 8" in logs[0].read_text()
+    return logs[0].read_text()
 
 
 def _train(words: list[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from poa_ds import cli
 from poa_ds.evaluate import results
+from poa_ds.evaluate.results import KnnRow
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import load
 from poa_ds.recipe.tree import Recipe
@@ -67,7 +68,7 @@ def evaluate(tracker: Tracker, folder: Path, step: int) -> None:
     top1 = {SMALL: {20: 50.0 + step, 10: 49.0}, LARGE: {20: 60.0 + step, 10: 58.0}}
     images = {"images": 9, "of": 9}
     protocol = {"bank": images, "queries": images, "crop": 32, "resize": 32, "precision": "fp32"}
-    row = results.Evaluation.of(step, protocol, top1, raw_pixels={20: 27.0, 10: 26.0})
+    row = KnnRow.of(step, protocol, top1, raw_pixels={20: 27.0, 10: 26.0})
     results.append(RunFolder(folder).knn, row)
     floors = Floors(27.0, {SMALL: 41.0, LARGE: 42.0})
     tracker.log_knn(step, top1, floors, protocol, table=results.table(row))

@@ -1,0 +1,57 @@
+"""What a network says of an image: its class token, of every size at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from poa_ds.evaluate.knn_protocol import Encoder
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.space import Subnet
+from poa_ds.recipe.backbone import backbone
+from poa_ds.recipe.tree import Recipe
+
+
+def features(model: ElasticBackbone, images: Tensor, subnet: Subnet) -> Tensor:
+    """Class tokens (B, width) of normalised float images (B, 3, S, S)."""
+    return model(images, subnet)[:, 0]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How features are computed. "bf16" and "fp16" run in autocast; workers: loader processes."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    device: torch.device
+    precision: str = "fp32"
+    workers: int = 0
+
+    @classmethod
+    def of(cls, recipe: Recipe, device: torch.device | str) -> "Readout":
+        """As the recipe says. On a CPU: always fp32."""
+        device, options = torch.device(device), recipe.augmentation
+        precision = recipe.precision if device.type == "cuda" else "fp32"
+        return cls(options.mean, options.std, device, precision, recipe.data.workers)
+
+    def encoder(self, model: ElasticBackbone, subnets: Sequence[Subnet]) -> Encoder:
+        """From uint8 images (B, 3, S, S) to the features of each size."""
+        shift, scale = (
+            255 * torch.tensor(x, device=self.device).view(3, 1, 1) for x in (self.mean, self.std)
+        )
+        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+
+        def encode(images: Tensor) -> list[Tensor]:
+            normalised = (images.float() - shift) / scale
+            with torch.autocast(self.device.type, low or torch.bfloat16, enabled=low is not None):
+                return [features(model, normalised, subnet) for subnet in subnets]
+
+        return encode
+
+
+def random_weights(recipe: Recipe) -> ElasticBackbone:
+    """The recipe's backbone before any training: the other floor, when `knn` measures it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return backbone(recipe)
