@@ -104,9 +104,10 @@ def test_a_method_without_an_average_deploys_its_student(shards: Path, tmp_path:
     assert steps == list(range(1, 21))
 
 
-def test_a_plan_is_made_for_the_toys(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("method", ["toy dino", "toy siamese", "single"])
+def test_a_plan_is_made_for_any_method(method: str, capsys: pytest.CaptureFixture) -> None:
     words = ["plan", "--config", str(ROOT / "ds_configs" / "photos.yaml"), "--nodes", "1"]
-    assert cli.main([*words, "--gpus", "2", *RECIPE, "objective.method=toy dino"]) == 0
+    assert cli.main([*words, "--gpus", "2", *RECIPE, f"objective.method={method}"]) == 0
     assert "32x3" in capsys.readouterr().out
 
 

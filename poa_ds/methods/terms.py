@@ -144,7 +144,8 @@ class Matching:
     def _rows(self, head: int) -> tuple[Tensor, Tensor]:
         """Cross-entropies of the rows of all students under one head, from one pass.
 
-        (n, R, 2): of each class row towards teacher and intact student; (n, M): of each patch.
+        (n, R, 2): of each class row towards teacher and intact student, (1, R, 1) of one student;
+        (n, M): of each patch.
         """
         p, a, n = self.projections, self.assignments, self.students
         t, z, w = a.projections, p.cls[head], p.cls_prototypes[head]
@@ -156,7 +157,8 @@ class Matching:
             Target(t.cls[head], t.cls_prototypes[head], a.temperature, a.cls_biases[head], met),
             Target(z[:rows].detach(), w.detach(), self.temperature, None, intact),
         )
-        cls = prototype_ce(z, w, targets, self.temperature).unflatten(0, (n, rows))
+        # with one student there is nobody who copies the intact one
+        cls = prototype_ce(z, w, targets[:n], self.temperature).unflatten(0, (n, rows))
 
         z, w, masked = p.patches[head], p.patch_prototypes[head], len(t.patches[head])
         same = torch.arange(masked, device=device, dtype=torch.int32).repeat(n)[:, None]
