@@ -90,7 +90,9 @@ def _run(args: argparse.Namespace) -> int:
 
     rendezvous.prepare_environment()
     rendezvous.check_port(os.environ)
-    watchdog = Watchdog(Requests(), recipe.step_timeout_seconds)
+    requests = Requests()
+    requests.install()
+    watchdog = Watchdog(requests, recipe.step_timeout_seconds)
     source = str(args.deepspeed_config or "without --deepspeed_config")
     prepare_allocator(os.environ)
     limits.raise_open_files()

@@ -10,7 +10,7 @@ import torch
 
 from poa_ds import cli
 from poa_ds.checkpoint import folders as checkpoint_files
-from poa_ds.checkpoint import reshard as checkpoint_pieces
+from poa_ds.checkpoint import reshard
 from poa_ds.checkpoint import state as checkpoint
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.data.store.index import ShardFolder
@@ -77,7 +77,7 @@ def test_the_tensors_of_a_checkpoint(tmp_path: Path, sprung: Path, kind: str) ->
     disguise(folder, payloads(sprung)[kind])
     manifest = checkpoint_files.read_manifest(folder)
     with pytest.raises(UserError, match="cannot be read"):
-        checkpoint_pieces.teacher(folder, manifest)
+        reshard.teacher(folder, manifest)
     assert cli.main(["checkpoint", "convert", str(folder), str(tmp_path / "out")]) == 1
     assert not sprung.exists() and not (tmp_path / "out").exists()
 

@@ -17,7 +17,7 @@ from poa_ds.system.errors import UserError
 from poa_ds.system.files import whole_folder
 
 
-class Pieces:
+class OpenCheckpoint:
     """The open files of one checkpoint; they are memory-mapped, only what is asked for is read."""
 
     def __init__(self, folder: Path, shards: list[tuple[Mapping[str, Any], Any]]) -> None:
@@ -45,15 +45,15 @@ class Pieces:
 
 
 @contextmanager
-def opened(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Pieces]:
-    """The checkpoint's Pieces. UserError: a file is no safetensors file."""
+def opened(folder: Path, manifest: Mapping[str, Any]) -> Iterator[OpenCheckpoint]:
+    """The checkpoint, open. UserError: a file is no safetensors file."""
     try:
         with ExitStack() as stack:
             shards = [
                 (record, stack.enter_context(safe_open(folder / record["file"], framework="pt")))
                 for record in manifest["shards"]
             ]
-            yield Pieces(folder, shards)
+            yield OpenCheckpoint(folder, shards)
     except SafetensorError as error:
         raise UserError(f"{folder} cannot be read: {error}") from error
 
@@ -64,11 +64,11 @@ def teacher(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
     The moving average, or the student where nothing is averaged.
     """
     shapes = manifest["shapes"]
-    with opened(folder, manifest) as pieces:
-        averaged = [name for name in shapes if pieces.has(name, "ema")]
+    with opened(folder, manifest) as checkpoint:
+        averaged = [name for name in shapes if checkpoint.has(name, "ema")]
         key, names = ("ema", averaged) if averaged else ("fp32", list(shapes))
         return {
-            name: pieces.read(name, key, 0, math.prod(shapes[name])).view(shapes[name])
+            name: checkpoint.read(name, key, 0, math.prod(shapes[name])).view(shapes[name])
             for name in names
         }
 
@@ -79,15 +79,15 @@ def reshard(folder: Path, out: Path, ranks: int) -> None:
     Training reads it under any name of the form step00000300 in RUN/checkpoints.
     """
     manifest = files.read_manifest(folder)
-    with opened(folder, manifest) as pieces, whole_folder(out) as partial:
+    with opened(folder, manifest) as checkpoint, whole_folder(out) as partial:
         shards = []
         for rank in range(ranks):
             own = dict(_shares(manifest["shapes"], rank, ranks))
             arrays = {
-                f"{name}|{key}": pieces.read(name, key, first, first + count).numpy()
+                f"{name}|{key}": checkpoint.read(name, key, first, first + count).numpy()
                 for key in KEYS
                 for name, (first, count) in own.items()
-                if pieces.has(name, key)
+                if checkpoint.has(name, key)
             }
             path = partial / f"shard-{rank:05d}.safetensors"
             size, crc = tensor_file.write(path, arrays)

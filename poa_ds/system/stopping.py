@@ -39,7 +39,7 @@ def requests() -> list[signal.Signals]:
 class Requests:
     """What this process was asked. `wanted`: why it shall stop, empty as long as nobody asks.
 
-    Make it in the main thread, early: the launcher must still be there.
+    Make it early: the launcher must still be there.
     """
 
     def __init__(self) -> None:
@@ -49,13 +49,15 @@ class Requests:
         self._launchers = _launchers(os.environ)
         if _one_is_gone(self._launchers):
             self._want("the end of its launcher")
-        self._pipe, writing = os.pipe()
-        asked = requests()
-        self._numbers = (signal.SIGINT, *asked)
-        for end in (self._pipe, writing):
+        self._pipe, self._writing = os.pipe()
+        self._numbers = (signal.SIGINT, *requests())
+        for end in (self._pipe, self._writing):
             os.set_blocking(end, False)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in asked:
+
+    def install(self) -> None:
+        """Listen to signals and to the end of the output's reader; in the main thread."""
+        signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        for number in self._numbers:
             signal.signal(number, _noted)
         signal.signal(signal.SIGINT, self._interrupt)
         reader = "its launcher" if self._launchers else "the reader of its output"

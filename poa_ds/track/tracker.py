@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
@@ -28,20 +28,27 @@ FINAL_ERRORS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXI
 
 
 class Tracker:
-    """What the training loop talks to; on ranks other than the main one every call does nothing."""
+    """What the training loop talks to; one without a folder keeps nothing."""
 
     def __init__(
-        self, metrics: MetricsFile | None, background: Background[MlflowStore] | None, report_k: int
+        self,
+        report_k: int,
+        *,
+        folder: Path | None = None,
+        metrics: MetricsFile | None = None,
+        background: Background[MlflowStore] | None = None,
+        ids: Mapping[str, Any] | None = None,
+        nonfinite: Mapping[str, int] | None = None,
     ) -> None:
-        self._metrics, self._background, self._report_k = metrics, background, report_k
-        self._ids: dict[str, Any] = {}
-        self._nonfinite: Counter[str] = Counter()
-        self._folder, self._broken = Path(), False
+        """nonfinite: how often each metric was nan or inf so far."""
+        self._report_k, self._folder, self._metrics = report_k, folder, metrics
+        self._background, self._ids = background, {} if ids is None else ids
+        self._nonfinite, self._broken = Counter(nonfinite), False
 
     @classmethod
     def silent(cls, recipe: Recipe) -> Self:
-        """One whose calls do nothing."""
-        return cls(None, None, recipe.evaluation.report_k)
+        """One whose calls do nothing, as on ranks other than the main one."""
+        return cls(recipe.evaluation.report_k)
 
     @classmethod
     def start(
@@ -73,28 +80,16 @@ class Tracker:
                 run_ids.keep(output_dir, ids)
         except OSError as error:
             raise UserError(f"output_dir {output_dir} cannot be written: {error}") from error
-        tracker = cls(metrics, None, recipe.evaluation.report_k)
-        tracker._folder, tracker._ids = output_dir, ids
-        tracker._nonfinite.update(_nonfinite_counts(read_rows(path)))
-        if ids:
-            known = {subnet: (parameters or {}).get(subnet) for subnet in sizes}
-            tracker._track(recipe, known, resumed=resumed)
-        return tracker
-
-    def _track(self, recipe: Recipe, sizes: Mapping[Subnet, int | None], *, resumed: bool) -> None:
-        """Start the thread that talks to MLflow."""
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        folder, mode = self._folder.resolve(), "resume" if resumed else "new"
-        place = destination(recipe, folder, os.environ)
-        self._background = Background(
-            "MLflow",
-            lambda: open_store(recipe, folder, self._ids, sizes, place=place, mode=mode),
-            is_final=_is_final,
-            advice=f"training goes on, every metric is in {RunFolder(self._folder).metrics}",
+        known = {subnet: (parameters or {}).get(subnet) for subnet in sizes}
+        mode = "resume" if resumed else "new"
+        return cls(
+            recipe.evaluation.report_k,
+            folder=output_dir,
+            metrics=metrics,
+            background=_in_background(recipe, output_dir, ids, known, mode) if ids else None,
+            ids=ids,
+            nonfinite=_nonfinite_counts(read_rows(path)),
         )
-        self._background.submit(MlflowStore.catch_up)
-        self._background.submit(_keep_files)
 
     @property
     def ids(self) -> dict[str, Any]:
@@ -194,6 +189,29 @@ class Tracker:
         self._nonfinite.update(f"nonfinite/{name}" for name in bad)
         counts = {f"nonfinite/{name}": float(self._nonfinite[f"nonfinite/{name}"]) for name in bad}
         return {name: x for name, x in numbers.items() if name not in bad} | counts
+
+
+def _in_background(
+    recipe: Recipe,
+    output_dir: Path,
+    ids: dict[str, Any],
+    sizes: Mapping[Subnet, int | None],
+    mode: Literal["new", "resume"],
+) -> Background[MlflowStore]:
+    """The thread that talks to MLflow. What it hears of ids it notes in `ids`."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    folder = output_dir.resolve()
+    place = destination(recipe, folder, os.environ)
+    background = Background(
+        "MLflow",
+        lambda: open_store(recipe, folder, ids, sizes, place=place, mode=mode),
+        is_final=_is_final,
+        advice=f"training goes on, every metric is in {RunFolder(output_dir).metrics}",
+    )
+    background.submit(MlflowStore.catch_up)
+    background.submit(_keep_files)
+    return background
 
 
 def _nonfinite_counts(rows: Iterable[Row]) -> dict[str, int]:

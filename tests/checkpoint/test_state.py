@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from poa_ds.checkpoint import folders as checkpoint_files
-from poa_ds.checkpoint import reshard as checkpoint_pieces
+from poa_ds.checkpoint import reshard
 from poa_ds.checkpoint import state as checkpoint
 from poa_ds.checkpoint.state import RunState
 from poa_ds.system.errors import UserError
@@ -108,7 +108,7 @@ def test_the_fp16_loss_scale_goes_on_as_if_nothing_had_happened(made: Path) -> N
 
 def test_the_teacher_taken_out_of_a_checkpoint_is_the_engines(made: Path) -> None:
     folder = made / "step00000002"
-    found = checkpoint_pieces.teacher(folder, checkpoint_files.read_manifest(folder))
+    found = reshard.teacher(folder, checkpoint_files.read_manifest(folder))
     wanted = load_file(made.parent / "teacher.safetensors")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())

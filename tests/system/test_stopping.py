@@ -12,6 +12,7 @@ PRINTS = """
 import sys, time
 from poa_ds.system.stopping import Requests
 requests = Requests()
+requests.install()
 while not requests.wanted:
     print("step", flush=True)
     time.sleep(0.02)
