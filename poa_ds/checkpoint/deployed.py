@@ -19,6 +19,7 @@ from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text, whole_folder
+from poa_ds.system.json_text import parse_object
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import plain
 
@@ -87,17 +88,17 @@ def find_teacher(run: Path, step: int | None = None) -> Path:
         raise UserError(f"{run} has no teacher of step {step}; there are those of {there}")
     if step is None:
         latest = teachers / LATEST
-        named = teachers / latest.read_text().strip() if latest.is_file() else None
+        named = teachers / latest.read_text(errors="replace").strip() if latest.is_file() else None
         return named if named in steps.values() else steps[max(steps)]
     return steps[step]
 
 
 def _read_recipe(path: Path) -> tuple[Recipe, int]:
     try:
-        about = json.loads(path.read_text())
-        found, step, tree = about["format"], int(about["step"]), about["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is missing or damaged: {error!r}") from error
+        about = parse_object(path.read_bytes(), format=int, step=int, config=dict)
+        found, step, tree = about["format"], about["step"], about["config"]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged: {error}") from error
     if found != FORMAT:
         raise UserError(f"{path} has format {found!r}; this program reads format {FORMAT}")
     return load.kept(tree), step

@@ -19,6 +19,7 @@ from typing import Any
 
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text, sync
+from poa_ds.system.json_text import is_of, parse_object
 
 FORMAT = 2
 MANIFEST, LATEST = "manifest.json", "latest"
@@ -66,17 +67,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, once its checksum fits. UserError: missing, damaged, of another format."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_object(path.read_bytes())
         crc = manifest.pop("crc32", None)
         found = manifest.get("format")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or "it is damaged"
         raise UserError(f"{MANIFEST} cannot be read ({cause})") from error
     if found != FORMAT:
         raise UserError(f"{MANIFEST} has format {found!r}, this program reads {FORMAT}")
     if crc != zlib.crc32(json.dumps(manifest).encode()) or not manifest.keys() >= {*_KEYS}:
         raise UserError(f"{MANIFEST} does not have its checksum")
+    if not _is_well_formed(manifest):  # a checksum is no proof of where it comes from
+        raise UserError(f"{MANIFEST} is damaged")
     return manifest
+
+
+def _is_well_formed(manifest: dict[str, Any]) -> bool:
+    """Whether everything has the kind that its readers count on."""
+    kinds = {"state": dict, "adam_steps": dict, "counters": dict, "shapes": dict, "shards": list}
+    if not all(is_of(manifest[name], kind) for name, kind in (kinds | {"recipe": str}).items()):
+        return False
+    file = {"file": str, "bytes": int, "crc32": int}
+    records = [(manifest["extra"], file)]
+    records += [(shard, file | {"pieces": dict}) for shard in manifest["shards"]]
+    return all(
+        isinstance(record, dict) and all(is_of(record.get(name), kinds[name]) for name in kinds)
+        for record, kinds in records
+    )
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

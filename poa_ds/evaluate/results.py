@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from poa_ds.model.space import Subnet
+from poa_ds.system import json_text
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
 
@@ -55,7 +56,7 @@ class KnnRow:
 
     @classmethod
     def from_json(cls, line: str) -> "KnnRow":
-        row = json.loads(line)
+        row = json_text.parse_object(line, step=int, protocol=dict, knn=dict, floors=dict)
         floors = row["floors"]
         random_weights = floors.get("random_weights", {})
         return cls(
@@ -68,6 +69,7 @@ class KnnRow:
 
 
 def _by_k(values: Mapping[str, float]) -> dict[int, float]:
+    json_text.numbers(values)
     return {int(k): percent for k, percent in values.items()}
 
 
@@ -86,13 +88,13 @@ def read(path: Path) -> list[KnnRow]:
     """All rows, [] without the file; a last line that a kill cut short does not count."""
     if not path.is_file():
         return []
-    *lines, _cut_short = path.read_text("utf-8").split("\n")
+    *lines, _cut_short = path.read_text("utf-8", errors="replace").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(KnnRow.from_json(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}, line {number} is damaged: {error!r}") from error
+            raise UserError(f"{path}, line {number} is damaged: {error}") from error
     return rows
 
 

@@ -22,6 +22,7 @@ from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import whole_folder
+from poa_ds.system.json_text import parse
 
 Style = Literal["timm", "state-dict", "onnx"]
 WEIGHTS: dict[Style, str] = {
@@ -162,7 +163,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = parse(path.read_bytes())
     except (OSError, ValueError):
         return {}  # not a file of ours
     return content if isinstance(content, dict) else {}

@@ -4,7 +4,6 @@ One owner per number: batch sizes, precision, clipping and accumulation come fro
 file may repeat such a number or say "auto"; another value is an error that names both places.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from poa_ds.recipe import shipped
 from poa_ds.recipe.checks import check_world
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
+from poa_ds.system.json_text import parse
+from poa_ds.system.typed_yaml import brief
 
 # what DeepSpeed could do as well, and who does it here
 FORBIDDEN = {
@@ -38,7 +39,7 @@ def read(path: Path | None) -> dict[str, Any]:
         return {}
     path = shipped.find(path, ".json")
     try:
-        content = json.loads(path.read_text(), object_pairs_hook=_no_key_twice)
+        content = parse(path.read_bytes(), object_pairs_hook=_no_key_twice)
     except (OSError, ValueError) as error:
         raise UsageError(f"DeepSpeed file {path}: {error}") from error
     if not isinstance(content, dict):
@@ -65,11 +66,13 @@ def resolved(
     check_world(recipe, world_size)
     for section in ("zero_optimization", "data_types", "bf16", "fp16"):
         if not isinstance(file.get(section, {}), dict):
-            raise UsageError(f"{source}: {section} is {file[section]!r}: expected an object")
+            raise UsageError(f"{source}: {section} is {brief(file[section])}: expected an object")
     zero = file.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     if type(stage) is not int or stage not in (0, 1, 2, 3):
-        raise UsageError(f"{source}: zero_optimization.stage is {stage!r}: allowed are 0, 1, 2, 3")
+        raise UsageError(
+            f"{source}: zero_optimization.stage is {brief(stage)}: allowed are 0, 1, 2, 3"
+        )
     _check_features(file, zero, source)
     _check_stage(recipe, file, stage, world_size, source)
     merged = dict(file)
@@ -109,7 +112,7 @@ def _set(merged: dict[str, Any], path: str, value: object, owner: str, source: s
     given = place.get(key, "auto")
     if given != "auto" and (given != value or isinstance(given, bool) != isinstance(value, bool)):
         raise UsageError(
-            f"{source} says {path} = {given!r}, the recipe says {value!r} ({owner}):"
+            f"{source} says {path} = {brief(given)}, the recipe says {value!r} ({owner}):"
             f" the recipe owns this number, so remove it from the file"
         )
     place[key] = value

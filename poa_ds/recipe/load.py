@@ -16,6 +16,7 @@ from poa_ds.system.errors import UsageError
 from poa_ds.system.paths import expanded
 from poa_ds.system.typed_yaml import build, dump, override, parse
 
+LONGEST = 1_000_000  # characters of a recipe
 T = TypeVar("T")
 
 
@@ -77,9 +78,12 @@ def kept_recipe(path: Path) -> Recipe:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = Path(path).read_text()
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(LONGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path}: {error}") from error
+    if len(text) > LONGEST:
+        raise UsageError(f"recipe {path} has more than {LONGEST:,} characters: it is none")
     tree = parse(text, source=str(path)) or {}
     if not isinstance(tree, dict):
         raise UsageError(f"recipe {path}: expected `key: value` lines, found {type(tree).__name__}")

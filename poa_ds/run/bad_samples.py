@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from poa_ds.data.batch import Bad
-from poa_ds.track.metrics_file import read_rows, rewrite
+from poa_ds.system.json_text import parse_object
+from poa_ds.track.metrics_file import lines_with_steps, rewrite
 
 
 def append(path: Path, step: int, bad: Iterable[Bad]) -> None:
@@ -21,4 +22,5 @@ def append(path: Path, step: int, bad: Iterable[Bad]) -> None:
 def keep_through(path: Path, step: int) -> None:
     """Drop the rows after `step`: a run that goes on from there meets the same images again."""
     if path.exists():
-        rewrite(path, [row for row in read_rows(path) if row["step"] <= step])
+        rows = lines_with_steps(path, lambda line: parse_object(line, step=int))
+        rewrite(path, [row for row in rows if row["step"] <= step])

@@ -5,6 +5,7 @@ Every mistake is a UsageError that names the key, its value and what is allowed.
 
 import math
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import yaml
 
 from poa_ds.system.errors import UsageError
+from poa_ds.system.json_text import LARGEST
 
 T = TypeVar("T")
 
@@ -75,14 +77,30 @@ for _tag, _pattern in (
     )
 
 
+MERGE = "tag:yaml.org,2002:merge"
+
+
+def brief(value: object) -> str:
+    """The value as it is shown: of a long or deep one (anchors make it grow) the beginning."""
+    return _BRIEF.repr(value)
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 3
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 6
+_BRIEF.maxstring = _BRIEF.maxother = 120
+
+
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
-    keys = [key.value for key, _ in node.value]
+    seen: set[str] = set()
     for key_node, _ in node.value:
-        if keys.count(key_node.value) > 1:
+        key = str(key_node.value)
+        if key in seen or key_node.tag == MERGE:  # merged mappings grow tenfold with each level
+            what = "is there twice" if key in seen else "would merge another mapping"
             raise yaml.constructor.ConstructorError(
-                problem=f"the key {key_node.value!r} is there twice",
-                problem_mark=key_node.start_mark,
+                problem=f"the key {brief(key)} {what}", problem_mark=key_node.start_mark
             )
+        seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -93,7 +111,10 @@ def parse(text: str, *, source: str) -> Any:
     """The value that a YAML text stands for; `source` names it in the message."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise UsageError(f"{source} is not valid YAML: it is nested too deeply") from None
+    # the others: a tag such as !!int before what is none, a number of thousands of digits
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{source} is not valid YAML: {error}") from error
 
 
@@ -101,7 +122,7 @@ def override(tree: dict, assignment: str, cls: type) -> dict:
     """`tree` with one `a.b=c` applied; the key must exist in the dataclass `cls`."""
     key, equals, text = assignment.partition("=")
     if not equals or not key:
-        raise UsageError(f"override {assignment!r} is not of the form key=value")
+        raise UsageError(f"override {brief(assignment)} is not of the form key=value")
     hint = _hint_of(key, cls)
     if isinstance(hint, type) and issubclass(hint, str) and text[:1] not in ("'", '"'):
         value: Any = text  # a run called 2024, an empty path: the text as it stands
@@ -131,7 +152,7 @@ def _section(default: T, tree: object, path: str, root: type) -> T:
     if not isinstance(tree, Mapping):
         keys = ", ".join(hints)
         raise UsageError(
-            f"{path or 'the recipe'} is {tree!r}: it is a section with the keys {keys}"
+            f"{path or 'the recipe'} is {brief(tree)}: it is a section with the keys {keys}"
         )
     values = {}
     for key, value in tree.items():
@@ -153,23 +174,25 @@ def _value(hint: Any, value: object, path: str) -> Any:
     if origin is Annotated:
         number = _value(arguments[0], value, path)
         if number not in arguments[1]:
-            raise UsageError(f"{path} is {value!r}: it must be {arguments[1]}")
+            raise UsageError(f"{path} is {brief(value)}: it must be {arguments[1]}")
         return number
     if origin is Literal:
         if value not in arguments:
-            raise UsageError(f"{path} is {value!r}: allowed are {', '.join(arguments)}")
+            raise UsageError(f"{path} is {brief(value)}: allowed are {', '.join(arguments)}")
         return value
     if origin is tuple:
         return _tuple(arguments, value, path)
     if origin in (Mapping, dict):
         return _map(arguments[1], value, path)
+    if type(value) is int and abs(value) > LARGEST:
+        raise UsageError(f"{path} is {brief(value)}: at most 64 bits")
     if hint is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if isinstance(hint, type) and issubclass(hint, str) and hint is not str:
         return hint(_value(str, value, path))
     if hint is not float and type(value) is hint:  # a bool is not an int here
         return value
-    raise UsageError(f"{path} is {value!r}: expected {_NAMES[hint]}")
+    raise UsageError(f"{path} is {brief(value)}: expected {_NAMES[hint]}")
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -181,9 +204,11 @@ def _tuple(arguments: tuple, value: object, path: str) -> tuple:
         value = [part.strip() for part in value.split(",")]  # sizes=small,base
     length = "a list" if endless else f"a list of {len(arguments)} values"
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise UsageError(f"{path} is {value!r}: expected {length}, as in [a, b]")
+        raise UsageError(f"{path} is {brief(value)}: expected {length}, as in [a, b]")
     if len(value) == 0 or not (endless or len(value) == len(arguments)):
-        raise UsageError(f"{path} is {value!r}: expected {length}{' that is not empty' * endless}")
+        raise UsageError(
+            f"{path} is {brief(value)}: expected {length}{' that is not empty' * endless}"
+        )
     hints = [arguments[0]] * len(value) if endless else arguments
     return tuple(
         _value(hint, item, f"{path}[{i}]")
@@ -195,10 +220,10 @@ def _map(hint: Any, value: object, path: str) -> Mapping:
     """Names with a value of one type each, such as {small: 384x12}."""
     if not isinstance(value, Mapping):
         kind = "text" if hint is str else "number"
-        raise UsageError(f"{path} is {value!r}: expected name: {kind}, one per line")
+        raise UsageError(f"{path} is {brief(value)}: expected name: {kind}, one per line")
     for key in value:
         if not isinstance(key, str):
-            raise UsageError(f"{path}.{key} is {value[key]!r}: expected a name, quoted")
+            raise UsageError(f"{path}.{key} is {brief(value[key])}: expected a name, quoted")
     return {key: _value(hint, item, f"{path}.{key}") for key, item in value.items()}
 
 
@@ -235,7 +260,7 @@ def _unknown(key: str, root: type) -> UsageError:
     near = near or [by_end[name] for name in by_end if end in name.split("_")]  # lr: base_lr
     near = near or [by_end[name] for name in get_close_matches(end, by_end, n=1, cutoff=0.6)]
     hint = f"; the nearest known key is {near[0]}" if near else f"; sections: {sorted(sections)}"
-    return UsageError(f"unknown key {key}{hint}")
+    return UsageError(f"unknown key {brief(key)[1:-1]}{hint}")
 
 
 def plain(value: object) -> Any:

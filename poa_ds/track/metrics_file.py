@@ -9,12 +9,13 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from poa_ds.model.space import Subnet
+from poa_ds.system import json_text
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
 
@@ -25,15 +26,26 @@ _OF_A_SIZE = re.compile(r"(knn_\w+)/(w\d+_d[\d-]+)")
 
 def read_rows(path: Path) -> list[Row]:
     """All rows of the file; a last line that a kill cut short does not count."""
+    return lines_with_steps(path, _metrics)
+
+
+def lines_with_steps(path: Path, parse: Callable[[bytes], Row]) -> list[Row]:
+    """The same of any file whose lines are objects with a `step`. UserError names a wrong one."""
     lines = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows += [json.loads(line)] if line else []
+            rows += [parse(line)] if line else []
         except ValueError as error:
             if number < len(lines):
                 raise UserError(f"{path}, line {number} is damaged: {error}") from error
     return rows
+
+
+def _metrics(line: bytes, **more: type) -> Row:
+    row = json_text.parse_object(line, step=int, **more)
+    json_text.numbers(row)
+    return row
 
 
 def rows_after(path: Path, offset: int = 0) -> Iterator[tuple[int, Row]]:
@@ -43,8 +55,13 @@ def rows_after(path: Path, offset: int = 0) -> Iterator[tuple[int, Row]]:
         for line in file:
             if not line.endswith(b"\n"):  # being written, or cut short by a kill
                 return
+            try:
+                row = _metrics(line, time=float) if line.strip() else None
+            except ValueError as error:
+                raise UserError(f"{path}, the line from byte {offset:,} on: {error}") from error
             offset += len(line)
-            yield offset, json.loads(line)
+            if row is not None:
+                yield offset, row
 
 
 class MetricsFile:

@@ -12,6 +12,7 @@ from typing import Any
 
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
+from poa_ds.system.json_text import parse_object
 from poa_ds.system.run_folder import RunFolder
 
 
@@ -34,8 +35,14 @@ def known(folder: Path, resumed: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_bytes())) if path.exists() else {}
-    except (ValueError, TypeError) as error:
+        found = parse_object(path.read_bytes()) if path.exists() else {}
+        children = found.get("children", {})
+        texts = [found.get("key", ""), found.get("run", "")]
+        texts += children.values() if isinstance(children, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("an id is no text")
+        return found
+    except ValueError as error:
         raise UserError(
             f"{path} is damaged ({error}): remove it, a run that continues then takes the ids of "
             "its checkpoint"

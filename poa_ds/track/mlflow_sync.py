@@ -5,7 +5,6 @@ may be repeated, interrupted, or run beside the training.
 """
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
+from poa_ds.system.json_text import parse_object
 from poa_ds.system.progress import progress
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.track import metrics_file, mlflow_store
@@ -148,4 +148,9 @@ def _sizes(recipe: Recipe) -> dict[Subnet, int]:
 def _is_complete(folder: Path, rows: list[Any]) -> bool:
     """Whether the run has come to its last step; one that has not may still go on."""
     path = RunFolder(folder).derived
-    return path.is_file() and rows[-1]["step"] >= json.loads(path.read_text())["steps"]
+    if not path.is_file():
+        return False
+    try:
+        return rows[-1]["step"] >= parse_object(path.read_bytes(), steps=int)["steps"]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error

@@ -15,6 +15,7 @@ from poa_ds.track.metrics_file import (
     knn_curves,
     knn_values,
     read_rows,
+    rows_after,
     split_by_size,
     values_of,
 )
@@ -100,6 +101,25 @@ def test_damage_elsewhere_is_named_with_its_line(tmp_path: Path) -> None:
     path.write_text('{"step": 0}\n{"st\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
         read_rows(path)
+
+
+ODD_ROWS = [
+    *("[]", "3", "null", '"a"', "{}", '{"step": "1", "time": 0}', '{"step": -1, "time": 0}'),
+    *('{"step": 1, "time": 0, "loss": "x"}', '{"step": 1, "time": 0, "loss": NaN}'),
+    *('{"step": 1, "time": 0, "loss": null}', '{"step": 1, "time": "now"}', "[" * 100_000),
+    *('{"step": 1, "time": 0, "loss": 1e999}', '{"step": 9' + 40 * "9" + "}", "\\xff"),
+]
+
+
+@pytest.mark.parametrize("row", ODD_ROWS, ids=range(len(ODD_ROWS)))
+def test_a_row_of_any_other_kind_is_named_by_whoever_reads_it(row: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 0, "time": 1.0}}\n\n{row}\n{{"step": 2, "time": 1.0}}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 3 is damaged: ") as error:
+        read_rows(path)
+    assert len(str(error.value)) < len(str(tmp_path)) + 200
+    with pytest.raises(UserError, match=r"metrics\.jsonl, the line from byte 26 on: "):
+        list(rows_after(path))
 
 
 def test_knn_values_and_curves_are_each_other_s_inverse() -> None:
