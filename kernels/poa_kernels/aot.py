@@ -5,7 +5,7 @@ does not run on the tensor cores. Triton's cache makes a second run quick.
 """
 
 import argparse
-import importlib
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -130,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps([asdict(r) for r in reports], indent=1) + "\n")
     bad = sum(bool(r.complaint) for r in reports)
-    print(f"{len(reports)} kernels compiled, {bad} with a complaint (not run on a GPU)")
+    by = f"by triton {importlib.metadata.version('triton')}"
+    print(f"{len(reports)} kernels compiled {by}, {bad} with a complaint (not run on a GPU)")
     return 1 if bad or not reports else 0
 
 

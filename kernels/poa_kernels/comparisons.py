@@ -137,8 +137,8 @@ def linears(scene: Scene) -> Iterator[Comparison]:
         (("qkv", 3, 1), ("proj", 1, 1), ("fc1", 4, 1), ("fc2", 1, 4)), widths
     ):
         sizes = (up * width, down * width, up * narrow, down * narrow)
-        # torch.compile changes no product: one width shows it
-        late = narrow == widths[len(widths) // 2]
+        # torch.compile changes no product: one width of one layer shows it
+        late = layer == "qkv" and narrow == widths[len(widths) // 2]
         yield from _products(scene, f"{layer} {narrow}", rows, *sizes, compiled=late)
 
 
