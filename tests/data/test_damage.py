@@ -15,15 +15,17 @@ import pytest
 from data_tools import check
 from data_tools.shard import write
 from data_tools.sources import Sample
+from poa_ds.data.image.opening import FORMATS, LARGEST
 from poa_ds.data.image.pixels import png
 from poa_ds.data.loader import slot_batches
 from poa_ds.data.places import open_folder
-from poa_ds.data.store import fetch
+from poa_ds.data.store import fetch, remote
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.remote import RemoteFolder
 from poa_ds.recipe.tree import Data
 from poa_ds.system.errors import UserError
 from tests.data.test_loader import SPEC
+from tests.support.damage_rows import image_lines, tar_lines
 from tests.support.local_server import Server, serving
 from tests.support.shards import image, make_shards, options, run
 
@@ -41,6 +43,17 @@ replaces it and says so. A missing or cut *file* and an address that cannot be r
 run.
 
 """
+
+IMAGES_HEAD = [
+    "## Images",
+    "",
+    f"Read are {', '.join(FORMATS)}, by what stands in the file and not by its name; no other",
+    f"decoder is asked, and none starts a program. No image has more than {LARGEST:,} pixels: what",
+    "the header announces decides, before anything is decoded. `poa-ds shard --short-side` decodes",
+    "larger JPEGs at a reduced scale, and `--max-pixels` raises the limit there for other formats.",
+    "",
+]
+TARS_HEAD = ["## Tars of other tools", ""]
 
 
 def flip(path: Path, place: int) -> None:
@@ -127,6 +140,7 @@ def plain(text: str, **places: object) -> str:
     for name, place in places.items():
         text = text.replace(str(place), name)
     text = re.sub(r"URL:\d+", "URL", text)
+    text = re.sub(r"too slow: \d+ bytes in \d+ seconds", "too slow: N bytes in N seconds", text)
     text = re.sub(r" \(before: .*\)", "", text)  # a slow machine hangs too
     return re.sub(r"(?<![-_\d])\d{4,}", "N", text)
 
@@ -156,6 +170,9 @@ REMOTE = {
     "the body is another one": "wrong",
     "the body is longer": "long",
     "the body has no end": "endless",
+    "the body comes byte by byte": "drip",
+    "the answer comes byte by byte": "slow header",
+    "the length that is announced is no number": "length",
 }
 
 
@@ -185,7 +202,10 @@ def test_every_damage_is_noticed_and_the_table_says_how(
     lines += ["", "## Shards at an address", ""]
     lines += [
         f"A fault that passes is retried ({fetch.ATTEMPTS} attempts, with growing waits; a server "
-        f"that says nothing for {fetch.TIMEOUT_SECONDS:.0f} seconds has failed).",
+        f"that says nothing for {fetch.TIMEOUT_SECONDS:.0f} seconds has failed, and so has one "
+        f"that after {fetch.PATIENCE * fetch.TIMEOUT_SECONDS:.0f} seconds sends less than "
+        f"{fetch.SLOWEST // 1000} kB per second). No more is taken of a file than `dataset.json` "
+        f"says of it, and of itself {remote.MANIFEST_BYTES >> 20} MiB.",
         "",
     ]
     lines += ["| fault | twice | always: found | message |", "|---|---|---|---|"]
@@ -193,9 +213,12 @@ def test_every_damage_is_noticed_and_the_table_says_how(
     with serving(tmp_path / "served") as server:
         for name in REMOTE:
             with monkeypatch.context() as patch:
-                if REMOTE[name] == "hang":
-                    patch.setattr(fetch, "TIMEOUT_SECONDS", 1.0)
+                if "hangs" in name or "byte by byte" in name:
+                    seconds = 1.0 if "hangs" in name else 0.3
+                    patch.setattr(fetch, "TIMEOUT_SECONDS", seconds)
                 lines.append(remote_row(name, server, tmp_path / "cache"))
+    lines += ["", *IMAGES_HEAD, *image_lines(), "", *TARS_HEAD]
+    lines += tar_lines(tmp_path / "tars", capsys)
     text = HEAD + "\n".join(lines) + "\n"
     if os.environ.get("POA_WRITE_DOCS"):
         DOCUMENT.write_text(text)

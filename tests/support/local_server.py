@@ -15,7 +15,8 @@ class Server:
 
     Faults: "500", "404", "cut" (half of the body), "wrong" (other bytes), "long" (one byte more),
     "unannounced" (half of the body, its length unsaid), "endless" (no end, its length unsaid),
-    "hang" (half of the body, then nothing).
+    "hang" (half of the body, then nothing), "drip" (one byte after the other, without end), "slow
+    header" (likewise, and no body), "length" (one that is no number), "answer" (500, with escapes).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,6 +48,13 @@ def serving(folder: Path) -> Iterator[Server]:
             fault = state.fault(self.path, counter[self.path])
             counter[self.path] += 1
             path = state.folder / self.path.lstrip("/")
+            if fault == "slow header":
+                self.drip(b"X-Header: ")
+                return
+            if fault == "answer":
+                self.send_response_only(500, "\x1b[2Jgone")
+                self.end_headers()
+                return
             if fault in ("500", "404") or not path.is_file():
                 self.send_error(int(fault or 404))
                 return
@@ -56,10 +64,15 @@ def serving(folder: Path) -> Iterator[Server]:
             if fault == "long":
                 body += b"?"
             self.send_response(200)
-            if fault not in ("unannounced", "endless"):
+            if fault == "length":
+                self.send_header("Content-Length", "12 apples")
+            elif fault not in ("unannounced", "endless", "drip"):
                 self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command == "HEAD":
+                return
+            if fault == "drip":
+                self.drip(b"")
                 return
             if fault in ("cut", "unannounced", "hang"):
                 body = body[: len(body) // 2]
@@ -69,6 +82,12 @@ def serving(folder: Path) -> Iterator[Server]:
             with suppress(ConnectionError):  # until the other side has enough
                 while fault == "endless":
                     self.wfile.write(body)
+
+        def drip(self, begin: bytes) -> None:
+            with suppress(ConnectionError):
+                self.wfile.write(begin)
+                while not state.stopped.wait(0.05):
+                    self.wfile.write(b"x")
 
         def log_message(self, *_: object) -> None:
             pass

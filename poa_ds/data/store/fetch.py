@@ -14,14 +14,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
+from poa_ds.data.store.patience import TooSlow, timed
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import publish
+from poa_ds.system.printable import printable
 
 ATTEMPTS = 5
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0  # in which something must come
+SLOWEST = 20_000  # bytes per second that a transfer must have, from PATIENCE on
+PATIENCE = 1.5  # of TIMEOUT_SECONDS: before it ends what still sends something
 CHUNK = 1 << 20
+LONGEST_NUMBER = 16  # digits of a size
+Item = TypeVar("Item")
 NO_HEAD = (403, 405, 501)  # what servers answer that only know GET
 
 
@@ -37,10 +43,12 @@ class _Fault(Exception):
 class Wanted:
     """A remote file; what is known of it is compared, None is not.
 
-    accept: raises UserError where the content is not what it should be.
+    most: bytes that are taken, where the size is not known. accept: raises UserError where the
+    content is not what it should be.
     """
 
     address: str
+    most: int
     size: int | None = None
     sha256: str | None = None
     accept: Callable[[bytes], object] | None = None
@@ -83,15 +91,18 @@ def size_of(address: str) -> int | None:
         answer = urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS)
     with answer:
         length = answer.headers.get("Content-Length")
-        return None if length is None else int(length)
+    if length is None:
+        return None
+    if not (length.isascii() and length.isdigit() and len(length) < LONGEST_NUMBER):
+        raise _Fault(f"the server announces a length of {printable(length)!r}")
+    return int(length)
 
 
 def confirm(wanted: Wanted, *, wait_seconds: float = 1.0) -> None:
     """FetchError unless the file is there, as large as it should be; its body is not read."""
 
     def attempt() -> None:
-        with _network(wanted.address):
-            size = size_of(wanted.address)
+        size = next(_in_time(_sizes(wanted.address), lambda _: 0))
         if None not in (size, wanted.size) and size != wanted.size:
             raise _Fault(f"{size} bytes are there instead of {wanted.size}")
 
@@ -135,10 +146,12 @@ def _copy(wanted: Wanted, path: Path) -> None:
             size += len(chunk)
             digest.update(chunk)
             target.write(chunk)
-            if wanted.size is not None and size > wanted.size:
+            if size > (wanted.most if wanted.size is None else wanted.size):
                 break  # a body without end would fill the disk
     if wanted.size is not None and size != wanted.size:
         raise _Fault(f"{size} bytes came instead of {wanted.size}")
+    if size > wanted.most:
+        raise _Fault(f"more than {wanted.most} bytes came")
     if wanted.sha256 is not None and digest.hexdigest() != wanted.sha256:
         raise _Fault("wrong content: its sha256 is not the one in dataset.json")
     if wanted.accept is not None:
@@ -152,11 +165,31 @@ def _copy(wanted: Wanted, path: Path) -> None:
 
 def _chunks(address: str) -> Iterator[bytes]:
     """The content, piece by piece."""
+    return _in_time(_pieces(address), len)
+
+
+def _in_time(items: Iterator[Item], weight: Callable[[Item], int]) -> Iterator[Item]:
+    """What a request gives; a fault where it comes too slowly. weight: of an item in bytes."""
+    try:
+        yield from timed(
+            items, lambda size: PATIENCE * TIMEOUT_SECONDS + size / SLOWEST, weight=weight
+        )
+    except TooSlow as slow:
+        raise _Fault(f"too slow: {slow.size} bytes in {slow.seconds:.0f} seconds") from None
+
+
+def _sizes(address: str) -> Iterator[int | None]:
+    with _network(address):
+        yield size_of(address)
+
+
+def _pieces(address: str) -> Iterator[bytes]:
     size = 0
     with _network(address), opened(address) as source:
         # read() of a cut http body ends without an error
         announced = getattr(source, "length", None) or getattr(source, "size", None)
-        while chunk := source.read(CHUNK):
+        read = getattr(source, "read1", source.read)  # what is there, not all that was asked for
+        while chunk := read(CHUNK):
             size += len(chunk)
             yield chunk
     if announced is not None and size < announced:

@@ -17,9 +17,12 @@ from poa_ds.data.store.fetch import FetchError, Wanted, confirm, fetch
 from poa_ds.data.store.index import INDEX, LISTED, SampleError, ShardFolder, load_index
 from poa_ds.data.store.manifest import MANIFEST, Manifest
 from poa_ds.data.store.order import BlockOrder
+from poa_ds.data.store.tarwalk import ROW
 from poa_ds.system.errors import UserError
 
 ASKING = 16  # shards at a time whose presence is confirmed
+MANIFEST_BYTES = 64 << 20  # of a dataset.json, at most: 400,000 shards
+INDEX_BYTES = 4096  # of an index beside its rows, at most
 STREAMS = 2  # shards at a time that one process fetches ahead
 
 
@@ -45,14 +48,15 @@ class RemoteFolder(ShardFolder):
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache, prefix="opening-") as place:
                 parse = functools.partial(Manifest.parse, name=MANIFEST)
-                wanted = Wanted(f"{address}/{MANIFEST}", accept=parse)
+                wanted = Wanted(f"{address}/{MANIFEST}", MANIFEST_BYTES, accept=parse)
                 fetch(wanted, Path(place) / MANIFEST, wait_seconds=cls.wait_seconds)
                 content = (Path(place) / MANIFEST).read_bytes()
                 manifest = parse(content)
         except OSError as error:
             raise UserError(f"data.cache {cache} cannot be used: {error.strerror}") from error
         path = cache / hashlib.sha256(content).hexdigest()[:32]
-        wanted = Wanted(f"{address}/{INDEX}", None, manifest.index_sha256)
+        most = INDEX_BYTES + ROW.itemsize * sum(shard.samples for shard in manifest.shards)
+        wanted = Wanted(f"{address}/{INDEX}", most, sha256=manifest.index_sha256)
         fetch(wanted, path / INDEX, wait_seconds=cls.wait_seconds)
         folder = cls(path, manifest, load_index(path, manifest))
         folder.address = address
@@ -110,7 +114,7 @@ class RemoteFolder(ShardFolder):
 
     def _wanted(self, number: int) -> Wanted:
         shard = self.manifest.shards[number]
-        return Wanted(f"{self.address}/{shard.file}", shard.bytes, shard.sha256)
+        return Wanted(f"{self.address}/{shard.file}", shard.bytes, shard.bytes, shard.sha256)
 
     def remove(self, numbers: Sequence[int], allowed_bytes: int) -> None:
         """Removes copies of these shards, in this order, while there are more bytes than allowed.
