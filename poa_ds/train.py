@@ -10,12 +10,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from poa_ds.run import exit_status as ended
 from poa_ds.run import faults, remote
 from poa_ds.run.watchdog import Watchdog
-from poa_ds.system import limits, paths, rendezvous
+from poa_ds.system import limits, lock, paths, rendezvous
 from poa_ds.system.allocator import prepare_allocator
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
@@ -96,7 +97,9 @@ def _run(args: argparse.Namespace) -> int:
     source = str(args.deepspeed_config or "without --deepspeed_config")
     prepare_allocator(os.environ)
     limits.raise_open_files()
-    with faults.explained(watchdog.where, recipe.output_dir):
+    writes = os.environ["RANK"] == "0" and not args.dry_run
+    own = lock.held(Path(recipe.output_dir), "a training", lost=faults.taken_over)
+    with faults.explained(watchdog.where, recipe.output_dir), own if writes else nullcontext():
         # torch and DeepSpeed: seconds to import
         from poa_ds.run.dry_run import dry_run
         from poa_ds.run.setup import Setup

@@ -100,6 +100,12 @@ def _is_lost(error: Exception) -> bool:
     return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
+def taken_over(message: str) -> NoReturn:
+    """End this rank, whose run's folder is another's now."""
+    say(f"poa_ds.train: error: {message}")
+    leave(ended.FAILED)
+
+
 def leave(number: int) -> NoReturn:
     """End this process at once: no thread, loader process or lost connection holds it up."""
     sys.stdout.flush()
