@@ -64,7 +64,7 @@ def masked(batch: Batch, ibot: bool) -> Tensor:
 
 @torch.no_grad()
 def balance(
-    slots: Sequence[Projections], temperature: float, *, iterations: int, chunk: int | None = None
+    shown: Sequence[Projections], temperature: float, *, iterations: int, chunk: int | None = None
 ) -> list[Assignments]:
     """Sinkhorn-Knopp over the slots of all ranks, per head and kind of token.
 
@@ -72,16 +72,16 @@ def balance(
     """
 
     def passes() -> Iterator[tuple[int, Tensor]]:
-        return (part for slot in slots for part in slot.parts(chunk))
+        return (part for slot in shown for part in slot.parts(chunk))
 
-    prototypes = [len(w) for w in slots[0].prototypes]
+    prototypes = [len(w) for w in shown[0].prototypes]
     biases = losses.sinkhorn_biases(passes, prototypes, temperature, iterations)
-    return _assignments(slots, temperature, biases)
+    return _assignments(shown, temperature, biases)
 
 
 @torch.no_grad()
 def center(
-    slots: Sequence[Projections], temperature: float, centers: dict[str, Tensor]
+    shown: Sequence[Projections], temperature: float, centers: dict[str, Tensor]
 ) -> list[Assignments]:
     """Softmax targets around running centres; `centers` then takes in this step's mean scores.
 
@@ -89,13 +89,13 @@ def center(
     over the slots of the mean over each slot's rows (the published one: over ranks); a step
     uses the centre of the steps before it.
     """
-    heads = len(slots[0].cls_prototypes)
+    heads = len(shown[0].cls_prototypes)
     names = [f"{kind}.{head}" for kind in ("cls", "patches") for head in range(heads)]
-    for name, w in zip(names, slots[0].prototypes, strict=True):
+    for name, w in zip(names, shown[0].prototypes, strict=True):
         centers.setdefault(name, torch.zeros(len(w), device=w.device))
     biases = [losses.centering_bias(centers[name], temperature) for name in names]
     sums, counts = [torch.zeros_like(centers[n]) for n in names], torch.zeros(len(names))
-    for slot in slots:
+    for slot in shown:
         for i, scores in enumerate(slot.scores()):
             if len(scores):
                 sums[i] += scores.float().mean(0)
@@ -107,12 +107,12 @@ def center(
         mean = total / count.clamp_min(1)
         moved = old * CENTER_MOMENTUM + mean * (1 - CENTER_MOMENTUM)
         centers[name] = torch.where(count > 0, moved, old)
-    return _assignments(slots, temperature, biases)
+    return _assignments(shown, temperature, biases)
 
 
 def _assignments(
-    slots: Sequence[Projections], temperature: float, biases: Sequence[Tensor]
+    shown: Sequence[Projections], temperature: float, biases: Sequence[Tensor]
 ) -> list[Assignments]:
-    heads = len(slots[0].cls_prototypes)
+    heads = len(shown[0].cls_prototypes)
     cls, patches = tuple(biases[:heads]), tuple(biases[heads:])
-    return [Assignments(slot, cls, patches, temperature) for slot in slots]
+    return [Assignments(slot, cls, patches, temperature) for slot in shown]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.backbone import ElasticBackbone, Streams
 from poa_ds.model.layers import ElasticLayerNorm, ElasticLinear, Packing
 from poa_ds.model.options import Backbone
 from poa_ds.model.space import ElasticSpace, Subnet
@@ -63,26 +63,21 @@ class ElasticBag(ElasticBackbone):
         made.norm = ElasticLayerNorm(dim, 1e-6)
         return made
 
-    def members(self, subnet: Subnet) -> list[int]:
-        return self.space.blocks(subnet.depth)
-
-    def streams(
-        self,
-        crops: Sequence[Tensor],
-        subnets: Sequence[Subnet],
-        masks: Sequence[Tensor | None],
-        kept: object = None,
-    ) -> list[list[Tensor]]:
+    def enter(
+        self, crops: Sequence[Tensor], subnets: Sequence[Subnet], masks: Sequence[Tensor | None]
+    ) -> tuple[Streams, Packing]:
         patches = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
         rows = torch.cat([x.flatten(0, 1) for x in patches])
-        streams = tuple(rows[:, : subnet.width] for subnet in subnets)
-        members = [self.members(subnet) for subnet in subnets]
-        for i, block in enumerate(self.blocks):
-            chosen = tuple(i in blocks for blocks in members)
-            if any(chosen):
-                streams = self._enter(block, streams, Plan(chosen))
         packing = Packing(tuple(tuple(x.shape[:2]) for x in patches))
-        return [[with_mean(x) for x in packing.split(self.norm(rows))] for rows in streams]
+        return tuple(rows[:, : subnet.width] for subnet in subnets), packing
+
+    def plan(
+        self, index: int, layout: Packing, chosen: tuple[bool, ...], drops: tuple[None, ...]
+    ) -> Plan:
+        return Plan(chosen)
+
+    def leave(self, streams: Streams, layout: Packing) -> list[list[Tensor]]:
+        return [[with_mean(x) for x in layout.split(self.norm(rows))] for rows in streams]
 
     def packing(self, crops: Sequence[Tensor]) -> Packing:
         sides = (x.shape[-1] // self.patch_size for x in crops)

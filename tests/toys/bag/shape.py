@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from poa_ds.model.options import Backbone
 from poa_ds.model.shape import values
-from poa_ds.model.space import Depth, ElasticSpace, Subnet
+from poa_ds.model.space import Depth, ElasticSpace, Subnet, spread
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class BagShape:
     def problems(options: Backbone) -> Iterator[str]:
         if options.drop_path:
             yield "backbone.drop_path: a bag has none"
+
+    def members(self, subnet: Subnet) -> list[int]:
+        return spread(subnet.depth, self.deepest)
 
     def features(self, subnet: Subnet) -> int:
         return subnet.width
