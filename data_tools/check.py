@@ -18,6 +18,7 @@ from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST, Manifest
 from poa_ds.data.store.scan import BY_NAME, numbers, scan_tar
 from poa_ds.system import paths
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.printable import printable
 from poa_ds.system.progress import progress
@@ -47,18 +48,18 @@ def run(args: argparse.Namespace) -> int:
         for problem in problems(folder, lost, decode=not args.no_decode, workers=args.workers):
             found.append(problem)
             if len(found) <= SHOWN:
-                print(printable(problem))
+                tell(printable(problem))
         if found:
             cut = f", the first {SHOWN} shown" if len(found) > SHOWN else ""
             noun = "problem" if len(found) == 1 else "problems"
-            print(f"{folder}: {len(found)} {noun}{cut}")
+            tell(f"{folder}: {len(found)} {noun}{cut}")
             status = 1
         else:
             shards = ShardFolder.open(folder)
             count = len(shards.manifest.shards)
-            print(f"{folder}: {len(shards)} images, {count} shards: as they were written")
+            tell(f"{folder}: {len(shards)} images, {count} shards: as they were written")
             for kind, count in sorted(lost.items()):
-                print(f"  when they are read, of {count} images {kind}")
+                tell(f"  when they are read, of {count} images {kind}")
     return status
 
 

@@ -33,6 +33,7 @@ from poa_ds.data.store.scan import (
     scan_tar,
 )
 from poa_ds.system import paths
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.files import replace_bytes, replace_text
 from poa_ds.system.printable import printable
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     text = f"{args.folder}: {counts['samples']} images, {len(found.manifest.shards)} tars; {rest}"
     if found.leftovers:
         text += f"; {found.leftovers} leftovers of file managers are passed over"
-    print(printable(text))
+    tell(printable(text))
     return 0
 
 

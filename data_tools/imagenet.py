@@ -19,6 +19,7 @@ from data_tools.packing import add_recode
 from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Rejected, Sample
 from poa_ds.system import paths
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 
 SYNSET = re.compile(r"n\d{8}")
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         samples = archives.val(root / VAL)
         found, source = _labelled(root, samples, classes, args.val_labels), root / VAL
     else:
-        print(f"{root} has no val/ and no {VAL}: only train is written")
+        tell(f"{root} has no val/ and no {VAL}: only train is written")
         return write_splits(splits, tool="imagenet", args=args)
     splits[args.out / "val"] = Split(found[0], classes, found[1], str(source))
     return write_splits(splits, tool="imagenet", args=args)

@@ -25,6 +25,7 @@ from poa_ds.data.image.pixels import png
 from poa_ds.data.store.index import INDEX, ShardFolder
 from poa_ds.data.store.manifest import MANIFEST
 from poa_ds.system import paths
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError
 from poa_ds.system.progress import progress
 
@@ -69,20 +70,20 @@ def run(args: argparse.Namespace) -> int:
         rows = [(count, _readers(place, count)) for count in counts]
     finally:
         shutil.rmtree(place)
-    print(
+    tell(
         f"{args.samples:,} samples on {platform.machine()}, {processors()} cores, Python "
         f"{platform.python_version()}, load {os.getloadavg()[0]:.1f}"
     )
-    print(
+    tell(
         f"index build, one process: {build:.1f} s, {1e6 * build_cpu / args.samples:.0f} us of "
         f"processor per sample; {size / MIB:.1f} MiB"
     )
     what = "checksum of the index, size and last header of all shards"
-    print(f"start ({what}): {1000 * min(opened):.0f} ms")
+    tell(f"start ({what}): {1000 * min(opened):.0f} ms")
     for count, found in rows:
         own = statistics.mean(memory.private for memory in found)
         whole = sum(memory.proportional for memory in found)
-        print(f"{count} workers: {own:.1f} MiB of its own each, {whole:.1f} MiB together")
+        tell(f"{count} workers: {own:.1f} MiB of its own each, {whole:.1f} MiB together")
     return 0
 
 

@@ -28,6 +28,7 @@ from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST
 from poa_ds.system import paths
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.printable import printable_lines
 from poa_ds.system.progress import progress
@@ -114,7 +115,7 @@ def write_splits(splits: dict[Path, Split], *, tool: str, args: argparse.Namespa
     for folder, plan in plans.items():
         prepare(folder, plan)
     for folder, split in splits.items():
-        print(_write_or_continue(folder, split, plans[folder], tool=tool, args=args))
+        tell(_write_or_continue(folder, split, plans[folder], tool=tool, args=args))
     return 0
 
 

@@ -64,7 +64,7 @@ def _report(out: Path, model: Path) -> None:
     least, most = (pick(gains, key=gains.__getitem__) for pick in (min, max))
     store = f"sqlite:///{RunFolder(out.resolve()).mlflow_store}"
     mlflow = shlex.join([str(beside_python("mlflow")), "ui", "--backend-store-uri", store])
-    print(
+    tell(
         f"""
 {len(last)} sizes from one run. Their k-NN top-1: {min(last.values()):.1f} to \
 {max(last.values()):.1f} %; raw pixels alone: {floors.pixels:.1f} %.

@@ -216,6 +216,20 @@ def test_no_parser_takes_abbreviations():
     assert not wrong
 
 
+def test_what_is_said_goes_through_the_console():
+    """It escapes what a terminal would obey, and takes passwords out of addresses."""
+    machine_readable = {"poa_ds.train", "poa_ds.evaluate.sizes", "poa_ds.plan.command"}
+    ours_alone = {"poa_ds.cli", "poa_ds.recipe.shipped", "poa_ds.system.console"}
+    wrong = {
+        name
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    }
+    wrong -= machine_readable | ours_alone
+    assert not {n for n in wrong if not n.startswith(("poa_kernels", "poa_ds.bench"))}
+
+
 def test_package_init_files_are_empty():
     assert not [
         path for path in modules().values() if path.name == "__init__.py" and path.stat().st_size

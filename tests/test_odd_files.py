@@ -71,7 +71,7 @@ def test_a_manifest_with_a_fitting_checksum_and_odd_content_is_damaged(
 ) -> None:
     file = {"file": "x.safetensors", "bytes": 1, "crc32": 0}
     manifest: dict[str, object] = {name: {} for name in folders._KEYS}
-    manifest |= {"format": folders.FORMAT, "extra": file, "recipe": "", "made": ""}
+    manifest |= {"format": folders.FORMAT, "extra": file, "recipe": ""}
     manifest |= {"shards": [file | {"pieces": {}}]}
     folders.write_manifest(tmp_path, manifest)
     assert folders.read_manifest(tmp_path) == manifest

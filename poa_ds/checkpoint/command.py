@@ -12,7 +12,9 @@ from poa_ds.checkpoint import folders as files
 from poa_ds.recipe import continuing, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.printable import printable
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import parse
 
@@ -43,18 +45,18 @@ def inspect(args: argparse.Namespace) -> int:
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS) - 1)]
     for row in rows:
         cells = [f"{text:>{width}}" for text, width in zip(row, widths, strict=False)]
-        print("  ".join([*cells, row[-1]]))
+        tell(printable("  ".join([*cells, row[-1]])))
     root = folders[0].parent
     pointer = files.pointer_problem(root)
     if pointer:
-        print(pointer)
+        tell(pointer)
     whole = [folder for folder, problem in wrong.items() if problem is None]
     if whole:
         made = files.read_manifest(whole[-1])["made"]
         versions = ", ".join(f"{name} {version}" for name, version in made.items() if version)
-        print(f"{whole[-1].name} was made by {versions}")
+        tell(printable(f"{whole[-1].name} was made by {versions}"))
     if args.diff:
-        print("\n".join(_differences(_one(args.place), _one(args.diff))))
+        tell("\n".join(map(printable, _differences(_one(args.place), _one(args.diff)))))
     return int(len(whole) < len(folders) or bool(pointer))
 
 
@@ -145,8 +147,8 @@ def convert(args: argparse.Namespace) -> int:
         recipe = _recipe(manifest["recipe"], folder)
         tensors = teacher(folder, manifest)
         write_teacher(args.out, tensors, recipe, manifest["state"]["step"], source=str(folder))
-        print(f"{len(tensors)} tensors of the teacher in {args.out}")
+        tell(f"{len(tensors)} tensors of the teacher in {args.out}")
         return 0
     reshard(folder, args.out, args.ranks or 1)
-    print(f"{folder} in {args.ranks or 1} shard files: {args.out}")
+    tell(f"{folder} in {args.ranks or 1} shard files: {args.out}")
     return 0

@@ -84,8 +84,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _is_well_formed(manifest: dict[str, Any]) -> bool:
     """Whether everything has the kind that its readers count on."""
-    kinds = {"state": dict, "adam_steps": dict, "counters": dict, "shapes": dict, "shards": list}
-    if not all(is_of(manifest[name], kind) for name, kind in (kinds | {"recipe": str}).items()):
+    kinds = dict.fromkeys(("state", "adam_steps", "counters", "shapes", "made"), dict)
+    kinds |= {"shards": list, "recipe": str}
+    if not all(is_of(manifest[name], kind) for name, kind in kinds.items()):
         return False
     file = {"file": str, "bytes": int, "crc32": int}
     records = [(manifest["extra"], file)]

@@ -19,6 +19,7 @@ from poa_ds.evaluate.results import KnnRow
 from poa_ds.recipe import checks
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import dist, paths, rendezvous
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError
 from poa_ds.system.progress import progress
 from poa_ds.system.run_folder import RunFolder
@@ -66,7 +67,7 @@ def run_knn(args: argparse.Namespace) -> int:
         if dist.is_main():
             path = RunFolder.around(find_teacher(args.run, args.step)).knn
             results.append(path, row)
-            print(f"{results.table(row)}\nadded to {path}")
+            tell(f"{results.table(row)}\nadded to {path}")
     return 0
 
 

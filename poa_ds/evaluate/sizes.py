@@ -14,6 +14,7 @@ from poa_ds.evaluate import results
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.run_folder import RunFolder
 
@@ -145,12 +146,12 @@ def run(args: argparse.Namespace) -> int:
         most_gflops=args.max_gflops,
     )
     if args.csv:
-        print(as_csv(found))
+        tell(as_csv(found))
     elif args.json:
         print(json.dumps([asdict(row) for row in found], indent=1))
     else:
-        print(table(found, recipe, f"{args.run}, step {step}: {len(found)} sizes"))
-        print("\n".join(_remarks(measured, found, args.run)))
+        tell(table(found, recipe, f"{args.run}, step {step}: {len(found)} sizes"))
+        tell("\n".join(_remarks(measured, found, args.run)))
     return 0
 
 

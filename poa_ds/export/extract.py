@@ -17,6 +17,7 @@ from poa_ds.model import form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 from poa_ds.system import paths
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError
 
 BEFORE_SCALE = {"ls1": "attn.proj", "ls2": "mlp.fc2"}  # the layer that each LayerScale follows
@@ -103,11 +104,11 @@ def run(args: argparse.Namespace) -> int:
         state = fold_layer_scale(state) if args.fold_layerscale else state
         export = Export(model, recipe, step, source, styles[subnet], args.dynamic_size)
         difference = export.write(subnet, state, folder, images)
-        print(f"{subnet}, {model.parameter_count(subnet):,} parameters: {folder}")
+        tell(f"{subnet}, {model.parameter_count(subnet):,} parameters: {folder}")
         if difference is not None:
-            print(f"  largest difference to the elastic network on {what}: {difference:.2e}")
+            tell(f"  largest difference to the elastic network on {what}: {difference:.2e}")
         uses.append(export.usage(subnet, folder))
-    print(uses[0])
+    tell(uses[0])
     return 0
 
 

@@ -22,6 +22,7 @@ from poa_ds.recipe import derived, load
 from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
 
 __all__ = [
@@ -195,7 +196,7 @@ def run(args: argparse.Namespace) -> int:
     tensors = from_poa_teacher(read_checkpoint(args.checkpoint), recipe)
     write_teacher(args.out, tensors, recipe, 0, source=str(args.checkpoint))
     count = sum(tensor.numel() for tensor in tensors.values())
-    print(
+    tell(
         f"{len(tensors)} tensors, {count / 1e6:.1f} million numbers: {find_teacher(args.out)}\n"
         f"  poa-ds sizes {args.out}\n"
         f"  poa-ds eval knn {args.out} --bank SHARDS --queries SHARDS\n"

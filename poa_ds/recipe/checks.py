@@ -12,6 +12,7 @@ from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.addresses import Address
 from poa_ds.system.errors import UsageError
+from poa_ds.system.printable import printable
 
 # of MLflow 3; plain folders and file: are not written any more
 STORES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql", "databricks")
@@ -95,6 +96,8 @@ def _names(recipe: Recipe) -> Iterator[str]:
     for name, size in recipe.backbone.names.items():
         if name == "all" or "," in name:
             yield f"backbone.names.{name}: a name has no comma and is not `all` (every size)"
+        if not name.isprintable():
+            yield f"backbone.names.{printable(name)}: a name has only characters that print"
         try:
             sizes.parse(size)
         except UsageError as error:

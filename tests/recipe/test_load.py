@@ -174,6 +174,7 @@ def test_every_way_to_write_a_float_is_a_number(number: str, tmp_path: Path) -> 
         ({"backbone": {"names": {"a": 3}}}, ["backbone.names.a", "3", "text"]),
         ({"backbone": {"names": {"a": "1x2"}}}, ["backbone.names.a", "1x2", "384"]),
         ({"backbone": {"names": {"all": "384x12"}}}, ["backbone.names.all"]),
+        ({"backbone": {"names": {"a\x1b[2J": "384x12"}}}, ["names.a\\x1b[2J", "print"]),
         ({"backbone": {"width": {"step": 96}}}, ["backbone.width.step 96", "960 or 1056"]),
         ({"backbone": {"width": {"min": 400, "step": 48}}}, ["width 400", "head_dim 64"]),
         ({"backbone": {"depth": {"max": 3}}}, ["depth.max 3", "depth.min 12"]),
