@@ -118,12 +118,13 @@ class _ShortAttention(torch.autograd.Function):
 
 def _launch(kernel, kind: str, tokens: int, head_dim: int, qkv: Tensor, *others: Tensor) -> None:
     heads = qkv.shape[1] // (3 * head_dim)
-    programs = len(qkv) // tokens * heads
+    programs, tile = len(qkv) // tokens * heads, dispatch.tiles(f"{OPERATOR}.{kind}", qkv)
+    if qkv.dtype == torch.float32:  # no tensor cores: larger blocks spill, and compile for 24 s
+        tile["BM"] = min(tile["BM"], 16)
     if programs:
         kernel[(programs,)](
             qkv, *others, tokens, heads, head_dim**-0.5,
-            D=head_dim, BN=max(16, power_of_two(tokens)), PRECISION=precision(qkv),
-            **dispatch.tiles(f"{OPERATOR}.{kind}", qkv),
+            D=head_dim, BN=max(16, power_of_two(tokens)), PRECISION=precision(qkv), **tile,
         )  # fmt: skip
 
 
