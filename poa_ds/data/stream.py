@@ -25,6 +25,7 @@ from poa_ds.data.batch import Bad, Batch, Sample, collate
 from poa_ds.data.image.decoders import decoder
 from poa_ds.data.image.opening import Undecodable
 from poa_ds.data.spec import BatchSpec
+from poa_ds.data.store.fetch import Incoming, is_http
 from poa_ds.data.store.forward import Forward
 from poa_ds.data.store.index import SampleError
 from poa_ds.data.store.leftovers import leftover
@@ -157,6 +158,9 @@ def _draw(buffer: list[Image], rng: random.Random) -> Image:
 def images_of(source: str) -> Iterator[Image]:
     """The images of one tar; UserError names what is wrong with it, and where."""
     try:
+        if is_http(source):  # webdataset would start another program
+            yield from _grouped(Forward(Incoming(source), source), source)
+            return
         with gopen(source) as file:
             yield from _grouped(Forward(file, source), source)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,9 @@ import pytest
 
 from poa_ds.data import stream
 from poa_ds.data.places import open_training
+from poa_ds.data.store import fetch
 from poa_ds.data.store.index import SampleError, ShardFolder
+from poa_ds.data.store.patience import timed
 from poa_ds.data.stream import Stream, images_of, stream_batches
 from poa_ds.recipe import load
 from poa_ds.recipe.tree import Data
@@ -26,6 +29,7 @@ from poa_ds.system.errors import UsageError, UserError
 from tests.data.test_damage import LOCAL, SHARD, undecodable
 from tests.data.test_loader import SPEC, take
 from tests.data_tools.test_foreign import MAC, add_tar, labelled
+from tests.support.local_server import serving
 from tests.support.shards import make_shards, samples
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
@@ -217,3 +221,33 @@ def test_a_large_member_is_passed_over_piece_by_piece(tmp_path: Path) -> None:
     words = [sys.executable, "-c", code, str(tmp_path / "x.tar.gz")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout == "['a']\nTrue\n"
+
+
+def test_a_stream_from_a_server_has_limits_and_starts_no_program(
+    folder: ShardFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **_: pytest.fail(f"starts {words}"))
+    monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.3)
+    path = folder.path / "shard-000000.tar"
+    with serving(folder.path) as server:
+        source = f"{server.address}/{path.name}"
+        found = [image[1:] for image in images_of(source)]
+        assert found == [image[1:] for image in images_of(str(path))] and len(found) == 8
+        for fault, message in (
+            ("404", "the server answered 404"),
+            ("cut", "the connection was cut after"),
+            ("drip", "too slow"),
+            ("hang", "too slow|timed out"),
+        ):
+            server.fault = lambda path, n, fault=fault: fault
+            with pytest.raises(UserError, match=message):
+                list(images_of(source))
+
+
+def test_a_taker_may_take_its_time() -> None:
+    """A run reads a tar for an hour; the server is not to blame."""
+    taken = []
+    for item in timed(iter(range(12)), lambda _: 0.3):
+        time.sleep(0.05)
+        taken.append(item)
+    assert taken == list(range(12))

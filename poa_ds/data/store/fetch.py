@@ -98,6 +98,22 @@ def size_of(address: str) -> int | None:
     return int(length)
 
 
+class Incoming:
+    """A remote file that is read once, from front to back, as it comes; FetchError says why not."""
+
+    def __init__(self, address: str) -> None:
+        self._address, self._chunks, self._part = address, _chunks(address), b""
+
+    def read(self, size: int) -> bytes:
+        """At most so many bytes; none at the end alone."""
+        try:
+            self._part = self._part or next(self._chunks, b"")
+        except _Fault as fault:
+            raise FetchError(f"{self._address}: {fault}") from fault
+        part, self._part = self._part[:size], self._part[size:]
+        return part
+
+
 def confirm(wanted: Wanted, *, wait_seconds: float = 1.0) -> None:
     """FetchError unless the file is there, as large as it should be; its body is not read."""
 

@@ -3,7 +3,7 @@
 import bz2
 import gzip
 import lzma
-from typing import BinaryIO
+from typing import Protocol
 
 from poa_ds.system.errors import UserError
 
@@ -13,10 +13,16 @@ PROGRAMS = {b"\x28\xb5\x2f\xfd": "zstd -dc", b"\x04\x22\x4d\x18": "lz4 -dc"}  # 
 LONGEST = max(map(len, (*UNPACKED, *PROGRAMS)))
 
 
+class Source(Protocol):
+    """What can be read from front to back."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
 class Forward:
     """What tars are walked through with: it reads, and moves forward by reading."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: Source, name: str) -> None:
         """UserError where only another program unpacks it; `name` is what errors call it."""
         begin = _Begun(file)
         for packed, program in PROGRAMS.items():
@@ -45,7 +51,7 @@ class Forward:
 class _Begun:
     """A stream of which the first bytes were looked at."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Source) -> None:
         self.file, self.first = file, b""
         while len(self.first) < LONGEST and (part := file.read(LONGEST - len(self.first))):
             self.first += part

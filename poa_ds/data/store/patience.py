@@ -27,7 +27,8 @@ def timed(
 ) -> Iterator[Item]:
     """The items; TooSlow where the next is not there after the seconds that are allowed.
 
-    These count from the start and depend on the weight of the items that have come. Items are
+    Counted is the time spent waiting for them, not what the taker does with them; how much is
+    allowed depends on the weight of the items that have come. Items are
     produced in a thread, which is left alone when time is up: nothing else ends a system call, or a
     library that has no limit of its own.
     """
@@ -52,14 +53,15 @@ def timed(
             hand_over(None, error)
 
     threading.Thread(target=produce, daemon=True).start()
-    begun, size = time.monotonic(), 0
+    waited, size = 0.0, 0
     try:
         while True:
-            seconds = allowed(size)
+            seconds, begun = allowed(size), time.monotonic()
             try:
-                item, error = arrived.get(timeout=max(begun + seconds - time.monotonic(), 0))
+                item, error = arrived.get(timeout=max(seconds - waited, 0))
             except queue.Empty:
                 raise TooSlow(size, seconds) from None
+            waited += time.monotonic() - begun
             if isinstance(error, StopIteration):
                 return
             if error is not None:
