@@ -17,7 +17,7 @@ State = dict[str, Tensor]
 
 
 class Method(Protocol):
-    """One way to train; made from a recipe, it holds no tensors.
+    """One way to train, made from a recipe. What one step leaves to the next is `state` alone.
 
     A step calls `targets` once, then `loss` slot by slot. Both run on every rank alike: each
     module is entered equally often and in the same order, whatever the sizes and images are.

@@ -61,6 +61,7 @@ def test_the_same_number_or_auto_is_accepted(same: dict) -> None:
         ({"gradient_clipping": 1.0}, ["gradient_clipping", "1.0", "optimizer.clip_backbone"]),
         ({"gradient_accumulation_steps": 4}, ["4", "1", "batch.slots 8 on 8 ranks"]),
         ({"fp16": {"enabled": True}}, ["fp16.enabled", "precision bf16"]),
+        ({"bf16": {"check_grad_overflow": True}}, ["bf16.check_grad_overflow", "max_bad_steps"]),
         ({"zero_allow_untested_optimizer": False}, ["zero_allow_untested_optimizer"]),
         ({"optimizer": {"type": "Adam"}}, ["'optimizer'", "section `optimizer`"]),
         ({"scheduler": {"type": "WarmupLR"}}, ["'scheduler'", "section `schedule`"]),
