@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from poa_ds.run.exit_status import INTERRUPTED
 from poa_ds.system.allocator import prepare_allocator
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 READER_GONE = 141  # 128 + SIGPIPE
 
 

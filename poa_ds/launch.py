@@ -17,8 +17,7 @@ from types import FrameType
 
 from poa_ds import train
 from poa_ds.checkpoint import folders
-from poa_ds.run import exit_status as ended
-from poa_ds.run import remote
+from poa_ds.run import exit_status, remote
 from poa_ds.system import paths
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
@@ -32,11 +31,14 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
 GRACE_SECONDS = 180.0
 REMOTE_SECONDS = 60.0  # on other hosts deepspeed gives each of two ranks 30
 # not mended by another try
-FINAL = (ended.DONE, ended.FAILED, ended.WRONG_USE, ended.STOPPED, ended.INTERRUPTED)
+FINAL = (
+    *(exit_status.DONE, exit_status.FAILED, exit_status.WRONG_USE),
+    *(exit_status.STOPPED, exit_status.INTERRUPTED),
+)
 CAUSES = {
-    ended.CRASHED: "a rank failed",
-    ended.LOST: "a rank was lost",
-    ended.HUNG: "no progress within step_timeout_seconds",
+    exit_status.CRASHED: "a rank failed",
+    exit_status.LOST: "a rank was lost",
+    exit_status.HUNG: "no progress within step_timeout_seconds",
 }
 
 
@@ -95,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="after a fault, continue from the newest checkpoint up to so many times (%(default)s)",
     )
     parser.usage = "poa-ds launch [options] -- ARGUMENTS OF poa_ds.train"
-    parser.epilog = f"{parser.epilog}\n\n{ended.TABLE}"
+    parser.epilog = f"{parser.epilog}\n\n{exit_status.TABLE}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -118,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
             f"{pause_seconds:.0f} s, from {newest or 'the start'}"
         )
         if _pause(pause_seconds, asked):
-            return _asked_status(asked, ended.Ended(ended.STOPPED, 0))
+            return _asked_status(asked, exit_status.Ended(exit_status.STOPPED, 0))
         last, left = newest, left - 1
         pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
 
@@ -156,11 +158,11 @@ def _gpus() -> int:
 
 def _attempt(start: Start, asked: Asked) -> int:
     """Run it once, to the end of the last of its processes; how it ended."""
-    before = ended.mark(start.output)  # another run may be at work there: it stays
+    before = exit_status.mark(start.output)  # another run may be at work there: it stays
 
-    def record() -> ended.Ended | None:
-        fresh = start.records and ended.mark(start.output) != before
-        return ended.read(start.output) if fresh else None
+    def record() -> exit_status.Ended | None:
+        fresh = start.records and exit_status.mark(start.output) != before
+        return exit_status.read(start.output) if fresh else None
 
     device = {} if _gpus() else {"DS_ACCELERATOR": "cpu"}
     group = Group(start.command(), device | os.environ)
@@ -183,7 +185,7 @@ def _attempt(start: Start, asked: Asked) -> int:
     if left:
         return left.status
     # 0 without a record: deepspeed ends so when its second process was killed
-    return ended.CRASHED if start.records and group.status() == 0 else group.status()
+    return exit_status.CRASHED if start.records and group.status() == 0 else group.status()
 
 
 def _hand_on(group: Group, start: Start) -> None:
@@ -199,21 +201,21 @@ def _hand_on(group: Group, start: Start) -> None:
         group.signal(signal.SIGUSR1)
 
 
-def _await(record: Callable[[], ended.Ended | None], asked: Asked) -> None:
+def _await(record: Callable[[], exit_status.Ended | None], asked: Asked) -> None:
     """Give ranks of other hosts, which are not in the group, the time that their launcher gives."""
     end = time.monotonic() + REMOTE_SECONDS
     while time.monotonic() < end and record() is None and len(asked.numbers) < 2:
         time.sleep(LOOK_SECONDS)
 
 
-def _asked_status(asked: Asked, record: ended.Ended | None) -> int:
+def _asked_status(asked: Asked, record: exit_status.Ended | None) -> int:
     """Of a run that was asked to end."""
-    if record and record.status == ended.DONE:
-        return ended.DONE
+    if record and record.status == exit_status.DONE:
+        return exit_status.DONE
     first = asked.numbers[0]
     if first == signal.SIGINT:
-        return ended.INTERRUPTED
-    return record.status if record else ended.of_signal(asked.numbers[-1])
+        return exit_status.INTERRUPTED
+    return record.status if record else exit_status.of_signal(asked.numbers[-1])
 
 
 def _pause(seconds: float, asked: Asked) -> bool:

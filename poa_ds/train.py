@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from poa_ds.run import exit_status as ended
-from poa_ds.run import faults, remote
+from poa_ds.run import exit_status, faults, remote
 from poa_ds.run.watchdog import Watchdog
 from poa_ds.system import limits, lock, paths, rendezvous
 from poa_ds.system.allocator import prepare_allocator
@@ -22,7 +21,7 @@ from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 from poa_ds.system.stopping import Requests
 
-EXAMPLE = f"""{ended.TABLE}
+EXAMPLE = f"""{exit_status.TABLE}
 
 example (one process; on a CPU put DS_ACCELERATOR=cpu before it):
   python -m poa_ds.train --config ds_configs/photos.yaml output_dir=runs/photos

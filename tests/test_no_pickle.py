@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from poa_ds import cli
-from poa_ds.checkpoint import folders as checkpoint_files
-from poa_ds.checkpoint import reshard
+from poa_ds.checkpoint import folders, reshard
 from poa_ds.checkpoint import state as checkpoint
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.data.store.index import ShardFolder
@@ -63,19 +62,19 @@ def disguise(folder: Path, content: bytes, name: str = "shard-00000.safetensors"
     """Put it in the place of tensors, with a manifest that fits."""
     path = folder / name
     path.write_bytes(content)
-    manifest = checkpoint_files.read_manifest(folder)
-    described = {"bytes": len(content), "crc32": checkpoint_files._crc32(path)}
+    manifest = folders.read_manifest(folder)
+    described = {"bytes": len(content), "crc32": folders._crc32(path)}
     record = manifest["extra"] if name == manifest["extra"]["file"] else manifest["shards"][0]
     record |= described
-    checkpoint_files.write_manifest(folder, manifest)
-    assert checkpoint_files.problem(folder) is None
+    folders.write_manifest(folder, manifest)
+    assert folders.problem(folder) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tensors_of_a_checkpoint(tmp_path: Path, sprung: Path, kind: str) -> None:
     folder, _ = of_recipe(tmp_path / "checkpoints", 1)
     disguise(folder, payloads(sprung)[kind])
-    manifest = checkpoint_files.read_manifest(folder)
+    manifest = folders.read_manifest(folder)
     with pytest.raises(UserError, match="cannot be read"):
         reshard.teacher(folder, manifest)
     assert cli.main(["checkpoint", "convert", str(folder), str(tmp_path / "out")]) == 1
@@ -86,7 +85,7 @@ def test_the_tensors_of_a_checkpoint(tmp_path: Path, sprung: Path, kind: str) ->
 def test_the_manifest_of_a_checkpoint(tmp_path: Path, sprung: Path, kind: str) -> None:
     folder, _ = of_recipe(tmp_path / "checkpoints", 1)
     (folder / "manifest.json").write_bytes(payloads(sprung)[kind])
-    assert "manifest.json" in checkpoint_files.problem(folder)
+    assert "manifest.json" in folders.problem(folder)
     assert checkpoint.find_together(folder.parent)[0] is None and not sprung.exists()
 
 
@@ -102,11 +101,11 @@ def test_a_checkpoint_of_another_program(tmp_path: Path, sprung: Path) -> None:
 def test_a_manifest_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
     folder, _ = of_recipe(tmp_path / "checkpoints", 1)
     shard = folder / "shard-00000.safetensors"
-    manifest = checkpoint_files.read_manifest(folder)
+    manifest = folders.read_manifest(folder)
     shard.rename(tmp_path / "elsewhere")
     manifest["shards"][0]["file"] = "../../elsewhere"
-    checkpoint_files.write_manifest(folder, manifest)
-    assert "outside of the folder" in checkpoint_files.problem(folder)
+    folders.write_manifest(folder, manifest)
+    assert "outside of the folder" in folders.problem(folder)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from poa_ds.checkpoint import folders as files
+from poa_ds.checkpoint import folders
 from poa_ds.recipe import continuing, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
@@ -39,35 +39,35 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def inspect(args: argparse.Namespace) -> int:
     """Print a table; 1 if any checkpoint is not whole."""
-    folders = _folders(args.place)
-    wrong = {folder: files.problem(folder, checksums=not args.quick) for folder in folders}
+    there = _folders(args.place)
+    wrong = {folder: folders.problem(folder, checksums=not args.quick) for folder in there}
     rows = [COLUMNS, *(_row(folder, problem) for folder, problem in wrong.items())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS) - 1)]
     for row in rows:
         cells = [f"{text:>{width}}" for text, width in zip(row, widths, strict=False)]
         tell(printable("  ".join([*cells, row[-1]])))
-    root = folders[0].parent
-    pointer = files.pointer_problem(root)
+    root = there[0].parent
+    pointer = folders.pointer_problem(root)
     if pointer:
         tell(pointer)
     whole = [folder for folder, problem in wrong.items() if problem is None]
     if whole:
-        made = files.read_manifest(whole[-1])["made"]
+        made = folders.read_manifest(whole[-1])["made"]
         versions = ", ".join(f"{name} {version}" for name, version in made.items() if version)
         tell(printable(f"{whole[-1].name} was made by {versions}"))
     if args.diff:
         tell("\n".join(map(printable, _differences(_one(args.place), _one(args.diff)))))
-    return int(len(whole) < len(folders) or bool(pointer))
+    return int(len(whole) < len(there) or bool(pointer))
 
 
 def _folders(place: Path) -> list[Path]:
     """All checkpoints of a run, or the one that is named."""
     if not place.is_dir():
         raise UserError(f"{place}: no such folder; expected a run or one of its checkpoints")
-    if (place / files.MANIFEST).exists() or place in files.folders(place.parent):
+    if (place / folders.MANIFEST).exists() or place in folders.listed(place.parent):
         return [place]
     root = RunFolder(place).checkpoints
-    found = files.folders(root) or files.folders(place)
+    found = folders.listed(root) or folders.listed(place)
     if not found:
         raise UserError(f"{place} holds no checkpoint: neither {root.name}/step* nor step*")
     return found
@@ -76,17 +76,17 @@ def _folders(place: Path) -> list[Path]:
 def _one(place: Path) -> Path:
     """The named checkpoint, or the newest whole one of a run."""
     for folder in reversed(_folders(place)):
-        if files.problem(folder, checksums=False) is None:
+        if folders.problem(folder, checksums=False) is None:
             return folder
     raise UserError(f"{place}: no checkpoint is whole; `poa-ds checkpoint inspect` says why")
 
 
 def _row(folder: Path, problem: str | None) -> tuple[str, ...]:
     try:
-        manifest = files.read_manifest(folder)
+        manifest = folders.read_manifest(folder)
     except UserError:
         return (folder.name, *("?" for _ in COLUMNS[2:]), f"damaged: {problem}")
-    written = datetime.fromtimestamp((folder / files.MANIFEST).stat().st_mtime, UTC)
+    written = datetime.fromtimestamp((folder / folders.MANIFEST).stat().st_mtime, UTC)
     return (
         folder.name,
         f"{manifest['state']['step']:,}",
@@ -94,23 +94,23 @@ def _row(folder: Path, problem: str | None) -> tuple[str, ...]:
         f"{written:%Y-%m-%d %H:%M}",
         str(manifest["ranks"]),
         str(manifest["stage"]),
-        f"{files.total_bytes(manifest) / 1e6:,.1f}",
+        f"{folders.total_bytes(manifest) / 1e6:,.1f}",
         f"damaged: {problem}" if problem else "whole",
     )
 
 
 def _differences(folder: Path, other: Path) -> Iterator[str]:
     """The recipe of `other`, then that of `folder`, key by key."""
-    old, new = (files.read_manifest(f)["recipe"] for f in (other, folder))
+    old, new = (folders.read_manifest(f)["recipe"] for f in (other, folder))
     changed = continuing.changes(old, _recipe(new, folder))
     yield f"recipe of {other} -> {folder}: " + ("" if changed else "no difference")
     yield from (f"  {change}" for change in changed)
 
 
 def _recipe(text: str, folder: Path) -> Recipe:
-    tree = parse(text, source=f"the recipe in {folder / files.MANIFEST}")
+    tree = parse(text, source=f"the recipe in {folder / folders.MANIFEST}")
     if not isinstance(tree, dict):
-        raise UserError(f"{folder / files.MANIFEST} holds no recipe")
+        raise UserError(f"{folder / folders.MANIFEST} holds no recipe")
     return load.kept(tree)
 
 
@@ -135,7 +135,7 @@ def convert(args: argparse.Namespace) -> int:
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise UsageError(f"{args.out} exists and is not an empty folder: name a new one")
     folder = _one(args.place)
-    wrong = files.problem(folder)
+    wrong = folders.problem(folder)
     if wrong:
         raise UserError(f"{folder}: {wrong}")
     from poa_ds.checkpoint.reshard import reshard, teacher  # torch
@@ -143,7 +143,7 @@ def convert(args: argparse.Namespace) -> int:
     if args.teacher:
         from poa_ds.checkpoint.deployed import write_teacher
 
-        manifest = files.read_manifest(folder)
+        manifest = folders.read_manifest(folder)
         recipe = _recipe(manifest["recipe"], folder)
         tensors = teacher(folder, manifest)
         write_teacher(args.out, tensors, recipe, manifest["state"]["step"], source=str(folder))

@@ -1,7 +1,7 @@
 """The folders of checkpoints: which are whole, how a new one takes its place, which ones go.
 
     RUN/checkpoints/step00000300/manifest.json   what the files are, with a checksum of its own
-    RUN/checkpoints/step00000300/*.safetensors   see checkpoint.py
+    RUN/checkpoints/step00000300/*.safetensors   see state.py
     RUN/checkpoints/latest                       the newest folder's name, written last
 
 A folder gets its name when it is complete and on the disk. Names with a dot before them are
@@ -36,7 +36,7 @@ def partial_of(root: Path, step: int) -> Path:
     return root / f".{folder_of(root, step).name}.partial"
 
 
-def folders(root: Path) -> list[Path]:
+def listed(root: Path) -> list[Path]:
     """What has the name of a checkpoint, whole or not, oldest first.
 
     UserError: it cannot be told, which is not the same as that there is none.
@@ -55,7 +55,7 @@ def newest(root: Path) -> Path | None:
 
     UserError: it cannot be told.
     """
-    whole = (f for f in reversed(folders(root)) if problem(f, checksums=False) is None)
+    whole = (f for f in reversed(listed(root)) if problem(f, checksums=False) is None)
     return next(whole, None)
 
 
@@ -201,7 +201,7 @@ def prune(root: Path, newest: Path, *, keep_last: int, keep_every_steps: int) ->
     damaged, the run has gone back behind them and will replace them.
     """
     sound = 0
-    for folder in reversed([f for f in folders(root) if _step(f) <= _step(newest)]):
+    for folder in reversed([f for f in listed(root) if _step(f) <= _step(newest)]):
         milestone = keep_every_steps and _step(folder) % keep_every_steps == 0
         if sound >= keep_last and not milestone:
             going = _beside(folder, "gone")  # at once, so that none is ever half there

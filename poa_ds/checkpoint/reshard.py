@@ -10,8 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from poa_ds.checkpoint import folders as files
-from poa_ds.checkpoint import tensor_file
+from poa_ds.checkpoint import folders, tensor_file
 from poa_ds.checkpoint.state import KEYS
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import whole_folder
@@ -78,7 +77,7 @@ def reshard(folder: Path, out: Path, ranks: int) -> None:
 
     Training reads it under any name of the form step00000300 in RUN/checkpoints.
     """
-    manifest = files.read_manifest(folder)
+    manifest = folders.read_manifest(folder)
     with opened(folder, manifest) as checkpoint, whole_folder(out) as partial:
         shards = []
         for rank in range(ranks):
@@ -94,7 +93,7 @@ def reshard(folder: Path, out: Path, ranks: int) -> None:
             shards.append({"file": path.name, "bytes": size, "crc32": crc, "pieces": own})
         extra = manifest["extra"]["file"]
         (partial / extra).write_bytes((folder / extra).read_bytes())
-        files.write_manifest(partial, manifest | {"shards": shards, "ranks": ranks})
+        folders.write_manifest(partial, manifest | {"shards": shards, "ranks": ranks})
 
 
 def _shares(

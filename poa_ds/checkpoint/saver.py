@@ -1,4 +1,4 @@
-"""Writing checkpoints behind the training's back, and what happens when the disk does not take it.
+"""Writing checkpoints while training goes on, and what happens when the disk does not take it.
 
 Each rank copies what it owns to the CPU's memory; a thread writes that while training goes on.
 `poll` asks all ranks after each step, as long as a checkpoint is under way: when every file is on
@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from poa_ds.checkpoint import folders as files
-from poa_ds.checkpoint import tensor_file
+from poa_ds.checkpoint import folders, tensor_file
 from poa_ds.checkpoint.state import EXTRA, Snapshot
 from poa_ds.system import dist
 from poa_ds.system.console import say
@@ -71,7 +70,7 @@ class Saver:
         saved_step: int = -1,
     ) -> None:
         self.root, self.background = root, background
-        self._keep = {"keep_last": keep_last, "keep_every_steps": keep_every_steps}
+        self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
         self._device = device
         self._begun_step = saved_step
         self._snapshot: Snapshot | None = None  # of the checkpoint that is under way
@@ -83,7 +82,7 @@ class Saver:
         if dist.is_main():
             self._made = versions()
             try:
-                files.clean(root)
+                folders.clean(root)
             except OSError as error:
                 raise UserError(f"{root} cannot be written: {error}") from error
         dist.barrier()  # or another rank's first file could be taken for a leftover
@@ -140,21 +139,26 @@ class Saver:
 
     def _folder(self) -> Path:
         assert self._snapshot
-        return files.folder_of(self.root, self._snapshot.step)
+        return folders.folder_of(self.root, self._snapshot.step)
 
     def _commit(self, shards: list[dict[str, Any]]) -> None:
         """Everything is on the disk: the main rank names the folder, the others have no work."""
         assert self._snapshot
         about, extra = dict(self._snapshot.about), self._snapshot.extra
-        root, step, keep, made = self.root, self._snapshot.step, self._keep, self._made
+        root, step, made = self.root, self._snapshot.step, self._made
 
         def name_and_prune() -> None:
-            described = _written(files.partial_of(root, step) / EXTRA, extra)
-            manifest = {"format": files.FORMAT, **about, "made": made}
+            described = _written(folders.partial_of(root, step) / EXTRA, extra)
+            manifest = {"format": folders.FORMAT, **about, "made": made}
             manifest |= {"shards": shards, "extra": described}
-            newest = files.commit(root, step, manifest)
+            newest = folders.commit(root, step, manifest)
             try:
-                files.prune(root, newest, **keep)
+                folders.prune(
+                    root,
+                    newest,
+                    keep_last=self._keep_last,
+                    keep_every_steps=self._keep_every_steps,
+                )
             except (OSError, UserError) as error:  # the new one is complete all the same
                 text = f"warning: an older checkpoint could not be removed: {error}"
                 say(text)
@@ -168,7 +172,7 @@ class Saver:
         self._failures += 1
         if dist.is_main():
             # no thread of any rank writes any more
-            files.discard(self.root, folder)
+            folders.discard(self.root, folder)
         self._job = self._snapshot = None
         self._begun_step = -1
         shown = "; ".join(errors[:3]) + (f" and {len(errors) - 3} more" if errors[3:] else "")
@@ -185,13 +189,13 @@ class Saver:
             )
 
     def _newest_whole(self) -> str:
-        found = files.newest(self.root)
+        found = folders.newest(self.root)
         return f"the newest checkpoint is {found}" if found else "there is no checkpoint"
 
 
 def _write(root: Path, snapshot: Snapshot) -> dict[str, Any]:
     """This rank's file on the disk, as the manifest describes it."""
-    folder = files.partial_of(root, snapshot.step)
+    folder = folders.partial_of(root, snapshot.step)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"shard-{dist.rank():05d}.safetensors"
     return _written(path, snapshot.arrays) | {"pieces": snapshot.pieces}

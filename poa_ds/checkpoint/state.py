@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from poa_ds.checkpoint import folders as files
+from poa_ds.checkpoint import folders
 from poa_ds.engine.engine import Engine
 from poa_ds.engine.optim import STATE
 from poa_ds.engine.stages import Part
@@ -126,11 +126,11 @@ def find_together(root: Path) -> tuple[Path | None, list[str]]:
     """
     listed = None
     if dist.is_main():
-        pointer = files.pointer_problem(root)
-        listed = (files.folders(root), [pointer] if pointer else [])
-    folders, refused = dist.broadcast_object(listed)
-    for folder in reversed(folders):
-        mine = files.problem(folder, share=(dist.rank(), dist.world_size()))
+        pointer = folders.pointer_problem(root)
+        listed = (folders.listed(root), [pointer] if pointer else [])
+    there, refused = dist.broadcast_object(listed)
+    for folder in reversed(there):
+        mine = folders.problem(folder, share=(dist.rank(), dist.world_size()))
         wrong = [(rank, p) for rank, p in enumerate(dist.all_gather_objects(mine)) if p]
         if not wrong:
             return folder, refused
@@ -144,7 +144,7 @@ def load(engine: Engine, folder: Path) -> tuple[RunState, dict[str, Tensor]]:
 
     Returns the run's state and the extra tensors. UserError: another architecture.
     """
-    manifest = files.read_manifest(folder)
+    manifest = folders.read_manifest(folder)
     _check_architecture(engine, manifest["shapes"], folder)
     _read_pieces(engine, folder, manifest["shards"])
     steps, state = manifest["adam_steps"], engine.optimizer.state

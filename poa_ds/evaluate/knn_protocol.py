@@ -15,7 +15,7 @@ from torch import Tensor
 from poa_ds.data.batch import Bad
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import SampleError, ShardFolder
-from poa_ds.evaluate.neighbours import Bank, Deal, accuracies, spread
+from poa_ds.evaluate.neighbours import Bank, Deal, accuracies, subset
 from poa_ds.recipe.tree import Evaluation
 from poa_ds.system import dist
 from poa_ds.system.console import say
@@ -213,4 +213,4 @@ def _labelled(folder: ShardFolder, wanted: int) -> np.ndarray:
     rows = np.flatnonzero(folder.labels >= 0)
     if not len(rows):
         raise UserError(f"{folder.path} has no labels: k-NN needs them in bank and queries")
-    return rows[spread(len(rows), wanted)]
+    return rows[subset(len(rows), wanted)]

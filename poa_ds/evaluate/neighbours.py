@@ -57,7 +57,7 @@ class Bank:
             yield blocks, torch.cat(numbers).to(device)
 
 
-def spread(count: int, wanted: int) -> np.ndarray:
+def subset(count: int, wanted: int) -> np.ndarray:
     """`wanted` of the numbers 0 .. count - 1, evenly spread; all of them for 0 or too many."""
     wanted = count if wanted == 0 else min(wanted, count)
     return np.arange(wanted, dtype=np.int64) * count // max(wanted, 1)

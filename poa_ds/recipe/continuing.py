@@ -11,7 +11,7 @@ from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.addresses import without_passwords
 from poa_ds.system.errors import UsageError
-from poa_ds.system.typed_yaml import build, parse, plain
+from poa_ds.system.typed_yaml import build, flat, parse, plain
 
 
 @dataclass(frozen=True)
@@ -173,21 +173,13 @@ def changes(before: str, recipe: Recipe) -> list[Change]:
     tree = parse(before, source="the earlier recipe") or {}
     if not isinstance(tree, Mapping):
         raise UsageError(f"the earlier recipe is a {type(tree).__name__}, not `key: value` lines")
-    old = _flat(plain(Recipe())) | _flat(tree)
-    new = _flat(plain(recipe))
+    old = flat(plain(Recipe())) | flat(tree)
+    new = flat(plain(recipe))
     return [
         Change(key, old.get(key, "absent"), new.get(key, "absent"))
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        deeper = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{key}.") if deeper else {f"{prefix}{key}": value}
-    return flat
 
 
 def refuse(found: list[Change], place: object) -> None:

@@ -1,7 +1,7 @@
 """Two steps of a run, to see what they cost; nothing is written."""
 
 from poa_ds.checkpoint.state import RunState
-from poa_ds.run import exit_status as ended
+from poa_ds.run import exit_status
 from poa_ds.run.journal import Journal
 from poa_ds.run.setup import Setup
 from poa_ds.track.tracker import Tracker
@@ -22,6 +22,6 @@ def dry_run(setup: Setup) -> int:
             journal.write(state, step)
             if step.result.stop:
                 setup.watchdog.rest()  # the launcher signals this rank as soon as another has left
-                return ended.STOPPED
+                return exit_status.STOPPED
         setup.clock.report(setup.numbers.steps)
-    return ended.DONE
+    return exit_status.DONE

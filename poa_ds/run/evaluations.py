@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from poa_ds.checkpoint import deployed as snapshot
+from poa_ds.checkpoint import deployed
 from poa_ds.data.places import open_folder
 from poa_ds.evaluate import results
 from poa_ds.evaluate.features import Readout, random_weights
@@ -81,7 +81,7 @@ class Evaluations:
         """Keep the teacher of this step, and measure the sizes that the recipe names."""
         tensors = self.engine.deployed()
         if dist.is_main():
-            snapshot.publish(self.output, tensors, self.recipe, step)
+            deployed.publish(self.output, tensors, self.recipe, step)
         if not self.recipe.evaluation.queries:
             return
         start = time.perf_counter()

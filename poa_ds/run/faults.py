@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from poa_ds.run import exit_status as ended
+from poa_ds.run import exit_status
 from poa_ds.system import last_words, limits
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
@@ -64,7 +64,7 @@ def report(error: UserError | Fault | KeyboardInterrupt) -> int:
     if isinstance(error, KeyboardInterrupt):
         if is_first:
             say("\ninterrupted; the same command continues")
-        return ended.INTERRUPTED
+        return exit_status.INTERRUPTED
     if isinstance(error, Fault):
         assert isinstance(error.__cause__, Exception)
         return _report_unexpected(error.__cause__, str(error))
@@ -82,13 +82,13 @@ def _report_unexpected(error: Exception, place: str) -> int:
         text = "".join(traceback.format_exception(error))
         cause = f"{type(error).__name__}: {error}"
         say(f"{text}poa_ds.train: {name()} failed, {place}: {cause}")
-        return ended.CRASHED
+        return exit_status.CRASHED
     cause = " ".join(str(error).split())[:160]
     say(f"poa_ds.train: {name()}: another rank ended, see its message; {place} ({cause})")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # the launcher may end the pause
     time.sleep(LOST_PAUSE_SECONDS)
-    return ended.LOST
+    return exit_status.LOST
 
 
 def _is_lost(error: Exception) -> bool:
@@ -103,7 +103,7 @@ def _is_lost(error: Exception) -> bool:
 def taken_over(message: str) -> NoReturn:
     """End this rank, whose run's folder is another's now."""
     say(f"poa_ds.train: error: {message}")
-    leave(ended.FAILED)
+    leave(exit_status.FAILED)
 
 
 def leave(number: int) -> NoReturn:

@@ -1,8 +1,7 @@
 """Where a run goes on: the newest whole checkpoint of its folder, and what is said about it."""
 
-from poa_ds.checkpoint import state as checkpoint
 from poa_ds.checkpoint.folders import read_manifest
-from poa_ds.checkpoint.state import RunState
+from poa_ds.checkpoint.state import RunState, find_together, load
 from poa_ds.recipe import continuing
 from poa_ds.run.setup import Setup
 from poa_ds.system import dist
@@ -17,7 +16,7 @@ def resume(setup: Setup, folder: RunFolder) -> RunState | None:
     A collective. UserError: none is whole, or it was made with other data or another network.
     """
     root = folder.checkpoints
-    found, refused = checkpoint.find_together(root)
+    found, refused = find_together(root)
     for line in refused if dist.is_main() else ():
         say(f"not used: {line}")
     if found is None:
@@ -28,7 +27,7 @@ def resume(setup: Setup, folder: RunFolder) -> RunState | None:
         return None
     changed = continuing.changes(read_manifest(found)["recipe"], setup.recipe)
     continuing.refuse(changed, found)
-    state, setup.stepper.state = checkpoint.load(setup.engine, found)
+    state, setup.stepper.state = load(setup.engine, found)
     if state.data_hash != setup.data_hash:
         raise UserError(
             f"{found} was made with other data than data.train {setup.folder.path} "
@@ -36,8 +35,8 @@ def resume(setup: Setup, folder: RunFolder) -> RunState | None:
         )
     if dist.is_main():
         tell(f"continues at step {state.step:,} from {found}")
-        place = {"step": state.step, "images": len(setup.folder)}
-        for line in continuing.lines(changed, setup.recipe, **place):
+        images = len(setup.folder)
+        for line in continuing.lines(changed, setup.recipe, step=state.step, images=images):
             tell(f"  {line}")
         if setup.recipe.data.mode == "stream":
             tell("data.mode stream: with other images than without the interruption")

@@ -7,20 +7,18 @@ What becomes of SIGTERM, SIGUSR1, SIGHUP, or the end of the launcher:
                         all ranks learn after the same step that one of them wants to stop
     run/training.py     `stopping` is set by that step, or by the question that all ranks ask each
                         other between the batches of an evaluation, behind it and behind a
-                        checkpoint; the loop ends, the step is saved, ended.json says STOPPED
-    run/exit_status.py  the status 75; `poa-ds launch` reads ended.json
+                        checkpoint; the loop ends, the step is saved, exit_status.json says STOPPED
+    run/exit_status.py  the status 75; `poa-ds launch` reads exit_status.json
 """
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 
-from poa_ds.checkpoint import state as checkpoint
 from poa_ds.checkpoint.saver import Saver
-from poa_ds.checkpoint.state import RunState
+from poa_ds.checkpoint.state import RunState, snapshot
 from poa_ds.recipe import derived, load
-from poa_ds.run import bad_samples
-from poa_ds.run import exit_status as ended
+from poa_ds.run import bad_samples, exit_status
 from poa_ds.run.evaluations import Evaluations
 from poa_ds.run.journal import Journal
 from poa_ds.run.resume import resume
@@ -48,7 +46,7 @@ class Training:
         first_step = self.state.step if resumed else None
         if dist.is_main():
             self._keep_recipe()
-            ended.forget(self.output.path)
+            exit_status.forget(self.output.path)
             bad_samples.keep_through(self.output.bad_samples, -1 if resumed is None else first_step)
         self.saver = self._saver(first_step)
         self.tracker = self._tracker(first_step)
@@ -126,7 +124,7 @@ class Training:
         self.watchdog.beat(f"checkpoint after step {self.state.step:,}", slow=True)
         self.state.tracking = self.tracker.ids
         self.tracker.sync()
-        taken = checkpoint.snapshot(
+        taken = snapshot(
             self.setup.engine,
             self.state,
             extra=self.setup.stepper.state,
@@ -145,10 +143,10 @@ class Training:
             self.watchdog.rest()  # the launcher signals this rank as soon as another has left
         wanted = self.setup.requests.wanted
         reasons = dist.all_gather_objects(wanted) if self.stopping else []
-        number = ended.STOPPED if self.stopping else ended.DONE
+        number = exit_status.STOPPED if self.stopping else exit_status.DONE
         step, reason = self.state.step, next(filter(None, reasons), "")
         if dist.is_main():
-            ended.write(self.output.path, ended.Ended(number, step, reason))
+            exit_status.write(self.output.path, exit_status.Ended(number, step, reason))
         if dist.is_main() and self.stopping:
             saved = f"saved at step {step:,}" if step else "before the first step"
             tell(f"stopped by {reason}, {saved}; the same command continues")

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from poa_ds.run import exit_status as ended
+from poa_ds.run import exit_status
 from poa_ds.run.faults import LOST_PAUSE_SECONDS, leave, name
 from poa_ds.system.console import say
 from poa_ds.system.presence import Presence
@@ -90,7 +90,7 @@ class Watchdog:
             number = self.requests.look()
             if number:
                 say(f"poa_ds.train: {name()} ends at once, without saving: asked a second time")
-                leave(ended.of_signal(number))
+                leave(exit_status.of_signal(number))
             if self._phase.doing == SET_UP and (gone := self._presence.gone()):
                 self._follow(gone[0])
             if _is_late(self._phase, self.requests.wanted_since):
@@ -105,7 +105,7 @@ class Watchdog:
         time.sleep(LOST_PAUSE_SECONDS)
         if self._watches and self._phase.doing == SET_UP:
             say(f"poa_ds.train: {name()}: rank {gone} ended during {SET_UP}, see its message")
-            leave(ended.LOST)
+            leave(exit_status.LOST)
 
     def _give_up(self, phase: Phase) -> None:
         """Say what this rank and the others are doing, and end it."""
@@ -124,7 +124,7 @@ class Watchdog:
         if not waits or first in (-1, int(os.environ.get("RANK", "0"))):  # one stack is enough
             lines += ["its main thread:", *"".join(traceback.format_list(stack)).splitlines()]
         say("\n  ".join(lines))
-        leave(ended.HUNG)
+        leave(exit_status.HUNG)
 
 
 def _call_roll(answer: str) -> list[dict[int, str] | None]:

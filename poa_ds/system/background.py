@@ -1,4 +1,4 @@
-"""Slow, unreliable work behind the back of a program that must not wait for it or fail with it."""
+"""Slow, unreliable work in a thread, for a program that must not wait for it or fail with it."""
 
 import queue
 import threading

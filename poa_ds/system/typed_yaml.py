@@ -274,6 +274,15 @@ def plain(value: object) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of nested mappings."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        deeper = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if deeper else {f"{prefix}{key}": value}
+    return found
+
+
 class _Dumper(yaml.SafeDumper):
     """One key per line, lists on one line."""
 

@@ -17,8 +17,8 @@ from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.console import say
 from poa_ds.system.run_folder import RunFolder
-from poa_ds.system.typed_yaml import plain
-from poa_ds.track import mlflow_ids as run_ids
+from poa_ds.system.typed_yaml import flat, plain
+from poa_ds.track import mlflow_ids
 from poa_ds.track.destination import Destination
 from poa_ds.track.logged_points import AllSteps, Known, LastSteps
 from poa_ds.track.metrics_file import rows_after, split_by_size, values_of
@@ -116,7 +116,7 @@ class MlflowStore:
         self.experiment = run.info.experiment_id
         ids |= {"run": run.info.run_id, "children": ids.get("children", {})}
         self._remember(run)
-        params = _flat(plain(recipe))
+        params = {key: str(x)[:LONGEST_PARAM] for key, x in flat(plain(recipe)).items()}
         if mode == "resume" and run.data.params:
             self._resume(run, params)
         self._log_params(run, params)
@@ -290,7 +290,7 @@ class MlflowStore:
 
     def _keep_ids(self) -> None:
         if self._keeps_ids:
-            run_ids.keep(self._folder, self._ids)
+            mlflow_ids.keep(self._folder, self._ids)
 
 
 def _heat_map(step: int) -> str:
@@ -300,12 +300,3 @@ def _heat_map(step: int) -> str:
 def _allowed(name: str) -> str:
     """The metric's name without the characters that MLflow refuses."""
     return re.sub(r"[^\w\-./ :]", "_", name)
-
-
-def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, str]:
-    """Dotted keys and short texts, as MLflow's parameters are."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        below = _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else None
-        flat |= {f"{path}{key}": str(value)[:LONGEST_PARAM]} if below is None else below
-    return flat

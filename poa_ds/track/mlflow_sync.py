@@ -22,9 +22,7 @@ from poa_ds.system.errors import UserError
 from poa_ds.system.json_text import parse_object
 from poa_ds.system.progress import progress
 from poa_ds.system.run_folder import RunFolder
-from poa_ds.track import metrics_file, mlflow_store
-from poa_ds.track import mlflow_ids as run_ids
-from poa_ds.track import tracker as tracking
+from poa_ds.track import metrics_file, mlflow_ids, mlflow_store, tracker
 from poa_ds.track.destination import destination
 from poa_ds.track.mlflow_store import MlflowStore
 
@@ -65,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
         os.environ.setdefault(name, value)
     own = args.uri in ("", recipe.mlflow.uri)
     place = destination(recipe, folder, os.environ, elsewhere=args.uri)
-    ids = run_ids.known(folder, {})
+    ids = mlflow_ids.known(folder, {})
     if not RunFolder(folder).mlflow_ids.exists():  # a training that goes on writes it too
-        run_ids.keep(folder, ids)
+        mlflow_ids.keep(folder, ids)
     if not own:
         ids = {"key": ids["key"]}
     tell(f"{args.folder}: {len(rows):,} rows into {place}")
@@ -97,7 +95,7 @@ def _fill(store: MlflowStore, recipe: Recipe, folder: Path, rows: list[metrics_f
     added.points = sum(progress(store.fill(), total=parts, label="metrics", unit="parts"))
     maps = list(_evaluations(rows))
     for step, top1 in progress(maps, total=len(maps), label="pictures", unit="pictures"):
-        added.pictures += tracking.draw(store, step, top1, recipe.evaluation.report_k)
+        added.pictures += tracker.draw(store, step, top1, recipe.evaluation.report_k)
     count = len(evaluations)
     for evaluation in progress(evaluations, total=count, label="tables", unit="tables"):
         added.tables += store.table(evaluation.step, results.table(evaluation))

@@ -19,7 +19,7 @@ from poa_ds.system.background import Background
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 from poa_ds.system.run_folder import RunFolder
-from poa_ds.track import mlflow_ids as run_ids
+from poa_ds.track import mlflow_ids
 from poa_ds.track.destination import destination
 from poa_ds.track.metrics_file import Floors, MetricsFile, Row, knn_values, read_rows, values_of
 from poa_ds.track.mlflow_store import ENVIRONMENT, IMPORTING, MlflowStore, Status, open_store
@@ -75,9 +75,9 @@ class Tracker:
             output_dir.mkdir(parents=True, exist_ok=True)
             path = RunFolder(output_dir).metrics
             metrics = MetricsFile(path, keep_through=first_step if resumed else None)
-            ids = {} if recipe.tracking == "none" else run_ids.known(output_dir, resumed_ids)
+            ids = {} if recipe.tracking == "none" else mlflow_ids.known(output_dir, resumed_ids)
             if ids:
-                run_ids.keep(output_dir, ids)
+                mlflow_ids.keep(output_dir, ids)
         except OSError as error:
             raise UserError(f"output_dir {output_dir} cannot be written: {error}") from error
         known = {subnet: (parameters or {}).get(subnet) for subnet in sizes}

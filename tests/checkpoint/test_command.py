@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 
 from poa_ds import cli
-from poa_ds.checkpoint import folders as checkpoint_files
+from poa_ds.checkpoint import folders
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.checkpoint.state import KEYS
 from tests.support.checkpoints import of_recipe, save
@@ -57,8 +57,8 @@ def test_a_converted_checkpoint_has_the_same_elements(tmp_path: Path, ranks: int
     convert = ["checkpoint", "convert"]
     assert cli.main([*convert, str(tmp_path / "run"), str(between), "--ranks", "4"]) == 0
     assert cli.main([*convert, str(between), str(out), "--ranks", str(ranks)]) == 0
-    assert checkpoint_files.problem(out) is None
-    manifest = checkpoint_files.read_manifest(out)
+    assert folders.problem(out) is None
+    manifest = folders.read_manifest(out)
     files = [load_file(out / record["file"]) for record in manifest["shards"]]
     assert len(files) == ranks
     for name in taken.pieces:
@@ -71,7 +71,7 @@ def test_a_converted_checkpoint_has_the_same_elements(tmp_path: Path, ranks: int
             ]
             whole = np.concatenate([part for _, part in sorted(parts, key=lambda p: p[0])])
             assert np.array_equal(whole, taken.arrays[f"{name}|{key}"])
-    before = checkpoint_files.read_manifest(folder)
+    before = folders.read_manifest(folder)
     same = before.keys() - {"shards", "ranks"}
     assert all(manifest[key] == before[key] for key in same)
 

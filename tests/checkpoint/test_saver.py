@@ -13,9 +13,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from poa_ds.checkpoint import folders as checkpoint_files
+from poa_ds.checkpoint import folders, tensor_file
 from poa_ds.checkpoint import state as checkpoint
-from poa_ds.checkpoint import tensor_file
 from poa_ds.checkpoint.saver import Saver
 from poa_ds.system.errors import UserError
 from tests.support.checkpoints import save, saver, small_disk, snapshot
@@ -24,7 +23,7 @@ __all__ = ["small_disk"]  # a fixture
 
 
 def names(root: Path) -> list[int]:
-    return [int(p.name.removeprefix("step")) for p in checkpoint_files.folders(root)]
+    return [int(p.name.removeprefix("step")) for p in folders.listed(root)]
 
 
 def poll_until_idle(s: Saver) -> None:
@@ -67,7 +66,7 @@ def test_a_checkpoint_holds_what_was_taken(tmp_path: Path, background: bool) -> 
     found = load_file(folder / "shard-00000.safetensors")
     assert all(np.array_equal(found[name], a) for name, a in taken.arrays.items())
     assert load_file(folder / "extra.safetensors")["center"].tolist() == [1, 2, 3]
-    manifest = checkpoint_files.read_manifest(folder)
+    manifest = folders.read_manifest(folder)
     assert manifest["state"]["samples_seen"] == 48
     made = manifest["made"]
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
@@ -148,7 +147,7 @@ def test_a_start_clears_what_a_kill_left(tmp_path: Path) -> None:
     whole.rename(tmp_path / ".step00000001.old")  # killed while it was replaced
     saver(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step00000001"]
-    assert checkpoint_files.problem(whole) is None
+    assert folders.problem(whole) is None
 
 
 def test_a_full_disk_costs_no_older_checkpoint_and_not_the_run(
@@ -208,8 +207,8 @@ def test_a_rank_on_another_file_system_is_found_out(tmp_path: Path) -> None:
         size, crc = tensor_file.write(partial / name, taken.arrays)
         records.append({"file": name, "bytes": size, "crc32": crc, "pieces": taken.pieces})
     elsewhere = records[0] | {"file": "shard-00001.safetensors"}
-    manifest = {"format": checkpoint_files.FORMAT, **taken.about, "made": {}}
+    manifest = {"format": folders.FORMAT, **taken.about, "made": {}}
     manifest |= {"shards": [records[0], elsewhere], "extra": records[1]}
     with pytest.raises(UserError, match=r"shard-00001.*missing: do all hosts share"):
-        checkpoint_files.commit(tmp_path, 1, manifest)
+        folders.commit(tmp_path, 1, manifest)
     assert names(tmp_path) == []

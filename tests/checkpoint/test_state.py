@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from poa_ds.checkpoint import folders as checkpoint_files
-from poa_ds.checkpoint import reshard
+from poa_ds.checkpoint import folders, reshard
 from poa_ds.checkpoint import state as checkpoint
 from poa_ds.checkpoint.state import RunState
 from poa_ds.system.errors import UserError
@@ -108,7 +107,7 @@ def test_the_fp16_loss_scale_goes_on_as_if_nothing_had_happened(made: Path) -> N
 
 def test_the_teacher_taken_out_of_a_checkpoint_is_the_engines(made: Path) -> None:
     folder = made / "step00000002"
-    found = reshard.teacher(folder, checkpoint_files.read_manifest(folder))
+    found = reshard.teacher(folder, folders.read_manifest(folder))
     wanted = load_file(made.parent / "teacher.safetensors")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
@@ -123,7 +122,7 @@ def test_a_pointer_to_nothing_is_said_and_the_newest_is_used(root: Path, pointer
 
 
 def test_what_is_damaged_wholly_is_never_taken_for_a_fresh_start(root: Path) -> None:
-    for folder in checkpoint_files.folders(root):
+    for folder in folders.listed(root):
         shutil.rmtree(folder)
     found, refused = checkpoint.find_together(root)
     assert found is None and len(refused) == 1  # `latest` names one
@@ -150,9 +149,9 @@ def test_any_flipped_bit_of_a_manifest_is_noticed(root: Path) -> None:
         flipped = bytearray(content)
         flipped[place] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
-        problem = checkpoint_files.problem(path.parent, checksums=False)
+        problem = folders.problem(path.parent, checksums=False)
         assert problem and "manifest.json" in problem, (place, content[place], flipped[place])
 
 
 def test_only_the_last_ones_are_kept(made: Path) -> None:
-    assert [p.name for p in checkpoint_files.folders(made)] == ["step00000001", "step00000002"]
+    assert [p.name for p in folders.listed(made)] == ["step00000001", "step00000002"]

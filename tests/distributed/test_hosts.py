@@ -11,7 +11,7 @@ from signal import SIGKILL
 
 import pytest
 
-from poa_ds.run import exit_status as ended
+from poa_ds.run import exit_status
 from tests.distributed.programs.hosts import Host, missing, two_hosts
 from tests.distributed.programs.launch import ROOT
 from tests.run.test_training import TINY, environment, losses
@@ -148,7 +148,7 @@ def test_a_supervisor_that_is_asked_or_killed_stops_and_saves_on_both_hosts(
     start += ["--options", "--master_addr node1", "--", *words(folder, "launched")]
     settings = {"env": at_home(folder), "cwd": ROOT, "text": True}
     settings |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    for signal, status in (("-TERM", ended.STOPPED), ("-KILL", -SIGKILL)):
+    for signal, status in (("-TERM", exit_status.STOPPED), ("-KILL", -SIGKILL)):
         with subprocess.Popen(hosts[0].command(*start), **settings) as run:
             for line in run.stdout:
                 if re.search(r": step \d+:", line):
@@ -159,7 +159,7 @@ def test_a_supervisor_that_is_asked_or_killed_stops_and_saves_on_both_hosts(
         assert run.returncode == status, said
         for host in hosts:
             assert not trains(host)
-        record = ended.read(folder / "launched")
+        record = exit_status.read(folder / "launched")
         # whatever reaches a rank first: the launcher's signal, or the end of its connection
         assert record.reason in ("SIGTERM", "the end of its launcher")
         assert record.step < STEPS

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from poa_ds.run import exit_status as ended
+from poa_ds.run import exit_status
 from poa_ds.system.processes import Group
 from tests.distributed.programs.jobs import PATIENCE_SECONDS, Job, arguments
 from tests.distributed.programs.launch import ROOT, free_port
@@ -120,7 +120,7 @@ def test_garbage_in_the_folder_of_a_run_does_not_end_the_supervisor(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGUSR1, ended.STOPPED), (signal.SIGINT, ended.INTERRUPTED)],
+    [(signal.SIGUSR1, exit_status.STOPPED), (signal.SIGINT, exit_status.INTERRUPTED)],
 )
 def test_a_signal_stops_all_ranks_saved_and_leaves_nothing(
     number: int, status: int, shards: Path, tmp_path: Path
@@ -131,8 +131,8 @@ def test_a_signal_stops_all_ranks_saved_and_leaves_nothing(
         job.signal(number, 0)
         assert job.statuses() == [status], job.said()
         assert not living(tmp_path)
-        assert ended.read(tmp_path).status == ended.STOPPED
-        assert ended.read(tmp_path).step == saved_step(tmp_path) == max(losses(tmp_path))
+        assert exit_status.read(tmp_path).status == exit_status.STOPPED
+        assert exit_status.read(tmp_path).step == saved_step(tmp_path) == max(losses(tmp_path))
         assert "restart" not in job.said()
 
 
@@ -148,7 +148,7 @@ def test_a_killed_rank_is_restarted_and_the_run_ends_as_an_undisturbed_one(
         trainers(out)[1].kill()
         assert job.statuses() == [0], job.said()
         assert "status 137 (SIGKILL); restart 1 of 1 in 5 s, from step00000" in job.said()
-    assert ended.read(out) == ended.Ended(ended.DONE, 8)
+    assert exit_status.read(out) == exit_status.Ended(exit_status.DONE, 8)
     assert losses(out) == losses(whole)
     assert not living(out)
 
@@ -182,7 +182,7 @@ def test_ranks_whose_deepspeed_is_gone_save_and_end(
         job.signal(number, 0)
         assert job.statuses() == [-number]
         assert_nothing_is_left(tmp_path)
-        record = ended.read(tmp_path)
+        record = exit_status.read(tmp_path)
         assert record.reason == "the end of its launcher"
         assert record.step == saved_step(tmp_path) == max(losses(tmp_path))
 
@@ -199,10 +199,10 @@ def test_ranks_that_start_while_deepspeed_is_killed_end_before_the_first_step(
         job.until("launcher.launch")
         job.signal(signal.SIGKILL, 0)
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not (record := ended.read(tmp_path)):
+        while not (record := exit_status.read(tmp_path)):
             assert time.monotonic() < deadline and living(tmp_path), job.said()
             time.sleep(0.2)
-        assert record == ended.Ended(ended.STOPPED, 0, "the end of its launcher")
+        assert record == exit_status.Ended(exit_status.STOPPED, 0, "the end of its launcher")
         assert_nothing_is_left(tmp_path)
 
 
@@ -230,8 +230,8 @@ def test_a_terminal_that_closes_stops_the_run_saved(
     os.close(screen)
     first.wait(timeout=PATIENCE_SECONDS)
     assert_nothing_is_left(tmp_path)
-    record = ended.read(tmp_path)
-    assert record and record.status == ended.STOPPED, record
+    record = exit_status.read(tmp_path)
+    assert record and record.status == exit_status.STOPPED, record
     assert record.step == saved_step(tmp_path) == max(losses(tmp_path))
 
 
@@ -247,7 +247,9 @@ def test_deepspeeds_second_process_signals_the_ranks_one_after_the_other(
         assert job.statuses() == [1]
         assert time.monotonic() - asked < 30
         assert_nothing_is_left(tmp_path)
-        assert ended.read(tmp_path) == ended.Ended(ended.STOPPED, saved_step(tmp_path), "SIGTERM")
+        assert exit_status.read(tmp_path) == exit_status.Ended(
+            exit_status.STOPPED, saved_step(tmp_path), "SIGTERM"
+        )
 
 
 @pytest.mark.slow
@@ -260,7 +262,9 @@ def test_under_torchrun_a_signal_saves_as_well(shards: Path, tmp_path: Path) -> 
         job.signal(signal.SIGTERM, 0)
         assert job.statuses() == [1]  # whatever the ranks return
         assert_nothing_is_left(tmp_path)
-        assert ended.read(tmp_path) == ended.Ended(ended.STOPPED, saved_step(tmp_path), "SIGTERM")
+        assert exit_status.read(tmp_path) == exit_status.Ended(
+            exit_status.STOPPED, saved_step(tmp_path), "SIGTERM"
+        )
 
 
 @pytest.mark.slow
@@ -270,7 +274,7 @@ def test_ranks_whose_supervisor_is_killed_save_and_end(shards: Path, tmp_path: P
         job.signal(signal.SIGKILL, 0)
         assert job.statuses() == [-signal.SIGKILL]
         assert_nothing_is_left(tmp_path)
-        assert ended.read(tmp_path).reason == "the end of its launcher"
+        assert exit_status.read(tmp_path).reason == "the end of its launcher"
 
 
 @pytest.mark.slow
@@ -282,7 +286,7 @@ def test_the_second_signal_kills(shards: Path, tmp_path: Path) -> None:
             job.signal(number, 0)
         assert job.statuses() == [128 + signal.SIGTERM]
         assert_nothing_is_left(tmp_path)
-        assert ended.read(tmp_path) is None
+        assert exit_status.read(tmp_path) is None
 
 
 @pytest.mark.slow

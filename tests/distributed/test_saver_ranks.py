@@ -9,7 +9,7 @@ import numpy as np
 import torch.distributed
 import torch.multiprocessing
 
-from poa_ds.checkpoint import folders as checkpoint_files
+from poa_ds.checkpoint import folders
 from poa_ds.checkpoint import state as checkpoint
 from poa_ds.checkpoint.reshard import opened
 from poa_ds.checkpoint.saver import Saver
@@ -72,10 +72,10 @@ def test_both_ranks_know_of_a_failure_after_the_same_step(tmp_path: Path) -> Non
         str(root / "step00000001"),
         [
             f"{root / 'step00000004'}: shard-00001.safetensors has 0 bytes, not"
-            f" {checkpoint_files.read_manifest(root / 'step00000004')['shards'][1]['bytes']}"
+            f" {folders.read_manifest(root / 'step00000004')['shards'][1]['bytes']}"
         ],
     ]
-    manifest = checkpoint_files.read_manifest(root / "step00000001")
+    manifest = folders.read_manifest(root / "step00000001")
     assert manifest["shards"][1]["pieces"] == {"backbone.a": [500, 500]}
     with opened(root / "step00000001", manifest) as pieces:
         for key in KEYS:

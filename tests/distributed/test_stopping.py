@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from poa_ds.data.store.index import ShardFolder
-from poa_ds.run import exit_status as ended
+from poa_ds.run import exit_status
 from tests.distributed.programs.jobs import Job, arguments, ranks
 from tests.run.test_training import losses
 from tests.support.shards import make_shards
@@ -47,10 +47,10 @@ def test_a_signal_to_one_rank_stops_and_saves_on_all(shards: Path, tmp_path: Pat
         job.until("step 2:")
         job.signal(signal.SIGTERM, 1)
         asked = time.monotonic()
-        assert job.statuses() == [ended.STOPPED] * 2
+        assert job.statuses() == [exit_status.STOPPED] * 2
         assert time.monotonic() - asked < 30
-        record = ended.read(tmp_path)
-        assert record == ended.Ended(ended.STOPPED, saved_step(tmp_path), "SIGTERM")
+        record = exit_status.read(tmp_path)
+        assert record == exit_status.Ended(exit_status.STOPPED, saved_step(tmp_path), "SIGTERM")
         assert record.step >= 2 and sorted(losses(tmp_path)) == [*range(1, record.step + 1)]
         assert f"stopped by SIGTERM, saved at step {record.step}" in job.said()
         assert "Traceback" not in job.said(0) + job.said(1)
@@ -71,12 +71,12 @@ def test_a_stopped_run_continues_bit_for_bit(
         job.signal(signal.SIGUSR1, 0)
         time.sleep(0.5)
         job.signal(signal.SIGUSR1, 1)
-        assert job.statuses() == [ended.STOPPED] * 2, job.said()
-    stopped = ended.read(tmp_path)
+        assert job.statuses() == [exit_status.STOPPED] * 2, job.said()
+    stopped = exit_status.read(tmp_path)
     assert stopped.step < 8 and (when != "processes" or stopped.step == 0)
     with ranks(words, tmp_path) as job:
         assert job.statuses() == [0, 0], job.said()
-    assert ended.read(tmp_path) == ended.Ended(ended.DONE, 8)
+    assert exit_status.read(tmp_path) == exit_status.Ended(exit_status.DONE, 8)
     assert losses(tmp_path) == losses(undisturbed)
     rows = [json.loads(line) for line in (tmp_path / "knn.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 4, 8]
@@ -120,7 +120,7 @@ def test_a_rank_that_is_killed_during_set_up_is_missed_in_seconds(
         time.sleep(1.0)  # the other has seen it
         job.signal(signal.SIGKILL, victim)
         began = time.monotonic()
-        assert job.processes[1 - victim].wait(timeout=120) == ended.LOST
+        assert job.processes[1 - victim].wait(timeout=120) == exit_status.LOST
         assert time.monotonic() - began < 60  # a busy machine
         assert f"rank {victim} ended during set-up, see its message" in job.said(1 - victim)
 
@@ -136,7 +136,7 @@ def test_a_rank_that_hangs_is_noticed_in_time_and_named(
         job.until("step 2:")
         job.signal(signal.SIGSTOP, held)
         began = time.monotonic()
-        assert job.processes[other].wait(timeout=120) == ended.HUNG
+        assert job.processes[other].wait(timeout=120) == exit_status.HUNG
         assert time.monotonic() - began < 10 + 20 + 15  # the limit, the roll call, a busy machine
         said = job.said(other)
     assert said.count("gives up") == 1 and "no progress for 10 s" in said
@@ -157,7 +157,7 @@ def test_a_rank_that_raises_says_why_and_where_and_the_other_points_to_it(
         job.until("step 2:")
         for loader in loaders(job, 1):
             loader.kill()
-        assert job.statuses() == [ended.LOST, ended.CRASHED]
+        assert job.statuses() == [exit_status.LOST, exit_status.CRASHED]
         assert "Traceback" in job.said(1) and "DataLoader worker" in job.said(1)
         assert "the memory is used up: use fewer data.workers" in job.said(1)
         assert "rank 1 on" in job.said(1) and "sub-networks" in job.said(1)
@@ -175,7 +175,7 @@ def test_a_damaged_image_names_rank_shard_key_and_step(shards: Path, tmp_path: P
     victim.write_bytes(content)
     more = ("data.on_error=raise", "evaluation.queries=", f"data.train={tmp_path}/train")
     with ranks(arguments(shards, tmp_path, *more), tmp_path) as job:
-        assert sorted(job.statuses()) == [1, ended.LOST]
+        assert sorted(job.statuses()) == [1, exit_status.LOST]
         bad = next(r for r in (0, 1) if job.processes[r].returncode == 1)
         assert f"{victim}, sample {folder.key(17)}: damaged" in job.said(bad)
         assert "in step" in job.said(bad) and "sub-networks" in job.said(bad)
@@ -195,6 +195,6 @@ def test_loader_processes_of_a_stopping_rank_go_on_working(shards: Path, tmp_pat
             loader.send_signal(signal.SIGUSR1)
         job.until("step 20:")
         job.signal(signal.SIGKILL, 1)
-        assert job.statuses() == [ended.LOST, -signal.SIGKILL]
+        assert job.statuses() == [exit_status.LOST, -signal.SIGKILL]
         gone, alive = psutil.wait_procs(below[0] + below[1], timeout=30)
         assert len(gone) == len(below[0] + below[1]) and not alive

@@ -26,7 +26,7 @@ from poa_ds.evaluate.neighbours import (
     local_neighbours,
     rank_keys,
     read_keys,
-    spread,
+    subset,
     vote,
 )
 from poa_ds.evaluate.results import KnnRow
@@ -125,8 +125,8 @@ def test_vote_weighs_by_softmax_over_all_neighbours() -> None:
 
 
 def test_subsets_are_evenly_spread() -> None:
-    assert spread(10, 4).tolist() == [0, 2, 5, 7]
-    assert spread(10, 0).tolist() == spread(10, 99).tolist() == list(range(10))
+    assert subset(10, 4).tolist() == [0, 2, 5, 7]
+    assert subset(10, 0).tolist() == subset(10, 99).tolist() == list(range(10))
 
 
 def slow_knn(model, subnet, bank, queries, recipe) -> dict[int, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from poa_ds.run import exit_status as ended
+from poa_ds.run import exit_status
 from poa_ds.run.clock import Clock
 from tests.distributed.programs.launch import ROOT
 from tests.support.checkpoints import disk
@@ -149,11 +149,11 @@ def test_a_stopped_run_saves_and_continues_bit_for_bit(
                 process.send_signal(signal.SIGUSR1)
                 break
         assert "stopped by SIGUSR1, saved at step" in process.stdout.read()
-    assert process.returncode == ended.STOPPED
-    record = ended.read(tmp_path)
+    assert process.returncode == exit_status.STOPPED
+    record = exit_status.read(tmp_path)
     assert sorted(losses(tmp_path)) == [*range(record.step + 1)]
     assert f"continues at step {record.step}" in run(words)
-    assert ended.read(tmp_path) == ended.Ended(ended.DONE, 12)
+    assert exit_status.read(tmp_path) == exit_status.Ended(exit_status.DONE, 12)
     assert losses(tmp_path) == losses(whole[0])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from poa_ds.run import exit_status as ended
+from poa_ds.run import exit_status
 from poa_ds.system.lock import NAME
 from tests.run.test_training import ROOT, command, environment, losses
 from tests.support.shards import make_shards
@@ -38,13 +38,13 @@ def test_of_two_runs_that_start_at_once_one_goes_on_undisturbed(
     words = command(shards, tmp_path, *SHORT)
     runs = [begin(words), begin(words)]
     said = [run.communicate(timeout=240)[0] for run in runs]
-    assert sorted(run.returncode for run in runs) == [ended.DONE, ended.FAILED], said
-    first = runs[0].returncode == ended.FAILED
+    assert sorted(run.returncode for run in runs) == [exit_status.DONE, exit_status.FAILED], said
+    first = runs[0].returncode == exit_status.FAILED
     refused, other = said[not first], runs[first]
     assert f"in use by a training, process {other.pid} on" in refused and "since 2" in refused
     assert "Traceback" not in refused and "output_dir=" in refused
     assert sorted(losses(tmp_path)) == [*range(1, 9)]
-    assert ended.read(tmp_path) == ended.Ended(ended.DONE, 8)
+    assert exit_status.read(tmp_path) == exit_status.Ended(exit_status.DONE, 8)
     assert not (tmp_path / NAME).exists()
 
 
@@ -60,11 +60,11 @@ def test_a_run_is_refused_while_another_is_at_work_and_goes_on_after_its_end(
         first.send_signal(signal.SIGSTOP)
         with begin(words) as second:
             said = second.communicate(timeout=240)[0]
-        assert second.returncode == ended.FAILED
+        assert second.returncode == exit_status.FAILED
         assert f"process {first.pid} on" in said
         first.kill()
     with begin(words) as third:
         said = third.communicate(timeout=240)[0]
-    assert third.returncode == ended.DONE, said
+    assert third.returncode == exit_status.DONE, said
     assert f"process {first.pid} on" in said and "taken over" in said
     assert sorted(losses(tmp_path)) == [*range(1, 9)]

@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from poa_ds.run import exit_status as ended
-from poa_ds.run import watchdog
+from poa_ds.run import exit_status, watchdog
 from poa_ds.run.watchdog import NCCL_SECONDS, WAITS, Watchdog
 from tests.distributed.programs.launch import ROOT, environment, free_port
 
@@ -32,7 +31,7 @@ def test_a_rank_that_hangs_in_an_import_ends() -> None:
     """The roll call needs the same module, and its import waits for the other thread's."""
     words = [sys.executable, "-c", HANGS_IN_AN_IMPORT]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == ended.HUNG, done.stderr
+    assert done.returncode == exit_status.HUNG, done.stderr
     assert "gives up: no progress" in done.stderr and "in find_spec" in done.stderr
 
 
@@ -64,7 +63,7 @@ def test_who_waits_is_known_although_collectives_return_at_once() -> None:
         text=True,
         timeout=120,
     )
-    assert done.returncode == ended.HUNG, done.stderr
+    assert done.returncode == exit_status.HUNG, done.stderr
     assert "it waits for other ranks" in done.stderr
     assert "do not wait for others: rank 1: step 5: waiting for images" in done.stderr
     assert "no answer" not in done.stderr
