@@ -13,6 +13,7 @@ from torch import Tensor
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.export.folder import RECIPE, WEIGHTS, Export, Style, check_images
+from poa_ds.export.plain_state import PlainState
 from poa_ds.model import form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
@@ -25,14 +26,19 @@ BEFORE_SCALE = {"ls1": "attn.proj", "ls2": "mlp.fc2"}  # the layer that each Lay
 
 def extract(
     model: ElasticBackbone, subnet: Subnet, dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
+) -> PlainState:
     """The state dict of one size as a plain network: the ViT's under timm's and DINOv2's names.
 
     The factors are folded in float32 (float64 for such a model), then all is cast to `dtype`. The
     final norm is part of it, the mask token is not. Swin: the names of plain/swin.py; ResNet:
-    torchvision's, with group norms in the places of the batch norms.
+    torchvision's, with group norms in the places of the batch norms. ValueError: the size is not in
+    the space.
     """
-    return form.of(model.kind).extract(model, subnet, dtype)
+    model.space.require(subnet)
+    found = form.of(model.kind)
+    state = found.extract(model, subnet, dtype)
+    _, arguments = found.arguments(model.shape, subnet, state)
+    return PlainState(state, kind=model.kind, arguments=arguments)
 
 
 def fold_layer_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.export import onnx_file
+from poa_ds.export.plain_state import build
 from poa_ds.model import form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
@@ -167,15 +167,6 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}  # not a file of ours
     return content if isinstance(content, dict) else {}
-
-
-def build(
-    module: ModuleType, arguments: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> nn.Module:
-    """A plain network in eval mode."""
-    network = module.Network(**arguments)
-    network.load_state_dict(dict(state), strict=True)
-    return network.eval()
 
 
 def reload(folder: Path) -> nn.Module:

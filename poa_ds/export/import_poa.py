@@ -1,8 +1,4 @@
-"""Names and layouts of the published POA code and of timm, to ours and back.
-
-Ours differs in one layout: the rows of qkv are stored head by head (head, q|k|v, channel),
-elsewhere q|k|v first (q|k|v, head, channel).
-"""
+"""`poa-ds import-poa`: the teacher of a published checkpoint as one of ours."""
 
 import argparse
 import pickle
@@ -14,51 +10,15 @@ import torch
 from torch import Tensor
 
 from poa_ds.checkpoint.deployed import differences, find_teacher, write_teacher
+from poa_ds.export.published import described, heads_from_published
 from poa_ds.model import form
 from poa_ds.model.heads import HeadBank
-from poa_ds.model.layers import head_major, third_major
-from poa_ds.model.vit.names import from_poa_backbone, to_timm
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
-
-__all__ = [
-    "add_arguments",
-    "from_poa_backbone",
-    "from_poa_heads",
-    "from_poa_teacher",
-    "head_major",
-    "read_checkpoint",
-    "run",
-    "third_major",
-    "to_timm",
-]
-
-
-def from_poa_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published MDINOHead's state dict (any prefix before `mlp0`) under our names."""
-    ours: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        found = re.search(r"(?:^|\.)(mlp|last_layer)(\d+)\.(.+)$", name)
-        if not found or name.startswith("backbone."):
-            continue
-        kind, head, rest = found.groups()
-        ours[f"{head}.{_head_part(kind, rest)}"] = tensor
-    return ours
-
-
-def _head_part(kind: str, rest: str) -> str:
-    """weight_g stays; mlp part 0.linear.weight -> first.weight; 2.bias -> rest.0.bias."""
-    if kind == "last_layer":
-        return rest
-    rest = rest.replace("linear.", "")
-    place, _, parameter = rest.rpartition(".")
-    if place in ("", "0"):
-        return f"first.{parameter}"
-    return f"rest.{int(place) // 2 - 1}.{parameter}"
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -105,14 +65,14 @@ def from_poa_teacher(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, T
     if any(len(tensor) % (3 * head_dim) for tensor in qkv):
         raise UserError(
             f"attention of width {len(qkv[0]) // 3} does not divide into heads of "
-            f"backbone.head_dim {head_dim}: {_described(state)}"
+            f"backbone.head_dim {head_dim}: {described(state)}"
         )
     named_ours = form.of(recipe.backbone.name).from_published(
         parts["backbone"], derived.shape(recipe)
     )
     ours = {f"backbone.{name}": tensor for name, tensor in named_ours.items()}
     for theirs, prefix in (("dino_head", "heads"), ("ibot_head", "ibot_heads")):
-        ours |= {f"{prefix}.{n}": t for n, t in from_poa_heads(parts[theirs]).items()}
+        ours |= {f"{prefix}.{n}": t for n, t in heads_from_published(parts[theirs]).items()}
     present = {name.split(".")[0] for name in ours}
     problems = differences(
         {name: shape for name, shape in wanted.items() if name.split(".")[0] in present},
@@ -123,7 +83,7 @@ def from_poa_teacher(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, T
         raise UserError(
             f"the tensors do not fit the recipe (largest size {sizes.intact}, patch "
             f"{recipe.backbone.patch_size}, heads {list(recipe.heads.prototypes)}): "
-            f"{_described(state)}. {'; '.join(problems)}"
+            f"{described(state)}. {'; '.join(problems)}"
         )
     return ours
 
@@ -147,31 +107,6 @@ def _shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
         for part, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
-
-
-# of their backbones, the first pattern that a name fits
-_KINDS = (
-    (r"blocks\.\d", "they are a ViT"),
-    (r"stages\.\d\.blocks\.", "they are a Swin"),
-    (r"layer\d\.layers\.", "they are a ResNet"),
-)
-
-
-def _described(state: Mapping[str, Tensor]) -> str:
-    """What the tensors seem to be."""
-    plain = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
-    kinds = [kind for pattern, kind in _KINDS if any(re.match(pattern, name) for name in plain)]
-    if not kinds:
-        return f"they are no network of POA (names such as {', '.join(list(plain)[:3])})"
-    blocks = {m[1] for name in plain if (m := re.match(r"blocks\.((?:\d+\.)+)", name))}
-    patch = plain.get("patch_embed.proj.weight")
-    size = (
-        f" {len(patch)}x{len(blocks)}, patch {patch.shape[-1]}"
-        if blocks and patch is not None
-        else ""
-    )
-    prototypes = [len(t) for name, t in state.items() if name.endswith(".weight_g")]
-    return f"{kinds[0]}{size}, {f'heads {prototypes}' if prototypes else 'no heads'}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -52,6 +52,8 @@ class ElasticBackbone(nn.Module):
         self, space: ElasticSpace, shape: Shape, *, activation_checkpointing: bool = False
     ) -> None:
         super().__init__()
+        if wrong := next(shape.contradictions(space), None):
+            raise ValueError(f"{type(self).__name__} with {space.describe()}: {wrong}")
         self.space, self.shape, self.patch_size = space, shape, shape.patch_size
         self.activation_checkpointing = activation_checkpointing
 

@@ -1,6 +1,7 @@
 """What the sizes of a backbone look like outside: names, layouts, plain networks."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -17,7 +18,8 @@ class Form(Protocol):
     """module: the one beside it that builds the plain network.
 
     first_conv, classifier, pool: parts by timm's words. features: what forward_features gives.
-    fixed_size: timm builds it for one resolution. note: what users should know.
+    fixed_size: timm builds it for one resolution. note: what users should know. title: its usual
+    name. published_block: what names of the published code's blocks begin with, a pattern.
     """
 
     module: ModuleType
@@ -27,6 +29,17 @@ class Form(Protocol):
     features: str
     fixed_size: bool
     note: str
+    title: str
+    published_block: str
+
+    def network_of(self, state: Mapping[str, Tensor], head_dim: int) -> ElasticBackbone:
+        """The network of one size whose published state this is. KeyError: of none.
+
+        head_dim: where the tensors do not tell it.
+        """
+
+    def to_published(self, state: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
+        """Our state dict under the published names and layout."""
 
     def from_published(self, state: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
         """The published code's backbone (with or without `backbone.`) under our names."""
@@ -54,6 +67,21 @@ class Form(Protocol):
 
     def tokens(self, features: Tensor) -> Tensor:
         """What the plain network's forward_features gives -> tokens of the elastic one."""
+
+
+def blocks_of(names: Iterable[str], pattern: str) -> int:
+    """The blocks that are numbered by the first group of the pattern: the largest number + 1."""
+    return 1 + max(int(found[1]) for name in names if (found := re.match(pattern, name)))
+
+
+def stages_of(names: Iterable[str], first: str) -> list[tuple[int, int]]:
+    """(stage, place in it) of each of our blocks. first: of a part that begins a stage."""
+    names, places = list(names), []
+    begins = {int(n.split(".")[1]) for n in names if re.match(rf"blocks\.\d+\.{first}\.", n)}
+    for block in range(blocks_of(names, r"blocks\.(\d+)\.")):
+        stage, place = places[-1] if places else (0, -1)
+        places.append((stage + 1, 0) if block and block in begins else (stage, place + 1))
+    return places
 
 
 def of(kind: str) -> Form:

@@ -83,6 +83,14 @@ class HeadBank(nn.ModuleList):
         )
         initialise(list(self.modules()), init)
 
+    def __getitem__(self, index: int | slice) -> "PrototypeHead | HeadBank":
+        """One head, or a bank of the same heads."""
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        part = HeadBank.__new__(HeadBank)
+        nn.ModuleList.__init__(part, list(self)[index])
+        return part
+
     def forward(self, *streams: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(bottleneck, prototypes) of each head."""
         return [head(*streams) for head in self]

@@ -3,7 +3,7 @@
 No torch here: recipes are checked, and balanced draws planned, before anything heavy is loaded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from poa_ds.model import architectures
@@ -32,6 +32,9 @@ class Shape(Protocol):
 
     def features(self, subnet: Subnet) -> int:
         """Width of the tokens that leave the backbone."""
+
+    def contradictions(self, space: ElasticSpace) -> Iterator[str]:
+        """Why there is no such network with the sizes of this space, in words."""
 
     def members(self, subnet: Subnet) -> list[int]:
         """The physical blocks of one size, in one count through all of them."""
@@ -86,6 +89,11 @@ def stages_are_right(options: Backbone, elastic: tuple[int, ...]) -> Iterator[st
             yield f"backbone.stages[{i}] is [{least}, {most}]: the first must not exceed the second"
         if least != most and i not in elastic:
             yield f"backbone.stages[{i}] is [{least}, {most}]: {options.name} keeps this one fixed"
+
+
+def undivided(widths: Iterable[int], by: int, name: str) -> Iterator[str]:
+    """The first width that does not divide, in words."""
+    yield from (f"width {width} is not a multiple of {name} {by}" for width in widths if width % by)
 
 
 def map_sides(image_size: int, patch: int) -> list[int]:

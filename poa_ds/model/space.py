@@ -128,6 +128,7 @@ class ElasticSpace:
 
     def cost(self, subnet: Subnet) -> float:
         """Work of one image relative to the intact network: linear layers dominate."""
+        self.require(subnet)
         if self.costs:
             return self._cost_of[subnet] / self._cost_of[self.intact]
         return subnet.width**2 * subnet.depth / (self.intact.width**2 * self.intact.depth)

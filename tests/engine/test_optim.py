@@ -7,17 +7,18 @@ import torch
 
 from poa_ds.engine import optim
 from poa_ds.engine.optim import EmaAdamW, Stretch
-from poa_ds.export.import_poa import from_poa_backbone, from_poa_heads
+from poa_ds.export.published import heads_from_published
+from poa_ds.model.vit.names import from_published
 from poa_ds.recipe.tree import Optimizer
 from tests.conftest import shared
 
 
 def our_name(published: str) -> str:
-    """The name that interop gives to one published parameter."""
+    """The name that we give to one published parameter."""
     probe = {published: torch.zeros(192)}
     if published.startswith("backbone."):
-        return "backbone." + next(iter(from_poa_backbone(probe, head_dim=64)))
-    return "heads." + next(iter(from_poa_heads(probe)))
+        return "backbone." + next(iter(from_published(probe, head_dim=64)))
+    return "heads." + next(iter(heads_from_published(probe)))
 
 
 def test_factors_and_decay_are_the_published_parameter_groups() -> None:

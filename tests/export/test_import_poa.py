@@ -11,9 +11,10 @@ import yaml
 from poa_ds import cli
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.export import import_poa as interop
-from poa_ds.export.import_poa import from_poa_backbone, head_major, third_major, to_timm
 from poa_ds.model.heads import HeadBank
+from poa_ds.model.layers import head_major, third_major
 from poa_ds.model.space import Subnet
+from poa_ds.model.vit.names import from_published, to_timm
 from poa_ds.system.errors import UserError
 from tests.conftest import shared
 from tests.model.swin.test_network import load as load_arrays
@@ -68,7 +69,7 @@ def test_names_of_timm_are_read_and_written() -> None:
         num_classes=0, img_size=64,
     )  # fmt: skip
     state = plain.state_dict()
-    ours = from_poa_backbone(state, head_dim=32)
+    ours = from_published(state, head_dim=32)
     model = published_model(torch.float32)
     assert set(model.state_dict()) - set(ours) == {"embed.mask_token"}
     model.load_state_dict(ours, strict=False)

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from poa_ds.data.batch import Batch
-from poa_ds.export.import_poa import from_poa_backbone, from_poa_heads, third_major
+from poa_ds.export.published import heads_from_published
 from poa_ds.methods import targets
 from poa_ds.methods.terms import Terms, slot_terms
 from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank
+from poa_ds.model.layers import third_major
 from poa_ds.model.space import ElasticSpace, Subnet
+from poa_ds.model.vit.names import from_published
 from poa_ds.model.vit.network import ElasticViT
 from poa_ds.recipe.tree import Objective
 from tests.conftest import shared
@@ -41,11 +43,11 @@ def branch(name: str, *, separate_ibot: bool = False) -> Branch:
 
     state = arrays(name)
     made = Branch(ElasticViT(SPACE, image_size=64, head_dim=32), bank(), None)
-    made.backbone.load_state_dict(from_poa_backbone(state, head_dim=32))
-    made.heads.load_state_dict(from_poa_heads(state))
+    made.backbone.load_state_dict(from_published(state, head_dim=32))
+    made.heads.load_state_dict(heads_from_published(state))
     if separate_ibot:
         made.ibot_heads = bank()
-        made.ibot_heads.load_state_dict(from_poa_heads(state))
+        made.ibot_heads.load_state_dict(heads_from_published(state))
     return made.double()
 
 
@@ -62,13 +64,13 @@ def batch() -> Batch:
 
 
 def published_name(ours: str) -> str:
-    """Our parameter name -> the published one, by pushing every published name through interop."""
+    """Our parameter name -> the published one, by renaming every published name."""
     for name in arrays("vit_student"):
         probe = {name: torch.zeros(96)}
         if name.startswith("backbone."):
-            mapped = [f"backbone.{n}" for n in from_poa_backbone(probe, head_dim=32)]
+            mapped = [f"backbone.{n}" for n in from_published(probe, head_dim=32)]
         else:
-            mapped = [f"heads.{n}" for n in from_poa_heads(probe)]
+            mapped = [f"heads.{n}" for n in heads_from_published(probe)]
         if mapped == [ours]:
             return name
     raise AssertionError(ours)

@@ -10,7 +10,7 @@ import torch
 
 from poa_ds.data.batch import Batch
 from poa_ds.engine import optim
-from poa_ds.export.import_poa import from_poa_backbone, from_poa_heads
+from poa_ds.export.published import heads_from_published
 from poa_ds.methods import targets
 from poa_ds.methods.terms import slot_terms
 from poa_ds.model.backbone import ElasticBackbone
@@ -22,6 +22,7 @@ from poa_ds.model.resnet.network import ElasticResNet
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin import names as swin_names
 from poa_ds.model.swin.network import ElasticSwin, position_major
+from poa_ds.model.vit.names import from_published
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Objective, Recipe
 from tests.conftest import shared
@@ -99,7 +100,7 @@ def branch(kind: str, part: str) -> Branch:
         backbone.feature_width(backbone.space.intact), (16, 24, 32, 48), hidden=64, bottleneck=16
     )
     backbone.load_state_dict(names(state))
-    heads.load_state_dict(from_poa_heads(state))
+    heads.load_state_dict(heads_from_published(state))
     return Branch(backbone, heads, None).double()
 
 
@@ -130,7 +131,7 @@ def test_total_and_gradients_of_a_step_are_the_published_ones(kind: str) -> None
     for name, norm in wanted["grad_norm"].items():
         probe = {name: torch.zeros(24)}
         ours = [f"backbone.{n}" for n in names(probe)] if name.startswith("backbone.") else []
-        ours += [f"heads.{n}" for n in from_poa_heads(probe)]
+        ours += [f"heads.{n}" for n in heads_from_published(probe)]
         if not ours:
             assert norm is None, name  # norms that pre-training does not use
             continue
@@ -197,7 +198,7 @@ def test_factors_and_decay_are_the_published_parameter_groups(
     for name, (lr, decayed, is_last_layer, *_) in groups.items():
         probe = {name: torch.zeros(3 * head_dim)}
         if not name.startswith("backbone."):
-            ours = ["heads." + n for n in from_poa_heads(probe)]
+            ours = ["heads." + n for n in heads_from_published(probe)]
         elif kind == "swin":
             ours = ["backbone." + n for n in swin_names.from_published(probe, (2, 2, 18, 2), 16)]
         else:
@@ -228,7 +229,7 @@ def test_the_published_sizes_have_the_published_number_of_parameters(kind: str) 
 
 
 SHALLOW = {
-    "vit": ({"depth": {"min": 1, "max": 1, "step": 1}}, lambda probe: from_poa_backbone(probe)),
+    "vit": ({"depth": {"min": 1, "max": 1, "step": 1}}, lambda probe: from_published(probe)),
     "swin": (
         {**RECIPES["swin"], "stages": [[1, 1]] * 4, "names": {}},
         lambda probe: swin_names.from_published(probe, (1, 1, 1, 1), 16),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from poa_ds.export.import_poa import from_poa_heads
+from poa_ds.export.published import heads_from_published
 from poa_ds.model.heads import HeadBank
 from tests.conftest import shared
 
@@ -18,7 +18,7 @@ def load(name: str) -> dict[str, torch.Tensor]:
 
 def published_heads(layers: int) -> HeadBank:
     heads = HeadBank(192, PROTOTYPES, hidden=96, bottleneck=32, layers=layers).double()
-    heads.load_state_dict(from_poa_heads(load(f"state_dict_nl{layers}")), strict=True)
+    heads.load_state_dict(heads_from_published(load(f"state_dict_nl{layers}")), strict=True)
     return heads
 
 
@@ -44,7 +44,7 @@ def test_gradients_are_the_published_ones() -> None:
     sum((w * s).sum() for w, s in zip(weights, heads.scores(x), strict=True)).backward()
     assert (x.grad - wanted.pop("_dx")[0]).abs().max() < 1e-10
     for name, expected in wanted.items():
-        ours = next(iter(from_poa_heads({name: expected})))
+        ours = next(iter(heads_from_published({name: expected})))
         assert torch.allclose(heads.get_parameter(ours).grad, expected, rtol=1e-9, atol=1e-10), name
     assert len(wanted) == 12
 

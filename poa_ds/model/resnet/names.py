@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from poa_ds.model.backbone import pooled
+from poa_ds.model.form import blocks_of, stages_of
 from poa_ds.model.resnet import plain as plain
 from poa_ds.model.resnet.network import ElasticResNet
 from poa_ds.model.resnet.shape import ResNetShape
-from poa_ds.model.space import Subnet
+from poa_ds.model.space import ElasticSpace, Subnet
 from poa_kernels.two_stream_linear import alpha
 
 PUBLISHED_STEM, PUBLISHED_GROUPS = 64, 32  # all that timm's ResNet with group norms can have
@@ -42,6 +43,19 @@ def from_published(state: Mapping[str, Tensor], stages: Sequence[int]) -> dict[s
     return ours
 
 
+def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `from_published`, without a prefix."""
+    places, theirs = stages_of(state, "downsample"), {}
+    for name, tensor in state.items():
+        if found := re.match(r"blocks\.(\d+)\.(.+)", name):
+            stage, place = places[int(found[1])]
+            rest = re.sub(r"^(conv\d)\.", r"\1.conv.", found[2])
+            name = f"layer{stage + 1}.layers.{place}.{rest}"
+        name = re.sub(r"^(conv|norm)\.", r"\g<1>1.", name.removeprefix("embed."))
+        theirs[name] = tensor
+    return theirs
+
+
 def _plain(rest: str) -> str:
     """Of a block: our norms have torchvision's names."""
     return re.sub(r"^norm(\d)\.", r"bn\1.", rest)
@@ -55,6 +69,23 @@ class ResNetForm:
     features = "the last map (B, C, rows, columns)"
     fixed_size = False
     note = "the feature is the mean of the last map"
+
+    title, published_block = "ResNet", r"layer\d\.layers\."
+
+    @staticmethod
+    def network_of(state: Mapping[str, Tensor], head_dim: int) -> ElasticResNet:
+        width = len(state["layer1.layers.0.conv1.conv.weight"])
+        depth = tuple(blocks_of(state, rf"layer{s}\.layers\.(\d+)\.") for s in range(1, 5))
+        return ElasticResNet(
+            ElasticSpace((width,), (depth,)),
+            image_size=224,
+            norm_groups=1,  # the tensors do not tell: as many for any
+            stem=len(state["conv1.weight"]),
+        )
+
+    @staticmethod
+    def to_published(state: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
+        return to_published(state)
 
     @staticmethod
     def from_published(state: Mapping[str, Tensor], shape: ResNetShape) -> dict[str, Tensor]:

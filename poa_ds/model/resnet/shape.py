@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from operator import gt
 
 from poa_ds.model.options import Backbone
-from poa_ds.model.shape import Stages, map_sides, spread_stages, stages_are_right, values
+from poa_ds.model.shape import Stages, map_sides, spread_stages, stages_are_right, undivided, values
 from poa_ds.model.space import Depth, ElasticSpace, Subnet
 
 
@@ -59,6 +60,12 @@ class ResNetShape:
 
     def multiple(self) -> tuple[int, str]:
         return 32, "32, the stride of resnet"
+
+    def contradictions(self, space: ElasticSpace) -> Iterator[str]:
+        yield from undivided((*space.widths, self.stem), self.norm_groups, "norm_groups")
+        for subnet in space.subnets():
+            if len(subnet.stages) != 4 or any(map(gt, subnet.stages, self.stages)):
+                yield f"depth {subnet.depth_text} is no part of {space.intact.depth_text}"
 
     def members(self, subnet: Subnet) -> list[int]:
         return spread_stages(subnet.depth, self.stages)

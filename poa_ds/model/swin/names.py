@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from poa_ds.model.backbone import pooled
+from poa_ds.model.form import blocks_of, stages_of
 from poa_ds.model.layers import head_major, third_major
-from poa_ds.model.space import Subnet
+from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin import plain as plain
-from poa_ds.model.swin.network import ElasticSwin, channel_major, position_major
+from poa_ds.model.swin.network import ElasticSwin, channel_major, position_major, relative_positions
 from poa_ds.model.swin.shape import SwinShape
 from poa_kernels.two_stream_linear import alpha
 
@@ -62,6 +63,47 @@ def from_published(
     return ours
 
 
+def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `from_published`, without a prefix; what pre-training left alone is added."""
+    places = stages_of(state, "merge")
+    width, table = len(state["norm.weight"]) // 8, state["blocks.0.attn.position_bias"]
+    head_dim, window = width // table.shape[1], round((len(table) ** 0.5 + 1) / 2)
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if ".attn.qkv." in name:
+            tensor = third_major(tensor, head_dim)
+        if ".merge." in name:
+            tensor = position_major(tensor)
+        name = _published(name, places)
+        theirs[name] = tensor
+        if name.endswith("bias_table"):
+            index = relative_positions(window, torch.device("cpu")).view(window**2, -1)
+            theirs[name.replace("bias_table", "index")] = index.to(tensor.device)
+    for stage in range(3):
+        part = state["norm.weight"][: width * 2**stage]
+        theirs |= {f"norm{stage}.norm.weight": torch.ones_like(part)}
+        theirs |= {f"norm{stage}.norm.bias": torch.zeros_like(part)}
+    return theirs
+
+
+def _published(name: str, places: Sequence[tuple[int, int]]) -> str:
+    part, _, rest = name.partition(".")
+    if part == "embed":
+        rest = re.sub(r"^patch\.norm\.", "patch.norm.norm.", rest)
+        return re.sub(r"^patch\.", "patch_embed.", rest)
+    if part == "norm":
+        return f"norm3.norm.{rest}"
+    number, _, rest = rest.partition(".")
+    stage, block = places[int(number)]
+    rest = re.sub(r"(norm\d?)\.", r"\1.norm.", rest)
+    rest = re.sub(r"(qkv|proj|fc\d|reduction)\.", r"\1.linear.", rest)
+    rest = rest.replace("mlp.", "ffn.").replace("attn.", "attn.w_msa.")
+    rest = rest.replace("position_bias", "relative_position_bias_table")
+    if rest.startswith("merge."):
+        return f"stages.{stage - 1}.downsample.{rest.removeprefix('merge.')}"
+    return f"stages.{stage}.blocks.{block}.{rest}"
+
+
 def _cut(name: str, tensor: Tensor, *, whole: int, width: int) -> Tensor:
     """One parameter of a block at a smaller width (of stage 1), its factor in the weight."""
 
@@ -93,6 +135,28 @@ class SwinForm:
     features = "the last map (B, rows, columns, C)"
     fixed_size = True
     note = "with timm, only there; the feature is the mean token of the last map"
+
+    title, published_block = "Swin", r"stages\.\d\.blocks\."
+
+    @staticmethod
+    def network_of(state: Mapping[str, Tensor], head_dim: int) -> ElasticSwin:
+        width, _, _, patch = state["patch_embed.proj.weight"].shape
+        first = "stages.0.blocks.0."
+        table = state[f"{first}attn.w_msa.relative_position_bias_table"]
+        stages = tuple(blocks_of(state, rf"stages\.{s}\.blocks\.(\d+)\.") for s in range(4))
+        return ElasticSwin(
+            ElasticSpace((width,), (stages[SwinShape.elastic],)),
+            stages=stages,
+            image_size=56 * patch,
+            patch_size=patch,
+            head_dim=width // table.shape[1],
+            window=round((len(table) ** 0.5 + 1) / 2),
+            mlp_ratio=len(state[f"{first}ffn.fc1.linear.weight"]) // width,
+        )
+
+    @staticmethod
+    def to_published(state: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
+        return to_published(state)
 
     @staticmethod
     def from_published(state: Mapping[str, Tensor], shape: SwinShape) -> dict[str, Tensor]:

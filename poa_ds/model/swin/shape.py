@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from poa_ds.model.options import Backbone
-from poa_ds.model.shape import Stages, heads_divide, map_sides, spread_stages, stages_are_right
+from poa_ds.model.shape import (
+    Stages,
+    heads_divide,
+    map_sides,
+    spread_stages,
+    stages_are_right,
+    undivided,
+)
 from poa_ds.model.space import Depth, ElasticSpace, Subnet
 
 
@@ -57,6 +64,12 @@ class SwinShape:
     def depths(self, subnet: Subnet) -> Stages:
         """Blocks of each stage of one size."""
         return (*self.stages[: self.elastic], subnet.depth, *self.stages[self.elastic + 1 :])
+
+    def contradictions(self, space: ElasticSpace) -> Iterator[str]:
+        yield from undivided(space.widths, self.head_dim, "head_dim")
+        deepest = space.intact.depth
+        if len(self.stages) != 4 or self.stages[self.elastic] != deepest:
+            yield f"stages {self.stages}: the third of four must be the largest depth, {deepest}"
 
     def members(self, subnet: Subnet) -> list[int]:
         return spread_stages(self.depths(subnet), self.stages)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poa_ds.model.form import blocks_of
 from poa_ds.model.layers import head_major, third_major
-from poa_ds.model.space import Subnet
+from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit import plain as plain
 from poa_ds.model.vit.network import ElasticViT
 from poa_ds.model.vit.shape import VitShape
@@ -29,7 +30,7 @@ _BACKBONE = (
 )
 
 
-def from_poa_backbone(state: Mapping[str, Tensor], head_dim: int = 64) -> dict[str, Tensor]:
+def from_published(state: Mapping[str, Tensor], head_dim: int = 64) -> dict[str, Tensor]:
     """The published ViT's state dict (with or without `backbone.`) under our names and layout.
 
     Keys of other parts (heads) are left out. Also reads DINOv2 and timm names, and block
@@ -46,6 +47,18 @@ def from_poa_backbone(state: Mapping[str, Tensor], head_dim: int = 64) -> dict[s
             name = re.sub(pattern, replacement, name)
         ours[name] = head_major(tensor, head_dim) if ".attn.qkv." in name else tensor
     return ours
+
+
+def to_published(state: Mapping[str, Tensor], head_dim: int = 64) -> dict[str, Tensor]:
+    """The inverse of `from_published`, without a prefix."""
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        plain = name.replace("embed.patch.", "patch_embed.proj.", 1).removeprefix("embed.")
+        plain = re.sub(r"(^|\.)(norm[12]?)\.", r"\1\2.norm.", plain)
+        plain = re.sub(r"\.(qkv|proj|fc[12])\.(?=\w+$)", r".\1.linear.", plain)
+        plain = plain.replace("patch_embed.proj.linear.", "patch_embed.proj.")
+        theirs[plain] = third_major(tensor, head_dim) if ".attn.qkv." in name else tensor
+    return theirs
 
 
 def to_timm(state: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
@@ -69,9 +82,29 @@ class VitForm:
         " differ a little there; model.py of --format state-dict does as the training did"
     )
 
+    title, published_block = "ViT", r"blocks\.\d"
+
+    @staticmethod
+    def network_of(state: Mapping[str, Tensor], head_dim: int) -> ElasticViT:
+        _, tokens, width = state["pos_embed"].shape
+        patch = state["patch_embed.proj.weight"].shape[-1]
+        ours = from_published(state, 1)
+        depth = blocks_of(ours, r"blocks\.(\d+)\.")
+        return ElasticViT(
+            ElasticSpace((width,), (depth,)),
+            image_size=round((tokens - 1) ** 0.5) * patch,
+            patch_size=patch,
+            head_dim=head_dim,
+            mlp_ratio=len(ours["blocks.0.mlp.fc1.weight"]) // width,
+        )
+
     @staticmethod
     def from_published(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
-        return from_poa_backbone(state, shape.head_dim)
+        return from_published(state, shape.head_dim)
+
+    @staticmethod
+    def to_published(state: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
+        return to_published(state, head_dim)
 
     @staticmethod
     def extract(model: ElasticViT, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from poa_ds.model.options import Backbone
-from poa_ds.model.shape import heads_divide, values
+from poa_ds.model.shape import heads_divide, undivided, values
 from poa_ds.model.space import Depth, ElasticSpace, Subnet, spread
 
 
@@ -44,6 +44,11 @@ class VitShape:
 
     def features(self, subnet: Subnet) -> int:
         return subnet.width
+
+    def contradictions(self, space: ElasticSpace) -> Iterator[str]:
+        yield from undivided(space.widths, self.head_dim, "head_dim")
+        if self.image_size % self.patch_size:
+            yield f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
 
     def members(self, subnet: Subnet) -> list[int]:
         return spread(subnet.depth, self.deepest)

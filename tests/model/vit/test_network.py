@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from poa_ds.export.import_poa import from_poa_backbone, third_major
-from poa_ds.model.layers import Packing, draw_drop
+from poa_ds.model.layers import Packing, draw_drop, third_major
 from poa_ds.model.space import ElasticSpace, Subnet
+from poa_ds.model.vit.names import from_published
 from poa_ds.model.vit.network import ElasticViT
 from poa_kernels.add_ln import Rows, add_rows
 from tests.conftest import shared
@@ -26,7 +26,7 @@ def load(path: str) -> dict[str, torch.Tensor]:
 
 def published_model(dtype: torch.dtype) -> ElasticViT:
     model = ElasticViT(SPACE, image_size=64, head_dim=32)
-    model.load_state_dict(from_poa_backbone(load("state_dict.npz"), head_dim=32), strict=True)
+    model.load_state_dict(from_published(load("state_dict.npz"), head_dim=32), strict=True)
     return model.to(dtype)
 
 
@@ -62,7 +62,7 @@ def test_gradients_are_the_published_ones() -> None:
     ).backward()
     compared = 0
     for name, expected in wanted.items():
-        ours = next(iter(from_poa_backbone({name: torch.zeros(96)}, head_dim=32)))
+        ours = next(iter(from_published({name: torch.zeros(96)}, head_dim=32)))
         got = model.get_parameter(ours).grad
         if ".qkv." in name:
             got = third_major(got, 32)
@@ -70,7 +70,7 @@ def test_gradients_are_the_published_ones() -> None:
         compared += 1
     norms = json.loads(shared("golden/01_vit/case.json").read_text())["grad"]["grad_norm_all"]
     for name, norm in norms.items():
-        ours = next(iter(from_poa_backbone({name: torch.zeros(96)}, head_dim=32)))
+        ours = next(iter(from_published({name: torch.zeros(96)}, head_dim=32)))
         got = model.get_parameter(ours).grad
         assert (got is None) if norm is None else abs(got.norm().item() / norm - 1) < 1e-8, name
     assert compared > 5
