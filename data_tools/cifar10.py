@@ -3,20 +3,24 @@
 import argparse
 import gzip
 import json
+import math
 import pickle
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Sample
 from poa_ds.data.image.pixels import png
-from poa_ds.data.store.leftovers import leftover
-from poa_ds.data.store.scan import CLASS, IMAGES, LARGEST_IMAGE, split_name
+from poa_ds.data.store.leftovers import check_regular, leftover
+from poa_ds.data.store.scan import CLASS, IMAGES, LARGEST_IMAGE, class_of, is_number, split_name
 from poa_ds.data.store.tarwalk import tar_members
 from poa_ds.system import paths
 from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.printable import printable
 
 BATCHES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "val": ["test_batch"]}
 FOLDER = "cifar-10-batches-py"
@@ -29,6 +33,12 @@ SAFE = {
     ("numpy", "dtype"),
     ("_codecs", "encode"),
 }
+
+# what a pickle that is cut, altered or another one raises
+STRANGE = (
+    *(OSError, ValueError, EOFError, LookupError, AttributeError, TypeError, ImportError),
+    *(ArithmeticError, MemoryError, RecursionError, pickle.UnpicklingError),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +68,15 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{folder} has neither batches.meta nor train-*.tar (--download fetches)")
     classes = _batch_classes(folder) if batches else _tar_classes(folder)
     read = _from_batches if batches else _from_tars
-    splits = {
-        args.out / split: Split(list(read(folder, split)), classes, (), str(args.source))
-        for split in BATCHES
-    }
+    splits = {}
+    for split in BATCHES:
+        samples = list(read(folder, split))
+        strange = next((s for s in samples if not 0 <= s.label < len(classes)), None)
+        if strange is not None:
+            raise UserError(
+                f"{folder}: {strange.origin} is of class {strange.label}, which has no name"
+            )
+        splits[args.out / split] = Split(samples, classes, (), str(args.source))
     return write_splits(splits, tool="cifar10", args=args)
 
 
@@ -82,34 +97,55 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickle(path: Path) -> dict[str, Any]:
+    check_regular(path)
     try:
         with open(path, "rb") as file:
-            return _Unpickler(file, encoding="latin1").load()
-    except (OSError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            found = _Unpickler(file, encoding="latin1").load()
+    except STRANGE as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds none of CIFAR-10's tables")
+    return found
 
 
 def _batch_classes(folder: Path) -> list[str]:
-    return list(_unpickle(folder / "batches.meta")["label_names"])
+    return _texts(_unpickle(folder / "batches.meta").get("label_names"), folder / "batches.meta")
+
+
+def _texts(names: object, path: Path) -> list[str]:
+    """The names of the classes, as a file has them."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} holds no names of classes")
+    return names
+
+
+def _batch(path: Path) -> tuple[np.ndarray, list[int]]:
+    """(images (n, 32, 32, 3) uint8, classes) of one of the batches."""
+    found = _unpickle(path)
+    data, labels = found.get("data"), found.get("labels")
+    numbers = isinstance(labels, list) and all(isinstance(label, int) for label in labels)
+    pixels = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2
+    if not (numbers and pixels and data.shape == (len(labels), math.prod(SHAPE[1:]))):
+        raise UserError(f"{path} holds none of CIFAR-10's batches")
+    return data.reshape(SHAPE).transpose(0, 2, 3, 1), labels
 
 
 def _from_batches(folder: Path, split: str) -> Iterator[Sample]:
     number = 0
     for name in BATCHES[split]:
-        batch = _unpickle(folder / name)
-        images = batch["data"].reshape(SHAPE).transpose(0, 2, 3, 1)
-        for image, label in zip(images, batch["labels"], strict=True):
+        for image, label in zip(*_batch(folder / name), strict=True):
             key = f"{split}_{number:05d}"
-            yield Sample(key, f"{name}, image {number}", png(image), int(label))
+            yield Sample(key, f"{name}, image {number}", png(image), label)
             number += 1
 
 
 def _tar_classes(folder: Path) -> list[str]:
     path = folder / "index.json"
     try:
-        return list(json.loads(path.read_text("utf-8"))["classes"])
-    except (OSError, ValueError, KeyError) as error:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} with the names of the classes cannot be read: {error}") from error
+    return _texts(found.get("classes") if isinstance(found, dict) else None, path)
 
 
 def _from_tars(folder: Path, split: str) -> Iterator[Sample]:
@@ -119,10 +155,11 @@ def _from_tars(folder: Path, split: str) -> Iterator[Sample]:
     for path in paths:
         for key, members in _grouped(path).items():
             images = [content for name, content in members.items() if name in IMAGES]
-            if len(images) != 1 or not members.get("cls", b"").strip().isdigit():
-                raise UserError(f"{path}: sample {key} is incomplete")
-            origin = f"{path.name}, {key}"
-            yield Sample(f"{split}_{key}", origin, images[0], int(members["cls"]))
+            sample = f"{path}: sample {printable(key)}"
+            label = class_of(members.get(CLASS, b""), sample)
+            if len(images) != 1 or not is_number(label):
+                raise UserError(f"{sample} is incomplete")
+            yield Sample(f"{split}_{key}", f"{path.name}, {key}", images[0], int(label))
 
 
 def _is_used(name: str) -> bool:
@@ -132,6 +169,7 @@ def _is_used(name: str) -> bool:
 def _grouped(path: Path) -> dict[str, dict[str, bytes]]:
     """key -> extension -> content."""
     groups: dict[str, dict[str, bytes]] = {}
+    check_regular(path)
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Self, TextIO
 
@@ -90,7 +91,7 @@ class Journal:
         same = bool(lines) and lines[0][1].get("plan") == plan
         if lines and not same:
             say(f"{self.folder}: input or options changed, nothing is kept")
-        notes = lines[1:] if same else []
+        notes = list(takewhile(_is_note, lines[1:])) if same else []
         shards = [ShardFile(**note["shard"]) for _, note in notes]
         checked = ordered(_rows, [(self.folder, shard) for shard in shards], workers)
         for (_, note), shard, rows in zip(
@@ -124,12 +125,28 @@ def _lines(text: str) -> Iterator[tuple[int, dict]]:
     for line in text.splitlines(keepends=True):
         try:
             content = json.loads(line) if line.endswith("\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
-        if content is None:
+        if not isinstance(content, dict):
             return
         end += len(line.encode())
         yield end, content
+
+
+def _is_note(line: tuple[int, dict]) -> bool:
+    """Whether a line is one that `note` has written, and no other hand."""
+    note = line[1]
+    shard, pairs = note.get("shard"), [note.get("rejected"), note.get("altered", [])]
+    if not isinstance(shard, dict) or not all(isinstance(items, list) for items in pairs):
+        return False
+    kinds = [type(shard.get(name)) for name in ("file", "samples", "bytes", "sha256")]
+    texts = all(isinstance(item, list) and len(item) == 2 for items in pairs for item in items)
+    return (
+        texts
+        and len(shard) == 4
+        and kinds == [str, int, int, str]
+        and type(note.get("next")) is int
+    )
 
 
 def _rows(job: tuple[Path, ShardFile]) -> np.ndarray | None:

@@ -115,7 +115,7 @@ def write_splits(splits: dict[Path, Split], *, tool: str, args: argparse.Namespa
     for folder, plan in plans.items():
         prepare(folder, plan)
     for folder, split in splits.items():
-        tell(_write_or_continue(folder, split, plans[folder], tool=tool, args=args))
+        tell(str(_write_or_continue(folder, split, plans[folder], tool=tool, args=args)))
     return 0
 
 

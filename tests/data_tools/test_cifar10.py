@@ -83,3 +83,26 @@ def test_a_missing_cifar_is_named(tmp_path: Path) -> None:
         run(cifar10, "--source", tmp_path / "nowhere", "--out", tmp_path / "out")
     with pytest.raises(UserError, match=r"neither batches.meta nor train-\*.tar"):
         run(cifar10, "--source", tmp_path, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"x",
+        b"\x80\x04N.",
+        b"\x80\x04]q\0.",
+        b"\x80\x04}q\0.",
+        b"\x80\x04h\x05.",
+        b"(" * 9999,
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
+    ],
+)
+def test_strange_files_are_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
+    """Cut, empty, other tables, and one that asks for os.system."""
+    for name in ("batches.meta", "data_batch_1"):
+        (tmp_path / "batches.meta").write_bytes(pickle.dumps({"label_names": ["ant"]}))
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=name) as caught:
+            run(cifar10, "--source", tmp_path, "--out", tmp_path / "out")
+        assert "\n" not in str(caught.value)

@@ -244,3 +244,18 @@ def test_dataset_json_does_not_tell_the_workers(tmp_path: Path) -> None:
     make_shards(tmp_path / "x", workers=7)
     made = json.loads((tmp_path / "x" / "dataset.json").read_text())["made"]
     assert "workers" not in made["arguments"] and len(made["plan"]) == 64
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "{}", '{"shard": 3, "next": 4}', '{"shard": {"file": "x"}, "next": 1, "rejected": []}'],
+)
+def test_a_strange_line_of_a_journal_is_where_it_ends(
+    tree: Path, whole: dict[str, bytes], tmp_path: Path, line: str
+) -> None:
+    out = tmp_path / "out"
+    killed_run(tree, out, 0.5)
+    text = (out / JOURNAL).read_text().splitlines(keepends=True)
+    (out / JOURNAL).write_text("".join([*text[:2], line + "\n", *text[2:]]))
+    run(folder, *words(tree, out, 1))
+    assert content(out) == whole

@@ -71,7 +71,7 @@ class ShardFolder:
 
     def problems(self) -> list[str]:
         """What is wrong with sizes and numbers, without reading any image."""
-        found = []
+        found = [] if len(self.index) else [f"{self.path} holds no sample"]
         for number, shard in enumerate(self.manifest.shards):
             path = self.path / shard.file
             if path.exists() and not path.is_file():

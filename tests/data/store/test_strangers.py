@@ -263,3 +263,14 @@ def test_names_in_a_description_are_shown_escaped(folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(content))
     assert r"\x1b[2J\u202ex.tar is missing" in refused(folder)
     assert Manifest.read(folder).shards[0].file == "\x1b[2J\u202ex.tar"
+
+
+def test_a_folder_without_samples_is_refused(folder: Path) -> None:
+    file = io.BytesIO()
+    np.save(file, np.load(folder / "index.npy")[:0])
+    publish(folder, file.getvalue())
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(content | {"shards": []}))
+    for path in folder.glob("*.tar"):
+        path.unlink()
+    assert refused(folder).endswith("holds no sample")
