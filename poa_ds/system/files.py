@@ -3,6 +3,8 @@
 A kill, a full disk or a power cut leaves what was in the place before.
 """
 
+import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from typing import IO
 from safetensors import SafetensorError
 
 from poa_ds.system.errors import UserError
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF)  # file systems without
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -48,16 +52,18 @@ def sync(path: Path) -> None:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill beside `folder`; it takes its place, synced to disk, when the block ends.
 
-    A block that fails leaves what was there. What stood in the place before is deleted.
+    A block that fails leaves what was there. What stood in the place before is deleted. UserError:
+    another process is filling it.
     """
     folder = folder.absolute()
     partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        handle = _own_folder(partial)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+    if handle is None:
+        raise UserError(f"{folder}: another process is writing there")
     try:
         yield partial
         for path in partial.iterdir():
@@ -74,3 +80,31 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise UserError(f"{folder} cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone already when all went well
+        os.close(handle)
+
+
+def _own_folder(path: Path) -> int | None:
+    """A new empty folder, open and locked; None where it is another process's.
+
+    What a killed process has left there is removed.
+    """
+    path.mkdir(exist_ok=True)
+    handle = os.open(path, os.O_RDONLY)
+    # without the second, it has just become another's finished folder
+    if _locked(handle) and path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+        for leftover in path.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        return handle
+    os.close(handle)
+    return None
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True

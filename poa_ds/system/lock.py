@@ -5,6 +5,7 @@ machine the system tells whether it lives; one of another host counts as gone wh
 not change for a while, as seen from here: no clock is compared with another, or asked at all.
 """
 
+import fcntl
 import json
 import os
 import socket
@@ -21,6 +22,7 @@ import psutil
 
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
+from poa_ds.system.files import publish
 
 NAME = "lock.json"
 BEAT_SECONDS = 5.0
@@ -71,6 +73,18 @@ def held(
             path.unlink(missing_ok=True)
         if is_new and not any(folder.iterdir()):
             folder.rmdir()
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Processes of this machine pass the block one after the other; `path` is a file for it."""
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # a process forked meanwhile has the same open file: closing ours would not release it
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _this_process(what: str) -> Holder:
@@ -131,8 +145,9 @@ def _take(path: Path, own: Holder) -> None:
         if found is not None and found.token != leftover:
             continue  # another was quicker
         beside = path.with_name(f".{path.name}.{own.token}")
-        beside.write_text(_text(own))
-        beside.replace(path)
+        with open(beside, "wb") as file:
+            file.write(_text(own).encode())
+            publish(file, path)
         time.sleep(SETTLE_SECONDS)
         if _holder(path) == own:
             return

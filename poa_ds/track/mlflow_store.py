@@ -9,6 +9,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.console import say
+from poa_ds.system.lock import alone
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import flat, plain
 from poa_ds.track import mlflow_ids
@@ -68,8 +70,12 @@ def open_store(
     # what goes wrong is raised, and said in one line; they would print tracebacks and retries
     for name in ("mlflow", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    file = place.file
+    # of two that make a database at once one fails, and may leave it half made for good
+    with alone(file.with_name(f".{file.name}.lock")) if file else nullcontext():
+        client = MlflowClient(uri)
     return MlflowStore(
-        MlflowClient(uri),
+        client,
         entities,
         recipe,
         folder,
@@ -212,7 +218,13 @@ class MlflowStore:
         # a server decides for itself where it keeps files
         file = self._place.file
         where = RunFolder(file.resolve().parent).mlflow_artifacts.as_uri() if file else None
-        return self._client.create_experiment(self._place.experiment, artifact_location=where)
+        try:
+            return self._client.create_experiment(self._place.experiment, artifact_location=where)
+        except Exception as error:
+            if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
+                raise
+        # another run has just made it
+        return self._client.get_experiment_by_name(self._place.experiment).experiment_id
 
     def _find(self) -> Any:
         """The run of the ids, or else the one with their key; None where there is neither."""

@@ -57,6 +57,25 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(folder) == ["other"] and os.listdir(folder.parent) == ["teacher"]
 
 
+def test_two_that_fill_one_folder_do_not_mix(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with whole_folder(folder) as partial:
+        (partial / "weights").write_text("first")
+        with pytest.raises(UserError, match="another process is writing there"):
+            with whole_folder(folder) as other:
+                (other / "weights").write_text("second")
+        assert (partial / "weights").read_text() == "first"
+    assert os.listdir(folder) == ["weights"]
+
+
+def test_what_a_killed_process_has_left_does_not_get_into_a_folder(tmp_path: Path) -> None:
+    (tmp_path / ".model.partial" / "deep").mkdir(parents=True)
+    (tmp_path / ".model.partial" / "weights").touch()
+    with whole_folder(tmp_path / "model") as partial:
+        (partial / "new").touch()
+    assert os.listdir(tmp_path / "model") == ["new"] and os.listdir(tmp_path) == ["model"]
+
+
 def test_nobody_else_puts_a_file_in_the_place_of_another() -> None:
     """Folders of checkpoints are renamed in checkpoint.folders; tables of kernels are sources."""
     allowed = {"poa_ds.system.files", "poa_ds.checkpoint.folders"}
