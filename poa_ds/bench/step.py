@@ -5,6 +5,7 @@ loss from the same weights; where one does not, no figure is printed.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -30,6 +31,7 @@ from poa_kernels import dispatch
 # of the losses and gradient norms: fp32 differs by the order of sums; bf16 has 8 bits, and
 # autocast rounds in other places than bf16 weights do
 TOLERANCE = {"fp32": 1e-4, "bf16": 2**-7}
+LAYER_SCALE = 1.0  # as in a trained network, which is what a run is mostly
 Take = Callable[[Contender, Iterable[int]], list[Sample]]
 
 
@@ -116,7 +118,11 @@ def prepare(args: argparse.Namespace) -> Job:
     if args.deepspeed_config is None and recipe.precision == "bf16":
         ds_file = {"zero_optimization": {"stage": 2}}  # stage 0 is for fp32
     source = str(args.deepspeed_config or "without --deepspeed_config")
-    return Job(recipe, ds_json.resolved(recipe, ds_file, 1, source=source), size, device)
+    ds_config = ds_json.resolved(recipe, ds_file, 1, source=source)
+    # In a new network whose branches count little the class tokens of all images are equal but for
+    # their last bits. Those are all that KoLeo sees then, and every way rounds them elsewhere.
+    backbone = dataclasses.replace(recipe.backbone, layer_scale=LAYER_SCALE)
+    return Job(dataclasses.replace(recipe, backbone=backbone), ds_config, size, device)
 
 
 def compare(ours: Sample, other: Sample, precision: str, kind: Kind = "three passes") -> None:

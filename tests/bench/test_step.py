@@ -181,7 +181,10 @@ def test_the_command_prints_records_and_agrees_after_updates_too(tmp_path: Path,
         == 0
     )
     printed = capfd.readouterr().out
-    assert "slots 2, images per slot 6, elastic size 32x3, fp32; 2 steps of each" in printed
+    assert (
+        "slots 2, images per slot 6, elastic size 32x3, fp32, LayerScale 1; 2 steps of each"
+        in printed
+    )
     assert "ours, ZeRO stage 0" in printed and "three passes / ours" in printed
     found = json.loads(record.read_text())
     first, second = found["results"]["ours"], found["results"]["three passes"]
@@ -297,6 +300,16 @@ def test_a_launcher_of_several_processes_is_refused(monkeypatch) -> None:
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="without a launcher"):
         bench.run(arguments())
+
+
+def test_bf16_is_measured_at_a_layer_scale_of_1e_5(tmp_path: Path, capfd) -> None:
+    """In a new network KoLeo then reads bits alone that bf16 rounds away, ours elsewhere."""
+    changes = {"backbone": {"layer_scale": 1e-5, "init": "published"}, "batch": {"slots": 1}}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(TINY | {k: TINY[k] | v for k, v in changes.items()}))
+    words = ["--steps", "1", "--warmup", "1", "precision=bf16"]
+    assert main(["bench", "step", "--config", str(recipe), *words]) == 0
+    assert "LayerScale 1" in capfd.readouterr().out
 
 
 def test_low_precision_gets_a_stage_that_has_it() -> None:
