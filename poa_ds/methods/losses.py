@@ -108,8 +108,8 @@ def match(
     swapped = torch.stack([t.global_cls[crop] for view in range(2) for crop in met(view)])
     across = cross_entropy(s.global_cls, swapped, temperature).mean() * 2
     # cross-entropy is linear in the target: both teacher crops in one product
-    both = torch.stack([t.global_cls[crop] for crop in met(2)]).sum(0)
-    local = cross_entropy(s.local_cls, both, temperature).mean(-1).sum()
+    first, *more = (t.global_cls[crop] for crop in met(2))
+    local = cross_entropy(s.local_cls, sum(more, first), temperature).mean(-1).sum()
     pairs = count(2 + len(s.local_cls))
     patches = cross_entropy(s.patches, t.patches, temperature) * patch_weights
     return (across + local) / pairs, patches.sum() / (2 * s.global_cls.shape[1])

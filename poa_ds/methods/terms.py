@@ -46,14 +46,14 @@ class Terms:
         return sum(weighted) + objective.koleo * self.koleo
 
     def detached(self) -> dict[str, Tensor]:
-        """By the names they have in metrics: intact_dino, ..., and elastic_dino or elastic2_dino of
-        the second of several elastic students."""
-        elastic = [f"elastic{k or ''}" for k in (0, *range(2, len(self.dino)))]
+        """By their names in metrics; those of a second elastic student are elastic2_dino, ..."""
         found = {}
-        for name, dino, ibot in zip(["intact", *elastic], self.dino, self.ibot, strict=False):
+        for k, (dino, ibot) in enumerate(zip(self.dino, self.ibot, strict=True)):
+            number = str(k) if k > 1 else ""
+            name = f"elastic{number}" if k else "intact"
             found |= {f"{name}_dino": dino, f"{name}_ibot": ibot}
-        for name, imitation in zip(elastic, self.imitation, strict=False):
-            found[name.replace("elastic", "imitation")] = imitation
+            if k:
+                found[f"imitation{number}"] = self.imitation[k - 1]
         return {name: x.detach() for name, x in (found | {"koleo": self.koleo}).items()}
 
 
