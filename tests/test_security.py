@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+from poa_ds.data.image.opening import FORMATS, LARGEST, REDUCED_BYTES
+from poa_ds.data.store import fetch
+from poa_ds.data.store.remote import MANIFEST_BYTES
 from poa_ds.run.remote import CARRIED
 from poa_ds.track.mlflow_store import ENVIRONMENT
 from tests.test_architecture import ROOT, imports, modules
@@ -48,6 +51,15 @@ def test_it_names_the_variables_that_are_carried_and_what_is_switched_off() -> N
     assert carried is not None
     assert tuple(re.split(r", | or ", carried[1])) == CARRIED
     assert ENVIRONMENT["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_the_limits_of_data_are_those_of_the_code() -> None:
+    assert f"{', '.join(FORMATS)}." in TEXT and len(FORMATS) == 7
+    assert f"{LARGEST:,} pixels" in TEXT and f"may have {REDUCED_BYTES >> 30} GiB" in TEXT
+    patience = fetch.PATIENCE * fetch.TIMEOUT_SECONDS
+    assert f"within {fetch.TIMEOUT_SECONDS:.0f} seconds" in TEXT
+    assert f"{fetch.SLOWEST // 1000} kB per second after {patience:.0f}" in TEXT
+    assert f"itself {MANIFEST_BYTES >> 20} MiB" in TEXT
 
 
 def test_the_documents_lead_to_it() -> None:
