@@ -107,7 +107,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Memory:
+class ProcessMemory:
     """Bytes. start: before the networks were built. free: for other processes beside this one."""
 
     start: int
@@ -156,7 +156,7 @@ class Contender:
         """Step `number`, measured."""
         return self._ask(number)
 
-    def memory(self) -> Memory:
+    def memory(self) -> ProcessMemory:
         """Of all steps so far."""
         return self._ask("memory")
 
@@ -208,13 +208,13 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _memory(device: str, start: int) -> Memory:
+def _memory(device: str, start: int) -> ProcessMemory:
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
-        return Memory(start, torch.cuda.max_memory_allocated(), free)
+        return ProcessMemory(start, torch.cuda.max_memory_allocated(), free)
     peak, now = host_bytes("VmHWM"), host_bytes("VmRSS")
     free = host_bytes("MemAvailable", Path("/proc/meminfo")) - (peak - now)
-    return Memory(start, peak, free)
+    return ProcessMemory(start, peak, free)
 
 
 def host_bytes(name: str, file: Path = Path("/proc/self/status")) -> int:

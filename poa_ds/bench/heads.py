@@ -113,8 +113,14 @@ def _work(recipe: Recipe, device: str, *, largest: int) -> Callable[[], torch.Te
     dim = derived.shape(recipe).features(space.intact)
 
     def bank() -> HeadBank:
-        sizes = {"hidden": heads.hidden, "bottleneck": heads.bottleneck, "layers": heads.layers}
-        return HeadBank(dim, heads.prototypes, **sizes).to(**place)
+        bank = HeadBank(
+            dim,
+            heads.prototypes,
+            hidden=heads.hidden,
+            bottleneck=heads.bottleneck,
+            layers=heads.layers,
+        )
+        return bank.to(**place)
 
     def branch() -> Branch:
         return Branch(None, bank(), bank() if heads.separate_ibot else None)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from poa_ds.bench.contenders import Job, Kind, Memory, Sample
+from poa_ds.bench.contenders import Job, Kind, ProcessMemory, Sample
 
 GIB = 2**30
 COLUMNS = ("", "median ms", "min", "max", "CPU ms", "images/s", "peak GiB", "first loss")
@@ -58,7 +58,7 @@ class Result:
 
     warmup: list[Sample]
     steps: list[Sample]
-    memory: Memory
+    memory: ProcessMemory
 
     @property
     def milliseconds(self) -> list[float]:

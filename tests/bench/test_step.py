@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 
 from poa_ds.bench import step as bench
-from poa_ds.bench.contenders import Contender, Job, Memory, OneSize, Sample
+from poa_ds.bench.contenders import Contender, Job, OneSize, ProcessMemory, Sample
 from poa_ds.bench.heads import PARTS, WHOLE
 from poa_ds.bench.report import Machine, Report, Result
 from poa_ds.bench.three_passes.step import ThreePasses
@@ -254,7 +254,7 @@ def test_what_differs_is_refused() -> None:
 
 
 def test_the_table_has_the_medians_and_the_ratio_of_equal_steps() -> None:
-    memory = Memory(start=2**29, peak=2**30, free=2**31)
+    memory = ProcessMemory(start=2**29, peak=2**30, free=2**31)
     assert memory.fits(1) and not memory.fits(2)
     times = [(1.0, 3.0), (2.0, 2.0), (4.0, 6.0)]  # ours, plain; their medians: 2 and 3
     results = [
