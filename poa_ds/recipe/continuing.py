@@ -158,7 +158,8 @@ class Change:
     new: Any
 
     def __str__(self) -> str:
-        return without_passwords(f"{self.key}: {self.old} -> {self.new}")
+        old, new = (value if value != "" else "(empty)" for value in (self.old, self.new))
+        return without_passwords(f"{self.key}: {old} -> {new}")
 
     @property
     def rule(self) -> Rule:

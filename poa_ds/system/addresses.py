@@ -3,7 +3,7 @@
 import re
 
 # user:password@, also where the password has a slash that should have been written %2F
-_USER = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#\s:@]*:(?!\d+(?:[/?#\s]|$))[^\s@]*@)")
+_USER = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#\s:@]*:(?!\d+(?:[/?#\s]|$))\S*@)")
 _PARAMETER = re.compile(
     r"([?&;][\w-]*(?:password|passwd|pwd|token|secret|signature|credential|key)[\w-]*=)[^&;\s'\"]+",
     re.IGNORECASE,
@@ -11,7 +11,10 @@ _PARAMETER = re.compile(
 
 
 def without_passwords(text: str) -> str:
-    """The text with what stands before the @ of addresses, and secret parameters, taken out."""
+    """The text with what stands before the @ of addresses, and secret parameters, taken out.
+
+    Of a whole text: one that was cut inside of an address keeps a part of the password.
+    """
     return _PARAMETER.sub(r"\1***", _USER.sub("", text))
 
 

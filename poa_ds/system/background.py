@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from poa_ds.system.addresses import without_passwords
 from poa_ds.system.console import say
 
 S = TypeVar("S")
@@ -97,7 +98,7 @@ class Background(Generic[S]):
         if final in self._failing:
             return
         self._failing |= {final}
-        cause = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        cause = without_passwords(" ".join(f"{type(error).__name__}: {error}".split()))[:400]
         again = "given up" if final else "tried again from time to time"
         text = f"{self._name} failed ({again}; {self._advice}): {cause}"
         say(text)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import yaml
 
+from poa_ds.system.addresses import without_passwords
 from poa_ds.system.errors import UsageError
 from poa_ds.system.json_text import LARGEST
 
@@ -85,10 +86,17 @@ def brief(value: object) -> str:
     return _BRIEF.repr(value)
 
 
-_BRIEF = reprlib.Repr()
-_BRIEF.maxlevel = 3
-_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 6
-_BRIEF.maxstring = _BRIEF.maxother = 120
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 120, 120
+        self.maxlist = self.maxtuple = self.maxdict = 6
+
+    def repr_str(self, text: str, level: int) -> str:
+        return super().repr_str(without_passwords(text), level)  # before it is cut
+
+
+_BRIEF = _Brief()
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:

@@ -17,6 +17,7 @@ from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
+from poa_ds.system.addresses import without_passwords
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.json_text import parse_object
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise UserError(f"mlflow is not installed here: {error}") from error
     except Exception as error:  # MLflow's and its libraries' own, of many kinds
-        cause = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        cause = without_passwords(" ".join(f"{type(error).__name__}: {error}".split()))[:400]
         again = "what is there stays, the same command goes on"
         raise UserError(f"MLflow at {place.uri} failed ({again}): {cause}") from error
     children = len(ids["children"])

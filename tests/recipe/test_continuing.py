@@ -103,6 +103,7 @@ def test_refused_keys_are_named_with_both_values_and_the_remedy_all_at_once() ->
         ({"seed": 1}, ["seed: 0 -> 1 (changes the meaning of positions in the data"]),
         ({"evaluation__crop": 112}, ["evaluation.crop: 224 -> 112", "meaning of k-NN accuracies"]),
         ({"backbone__names": {"s": "384x12"}}, ["backbone.names.s: absent -> 384x12"]),
+        ({"mlflow__experiment": "x"}, ["mlflow.experiment: (empty) -> x", "keeps its experiment"]),
         ({"data__mix": {"a": 1}}, ["data.mix.a: absent -> 1.0", "refused by their index"]),
     ],
 )

@@ -17,6 +17,7 @@ HIDDEN = {
     "sftp://me:hunter2@host:5000/x": "sftp://host:5000/x",
     "sftp://me:hun@ter2@host/x": "sftp://host/x",
     "sftp://me:hun/ter2@host/x": "sftp://host/x",
+    "sftp://me:hun#te@r2@host/x": "sftp://host/x",
     "sftp://hunter2@host": "sftp://host",
     "postgresql+psycopg2://me:hunter2@db:5432/mlflow?sslmode=require": (
         "postgresql+psycopg2://db:5432/mlflow?sslmode=require"
@@ -65,4 +66,7 @@ def test_what_is_said_has_no_passwords(capsys: pytest.CaptureFixture[str]) -> No
     console.tell("\x1b[2J sftp://me:hunter2@host/3")
     told = "".join(capsys.readouterr())
     assert "hunter2" not in told and told.count("sftp://host/") == 3 and "\x1b" not in told
+    with pytest.raises(UserError) as error:
+        build(Section(), {"uri": ["sftp://me:" + 200 * "hunter2" + "@host"]})
+    assert "hunter2" not in str(error.value)
     assert str(UserError("sftp://me:hunter2@host: no")) == "sftp://host: no"
