@@ -61,10 +61,21 @@ NotNegative = Annotated[float, Bounds(0)]
 Share = Annotated[float, Bounds(0, 1)]
 
 
+DEEPEST = 50
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars: 5e-4 is a number, `on` is text, 12:30 is not a number; no key twice."""
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+    def fetch_flow_collection_start(self, token: type) -> None:
+        """At `[` and `{`; PyYAML takes quadratic time for them, recipes need three levels."""
+        if self.flow_level >= DEEPEST:
+            raise yaml.scanner.ScannerError(
+                problem="it is nested too deeply", problem_mark=self.get_mark()
+            )
+        super().fetch_flow_collection_start(token)
 
 
 for _tag, _pattern in (

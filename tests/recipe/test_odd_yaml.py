@@ -27,7 +27,7 @@ MERGED = "a: &a {x: 1}\n" + "".join(
         MERGED,
         "&a [*a]: 1\n",
         "batch: &a {slots: *a}\n",
-        "[" * 50_000,
+        "[" * 500_000,
         "a: " + "{a: " * 50_000,
         "seed: !!int abc\n",
         "seed: !!float abc\n",
