@@ -34,6 +34,7 @@ IMAGES = {
     "a PDF": FOREIGN["PDF"](),
     "half a PNG": encoded(PHOTO, "PNG")[:1000],
     "a JPEG of 3 kB that announces 25,000 x 25,000 pixels": jpeg_of(25_000, 25_000),
+    "a JPEG of 3 kB that announces 13,000 x 13,000": jpeg_of(13_000, 13_000),
     "a PNG that announces 30,000 x 6,000": png_of(30_000, 6_000),
     "a TIFF of 40 x 40 in a tile of 32,000 x 32,000": tiled_tiff(40, 32_000),
     "a TIFF of 32-bit numbers": encoded(Image.fromarray(np.float32([[0, 9]])), "TIFF"),

@@ -87,6 +87,8 @@ def opened(
             if short_side and isinstance(file, JpegImageFile):
                 _reduce(file, content, short_side, largest)
             check_size(*file.size, largest)
+            if isinstance(file, JpegImageFile) and (frame := jpeg_frame(content)) is not None:
+                frame.check_length(len(content))
             if isinstance(file, TiffImageFile):
                 check_size(*(int(file.tag_v2.get(tag, 0)) for tag in TILE_SIZES), largest)
             yield file
@@ -129,18 +131,39 @@ def is_jpeg(content: bytes) -> bool:
     """Whether a fast decoder may be given these bytes; Undecodable where they announce too much."""
     if not FORMATS["JPEG"].begins.match(content):
         return False
-    size = jpeg_size(content)
-    if size is not None:
-        check_size(*size)
-    return size is not None  # where there is none, PIL says what is wrong
+    frame = jpeg_frame(content)
+    if frame is not None:
+        check_size(frame.width, frame.height)
+        frame.check_length(len(content))
+    return frame is not None  # where there is none, PIL says what is wrong
 
 
-def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """The (width, height) that a JPEG announces; None where its header is damaged."""
+class Frame(NamedTuple):
+    """What a JPEG announces."""
+
+    marker: int
+    width: int
+    height: int
+
+    def check_length(self, length: int) -> None:
+        """Undecodable where so many bytes cannot hold the image: decoders would make up the rest.
+
+        A Huffman code has a bit at least, and each block of 64 pixels one, or two that are not in
+        scans of their own; half of that, as colours may be taken more coarsely.
+        """
+        bits = {0xC0: 2, 0xC1: 2, 0xC2: 1}.get(self.marker, 0)
+        if length * 8 < bits * self.width * self.height // 128:
+            raise Undecodable(
+                f"cut short: {length} bytes cannot hold {self.width} x {self.height} pixels"
+            )
+
+
+def jpeg_frame(content: bytes) -> Frame | None:
+    """What a JPEG announces; None where its header is damaged."""
     for marker, place in _segments(content):
         if marker in FRAMES:
             height, width = SIDES.unpack_from(content, place + 3)
-            return width, height
+            return Frame(marker, width, height)
     return None
 
 

@@ -16,7 +16,7 @@ from poa_ds.data.image.opening import (
     NO_IMAGE,
     SCALES,
     Undecodable,
-    jpeg_size,
+    jpeg_frame,
     kept_bytes,
     opened,
 )
@@ -85,9 +85,28 @@ def test_a_tile_may_not_be_larger_than_an_image_either() -> None:
         pixels(tiled_tiff(40, 32_000))
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_jpeg_that_announces_more_than_it_can_hold_is_refused(
+    way: str, progressive: bool
+) -> None:
+    """Below the limit a decoder would make up 169 megapixels, in half a gigabyte."""
+    content = jpeg_of(13_000, 13_000, progressive=progressive)
+    begun = time.process_time()
+    with pytest.raises(Undecodable, match=rf"cut short: {len(content)} bytes cannot hold 13000 x"):
+        WAYS[way](content)
+    assert time.process_time() - begun < 0.5
+    for mode in ("L", "RGB", "CMYK"):  # the emptiest images that there are
+        for subsampling in (0, 2):
+            plain = Image.new(mode, (1600, 1200))
+            options = {"optimize": True, "quality": 1, "progressive": progressive}
+            file = encoded(plain, "JPEG", subsampling=subsampling, **options)
+            assert WAYS[way](file) is not None
+
+
 def test_the_largest_image_that_is_opened() -> None:
     side = int(LARGEST**0.5)
-    for content in (jpeg_of(side, side), tiff_of(side, side)):
+    for content in (jpeg_of(side, side).ljust(side * side // 500, b"\0"), tiff_of(side, side)):
         with opened(content) as file:
             assert file.size == (side, side)
     with pytest.raises(Undecodable, match="too large"), opened(jpeg_of(side + 1, side + 1)):
@@ -112,7 +131,7 @@ def test_a_header_is_read_as_libjpeg_reads_it(mode: str, options: dict) -> None:
     whole = encoded(photo, "JPEG", **options)
     start = whole[:2]
     for content in (whole, start + b"\xff\xff\xff\xfe\0\3x" + whole[2:], start + b"xx" + whole[2:]):
-        assert jpeg_size(content) == photo.size
+        assert jpeg_frame(content)[1:] == photo.size
         assert (kept_bytes(content) > 0) == bool(options.get("progressive"))
 
 
@@ -126,7 +145,7 @@ def test_a_progressive_jpeg_keeps_all_its_coefficients(subsampling: int, share: 
 @pytest.mark.parametrize("length", range(2, 700, 31))
 def test_a_cut_header_is_none(length: int) -> None:
     content = encoded(PHOTO, "JPEG")
-    assert length > content.index(b"\xff\xc0") or jpeg_size(content[:length]) is None
+    assert length > content.index(b"\xff\xc0") or jpeg_frame(content[:length]) is None
 
 
 def test_a_large_jpeg_is_decoded_at_a_reduced_scale() -> None:
@@ -152,7 +171,8 @@ def test_a_progressive_jpeg_costs_memory_at_any_scale() -> None:
     with pytest.raises(Undecodable, match=r"progressive JPEG of 25000 x 25000 pixels takes"):
         with opened(jpeg_of(25_000, 25_000, progressive=True), short_side=100):
             pass
-    with opened(jpeg_of(25_000, 25_000), short_side=100) as file:
+    content = jpeg_of(25_000, 25_000).ljust(2 << 20, b"\0")
+    with opened(content, short_side=100) as file:
         assert file.size == (3125, 3125)
     assert 8 == max(SCALES)
 
