@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from poa_ds.recipe import checks, ds_json, load
-    from poa_ds.track.destination import destination
+    from poa_ds.track import destination
 
     recipe = load.recipe(args.config, args.overrides)
     ds_file = ds_json.read(args.deepspeed_config)
@@ -85,8 +85,7 @@ def _run(args: argparse.Namespace) -> int:
     checks.check_places(recipe)
     for secret in remote.check_arrival(os.environ):
         say(f"warning: {secret}")
-    if recipe.tracking == "mlflow":
-        destination(recipe, Path(recipe.output_dir), os.environ)  # mistakes show
+    destination.check(recipe, Path(recipe.output_dir), os.environ)
 
     rendezvous.prepare_environment()
     rendezvous.check_port(os.environ)

@@ -4,10 +4,10 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from poa_ds.data.image.decoders import decoder
-from poa_ds.data.image.views import CropSpec
+from poa_ds.data.image.decoders import check_decoder
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.mixture import Mixture, MixtureOrder
 from poa_ds.data.store.order import BlockOrder, Order
@@ -35,7 +35,7 @@ def open_folder(place: str, data: Data) -> ShardFolder:
 
 def open_training(data: Data) -> Folder | Stream:
     """What the recipe trains on: one folder, a mixture, or a stream."""
-    decoder(data.decoder, CropSpec())  # mistakes show
+    check_decoder(data.decoder)
     if data.mode == "stream":
         return Stream(data.train, data.images)
     if data.mix:
@@ -43,7 +43,7 @@ def open_training(data: Data) -> Folder | Stream:
         folder = Mixture(folders, list(data.mix.values()))
     else:
         folder = open_folder(data.train, data)
-    prefetchers(folder, order_of(folder, 0, data.block_shards), data.cache_bytes)  # mistakes show
+    check_cache(folder, order_of(folder, 0, data.block_shards), data.cache_bytes)
     return folder
 
 
@@ -67,27 +67,37 @@ def order_name(folder: Folder | Stream, block_shards: int) -> str:
 def prefetchers(
     folder: Folder, order: Order | MixtureOrder, allowed_bytes: int
 ) -> list[Prefetcher]:
-    """One for every folder that is fetched in blocks; they share the bytes of the cache.
-
-    UsageError where these are too few: shards would be fetched again and again.
-    """
-    if isinstance(order, MixtureOrder):
-        parts = list(zip(folder.folders, order.orders, strict=True))
-        own = [functools.partial(order.next_in, number) for number in range(len(parts))]
-    else:
-        parts, own = [(folder, order)], [int]
-    fetched = [
-        (part, its, place, Prefetcher.needed_bytes(part, its))
-        for (part, its), place in zip(parts, own, strict=True)
-        if isinstance(part, RemoteFolder) and isinstance(its, BlockOrder)
+    """One for every folder that is fetched in blocks; they share the bytes of the cache."""
+    fetched = _in_blocks(folder, order)
+    needed = sum(bytes_ for *_, bytes_ in fetched)
+    return [
+        Prefetcher(part, its, allowed_bytes * bytes_ // needed, place)
+        for part, its, place, bytes_ in fetched
     ]
+
+
+def check_cache(folder: Folder, order: Order | MixtureOrder, allowed_bytes: int) -> None:
+    """UsageError where the bytes are too few: shards would be fetched again and again."""
+    fetched = _in_blocks(folder, order)
     needed = sum(bytes_ for *_, bytes_ in fetched)
     if fetched and 0 < allowed_bytes < needed:
         raise UsageError(
             f"data.cache_gb {allowed_bytes / 1e9:g} is too small: three blocks of data.block_shards"
             f" {fetched[0][1].block} have {needed / 1e9:.3g} GB"
         )
+
+
+def _in_blocks(
+    folder: Folder, order: Order | MixtureOrder
+) -> list[tuple[RemoteFolder, BlockOrder, Callable[[int], int], int]]:
+    """(folder, its order, what is next in it, the bytes that it needs) of those at addresses."""
+    if isinstance(order, MixtureOrder):
+        parts = list(zip(folder.folders, order.orders, strict=True))
+        own = [functools.partial(order.next_in, number) for number in range(len(parts))]
+    else:
+        parts, own = [(folder, order)], [int]
     return [
-        Prefetcher(part, its, allowed_bytes * bytes_ // needed, place)
-        for part, its, place, bytes_ in fetched
+        (part, its, place, Prefetcher.needed_bytes(part, its))
+        for (part, its), place in zip(parts, own, strict=True)
+        if isinstance(part, RemoteFolder) and isinstance(its, BlockOrder)
     ]

@@ -53,6 +53,12 @@ class Destination:
         return str(self.uri), {f"MLFLOW_TRACKING_{k}": unquote(v) for k, v in found.items()}
 
 
+def check(recipe: Recipe, folder: Path, environment: Mapping[str, str]) -> None:
+    """UsageError where a run that is to be tracked names a place that MLflow could not write to."""
+    if recipe.tracking == "mlflow":
+        destination(recipe, folder, environment)
+
+
 def destination(
     recipe: Recipe, folder: Path, environment: Mapping[str, str], *, elsewhere: str = ""
 ) -> Destination:

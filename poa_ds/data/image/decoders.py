@@ -26,14 +26,19 @@ def installed() -> tuple[str, ...]:
     return NAMES if importlib.util.find_spec("simplejpeg") else NAMES[:1]
 
 
-def decoder(name: str, crops: CropSpec) -> Decode:
-    """The decoder of a recipe; UsageError where its package is missing."""
+def check_decoder(name: str) -> None:
+    """UsageError where the package of a recipe's decoder is missing."""
     assert name in NAMES, name
     if name not in installed():
         raise UsageError(
             f"data.decoder {name} needs the package simplejpeg: pip install simplejpeg "
             f"(or data.decoder={NAMES[0]})"
         )
+
+
+def decoder(name: str, crops: CropSpec) -> Decode:
+    """The decoder of a recipe, which `check_decoder` has passed."""
+    check_decoder(name)
     if name == "torchvision":
         return decode
     return functools.partial(_decode, crops=crops if name == "simplejpeg_scaled" else None)
