@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from poa_ds.recipe import checks, ds_json, load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.run import exit_status, faults, remote
 from poa_ds.run.watchdog import Watchdog
 from poa_ds.system import limits, lock, paths, rendezvous
@@ -20,6 +22,7 @@ from poa_ds.system.allocator import prepare_allocator
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 from poa_ds.system.stopping import Requests
+from poa_ds.track import destination
 
 EXAMPLE = f"""{exit_status.TABLE}
 
@@ -74,27 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from poa_ds.recipe import checks, ds_json, load
-    from poa_ds.track import destination
-
     recipe = load.recipe(args.config, args.overrides)
     ds_file = ds_json.read(args.deepspeed_config)
     if args.print_config:
         print(load.to_yaml(recipe), end="")
         return 0
-    checks.check_places(recipe)
-    for secret in remote.check_arrival(os.environ):
-        say(f"warning: {secret}")
-    destination.check(recipe, Path(recipe.output_dir), os.environ)
-
-    rendezvous.prepare_environment()
-    rendezvous.check_port(os.environ)
-    requests = Requests()
-    requests.install()
-    watchdog = Watchdog(requests, recipe.step_timeout_seconds)
+    _check_surroundings(recipe)
+    watchdog = _begin(recipe)
     source = str(args.deepspeed_config or "without --deepspeed_config")
-    prepare_allocator(os.environ)
-    limits.raise_open_files()
     writes = os.environ["RANK"] == "0" and not args.dry_run
     own = lock.held(Path(recipe.output_dir), "a training", lost=faults.taken_over)
     with faults.explained(watchdog.where, recipe.output_dir), own if writes else nullcontext():
@@ -105,6 +95,26 @@ def _run(args: argparse.Namespace) -> int:
 
         setup = Setup(recipe, ds_file, source=source, watchdog=watchdog)
         return dry_run(setup) if args.dry_run else Training(setup).run()
+
+
+def _check_surroundings(recipe: Recipe) -> None:
+    """Find what is wrong outside of the recipe while it costs no time."""
+    checks.check_places(recipe)
+    for secret in remote.check_arrival(os.environ):
+        say(f"warning: {secret}")
+    destination.check(recipe, Path(recipe.output_dir), os.environ)
+    rendezvous.prepare_environment()
+    rendezvous.check_port(os.environ)
+
+
+def _begin(recipe: Recipe) -> Watchdog:
+    """Hear signals and be watched from now on; settings that must precede the imports."""
+    requests = Requests()
+    requests.install()
+    watchdog = Watchdog(requests, recipe.step_timeout_seconds)
+    prepare_allocator(os.environ)
+    limits.raise_open_files()
+    return watchdog
 
 
 if __name__ == "__main__":
