@@ -15,11 +15,12 @@ from tests.toys.bag.shape import BagShape
 class BagForm:
     module = plain
     first_conv, classifier, pool, features = "patch", "head", "avg", "tokens (B, 1 + N, C)"
-    fixed_size, note = False, "a toy"
+    fixed_size, note, title = False, "a toy", "bag of patches"
+    published_block = r"(?!)"  # no name: nobody has published one
 
     @staticmethod
     def from_published(state: Mapping[str, Tensor], shape: BagShape) -> dict[str, Tensor]:
-        return dict(state)  # nobody has published one
+        return dict(state)
 
     @staticmethod
     def extract(model: ElasticBag, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:

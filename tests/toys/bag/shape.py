@@ -28,6 +28,10 @@ class BagShape:
         if options.drop_path:
             yield "backbone.drop_path: a bag has none"
 
+    def contradictions(self, space: ElasticSpace) -> Iterator[str]:
+        if not isinstance(space.intact.depth, int):
+            yield "a bag has no stages"
+
     def members(self, subnet: Subnet) -> list[int]:
         return spread(subnet.depth, self.deepest)
 
