@@ -31,6 +31,7 @@ setup(
     install_requires=[
         "deepspeed>=0.19,<0.20",  # engine.py and its neighbours use internals of this series
         "einops>=0.7",
+        "fsspec>=2024.2",
         "matplotlib>=3.8",
         "mlflow>=3.0",
         "numpy>=1.26",

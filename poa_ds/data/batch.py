@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Self
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from poa_ds.data.image.photometric import Draw, Photometric, PhotometricSpec, apply
@@ -112,11 +113,12 @@ def collate(
     whole = [sample.views.global_crops for sample in samples]
     part = [sample.views.local_crops for sample in samples]
     draws = list(zip(*[sample.draws for sample in samples], strict=True))  # crop by crop
+    crop_major = "crop image c h w -> (crop image) c h w"
     return Batch(
         step,
         slot,
-        torch.stack(whole, dim=1).flatten(0, 1),
-        torch.stack(part, dim=1).flatten(0, 1),
+        rearrange(torch.stack(whole, dim=1), crop_major),
+        rearrange(torch.stack(part, dim=1), crop_major),
         masks,
         *mask_lists(masks),
         global_photometric=Photometric.stack(list(chain(*draws[:2]))),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from poa_ds.evaluate.knn_protocol import Encoder
@@ -38,7 +39,8 @@ class Readout:
     def encoder(self, model: ElasticBackbone, subnets: Sequence[Subnet]) -> Encoder:
         """From uint8 images (B, 3, S, S) to the features of each size."""
         shift, scale = (
-            255 * torch.tensor(x, device=self.device).view(3, 1, 1) for x in (self.mean, self.std)
+            255 * rearrange(torch.tensor(x, device=self.device), "c -> c 1 1")
+            for x in (self.mean, self.std)
         )
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 

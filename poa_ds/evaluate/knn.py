@@ -7,6 +7,7 @@ token, cosine, weights softmax(similarity / 0.07) over the largest k. All ranks 
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from poa_ds.evaluate.features import Readout
@@ -64,6 +65,6 @@ def raw_pixel_floor(
         pixels = images.float()
         if pixels.shape[-1] > PIXEL_SIDE:
             pixels = F.interpolate(pixels, (PIXEL_SIDE,) * 2, mode="bicubic", antialias=True)
-        return [pixels.flatten(1)]
+        return [rearrange(pixels, "n c h w -> n (c h w)")]
 
     return protocol.measure(encode, 1, readout.device, readout.workers, progress=progress)[0]

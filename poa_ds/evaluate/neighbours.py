@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.distributed
+from einops import rearrange
 from torch import Tensor
 
 from poa_ds.system import dist
@@ -109,7 +110,7 @@ def neighbours(own: Tensor, turn: int, deal: Deal, bank: Bank, k: int) -> Tensor
         sent[rank, : len(keys)] = keys
     received = torch.empty_like(sent)
     torch.distributed.all_to_all_single(received, sent)
-    candidates = received[:, : len(own)].transpose(0, 1).flatten(1)
+    candidates = rearrange(received[:, : len(own)], "ranks queries k -> queries (ranks k)")
     return candidates.topk(k, dim=1).values
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -207,6 +208,7 @@ def check_images(recipe: Recipe, shards: Path | None = None) -> tuple[Tensor, st
     resize = round(side * evaluation.resize / evaluation.crop)
     images, _ = next(eval_batches(folder, ids, resize=resize, crop=side, batch_size=CHECKED_IMAGES))
     mean, std = (
-        torch.tensor(x).view(3, 1, 1) for x in (recipe.augmentation.mean, recipe.augmentation.std)
+        rearrange(torch.tensor(x), "c -> c 1 1")
+        for x in (recipe.augmentation.mean, recipe.augmentation.std)
     )
     return (images / 255 - mean) / std, f"images of {place}"

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from poa_ds.data.batch import Batch
@@ -35,7 +36,7 @@ class Assignments:
         p, t = self.projections, self.temperature
         patches = score(p.patches[head], p.patch_prototypes[head])
         return Targets(
-            self.cls_targets(head).unflatten(0, (2, -1)),
+            rearrange(self.cls_targets(head), "(crops images) k -> crops images k", crops=2),
             losses.targets(patches, t, self.patch_biases[head]),
         )
 
@@ -51,7 +52,7 @@ class Assignments:
 def teach(teacher: Branch, batch: Batch, intact: Subnet, *, ibot: bool) -> Projections:
     """The teacher's head outputs for one slot: global crops without masks, the intact network."""
     tokens = teacher.backbone(batch.global_crops, intact)
-    patches = tokens[:, 1:].flatten(0, 1)[masked(batch, ibot)]
+    patches = rearrange(tokens[:, 1:], "crops n c -> (crops n) c")[masked(batch, ibot)]
     cls = tokens[:, 0].clone()  # a view would keep all tokens
     shown = teacher.project([cls], [patches], ibot=ibot).for_scores()
     return replace(shown, tokens=cls)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from poa_ds.data.batch import Batch
@@ -75,7 +76,10 @@ def slot_terms(
     streams = student.backbone.streams(crops, subnets, masks, drop_path)
     # rows of each stream: 2B global, then LB local class tokens; M masked patches
     cls_rows = [torch.cat([tokens[:, 0] for tokens in stream]) for stream in streams]
-    patch_rows = [stream[0][:, 1:].flatten(0, 1)[masked(batch, ibot)] for stream in streams]
+    where = masked(batch, ibot)
+    patch_rows = [
+        rearrange(stream[0][:, 1:], "crops n c -> (crops n) c")[where] for stream in streams
+    ]
     projections = student.project(cls_rows, patch_rows, ibot=ibot)
     weights = batch.mask_weights if ibot else batch.mask_weights[:0]
     matching = Matching(projections, assignments, len(subnets), batch.size, weights, temperature)
@@ -119,12 +123,20 @@ class Matching:
     def _by_matrices(self, head: int) -> tuple[Tensor, Tensor, Tensor]:
         """The terms of one head from the whole score matrices of the students."""
         p, size, temperature = self.projections, self.size, self.temperature
-        cls = score(p.cls[head], p.cls_prototypes[head]).unflatten(0, (self.students, -1))
+        cls = score(p.cls[head], p.cls_prototypes[head])
         patches = score(p.patches[head], p.patch_prototypes[head])
         targets = self.assignments.targets(head)
+
+        def apart(rows: Tensor) -> Tensor:
+            return rearrange(rows, "(students rows) k -> students rows k", students=self.students)
+
         students = [
-            Scores(c[: 2 * size].unflatten(0, (2, -1)), c[2 * size :].unflatten(0, (-1, size)), m)
-            for c, m in zip(cls, patches.unflatten(0, (self.students, -1)), strict=True)
+            Scores(
+                rearrange(c[: 2 * size], "(crops images) k -> crops images k", crops=2),
+                rearrange(c[2 * size :], "(crops images) k -> crops images k", images=size),
+                m,
+            )
+            for c, m in zip(apart(cls), apart(patches), strict=True)
         ]
         matched = [losses.match(s, targets, self.patch_weights, temperature) for s in students]
         copied = [losses.imitate(s, students[0], temperature) for s in students[1:]]

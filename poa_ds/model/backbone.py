@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from einops import reduce, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -185,13 +186,13 @@ def pooled(maps: Tensor) -> Tensor:
 
     First the mean token, then the map enlarged to twice its side: the grid of the masks.
     """
-    large = maps.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
-    return torch.cat((maps.mean(dim=(1, 2)).unsqueeze(1), large.flatten(1, 2)), dim=1)
+    mean = reduce(maps, "n r k c -> n 1 c", "mean")
+    tall = repeat(maps, "n r k c -> n (r i) k c", i=2)
+    return torch.cat((mean, repeat(tall, "n r k c -> n (r k j) c", j=2)), dim=1)
 
 
 def enlarge(masks: Tensor, rows: int, columns: int) -> Tensor:
     """Masks (n, N) of a square grid -> (n, rows, columns) of the map that they hide."""
     side = round(masks.shape[1] ** 0.5)
     assert side * side == masks.shape[1] and rows % side == columns % side == 0, masks.shape
-    grid = masks.unflatten(1, (side, side))
-    return grid.repeat_interleave(rows // side, 1).repeat_interleave(columns // side, 2)
+    return repeat(masks, "n (r k) -> n (r i) (k j)", r=side, i=rows // side, j=columns // side)

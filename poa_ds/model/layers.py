@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from poa_kernels.add_ln import Rows, add_norm_rows, add_rows, norm_rows
@@ -229,9 +230,9 @@ def initialise(modules: Sequence[nn.Module], scheme: str) -> None:
 
 def head_major(qkv: Tensor, head_dim: int) -> Tensor:
     """Rows (q|k|v, head, channel) -> (head, q|k|v, channel). Weight (3C, in) or bias (3C,)."""
-    return qkv.unflatten(0, (3, -1, head_dim)).transpose(0, 1).flatten(0, 2).contiguous()
+    return rearrange(qkv, "(q h d) ... -> (h q d) ...", q=3, d=head_dim).contiguous()
 
 
 def third_major(qkv: Tensor, head_dim: int) -> Tensor:
     """The inverse of `head_major`."""
-    return qkv.unflatten(0, (-1, 3, head_dim)).transpose(0, 1).flatten(0, 2).contiguous()
+    return rearrange(qkv, "(h q d) ... -> (q h d) ...", q=3, d=head_dim).contiguous()

@@ -12,6 +12,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor
 
 from poa_kernels import dispatch
@@ -198,15 +199,15 @@ _CHANGES = (_brightness, _contrast, _saturation, _hue)
 
 def _blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     """Separable Gaussian with mirrored edges, one sigma per crop."""
-    n, channels, height, width = x.shape
+    n, channels, _, _ = x.shape
     half = kernel // 2
     taps = torch.arange(-half, half + 1, device=x.device, dtype=x.dtype)
     weights = torch.softmax(-0.5 * (taps / sigma.view(-1, 1)) ** 2, dim=1)
-    weights = weights.repeat_interleave(channels, 0)
-    x = F.pad(x.reshape(1, n * channels, height, width), [half] * 4, mode="reflect")
-    x = F.conv2d(x, weights.view(-1, 1, 1, kernel), groups=n * channels)
-    x = F.conv2d(x, weights.view(-1, 1, kernel, 1), groups=n * channels)
-    return x.view(n, channels, height, width)
+    weights = repeat(weights, "n taps -> (n c) taps", c=channels)
+    x = F.pad(rearrange(x, "n c h w -> 1 (n c) h w"), [half] * 4, mode="reflect")
+    for pattern in ("planes taps -> planes 1 1 taps", "planes taps -> planes 1 taps 1"):
+        x = F.conv2d(x, rearrange(weights, pattern), groups=n * channels)
+    return rearrange(x, "1 (n c) h w -> n c h w", n=n)
 
 
 def _solarize(x: Tensor) -> Tensor:

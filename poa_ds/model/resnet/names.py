@@ -6,6 +6,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor
 
 from poa_ds.model.backbone import pooled
@@ -147,11 +148,11 @@ class ResNetForm:
 
     @staticmethod
     def feature(features: Tensor) -> Tensor:
-        return features.mean((2, 3))
+        return reduce(features, "n c r k -> n c", "mean")
 
     @staticmethod
     def tokens(features: Tensor) -> Tensor:
-        return pooled(features.permute(0, 2, 3, 1))
+        return pooled(rearrange(features, "n c r k -> n r k c"))
 
 
 FORM = ResNetForm()

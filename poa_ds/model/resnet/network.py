@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from poa_ds.model.backbone import ElasticBackbone, Streams, enlarge, pooled
@@ -181,7 +182,7 @@ class ElasticResNet(ElasticBackbone):
         return ResNetPlan(tuple(used), layout.groups)
 
     def leave(self, streams: Streams, layout: Widths) -> list[list[Tensor]]:
-        tokens = [pooled(x.permute(0, 2, 3, 1)) for x in streams]
+        tokens = [pooled(rearrange(x, "n c r k -> n r k c")) for x in streams]
         n = layout.groups
         return [tokens[i : i + n] for i in range(0, len(tokens), n)]
 

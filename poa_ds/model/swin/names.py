@@ -6,6 +6,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor
 
 from poa_ds.model.backbone import pooled
@@ -77,8 +78,9 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = _published(name, places)
         theirs[name] = tensor
         if name.endswith("bias_table"):
-            index = relative_positions(window, torch.device("cpu")).view(window**2, -1)
-            theirs[name.replace("bias_table", "index")] = index.to(tensor.device)
+            index = relative_positions(window, torch.device("cpu"))
+            index = rearrange(index, "(p q) -> p q", p=window**2).to(tensor.device)
+            theirs[name.replace("bias_table", "index")] = index
     for stage in range(3):
         part = state["norm.weight"][: width * 2**stage]
         theirs |= {f"norm{stage}.norm.weight": torch.ones_like(part)}
@@ -235,8 +237,8 @@ class SwinForm:
                 block = layer - starts[stage] - (stage > 0)
                 if block < 0:  # timm walks down the columns of a quad first
                     name = f"layers.{stage}.downsample.{rest}"
-                    quads = tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
-                    tensor = quads.flatten(-2).contiguous()
+                    quads = rearrange(tensor, "... (i j c) -> ... (j i c)", i=2, j=2)
+                    tensor = quads.contiguous()
                 else:
                     rest = re.sub(r"^fc", "mlp.fc", rest)
                     name = f"layers.{stage}.blocks.{block}.{rest}"
@@ -259,7 +261,7 @@ class SwinForm:
 
     @staticmethod
     def feature(features: Tensor) -> Tensor:
-        return features.mean((1, 2))
+        return reduce(features, "n r k c -> n c", "mean")
 
     @staticmethod
     def tokens(features: Tensor) -> Tensor:

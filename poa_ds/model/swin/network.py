@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from poa_ds.model.backbone import ElasticBackbone, Streams, enlarge, pooled
@@ -83,8 +84,7 @@ def windows(rows: int, columns: int, window: int, shift: int, device: torch.devi
             region[:, low:stop] += part + 1
 
         def cut(grid: Tensor) -> Tensor:
-            pieces = grid.view(high // window, window, wide // window, window)
-            return pieces.transpose(1, 2).reshape(-1, window * window)
+            return rearrange(grid, "(r i) (k j) -> (r k) (i j)", i=window, j=window)
 
         gather, regions = cut(tokens.roll((-shift, -shift), (0, 1))), cut(region)
         apart = regions.unsqueeze(1) != regions.unsqueeze(2) if shift else None
@@ -129,7 +129,7 @@ class WindowAttention(nn.Module):
         """(R, 3 width) -> (R, width)."""
         heads, places = qkv.shape[-1] // (3 * self.head_dim), self.window**2
         bias = self.position_bias[:, :heads][relative_positions(self.window, qkv.device)]
-        bias = bias.view(places, places, -1).permute(2, 0, 1)  # (heads, places, places)
+        bias = rearrange(bias, "(p q) heads -> heads p q", p=places)
         mixed = [
             self._in_windows(part, bias, windows(r, c, self.window, self.shift, qkv.device))
             for part, (_, r, c) in zip(maps.split(qkv), maps.segments, strict=True)
@@ -143,17 +143,17 @@ class WindowAttention(nn.Module):
             qkv = torch.cat((qkv, padding.to(qkv.dtype)), dim=1)
         count, _ = layout.gather.shape
         placed = qkv[:, layout.gather]  # (n, windows, places, 3 width)
-        heads = placed.unflatten(-1, (-1, 3, self.head_dim))
-        # (n, windows * heads, places, D) each: windows ride with the heads, so that one mask
-        # without a copy per image serves all
-        q, k, v = heads.permute(4, 0, 1, 3, 2, 5).flatten(2, 3)
+        # windows ride with the heads, so that one mask without a copy per image serves all
+        to_heads = "n windows places (heads three d) -> three n (windows heads) places d"
+        q, k, v = rearrange(placed, to_heads, three=3, d=self.head_dim)
         mask = bias.to(q.dtype).expand(count, -1, -1, -1)
         if layout.apart is not None:
             mask = mask + APART * layout.apart.unsqueeze(1).to(q.dtype)
         mask = mask.flatten(0, 1).expand(len(q), -1, -1, -1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        out = out.unflatten(1, (count, -1)).transpose(2, 3)  # (n, windows, places, heads, D)
-        return out.flatten(3).flatten(1, 2)[:, layout.back].flatten(0, 1)
+        from_heads = "n (windows heads) places d -> n (windows places) (heads d)"
+        out = rearrange(out, from_heads, windows=count)[:, layout.back]
+        return rearrange(out, "n tokens c -> (n tokens) c")
 
 
 class Merge(nn.Module):
@@ -177,21 +177,20 @@ def _corners(x: Tensor, maps: Maps) -> Tensor:
     """(R, C) -> (rows of the halved maps, 4 C)."""
     merged = []
     for part, (_, rows, columns) in zip(maps.split(x), maps.segments, strict=True):
-        grid = part.unflatten(1, (rows, columns))
+        grid = rearrange(part, "n (r k) c -> n r k c", r=rows)
         grid = F.pad(grid, (0, 0, 0, columns % 2, 0, rows % 2))
-        quads = grid.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (n, R, 2, C, 2, channels)
-        merged.append(quads.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(0, 2))
+        merged.append(rearrange(grid, "n (r i) (k j) c -> (n r k) (c i j)", i=2, j=2))
     return torch.cat(merged)
 
 
 def channel_major(corners: Tensor) -> Tensor:
     """Columns (position, channel) -> (channel, position) of a merge's weight or norm (..., 4 C)."""
-    return corners.unflatten(-1, (4, -1)).transpose(-1, -2).flatten(-2).contiguous()
+    return rearrange(corners, "... (position c) -> ... (c position)", position=4).contiguous()
 
 
 def position_major(corners: Tensor) -> Tensor:
     """The inverse of `channel_major`."""
-    return corners.unflatten(-1, (-1, 4)).transpose(-1, -2).flatten(-2).contiguous()
+    return rearrange(corners, "... (c position) -> ... (position c)", position=4).contiguous()
 
 
 class SwinBlock(nn.Module):
@@ -241,7 +240,8 @@ class Patches(nn.Module):
         self.norm = nn.LayerNorm(dim, EPS)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.norm(self.proj(images.to(self.proj.weight.dtype)).permute(0, 2, 3, 1))
+        projected = self.proj(images.to(self.proj.weight.dtype))
+        return self.norm(rearrange(projected, "n c r k -> n r k c"))
 
 
 class Embed(nn.Module):
@@ -323,7 +323,7 @@ class ElasticSwin(ElasticBackbone):
         self, crops: Sequence[Tensor], subnets: Sequence[Subnet], masks: Sequence[Tensor | None]
     ) -> tuple[Streams, Maps]:
         tokens = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
-        rows = torch.cat([t.flatten(0, 2) for t in tokens])
+        rows = torch.cat([rearrange(t, "n r k c -> (n r k) c") for t in tokens])
         maps = Maps(tuple(tuple(t.shape[:3]) for t in tokens))
         return tuple(rows[:, : subnet.width] for subnet in subnets), maps
 
@@ -342,9 +342,11 @@ class ElasticSwin(ElasticBackbone):
     def leave(self, streams: Streams, layout: Maps) -> list[list[Tensor]]:
         return [self._tokens(self.norm(x), layout) for x in streams]
 
-    def _tokens(self, rows: Tensor, maps: Maps) -> list[Tensor]:
-        cut = zip(maps.split(rows), maps.segments, strict=True)
-        return [pooled(part.unflatten(1, (r, c))) for part, (_, r, c) in cut]
+    def _tokens(self, x: Tensor, maps: Maps) -> list[Tensor]:
+        cut = zip(maps.split(x), maps.segments, strict=True)
+        return [
+            pooled(rearrange(part, "n (r k) c -> n r k c", r=rows)) for part, (_, rows, _) in cut
+        ]
 
     def draw_branches(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from poa_ds.model.backbone import ElasticBackbone, Streams
@@ -41,10 +42,10 @@ class Embed(nn.Module):
         """images (B, 3, S, S), masks (B, N) bool or None -> tokens (B, 1 + N, C)."""
         x = self.patch(images.to(self.patch.weight.dtype))
         positions = self._positions(x.shape[-2], x.shape[-1])
-        x = x.flatten(2).transpose(1, 2)
+        x = rearrange(x, "n c r k -> n (r k) c")
         if masks is not None:
             x = torch.where(masks.unsqueeze(-1), self.mask_token, x)
-        return torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + positions
+        return torch.cat((repeat(self.cls_token, "1 1 c -> n 1 c", n=len(x)), x), dim=1) + positions
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         """(1, 1 + rows * columns, C): bicubic from the trained grid, in float32.
@@ -54,10 +55,10 @@ class Embed(nn.Module):
         side = self.grid
         if rows == columns == side:
             return self.pos_embed
-        table = self.pos_embed[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        table = rearrange(self.pos_embed[:, 1:].float(), "1 (r k) c -> 1 c r k", r=side)
         scale = ((rows + 0.1) / side, (columns + 0.1) / side)
         table = F.interpolate(table, scale_factor=scale, mode="bicubic")
-        table = table.permute(0, 2, 3, 1).flatten(1, 2).to(self.pos_embed.dtype)
+        table = rearrange(table, "1 c r k -> 1 (r k) c").to(self.pos_embed.dtype)
         return torch.cat((self.pos_embed[:, :1], table), dim=1)
 
 
@@ -116,7 +117,7 @@ class ElasticViT(ElasticBackbone):
         self, crops: Sequence[Tensor], subnets: Sequence[Subnet], masks: Sequence[Tensor | None]
     ) -> tuple[Streams, Packing]:
         tokens = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
-        rows = torch.cat([t.flatten(0, 1) for t in tokens])
+        rows = torch.cat([rearrange(t, "n tokens c -> (n tokens) c") for t in tokens])
         packing = Packing(tuple(tuple(t.shape[:2]) for t in tokens))
         return tuple(rows[:, : subnet.width] for subnet in subnets), packing
 
