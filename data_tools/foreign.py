@@ -80,6 +80,7 @@ class Indexed:
 
     manifest: Manifest
     leftovers: int
+    unlabelled: int
     hint: str  # where names of images seem to have dots
 
 
@@ -97,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
     rest += found.hint if counts["rejected"] else ""
     rest = rest if counts["rejected"] else "every sample has one"
     text = f"{args.folder}: {counts['samples']} images, {len(found.manifest.shards)} tars; {rest}"
+    if 0 < found.unlabelled < counts["samples"]:
+        text += f"; {found.unlabelled} without a class"
     if found.leftovers:
         text += f"; {found.leftovers} leftovers of file managers are passed over"
     tell(printable(text))
@@ -153,7 +156,8 @@ def index_folder(
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     leftovers += sum(one.scan.leftovers for one in found)
     dotted = {name: count for name, count in extensions.items() if is_dotted(name, naming)}
-    return Indexed(manifest, leftovers, listed(Counter(dotted)))
+    unlabelled = int((index["label"] < 0).sum())
+    return Indexed(manifest, leftovers, unlabelled, listed(Counter(dotted)))
 
 
 def _tars(folder: Path) -> tuple[list[str], int]:

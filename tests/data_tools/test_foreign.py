@@ -374,7 +374,7 @@ def test_leftovers_of_file_managers_are_passed_over_and_counted(
     shards = indexed(tmp_path / "d", MAC)
     assert samples(shards) == {"k0": (png(image(0)), 0), "sub/k1": (png(image(1)), -1)}
     printed = capsys.readouterr().out
-    assert "2 images, 1 tars; every sample has one; 8 leftovers of file managers" in printed
+    assert "2 images, 1 tars; every sample has one; 1 without a class; 8 leftovers of" in printed
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
