@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -130,6 +130,21 @@ def index_folder(
     index = np.concatenate(
         [one.scan.labelled(numbers(naming, classes, folder / one.shard.file)) for one in found]
     )
+    manifest = _write(folder, found, index, classes, naming)
+    leftovers += sum(one.scan.leftovers for one in found)
+    dotted = {name: count for name, count in extensions.items() if is_dotted(name, naming)}
+    unlabelled = int((index["label"] < 0).sum())
+    return Indexed(manifest, leftovers, unlabelled, listed(Counter(dotted)))
+
+
+def _write(
+    folder: Path,
+    found: Sequence[Found],
+    index: np.ndarray,
+    classes: tuple[str, ...],
+    naming: Naming,
+) -> Manifest:
+    """The manifest of the tars, which is written last."""
     lost = [
         {"file": f"{one.shard.file}, sample {key}", "reason": "no image"}
         for one in found
@@ -142,7 +157,7 @@ def index_folder(
         classes,
         hashlib.sha256(content.getvalue()).hexdigest(),
         {
-            "samples": images,
+            "samples": len(index),
             "bytes": sum(one.shard.bytes for one in found),
             "rejected": len(lost),
         },
@@ -154,10 +169,7 @@ def index_folder(
         replace_text(folder / MANIFEST, manifest.to_json())
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
-    leftovers += sum(one.scan.leftovers for one in found)
-    dotted = {name: count for name, count in extensions.items() if is_dotted(name, naming)}
-    unlabelled = int((index["label"] < 0).sum())
-    return Indexed(manifest, leftovers, unlabelled, listed(Counter(dotted)))
+    return manifest
 
 
 def _tars(folder: Path) -> tuple[list[str], int]:
