@@ -11,6 +11,7 @@ import torch
 
 import poa_ds
 from poa_ds import ElasticResNet, ElasticSpace, ElasticSwin, ElasticViT, HeadBank, Subnet
+from poa_ds.model.architectures import ARCHITECTURES
 from poa_ds.model.branch import Branch
 from tests.conftest import shared
 from tests.export.test_folder import made
@@ -203,6 +204,16 @@ def test_a_published_state_that_does_not_fit_is_refused(kind: str) -> None:
             poa_ds.from_published(changed, kind=kind, head_dim=HEAD_DIM)
     with pytest.raises(ValueError, match="kind 'mixer' is not one of vit, swin, resnet"):
         poa_ds.from_published(state, kind="mixer")
+
+
+def test_a_backbone_that_nobody_has_published_has_no_published_states(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "bag", "tests.toys.bag")
+    with pytest.raises(ValueError, match=r"kind 'bag' is not one of vit, swin, resnet$"):
+        poa_ds.to_published({}, kind="bag")
+    with pytest.raises(ValueError, match="they are a ViT"):
+        poa_ds.from_published(golden("01_vit/state_dict.npz"), kind="swin")
 
 
 def test_heads_of_another_width_than_the_vit_s_are_refused() -> None:

@@ -51,8 +51,9 @@ def to_published(
 
 
 def _known(kind: str) -> str:
-    if kind not in ARCHITECTURES:
-        raise ValueError(f"kind {kind!r} is not one of {', '.join(ARCHITECTURES)}")
+    kinds = [name for name in ARCHITECTURES if form.of(name).published_block]
+    if kind not in kinds:
+        raise ValueError(f"kind {kind!r} is not one of {', '.join(kinds)}")
     return kind
 
 
@@ -106,7 +107,7 @@ def heads_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def described(state: Mapping[str, Tensor]) -> str:
     """What the published tensors seem to be."""
     plain = _backbone(state)
-    forms = (form.of(kind) for kind in ARCHITECTURES)
+    forms = [f for f in map(form.of, ARCHITECTURES) if f.published_block]
     titles = [f.title for f in forms if any(re.match(f.published_block, name) for name in plain)]
     if not titles:
         return f"they are no network of POA (names such as {', '.join(list(plain)[:3])})"

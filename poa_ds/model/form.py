@@ -19,7 +19,8 @@ class Form(Protocol):
 
     first_conv, classifier, pool: parts by timm's words. features: what forward_features gives.
     fixed_size: timm builds it for one resolution. note: what users should know. title: its usual
-    name. published_block: what names of the published code's blocks begin with, a pattern.
+    name. published_block: what names of the published code's blocks begin with, a pattern;
+    None: nothing of it is published, and the functions for such states are not there.
     """
 
     module: ModuleType
@@ -30,7 +31,7 @@ class Form(Protocol):
     fixed_size: bool
     note: str
     title: str
-    published_block: str
+    published_block: str | None
 
     def network_of(self, state: Mapping[str, Tensor], head_dim: int) -> ElasticBackbone:
         """The network of one size whose published state this is. KeyError: of none.
@@ -67,6 +68,12 @@ class Form(Protocol):
 
     def tokens(self, features: Tensor) -> Tensor:
         """What the plain network's forward_features gives -> tokens of the elastic one."""
+
+
+def backbone_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `backbone.` without that prefix, or all of a state without such names."""
+    own = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
+    return own or dict(state)
 
 
 def blocks_of(names: Iterable[str], pattern: str) -> int:

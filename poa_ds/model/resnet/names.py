@@ -10,7 +10,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from poa_ds.model.backbone import pooled
-from poa_ds.model.form import blocks_of, stages_of
+from poa_ds.model.form import backbone_part, blocks_of, stages_of
 from poa_ds.model.resnet import plain as plain
 from poa_ds.model.resnet.network import ElasticResNet
 from poa_ds.model.resnet.shape import ResNetShape
@@ -27,12 +27,8 @@ def from_published(state: Mapping[str, Tensor], stages: Sequence[int]) -> dict[s
     have keep their names.
     """
     firsts = [0, *accumulate(stages)]
-    prefixed = any(name.startswith("backbone.") for name in state)
     ours: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if prefixed and not name.startswith("backbone."):
-            continue
-        name = name.removeprefix("backbone.")
+    for name, tensor in backbone_part(state).items():
         found = re.match(r"layer(\d)\.layers\.(\d+)\.(.+)", name)
         if found and int(found[2]) >= stages[int(found[1]) - 1]:  # that number is another stage's
             ours[name] = tensor

@@ -7,6 +7,8 @@
 
 Parameters have the names of torchvision and timm; the inner channels of the bottlenecks are
 `width`, doubled from stage to stage, whatever their outer channels.
+
+This file is copied whole into every export, so that it repeats what its siblings have as well.
 """
 
 import json

@@ -10,7 +10,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from poa_ds.model.backbone import pooled
-from poa_ds.model.form import blocks_of, stages_of
+from poa_ds.model.form import backbone_part, blocks_of, stages_of
 from poa_ds.model.layers import head_major, third_major
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin import plain as plain
@@ -41,12 +41,8 @@ def from_published(
     have keep their names.
     """
     firsts = [0, *accumulate(stages)]
-    prefixed = any(name.startswith("backbone.") for name in state)
     ours: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if prefixed and not name.startswith("backbone."):
-            continue
-        name = name.removeprefix("backbone.")
+    for name, tensor in backbone_part(state).items():
         if _UNUSED.search(name):
             continue
         if found := re.match(r"stages\.(\d)\.blocks\.(\d+)\.(.+)", name):

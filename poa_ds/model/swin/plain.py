@@ -8,6 +8,8 @@
 It differs from the usual Swin in what config.json says: which blocks shift their windows, and how
 many channels the norm of the patches sees before the first `width` of them go on. Windows are
 never made smaller, and always shifted, however small the map is.
+
+This file is copied whole into every export, so that it repeats what its siblings have as well.
 """
 
 import json

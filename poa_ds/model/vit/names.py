@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poa_ds.model.form import blocks_of
+from poa_ds.model.form import backbone_part, blocks_of
 from poa_ds.model.layers import head_major, third_major
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit import plain as plain
@@ -37,11 +37,7 @@ def from_published(state: Mapping[str, Tensor], head_dim: int = 64) -> dict[str,
     numbers in chunks (blocks.<chunk>.<i>).
     """
     ours: dict[str, Tensor] = {}
-    prefixed = any(name.startswith("backbone.") for name in state)
-    for name, tensor in state.items():
-        if prefixed and not name.startswith("backbone."):
-            continue
-        name = name.removeprefix("backbone.")
+    for name, tensor in backbone_part(state).items():
         name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
         for pattern, replacement in _BACKBONE:
             name = re.sub(pattern, replacement, name)

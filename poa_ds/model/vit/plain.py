@@ -7,6 +7,8 @@
 
 Parameters and arguments have the names of timm. Away from the resolution of the training it
 resizes the position embedding as the training did, which timm does in another way.
+
+This file is copied whole into every export, so that it repeats what its siblings have as well.
 """
 
 import json

@@ -16,11 +16,7 @@ class BagForm:
     module = plain
     first_conv, classifier, pool, features = "patch", "head", "avg", "tokens (B, 1 + N, C)"
     fixed_size, note, title = False, "a toy", "bag of patches"
-    published_block = r"(?!)"  # no name: nobody has published one
-
-    @staticmethod
-    def from_published(state: Mapping[str, Tensor], shape: BagShape) -> dict[str, Tensor]:
-        return dict(state)
+    published_block = None
 
     @staticmethod
     def extract(model: ElasticBag, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
