@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from poa_ds.run.exit_status import INTERRUPTED
+from poa_ds.system import limits
 from poa_ds.system.allocator import prepare_allocator
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
@@ -171,6 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `poa-ds sizes RUN | head`: the interpreter would complain at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
+    except Exception as error:
+        cause = limits.explained(error)
+        if not cause:
+            raise
+        say(f"poa-ds: error: {cause}")
+        return UserError.exit_status
 
 
 def _dispatch(arguments: list[str]) -> int:

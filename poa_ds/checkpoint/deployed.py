@@ -75,8 +75,10 @@ def find_teacher(run: Path, step: int | None = None) -> Path:
     teachers = RunFolder(run).teachers
     steps = {
         int(path.name.removeprefix("step")): path
-        for path in teachers.glob("step*")
-        if path.name.removeprefix("step").isdecimal() and (path / WEIGHTS).is_file()
+        for path in _listed(teachers)
+        if path.name.startswith("step")
+        and path.name.removeprefix("step").isdecimal()
+        and (path / WEIGHTS).is_file()
     }
     if not steps:
         raise UserError(
@@ -93,6 +95,11 @@ def find_teacher(run: Path, step: int | None = None) -> Path:
     return steps[step]
 
 
+def _listed(folder: Path) -> list[Path]:
+    """What is in the folder, nothing where there is none; what may not be read is an OSError."""
+    return [*folder.iterdir()] if folder.is_dir() else []
+
+
 def _read_recipe(path: Path) -> tuple[Recipe, int]:
     try:
         about = parse_object(path.read_bytes(), format=int, step=int, config=dict)
@@ -106,11 +113,16 @@ def _read_recipe(path: Path) -> tuple[Recipe, int]:
 
 def _read_backbone(path: Path) -> dict[str, Tensor]:
     try:
+        path.open("rb").close()  # what safetensors may not read it calls missing
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(BACKBONE)]
-            return {name.removeprefix(BACKBONE): file.get_tensor(name) for name in names}
+            found = {name.removeprefix(BACKBONE): file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is missing or damaged: {error}") from error
+    for name, tensor in found.items():
+        if tensor.dtype != torch.float32:
+            raise UserError(f"{path} is damaged: {name} is {tensor.dtype}, not torch.float32")
+    return found
 
 
 def differences(

@@ -66,8 +66,9 @@ def run_knn(args: argparse.Namespace) -> int:
         row = KnnRow.of(step, how, found, raw_pixels=pixels, random_weights=untrained)
         if dist.is_main():
             path = RunFolder.around(find_teacher(args.run, args.step)).knn
+            tell(results.table(row))
             results.append(path, row)
-            tell(f"{results.table(row)}\nadded to {path}")
+            tell(f"added to {path}")
     return 0
 
 

@@ -55,7 +55,9 @@ def _mended(error: Exception, place: str, output: str) -> UserError | None:
             "once there is room, the same command continues from the newest checkpoint"
         )
     cause = last_words.heard() or limits.explained(error)
-    return UserError(f"{cause} ({place}); then the same command continues") if cause else None
+    if not cause:
+        return None
+    return UserError(f"{cause} ({place}); once that is mended, the same command continues")
 
 
 def report(error: UserError | Fault | KeyboardInterrupt) -> int:

@@ -1,11 +1,13 @@
 """Limits of the system that a program has met: which one it was, and what helps."""
 
 import errno
+import os
 import re
 import resource
 from collections.abc import Iterator
 
 MOST_FILES = 1 << 16
+OF_A_FILE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 FILES = re.compile(r"Too many open files|items of ancdata|Errno 24\b")
 PROCESSES = re.compile(r"can't start new thread|unable to start .*thread", re.IGNORECASE)
 SHARED = re.compile(r"bus error|/dev/shm|shared memory object|\(shm\)", re.IGNORECASE)
@@ -22,7 +24,12 @@ def raise_open_files() -> None:
 
 
 def explained(error: BaseException) -> str:
-    """What limit the error, or one behind it, tells of, and the remedy; empty where none."""
+    """What limit the error, or one behind it, tells of, and the remedy; empty where none.
+
+    Of the error itself also: a file or folder that may not be read or written.
+    """
+    if isinstance(error, OSError) and error.errno in OF_A_FILE and error.filename:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return next(filter(None, map(_explained, _chain(error))), "")
 
 
