@@ -6,7 +6,10 @@ TEACHERS = "teacher"
 
 
 class RunFolder:
-    """Paths, whether there is anything or not; the module that writes each knows its content."""
+    """Paths, whether there is anything or not; the module that writes each knows its content.
+
+    Beside them stands the lock that every folder has while a program writes to it (lock.py).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
