@@ -73,6 +73,11 @@ def add_rows(x: Tensor, branch: Tensor, gamma: Tensor, *, added: Rows | None = N
     return _AddLn.apply(x, branch, gamma, added, None, None, None, 0.0)[0]
 
 
+def gather_rows(x: Tensor, rows: Tensor, dim: int = 0) -> Tensor:
+    """x[rows] (or x[:, rows]), no row twice: PyTorch's own backward sorts the rows on a GPU."""
+    return _Gathered.apply(x, rows, dim)
+
+
 def _where(added: Rows | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if added is None else (added.rows, added.factor)
 
@@ -81,7 +86,7 @@ def _plain_add(
     x: Tensor, branch: Tensor, gamma: Tensor, rows: Tensor | None, factor: Tensor | None
 ) -> Tensor:
     """Reference."""
-    gamma = gamma[: x.shape[1]]
+    gamma = leading(gamma, x.shape[1])
     if rows is None:
         return torch.addcmul(x, branch, gamma)  # one pass over the rows
     scaled = branch * gamma
@@ -90,26 +95,45 @@ def _plain_add(
     return _Scattered.apply(x, rows, scaled)
 
 
+def leading(parameter: Tensor, count: int) -> Tensor:
+    """The first elements; the parameter itself where that is all, which costs no backward."""
+    return parameter if len(parameter) == count else parameter[:count]
+
+
 class _Scattered(torch.autograd.Function):
-    """x.index_add(0, rows, added). PyTorch's own keeps `added` for backward, only for its shape."""
+    """x with `added` added to some rows. No row is there twice: nothing is sorted, no atomics."""
 
     @staticmethod
     def forward(ctx, x, rows, added):
         ctx.save_for_backward(rows)
-        return x.index_add(0, rows, added)
+        return x.index_copy(0, rows, x.index_select(0, rows) + added)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         (rows,) = ctx.saved_tensors
-        return gradient, None, gradient[rows]
+        return gradient, None, gradient.index_select(0, rows)
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, rows, dim):
+        ctx.save_for_backward(rows)
+        ctx.shape, ctx.dim = x.shape, dim
+        return x.index_select(dim, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (rows,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.shape).index_copy_(ctx.dim, rows, gradient), None, None
 
 
 def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: Tensor | None) -> Tensor:
     """Reference."""
     c = x.shape[1]
-    kept = x if rows is None else x[rows]
-    return F.layer_norm(kept, (c,), weight[:c], bias[:c], eps)
+    kept = x if rows is None else gather_rows(x, rows)
+    return F.layer_norm(kept, (c,), leading(weight, c), leading(bias, c), eps)
 
 
 def _plain_add_norm(

@@ -18,6 +18,7 @@ from poa_ds.system import dist
 NO_NEIGHBOUR = torch.iinfo(torch.int64).min
 _LOW = 0xFFFFFFFF  # the lower half of a key: a bank number, counted backwards
 _TOGETHER = 32  # bank blocks whose similarities are ranked in one go
+BANK_SHARE = 0.5  # of the device's free memory, which the bank may take
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,21 @@ class Bank:
     features: list[Tensor] = field(default_factory=list)
     numbers: list[range] = field(default_factory=list)
 
+    def near(self, device: torch.device) -> "Bank":
+        """The bank with its features on the device if they fit there, to be sent once for all."""
+        if device.type == "cuda":
+            needed = sum(x.numel() * x.element_size() for x in self.features)
+            if needed > BANK_SHARE * torch.cuda.mem_get_info(device)[0]:
+                return self  # a few blocks at a time, for every turn anew
+        return Bank([x.to(device) for x in self.features], self.numbers)
+
     def groups(self, device: torch.device) -> Iterator[tuple[list[Tensor], Tensor]]:
         """(feature blocks, numbers of all their rows), on the device, a few at a time."""
         for first in range(0, len(self.features), _TOGETHER):
-            numbers = [torch.arange(r.start, r.stop) for r in self.numbers[first:][:_TOGETHER]]
+            spans = self.numbers[first : first + _TOGETHER]
+            numbers = [torch.arange(r.start, r.stop, device=device) for r in spans]
             blocks = [x.to(device) for x in self.features[first : first + _TOGETHER]]
-            yield blocks, torch.cat(numbers).to(device)
+            yield blocks, torch.cat(numbers)
 
 
 def subset(count: int, wanted: int) -> np.ndarray:
@@ -147,7 +157,7 @@ def accuracies(
     """
     if not _all_finite([*bank.features, *queries], device):
         return dict.fromkeys(k, float("nan"))
-    members, k = bank_labels.to(device), sorted(set(k))
+    bank, members, k = bank.near(device), bank_labels.to(device), sorted(set(k))
     most = min(k[-1], len(members))
     width = max([x.shape[1] for x in (*bank.features[:1], *queries[:1])], default=0)
     width = dist.on_host(

@@ -14,6 +14,7 @@ from poa_ds.model.branch import Branch, Projections
 from poa_ds.model.heads import score
 from poa_ds.model.space import Subnet
 from poa_ds.system import dist
+from poa_ds.system.transfer import send
 
 CENTER_MOMENTUM = 0.9  # source: the published code
 
@@ -101,7 +102,7 @@ def center(
             if len(scores):
                 sums[i] += scores.float().mean(0)
                 counts[i] += 1
-    counts = dist.all_sum(counts.to(sums[0].device))
+    counts = dist.all_sum(send(counts, sums[0].device))
     totals = dist.all_sum(torch.cat(sums)).split([len(s) for s in sums])
     for name, total, count in zip(names, totals, counts, strict=True):
         old = centers[name]

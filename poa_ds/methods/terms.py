@@ -16,6 +16,7 @@ from poa_ds.model.branch import Branch, Projections
 from poa_ds.model.heads import score
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Objective
+from poa_kernels.add_ln import gather_rows
 from poa_kernels.dispatch import choose
 from poa_kernels.prototype_ce import OPERATOR, Target, prototype_ce
 from poa_kernels.prototype_ce_chunks import LARGE, is_large
@@ -77,9 +78,8 @@ def slot_terms(
     # rows of each stream: 2B global, then LB local class tokens; M masked patches
     cls_rows = [torch.cat([tokens[:, 0] for tokens in stream]) for stream in streams]
     where = masked(batch, ibot)
-    patch_rows = [
-        rearrange(stream[0][:, 1:], "crops n c -> (crops n) c")[where] for stream in streams
-    ]
+    tokens = [rearrange(stream[0][:, 1:], "crops n c -> (crops n) c") for stream in streams]
+    patch_rows = [gather_rows(rows, where) for rows in tokens]
     projections = student.project(cls_rows, patch_rows, ibot=ibot)
     weights = batch.mask_weights if ibot else batch.mask_weights[:0]
     matching = Matching(projections, assignments, len(subnets), batch.size, weights, temperature)

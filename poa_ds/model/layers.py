@@ -6,6 +6,7 @@ A stream is a matrix of packed rows (sequences one after the other); a block car
 streams at once, so that every rank enters every block once per step (docs/architecture.md).
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from poa_kernels.add_ln import Rows, add_norm_rows, add_rows, norm_rows
+from poa_ds.system.transfer import send
+from poa_kernels.add_ln import Rows, add_norm_rows, add_rows, leading, norm_rows
 from poa_kernels.attention import attention
 from poa_kernels.gelu import gelu
 from poa_kernels.two_stream_linear import two_stream_linear
@@ -58,46 +60,73 @@ class BlockPlan:
     drops: tuple[tuple[Drop, Drop] | None, ...]
 
 
-def draw_drop(packing: Packing, rate: float, generator: torch.Generator) -> Drop:
-    """A random choice of sequences for one residual branch, segment by segment.
+def draw_drops(
+    packing: Packing,
+    rate: float,
+    generator: torch.Generator,
+    *,
+    count: int = 1,
+    device: torch.device | str = "cpu",
+) -> list[Drop]:
+    """`count` random choices of sequences, each for one residual branch, segment by segment.
 
     rate > 0.1: exactly max(int(n (1 - rate)), 1) of n sequences, scaled by n / k (the
     batch-subset variant of DINOv2); otherwise each with probability 1 - rate, scaled by its
-    inverse (docs/method.md 2).
+    inverse (docs/method.md 2). The CPU draws sequences; the device makes rows of them.
     """
-    rows, factors, segments, first = [], [], [], 0
-    for n, tokens in packing.segments:
-        if rate > 0.1:
-            chosen = torch.randperm(n, generator=generator)[: max(int(n * (1 - rate)), 1)]
-            factor = n / len(chosen) if n else 1.0
-        else:
-            chosen = (torch.rand(n, generator=generator) >= rate).nonzero().flatten()
-            factor = 1 / (1 - rate)
-        chosen_rows = first + chosen[:, None] * tokens + torch.arange(tokens)
-        rows.append(chosen_rows.flatten())
-        factors.append(torch.full((chosen_rows.numel(),), factor))
-        segments.append((len(chosen), tokens))
-        first += n * tokens
-    taken = Rows.of(torch.cat(rows), first, torch.cat(factors))
-    return Drop(taken, Packing(tuple(segments)))
 
+    exact = rate > 0.1
 
-def on_device(drops: Sequence[Drop], device: torch.device | str) -> list[Drop]:
-    """The drops with their tensors on the device, which travel there together."""
-    if torch.device(device).type == "cpu":
-        return list(drops)
+    def choose(n: int) -> Tensor:
+        if exact:
+            return torch.randperm(n, generator=generator)[: max(int(n * (1 - rate)), 1)]
+        return (torch.rand(n, generator=generator) >= rate).nonzero().flatten()
 
-    def sent(tensors: list[Tensor]) -> tuple[Tensor, ...]:
-        return torch.cat(tensors).to(device).split([len(t) for t in tensors])
-
-    rows = sent([drop.rows.rows for drop in drops])
-    inverses = sent([drop.rows.inverse for drop in drops])
-    factors = sent([drop.rows.factor for drop in drops])
-    packings = (drop.packing for drop in drops)
-    return [
-        Drop(Rows(*parts), packing)
-        for *parts, packing in zip(rows, inverses, factors, packings, strict=True)
+    sizes, tokens = zip(*packing.segments, strict=True)
+    drawn = [[choose(n) for n in sizes] for _ in range(count)]
+    kept = [[len(chosen) for chosen in choice] for choice in drawn]
+    factors = [
+        [n / max(k, 1) if exact else 1 / (1 - rate) for n, k in zip(sizes, ks, strict=True)]
+        for ks in kept
     ]
+    packings = [Packing(tuple(zip(ks, tokens, strict=True))) for ks in kept]
+    rows = _rows(drawn, packing, factors, device)
+    return [Drop(*pair) for pair in zip(rows, packings, strict=True)]
+
+
+def _rows(
+    drawn: Sequence[Sequence[Tensor]],
+    packing: Packing,
+    factors: Sequence[Sequence[float]],
+    device: torch.device | str,
+) -> list[Rows]:
+    """The rows of each choice's sequences, all choices in a few operations and one transfer.
+
+    factors: of each choice's segments. What is sent has one column per chosen sequence.
+    """
+    lengths = [n * tokens for n, tokens in packing.segments]
+    total, firsts = sum(lengths), list(itertools.accumulate(lengths, initial=0))[:-1]
+    tokens = torch.tensor([tokens for _, tokens in packing.segments])
+    counts = torch.tensor([[len(kept) for kept in choice] for choice in drawn])
+    taken = counts @ tokens  # rows of each choice
+    number = torch.arange(len(drawn))[:, None].expand_as(counts)
+    columns = (tokens.expand_as(counts), torch.tensor(firsts).expand_as(counts))
+    columns = (*columns, (taken.cumsum(0) - taken)[number], number * total)
+    table = torch.stack([c.flatten() for c in columns]).repeat_interleave(counts.flatten(), 1)
+    places = table[0].cumsum(0) - table[0]  # of a sequence's first row among all that are taken
+    table[1] += torch.cat([kept for choice in drawn for kept in choice]) * table[0] - places
+    scales = torch.tensor(factors).flatten().repeat_interleave(counts.flatten())
+    sent = send(torch.cat((table.int(), scales.view(torch.int32)[None])), device)
+
+    rows = torch.arange(int(taken.sum()), device=device)
+    of = torch.arange(sent.shape[1], device=device)
+    of = of.repeat_interleave(sent[0], output_size=len(rows))
+    shift, begin, choice, scale = sent[1:, of]
+    inverse = torch.full((len(drawn) * total,), -1, dtype=torch.int32, device=device)
+    inverse.index_copy_(0, rows + shift + choice, (rows - begin).int())
+    parts = ((rows + shift).split(taken.tolist()), inverse.split(total))
+    scale = scale.view(torch.float32).split(taken.tolist())
+    return [Rows(*row) for row in zip(*parts, scale, strict=True)]
 
 
 def elastic_linear(
@@ -126,7 +155,7 @@ class ElasticLayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         c = x.shape[-1]
-        return F.layer_norm(x, (c,), self.weight[:c], self.bias[:c], self.eps)
+        return F.layer_norm(x, (c,), leading(self.weight, c), leading(self.bias, c), self.eps)
 
 
 class LayerScale(nn.Module):

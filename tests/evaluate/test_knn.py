@@ -24,7 +24,6 @@ from poa_ds.evaluate.neighbours import (
     Deal,
     accuracies,
     local_neighbours,
-    rank_keys,
     read_keys,
     subset,
     vote,
@@ -91,37 +90,6 @@ def test_probabilities_and_accuracy_are_the_published_ones() -> None:
     for k in case["ks"]:
         # stored as float32
         assert found[k] == pytest.approx(100 * case["results"][str(k)]["top-1"], abs=1e-5), k
-
-
-def test_keys_sort_like_similarity_and_then_by_number() -> None:
-    values = torch.tensor([[0.5, -0.25, 0.5, -0.0, 0.0, 1.0, -1.0, 0.5 + 2**-24]])
-    numbers = torch.arange(8)
-    order = rank_keys(values, numbers).sort(descending=True).values
-    similarity, best = read_keys(order)
-    assert best.tolist() == [[5, 7, 0, 2, 3, 4, 1, 6]]
-    assert torch.equal(similarity, values[0, best])
-    large = torch.tensor([0, 2**31, 2**32 - 1])
-    assert torch.equal(read_keys(rank_keys(values[:, :3], large))[1], large[None])
-
-
-def test_equal_neighbours_are_taken_in_the_order_of_the_bank_however_it_is_cut() -> None:
-    rows = F.normalize(torch.ones(40, 4), dim=1)
-    whole = Bank([rows], [range(40)])
-    shuffled = Bank([rows[:8]] * 5, [range(i, i + 8) for i in (16, 0, 32, 8, 24)])
-    for bank in (whole, shuffled):
-        assert (
-            read_keys(local_neighbours([rows[:3]], bank, 5)[0])[1].tolist() == [[0, 1, 2, 3, 4]] * 3
-        )
-
-
-def test_vote_weighs_by_softmax_over_all_neighbours() -> None:
-    similarity, labels = torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[2, 0, 2]])
-    e = [math.exp(s / 0.07) for s in (0.9, 0.8, 0.7)]
-    scores = vote(similarity, labels, 3, 0.07, (1, 3))
-    assert scores[1][0].tolist() == pytest.approx([0, 0, e[0] / sum(e)], abs=1e-6)
-    assert scores[3][0].tolist() == pytest.approx(
-        [e[1] / sum(e), 0, (e[0] + e[2]) / sum(e)], abs=1e-6
-    )
 
 
 def test_subsets_are_evenly_spread() -> None:

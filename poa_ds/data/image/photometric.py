@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from poa_ds.system.transfer import send
 from poa_kernels import dispatch
 from poa_kernels.photometric import OPERATOR, Changes, photometric
 
@@ -114,7 +115,7 @@ def apply(crops: Tensor, params: Photometric, spec: PhotometricSpec) -> Tensor:
         changes = Changes(*[tensor.to(crops.device, non_blocking=True) for tensor in kinds])
         return photometric(crops, changes, taps=spec.blur_kernel, mean=spec.mean, std=spec.std)
     x = crops.float().div_(255)
-    selected = _Selection(params, x.device)
+    selected = _Selection(params, spec, x.device)
     for step in range(4):
         for change in (BRIGHTNESS, CONTRAST, SATURATION, HUE):
             rows = selected.rows[step, change]
@@ -123,8 +124,7 @@ def apply(crops: Tensor, params: Photometric, spec: PhotometricSpec) -> Tensor:
     rows = selected.rows["blur"]
     _replace(x, rows, _blur, selected.sigma[rows], spec.blur_kernel)
     _replace(x, selected.rows["solarize"], _solarize)
-    mean, std = (x.new_tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
-    return x.sub_(mean).div_(std)
+    return x.sub_(selected.mean).div_(selected.std)
 
 
 def _replace(x: Tensor, rows: Tensor, function: Callable[..., Tensor], *arguments: object) -> None:
@@ -135,18 +135,16 @@ def _replace(x: Tensor, rows: Tensor, function: Callable[..., Tensor], *argument
 
 
 class _Selection:
-    """Which crops each operation touches, found on the CPU and sent in one transfer."""
+    """Which crops each operation touches and with what numbers: found on the CPU, sent at once."""
 
-    def __init__(self, params: Photometric, device: torch.device) -> None:
-        parts = dict(_subsets(params))
-        joined = torch.cat(list(parts.values()))
-        table = torch.cat((params.factors, params.sigma[:, None]), dim=1)
-        if device.type == "cuda":
-            joined, table = joined.pin_memory(), table.pin_memory()
-        table = table.to(device, non_blocking=True)
-        self.factors, self.sigma = table[:, :4], table[:, 4]
-        pieces = joined.to(device, non_blocking=True).split([len(part) for part in parts.values()])
-        self.rows = dict(zip(parts, pieces, strict=True))
+    def __init__(self, params: Photometric, spec: PhotometricSpec, device: torch.device) -> None:
+        parts, n = dict(_subsets(params)), len(params)
+        pieces = send(torch.cat(list(parts.values())), device)
+        self.rows = dict(zip(parts, pieces.split([*map(len, parts.values())]), strict=True))
+        colours = torch.tensor((*spec.mean, *spec.std), dtype=torch.float32)
+        table = send(torch.cat((params.factors.flatten(), params.sigma, colours)), device)
+        self.factors, self.sigma = table[: 4 * n].view(n, 4), table[4 * n : 5 * n]
+        self.mean, self.std = table[5 * n :].view(2, 1, 3, 1, 1)
 
 
 def _subsets(params: Photometric) -> Iterator[tuple[tuple[int, int] | str, Tensor]]:
@@ -188,8 +186,8 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
         torch.where(value == g, 2 + (b - r) / divisor, 4 + (r - g) / divisor),
     )
     sixths = (hue + 6 * shift.view(-1, 1, 1)).unsqueeze(1)
-    turn = sixths.new_tensor((5, 3, 1)).view(1, 3, 1, 1)
-    k = (sixths + turn) % 6
+    turn = torch.arange(5, 0, -2, dtype=sixths.dtype, device=sixths.device)  # red, green, blue
+    k = (sixths + turn.view(1, 3, 1, 1)) % 6
     ramp = torch.minimum(k, 4 - k).clamp_(0, 1)
     return (value.unsqueeze(1) - span.unsqueeze(1) * ramp).clamp_(0, 1)
 

@@ -13,6 +13,7 @@ from poa_ds.model.layers import Packing
 from poa_ds.model.options import Backbone
 from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.space import ElasticSpace, Subnet
+from poa_kernels.add_ln import leading
 from poa_kernels.two_stream_linear import alpha
 
 
@@ -56,7 +57,8 @@ class ElasticGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         c = x.shape[1]
-        return F.group_norm(x, self.num_groups, self.weight[:c], self.bias[:c], self.eps)
+        weight, bias = leading(self.weight, c), leading(self.bias, c)
+        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 
 class Bottleneck(nn.Module):

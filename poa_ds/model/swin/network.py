@@ -15,6 +15,8 @@ from poa_ds.model.options import Backbone
 from poa_ds.model.shape import Stages
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin.shape import SwinShape
+from poa_ds.system.transfer import send
+from poa_kernels.add_ln import gather_rows, leading
 
 EPS = 1e-5  # of all norms; source: the published class default
 APART = -100.0  # added to the logits of tokens that the shift brought together; published
@@ -61,14 +63,15 @@ class SwinPlan:
 class Windows:
     """The windows of one size of map.
 
-    gather (windows, places): the token at each place, rows x columns = padding. back: the place
-    of each token. apart (windows, places, places): pairs that are no neighbours, None = no shift.
+    gather (windows, places): the token at each place, behind all tokens the padding, row by row.
+    back: the place of each token. apart (windows, places, places): pairs that are no neighbours,
+    None = no shift. padding: how many rows of it there are.
     """
 
     gather: Tensor
     back: Tensor
     apart: Tensor | None
-    padded: bool
+    padding: int
 
 
 @lru_cache(maxsize=256)
@@ -76,8 +79,9 @@ def windows(rows: int, columns: int, window: int, shift: int, device: torch.devi
     """The windows of a map, which is padded to a multiple of `window` and rolled by `shift`."""
     with torch.inference_mode(False):  # kept for training, whoever asks first
         high, wide = (-(-side // window) * window for side in (rows, columns))
-        tokens = torch.full((high, wide), rows * columns)
+        tokens = torch.full((high, wide), -1)
         tokens[:rows, :columns] = torch.arange(rows * columns).view(rows, columns)
+        tokens[tokens < 0] = torch.arange(rows * columns, high * wide)
         region = torch.zeros(high, wide, dtype=torch.long)
         for part, (low, stop) in enumerate([(-window, -shift), (-shift, None)] if shift else []):
             region[low:stop] += 3 * (part + 1)
@@ -90,10 +94,10 @@ def windows(rows: int, columns: int, window: int, shift: int, device: torch.devi
         apart = regions.unsqueeze(1) != regions.unsqueeze(2) if shift else None
         back = gather.flatten().argsort()[: rows * columns]
         return Windows(
-            gather.to(device),
-            back.to(device),
-            None if apart is None else apart.to(device),
-            high * wide > rows * columns,
+            send(gather, device),
+            send(back, device),
+            None if apart is None else send(apart, device),
+            high * wide - rows * columns,
         )
 
 
@@ -103,7 +107,7 @@ def relative_positions(window: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         at = torch.cartesian_prod(torch.arange(window), torch.arange(window))
         apart = at.unsqueeze(1) - at.unsqueeze(0) + window - 1
-        return (apart[..., 0] * (2 * window - 1) + apart[..., 1]).flatten().to(device)
+        return send((apart[..., 0] * (2 * window - 1) + apart[..., 1]).flatten(), device)
 
 
 class WindowAttention(nn.Module):
@@ -138,21 +142,21 @@ class WindowAttention(nn.Module):
 
     def _in_windows(self, qkv: Tensor, bias: Tensor, layout: Windows) -> Tensor:
         """(n, tokens, 3 width) -> (n * tokens, width)."""
-        if layout.padded:
-            padding = self.qkv.bias[: qkv.shape[-1]].expand(len(qkv), 1, -1)
+        if layout.padding:
+            padding = leading(self.qkv.bias, qkv.shape[-1]).expand(len(qkv), layout.padding, -1)
             qkv = torch.cat((qkv, padding.to(qkv.dtype)), dim=1)
         count, _ = layout.gather.shape
-        placed = qkv[:, layout.gather]  # (n, windows, places, 3 width)
+        placed = gather_rows(qkv, layout.gather.flatten(), 1)
         # windows ride with the heads, so that one mask without a copy per image serves all
-        to_heads = "n windows places (heads three d) -> three n (windows heads) places d"
-        q, k, v = rearrange(placed, to_heads, three=3, d=self.head_dim)
+        to_heads = "n (windows places) (heads three d) -> three n (windows heads) places d"
+        q, k, v = rearrange(placed, to_heads, windows=count, three=3, d=self.head_dim)
         mask = bias.to(q.dtype).expand(count, -1, -1, -1)
         if layout.apart is not None:
             mask = mask + APART * layout.apart.unsqueeze(1).to(q.dtype)
         mask = mask.flatten(0, 1).expand(len(q), -1, -1, -1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         from_heads = "n (windows heads) places d -> n (windows places) (heads d)"
-        out = rearrange(out, from_heads, windows=count)[:, layout.back]
+        out = gather_rows(rearrange(out, from_heads, windows=count), layout.back, 1)
         return rearrange(out, "n tokens c -> (n tokens) c")
 
 
@@ -363,7 +367,7 @@ class ElasticSwin(ElasticBackbone):
         images, last = sum(n for n, _ in packing.segments), max(len(self.blocks) - 1, 1)
         keep = torch.tensor([1 - rate * index / last for index in branches]).unsqueeze(1)
         draws = torch.rand(len(branches), images, generator=generator)
-        return ((draws < keep).float() / keep).to(device)  # one copy to the device
+        return send((draws < keep).float() / keep, device)
 
     def packing(self, crops: Sequence[Tensor]) -> Packing:
         return Packing(

@@ -14,9 +14,8 @@ from poa_ds.model.layers import (
     Drop,
     ElasticLayerNorm,
     Packing,
-    draw_drop,
+    draw_drops,
     initialise,
-    on_device,
 )
 from poa_ds.model.options import Backbone
 from poa_ds.model.space import ElasticSpace, Subnet
@@ -141,7 +140,7 @@ class ElasticViT(ElasticBackbone):
         generator: torch.Generator,
         device: torch.device | str,
     ) -> Iterable[Drop]:
-        return on_device([draw_drop(packing, rate, generator) for _ in branches], device)
+        return draw_drops(packing, rate, generator, count=len(branches), device=device)
 
     def packing(self, crops: Sequence[Tensor]) -> Packing:
         """How the tokens of these crops will be packed."""

@@ -6,7 +6,7 @@ from poa_ds.model.space import spread
 
 
 def computed(options: Backbone, sequences: int) -> float:
-    """How many of the sequences a residual branch runs on (layers.draw_drop)."""
+    """How many of the sequences a residual branch runs on (layers.draw_drops)."""
     left = sequences * (1 - options.drop_path)
     return max(int(left), 1) if options.drop_path > 0.1 else left
 

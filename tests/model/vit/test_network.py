@@ -1,12 +1,13 @@
 """ElasticViT against the published features and gradients of every stored size and resolution."""
 
 import json
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 import torch
 
-from poa_ds.model.layers import Packing, draw_drop, third_major
+from poa_ds.model.layers import Packing, draw_drops, third_major
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit.names import from_published
 from poa_ds.model.vit.network import ElasticViT
@@ -115,7 +116,7 @@ def test_stochastic_depth_follows_the_published_numbers() -> None:
             x, rows = torch.from_numpy(z[f"{run}/x"]), torch.from_numpy(z[f"{run}/kept"])
             n, tokens, _ = x.shape
             rate = 0.6 if run == "b2" else 0.2
-            drop = draw_drop(Packing(((n, tokens),)), rate, torch.Generator())
+            [drop] = draw_drops(Packing(((n, tokens),)), rate, torch.Generator())
             assert drop.packing.segments == ((len(rows), tokens),)
             # the published choice in the place of ours
             where = (rows[:, None] * tokens + torch.arange(tokens)).flatten()
@@ -125,13 +126,45 @@ def test_stochastic_depth_follows_the_published_numbers() -> None:
             assert torch.allclose(got.view_as(x), torch.from_numpy(z[f"{run}/y"]), atol=1e-12)
 
 
+def one_by_one(packing: Packing, rate: float, rng: torch.Generator) -> tuple[list, Rows]:
+    """What draw_drops gives, sequence by sequence."""
+    rows, factors, segments, first = [], [], [], 0
+    for n, tokens in packing.segments:
+        if rate > 0.1:
+            chosen = torch.randperm(n, generator=rng)[: max(int(n * (1 - rate)), 1)]
+            factor = n / len(chosen) if n else 1.0
+        else:
+            chosen = (torch.rand(n, generator=rng) >= rate).nonzero().flatten()
+            factor = 1 / (1 - rate)
+        for sequence in chosen.tolist():
+            rows += range(first + sequence * tokens, first + (sequence + 1) * tokens)
+            factors += [factor] * tokens
+        segments.append((len(chosen), tokens))
+        first += n * tokens
+    return segments, Rows.of(torch.tensor(rows, dtype=torch.long), first, torch.tensor(factors))
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.2, 0.5, 0.99])
+@pytest.mark.parametrize("segments", [((12, 17), (24, 5)), ((7, 4),), ((0, 4), (3, 2))])
+def test_all_branches_together_drop_what_one_after_the_other_would(
+    segments: tuple, rate: float
+) -> None:
+    slow, rng = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    for drop in draw_drops(Packing(segments), rate, rng, count=9):
+        kept, rows = one_by_one(Packing(segments), rate, slow)
+        assert list(drop.packing.segments) == kept
+        for ours, wanted in zip(astuple(drop.rows), astuple(rows), strict=True):
+            assert ours.dtype == wanted.dtype and torch.equal(ours, wanted)
+    assert torch.equal(slow.get_state(), rng.get_state())
+
+
 def test_stochastic_depth_keeps_its_share_of_each_segment() -> None:
     packing = Packing(((10, 5), (40, 2)))
-    drop = draw_drop(packing, 0.2, torch.Generator().manual_seed(1))
+    [drop] = draw_drops(packing, 0.2, torch.Generator().manual_seed(1))
     assert drop.packing.segments == ((8, 5), (32, 2))
     rows = drop.rows.rows
     assert (rows < 50).sum() == 40 and len(rows.unique()) == 40 + 64
-    sparse = draw_drop(Packing(((10_000, 1),)), 0.1, torch.Generator().manual_seed(1))
+    [sparse] = draw_drops(Packing(((10_000, 1),)), 0.1, torch.Generator().manual_seed(1))
     share = len(sparse.rows.rows) / 10_000
     assert 0.88 < share < 0.92 and sparse.rows.factor[0] == pytest.approx(1 / 0.9)
 
