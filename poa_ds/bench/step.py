@@ -108,6 +108,11 @@ def prepare(args: argparse.Namespace) -> Job:
     recipe = load.recipe(args.config, overrides)
     if recipe.precision not in TOLERANCE:
         raise UsageError(f"precision {recipe.precision}: bench step measures fp32 and bf16")
+    if recipe.objective.method != "poa":
+        raise UsageError(
+            f"objective.method {recipe.objective.method}: bench step measures poa, beside other"
+            " ways to compute it"
+        )
     if recipe.objective.centering != "sinkhorn":
         raise UsageError(
             f"objective.centering {recipe.objective.centering}: the step that ours is measured "

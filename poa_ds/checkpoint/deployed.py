@@ -53,7 +53,7 @@ def load_teacher(run: Path, step: int | None = None) -> tuple[ElasticBackbone, R
     run: an output directory (the newest teacher, or that of `step`), or one teacher's folder.
     """
     folder = find_teacher(run, step)
-    recipe, found_step = _read_recipe(folder / RECIPE)
+    recipe, found_step = read_recipe(folder / RECIPE)
     with torch.device("meta"):
         model = backbone(recipe)
     tensors = _read_backbone(folder / WEIGHTS)
@@ -100,7 +100,8 @@ def _listed(folder: Path) -> list[Path]:
     return [*folder.iterdir()] if folder.is_dir() else []
 
 
-def _read_recipe(path: Path) -> tuple[Recipe, int]:
+def read_recipe(path: Path) -> tuple[Recipe, int]:
+    """(recipe, step) of a teacher's config.json."""
     try:
         about = parse_object(path.read_bytes(), format=int, step=int, config=dict)
         found, step, tree = about["format"], about["step"], about["config"]

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from poa_ds.data.batch import Batch
-from poa_ds.data.store.order import DROP_PATH, keyed
 from poa_ds.engine.networks import Networks
-from poa_ds.methods import health, targets
+from poa_ds.methods import health, stochastic_depth, targets
 from poa_ds.methods.method import State
 from poa_ds.methods.targets import Assignments
 from poa_ds.methods.terms import slot_terms
@@ -84,9 +83,8 @@ class Poa:
     def loss(
         self, networks: Networks, batch: Batch, target: Assignments, values: StepValues
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        subnets, backbone = self.sizes(batch.step, batch.slot), networks.backbone
-        # of the step and slot alone: any rank that gets this slot keeps the same sequences
-        rng = keyed(DROP_PATH, self.recipe.seed, batch.step, batch.slot)
+        subnets = self.sizes(batch.step, batch.slot)
+        crops = [c for c in (batch.global_crops, batch.local_crops) if len(c)]
         terms = slot_terms(
             networks.student,
             batch,
@@ -94,13 +92,7 @@ class Poa:
             subnets,
             ibot=self._ibot(values),
             temperature=self.objective.student_temperature,
-            drop_path=backbone.draw_drop_path(
-                backbone.packing([c for c in (batch.global_crops, batch.local_crops) if len(c)]),
-                subnets,
-                self.recipe.backbone.drop_path,
-                torch.Generator().manual_seed(rng.getrandbits(63)),
-                batch.global_crops.device,
-            ),
+            drop_path=stochastic_depth.draw(self.recipe, networks.backbone, batch, crops, subnets),
         )
         return terms.total(self.weights, self.objective), terms.detached()
 

@@ -8,7 +8,7 @@ from math import isclose
 
 from poa_ds.model import shape as shapes
 from poa_ds.model.options import Range
-from poa_ds.recipe import derived
+from poa_ds.recipe import derived, method_checks
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.addresses import Address
 from poa_ds.system.errors import UsageError
@@ -37,6 +37,7 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
     yield from [*_space(recipe)] or [*_names(recipe)] or [*_evaluation(recipe)]
     for part in (_crops, _schedule, _mlflow, _data, _checkpoint):
         yield from part(recipe)
+    yield from method_checks.problems(recipe)
 
 
 def check_world(recipe: Recipe, world_size: int) -> None:
@@ -70,8 +71,12 @@ def check_places(recipe: Recipe) -> None:
         )
         if not value
     ]
-    if missing:
-        raise UsageError("\n".join(missing))
+    _refuse([*missing, *method_checks.missing(recipe)])
+
+
+def check_images(recipe: Recipe, images: int) -> None:
+    """UsageError where the recipe's method needs more images than there are."""
+    _refuse([*method_checks.data_problems(recipe, images)])
 
 
 def _range(key: str, numbers: Range) -> Iterator[str]:

@@ -34,8 +34,9 @@ RULES = (
         "backbone.name backbone.stages backbone.patch_size backbone.head_dim backbone.mlp_ratio"
         " backbone.window backbone.norm_groups backbone.width.max backbone.depth.max"
         " heads.prototypes heads.hidden heads.bottleneck heads.layers heads.separate_ibot"
-        " crops.global_size",
+        " distill.hidden crops.global_size",
     ),
+    Rule("must not", "a checkpoint holds the whole queue", "distill.queue"),
     Rule("must not", "what is trained, and how, would be another", "objective.method"),
     Rule(
         "must not",
@@ -76,7 +77,9 @@ RULES = (
         "may",
         "earlier and later ones cannot be compared",
         "objective.intact_weight objective.dino objective.ibot objective.koleo"
-        " objective.student_temperature objective.sinkhorn_iterations crops.global_scale"
+        " objective.student_temperature objective.sinkhorn_iterations"
+        " distill.teacher_temperature distill.student_temperature distill.imitation"
+        " crops.global_scale"
         " crops.local_count crops.local_size crops.local_scale augmentation.flip"
         " augmentation.jitter augmentation.brightness augmentation.contrast"
         " augmentation.saturation augmentation.hue augmentation.gray augmentation.blur"
@@ -115,6 +118,11 @@ RULES = (
         "may",
         "another place of the same images; others are refused by their index",
         "data.train data.mix",
+    ),
+    Rule(
+        "may",
+        "another place of the same file; another teacher is refused by its sha256",
+        "distill.teacher",
     ),
     Rule(
         "may",

@@ -47,6 +47,7 @@ def _expanded(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         output_dir=place("output_dir", recipe.output_dir),
+        distill=section("distill", recipe.distill, "teacher"),
         data=replace(section("data", data, "train", "cache"), mix=mix),
         evaluation=section("evaluation", evaluation, "queries", "bank"),
         mlflow=replace(mlflow, uri=uri),

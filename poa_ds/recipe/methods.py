@@ -3,4 +3,5 @@
 METHODS = {
     "poa": "poa_ds.methods.poa:Poa",
     "single": "poa_ds.methods.single:Single",
+    "seed": "poa_ds.methods.seed:Seed",
 }

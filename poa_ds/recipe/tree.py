@@ -55,6 +55,21 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Distill:
+    """Of objective.method seed. teacher: a run (RUN or RUN:SIZE), or a folder that `poa-ds extract`
+    wrote; it is not trained. queue: embeddings of it that a view is compared with. hidden: of the
+    student's head. imitation: of the smaller student towards the intact one.
+    """
+
+    teacher: str = ""
+    teacher_temperature: Positive = 0.01
+    student_temperature: Positive = 0.2
+    queue: Count = 65536
+    hidden: Count = 2048
+    imitation: NotNegative = 0.0
+
+
+@dataclass(frozen=True)
 class Crops:
     """Sizes in pixels, scales as shares of the image's area."""
 
@@ -232,6 +247,7 @@ class Recipe:
     backbone: Backbone = field(default_factory=Backbone)
     heads: Heads = field(default_factory=Heads)
     objective: Objective = field(default_factory=Objective)
+    distill: Distill = field(default_factory=Distill)
     crops: Crops = field(default_factory=Crops)
     augmentation: Augmentation = field(default_factory=Augmentation)
     masks: Masks = field(default_factory=Masks)

@@ -58,6 +58,7 @@ class Setup:
                 f"a step has {images:,} images (batch.slots x images_per_slot), {self.folder.path}"
                 f" only {len(self.folder):,}: an image would meet itself; use smaller batches"
             )
+        checks.check_images(recipe, len(self.folder))
         device = engine.pick_device()
         checks.check_precision(recipe, device)
         operators = _select_kernels(recipe, device)

@@ -44,6 +44,15 @@ def all_max(x: Tensor) -> Tensor:
     return largest
 
 
+def all_rows(x: Tensor) -> Tensor:
+    """x of all ranks, of equal shapes, along the first axis in rank order."""
+    if world_size() == 1:
+        return x
+    rows = x.new_empty(world_size() * len(x), *x.shape[1:])
+    torch.distributed.all_gather_into_tensor(rows, x.contiguous())
+    return rows
+
+
 def on_host(x: Tensor) -> Any:
     """The numbers of x, nested as its dimensions are, where x is what a collective gave.
 

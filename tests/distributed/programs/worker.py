@@ -108,6 +108,7 @@ class Run:
             "applied": result.applied,
             "skipped": self.engine.deepspeed.skipped_steps,
             "sizes": [str(s) for r in dist.all_gather_objects(result.sizes) for s in r],
+            "state": {n: zlib.crc32(t.numpy()) for n, t in sorted(self.stepper.state.items())},
             **self.weights(at),
         }
 
@@ -135,7 +136,8 @@ class Run:
         found = {}
         for key in checkpoint.KEYS:
             mine = self.engine.partitions.state(key)
-            own = [(p.name, p.first, mine[p.name].numpy()) for p in self.engine.partitions.parts]
+            parts = [p for p in self.engine.partitions.parts if p.name in mine]
+            own = [(p.name, p.first, mine[p.name].numpy()) for p in parts]
             pieces = [piece for rank in dist.all_gather_objects(own) for piece in rank]
             for name, _, values in sorted(pieces, key=lambda piece: piece[:2]):
                 found[f"{name}|{key}"] = zlib.crc32(values, found.get(f"{name}|{key}", 0))
@@ -144,7 +146,9 @@ class Run:
     def weights(self, at: int) -> dict:
         """The teacher's fp32 weights: a checksum and a sample; and what may have moved them."""
         whole = self.engine.deployed()
-        assert all(name.startswith(("backbone.", "heads.", "ibot_heads.")) for name in whole)
+        assert all(
+            name.startswith(("backbone.", "heads.", "ibot_heads.", "projector.")) for name in whole
+        )
         checksum = 0
         for _, tensor in sorted(whole.items()):
             checksum = zlib.crc32(tensor.contiguous().numpy(), checksum)

@@ -1,0 +1,26 @@
+"""The head of a student that imitates a teacher's embedding; thrown away after the training."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from poa_ds.model.layers import ElasticLinear, initialise
+
+
+class Projector(nn.Module):
+    """Features of any width -> unit rows in the teacher's space. The first layer is elastic."""
+
+    def __init__(self, dim: int, out: int, *, hidden: int, init: str = "published") -> None:
+        super().__init__()
+        self.first, self.last = ElasticLinear(dim, hidden), nn.Linear(hidden, out)
+        initialise(list(self.modules()), init)
+
+    def forward(self, *streams: Tensor) -> Tensor:
+        """Streams (R_i, C_i) -> (sum R_i, D) of unit rows, in float32 or better."""
+        rows = self.first(*streams, outs=[self.first.out_features] * len(streams))
+        return unit(self.last(F.relu(torch.cat(rows))))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length one, in float32 or better."""
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)

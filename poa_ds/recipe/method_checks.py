@@ -1,0 +1,53 @@
+"""What a recipe must satisfy because of its method, each method's own rules in one place."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from poa_ds.recipe.tree import Recipe
+
+
+def problems(recipe: Recipe) -> Iterable[str]:
+    """What contradicts the recipe's method, in words."""
+    return PROBLEMS.get(recipe.objective.method, lambda _: ())(recipe)
+
+
+def missing(recipe: Recipe) -> Iterable[str]:
+    """What a run of the recipe's method needs besides images and an output directory."""
+    if recipe.objective.method == "seed" and not recipe.distill.teacher:
+        yield (
+            "distill.teacher is empty: give distill.teacher=RUN or RUN:SIZE, or a folder that"
+            " poa-ds extract wrote"
+        )
+
+
+def data_problems(recipe: Recipe, images: int) -> Iterable[str]:
+    """What the method asks of a training set of so many images, in words."""
+    if recipe.objective.method != "seed" or recipe.distill.queue <= images // 2:
+        return
+    largest = images // 2 // _rows(recipe) * _rows(recipe)
+    remedy = f"at most distill.queue={largest}" if largest else "smaller batches"
+    yield (
+        f"distill.queue {recipe.distill.queue:,} is more than half of the {images:,} images: a view"
+        f" would meet its own image there; use {remedy}"
+    )
+
+
+def _rows(recipe: Recipe) -> int:
+    return recipe.batch.slots * recipe.batch.images_per_slot
+
+
+def _seed(recipe: Recipe) -> Iterator[str]:
+    rows, queue = _rows(recipe), recipe.distill.queue
+    if queue % rows:
+        near = max(queue // rows, 1) * rows
+        yield (
+            f"distill.queue {queue:,} is not a multiple of the {rows:,} images of a step"
+            f" (batch.slots x batch.images_per_slot): {near} or {near + rows} would be"
+        )
+    if recipe.crops.local_count:
+        yield (
+            f"crops.local_count {recipe.crops.local_count}: seed learns from global crops alone,"
+            " write 0"
+        )
+
+
+PROBLEMS: dict[str, Callable[[Recipe], Iterable[str]]] = {"seed": _seed}
