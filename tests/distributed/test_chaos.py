@@ -15,7 +15,7 @@ from random import Random
 import pytest
 
 from poa_ds.run.exit_status import STOPPED
-from poa_ds.track.mlflow_ids import IDS
+from poa_ds.system.run_folder import RunFolder
 from tests.distributed.programs.story import (
     ALIKE,
     STEPS,
@@ -125,7 +125,7 @@ def the_tracker_is_stopped(story: Story, step: int) -> tuple[str, str, str]:
         server.start()
         story.more = ("tracking=mlflow", f"mlflow.uri={server.uri}")
         story.start()
-        story.ranks.until(lambda _: (story.out / IDS).exists())
+        story.ranks.until(lambda _: RunFolder(story.out).mlflow_ids.exists())
     story.more = ()
     story.ranks.until_step(step + 2)
     said = story.ranks.until(lambda said: "MLflow failed" in said)
