@@ -99,6 +99,11 @@ COMMANDS = {
         "one size as a model of its own",
         "poa-ds extract runs/photos --size 64x3 --out models/64x3 --format timm --check",
     ),
+    "twin": Command(
+        "poa_ds.recipe.twin",
+        "the recipe of one size of a run alone: what its slice is compared with",
+        "poa-ds twin runs/photos --size 64x3 --out photos_64x3.yaml",
+    ),
     "checkpoint inspect": Command(
         "poa_ds.checkpoint.command",
         "the checkpoints of a run: step, ranks, size, whole or what is wrong",

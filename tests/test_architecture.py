@@ -220,6 +220,7 @@ def test_no_parser_takes_abbreviations():
 def test_what_is_said_goes_through_the_console():
     """It escapes what a terminal would obey, and takes passwords out of addresses."""
     machine_readable = {"poa_ds.train", "poa_ds.evaluate.sizes", "poa_ds.plan.command"}
+    machine_readable |= {"poa_ds.recipe.twin"}
     ours_alone = {"poa_ds.cli", "poa_ds.recipe.shipped", "poa_ds.system.console"}
     wrong = {
         name

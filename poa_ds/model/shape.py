@@ -4,6 +4,7 @@ No torch here: recipes are checked, and balanced draws planned, before anything 
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from poa_ds.model import architectures
@@ -25,6 +26,10 @@ class Shape(Protocol):
     @staticmethod
     def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
         """(the depths, smallest first; how much more often the narrowest is drawn)."""
+
+    @staticmethod
+    def of_depth(options: Backbone, depth: Depth) -> Backbone:
+        """The options with that depth alone."""
 
     @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
@@ -58,6 +63,12 @@ class Shape(Protocol):
 def of(options: Backbone, image_size: int) -> Shape:
     """The numbers of the backbone that the options describe."""
     return kind(options).of(options, image_size)
+
+
+def one_size(options: Backbone, subnet: Subnet) -> Backbone:
+    """The options of a backbone that has this size alone."""
+    found = kind(options).of_depth(options, subnet.depth)
+    return replace(found, width=Range(subnet.width, subnet.width, options.width.step))
 
 
 def kind(options: Backbone) -> type[Shape]:

@@ -1,7 +1,7 @@
 """What a ResNet amounts to in numbers."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from operator import gt
 
@@ -38,6 +38,10 @@ class ResNetShape:
     def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
         ranges = (range(least, most + 1) for least, most in options.stages)
         return tuple(sorted(product(*ranges), key=sum)), 1.0
+
+    @staticmethod
+    def of_depth(options: Backbone, depth: Depth) -> Backbone:
+        return replace(options, stages=tuple((blocks, blocks) for blocks in depth))
 
     @staticmethod
     def problems(options: Backbone) -> Iterator[str]:

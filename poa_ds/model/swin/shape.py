@@ -1,7 +1,7 @@
 """What a Swin transformer amounts to in numbers."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from poa_ds.model.options import Backbone
@@ -46,6 +46,12 @@ class SwinShape:
     def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
         least, most = options.stages[SwinShape.elastic]
         return tuple(range(least, most + 1)), options.small_bias
+
+    @staticmethod
+    def of_depth(options: Backbone, depth: Depth) -> Backbone:
+        stages = list(options.stages)
+        stages[SwinShape.elastic] = (depth, depth)
+        return replace(options, stages=tuple(stages))
 
     @staticmethod
     def problems(options: Backbone) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """What a vision transformer amounts to in numbers."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from poa_ds.model.options import Backbone
+from poa_ds.model.options import Backbone, Range
 from poa_ds.model.shape import heads_divide, undivided, values
 from poa_ds.model.space import Depth, ElasticSpace, Subnet, spread
 
@@ -35,6 +35,10 @@ class VitShape:
     @staticmethod
     def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
         return values(options.depth), options.small_bias
+
+    @staticmethod
+    def of_depth(options: Backbone, depth: Depth) -> Backbone:
+        return replace(options, depth=Range(depth, depth, 1))
 
     @staticmethod
     def problems(options: Backbone) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """A bag of patches in numbers: width channels, depth blocks that look at each patch alone."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from poa_ds.model.options import Backbone
+from poa_ds.model.options import Backbone, Range
 from poa_ds.model.shape import values
 from poa_ds.model.space import Depth, ElasticSpace, Subnet, spread
 
@@ -22,6 +22,10 @@ class BagShape:
     @staticmethod
     def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
         return values(options.depth), options.small_bias
+
+    @staticmethod
+    def of_depth(options: Backbone, depth: Depth) -> Backbone:
+        return replace(options, depth=Range(depth, depth, 1))
 
     @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
