@@ -140,10 +140,10 @@ def _work(recipe: Recipe, device: str, *, largest: int) -> Callable[[], torch.Te
 
     def work() -> torch.Tensor:
         with torch.no_grad():
-            slot = teacher.project([shown[0]], [shown[1]], ibot=True).for_scores()
+            projected = teacher.project([shown[0]], [shown[1]], ibot=True).for_scores()
         times = objective.sinkhorn_iterations
         chunk = largest if largest == EVERYTHING else None
-        assignments = targets.balance([slot], temperature, iterations=times, chunk=chunk)[0]
+        assignments = targets.balance([projected], temperature, iterations=times, chunk=chunk)[0]
         projections = student.project(cls, patches, ibot=True)
         matching = Matching(
             projections, assignments, 2, size, weights, objective.student_temperature, largest

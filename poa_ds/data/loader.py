@@ -40,11 +40,9 @@ def train_batches(
     workers: int = 0,
 ) -> Iterator[Batch]:
     """The rank's slots of every step from `first_step` on, in order and without end."""
+    batches = stream_batches if isinstance(folder, Stream) else slot_batches
     spec = batch_spec(recipe)
-    place = {"rank": rank, "world": world, "first_step": first_step, "workers": workers}
-    if isinstance(folder, Stream):
-        return stream_batches(spec, folder, **place)
-    return slot_batches(spec, folder, **place)
+    return batches(spec, folder, rank=rank, world=world, first_step=first_step, workers=workers)
 
 
 def slot_batches(

@@ -145,11 +145,11 @@ class Zero12(Stage):
         n = flat.numel() // torch.distributed.get_world_size(ranks)
         mine = flat.narrow(0, torch.distributed.get_rank(ranks) * n, n)
 
-        def spread(ema: Tensor) -> None:
+        def share_out(ema: Tensor) -> None:
             mine.copy_(ema)
             torch.distributed.all_gather_into_tensor(flat, mine, group=ranks)
 
-        return spread
+        return share_out
 
     def flats(self) -> list[Tensor]:
         return list(self.zero.single_partition_of_fp32_groups)

@@ -30,7 +30,7 @@ def extract(
     """The state dict of one size as a plain network: the ViT's under timm's and DINOv2's names.
 
     The factors are folded in float32 (float64 for such a model), then all is cast to `dtype`. The
-    final norm is part of it, the mask token is not. Swin: the names of plain/swin.py; ResNet:
+    final norm is part of it, the mask token is not. Swin: the names of swin/plain.py; ResNet:
     torchvision's, with group norms in the places of the batch norms. ValueError: the size is not in
     the space.
     """

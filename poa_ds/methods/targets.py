@@ -74,7 +74,7 @@ def balance(
     """
 
     def passes() -> Iterator[tuple[int, Tensor]]:
-        return (part for slot in shown for part in slot.parts(chunk))
+        return (part for projections in shown for part in projections.parts(chunk))
 
     prototypes = [len(w) for w in shown[0].prototypes]
     biases = losses.sinkhorn_biases(passes, prototypes, temperature, iterations)
@@ -97,8 +97,8 @@ def center(
         centers.setdefault(name, torch.zeros(len(w), device=w.device))
     biases = [losses.centering_bias(centers[name], temperature) for name in names]
     sums, counts = [torch.zeros_like(centers[n]) for n in names], torch.zeros(len(names))
-    for slot in shown:
-        for i, scores in enumerate(slot.scores()):
+    for projections in shown:
+        for i, scores in enumerate(projections.scores()):
             if len(scores):
                 sums[i] += scores.float().mean(0)
                 counts[i] += 1
@@ -117,4 +117,4 @@ def _assignments(
 ) -> list[Assignments]:
     heads = len(shown[0].cls_prototypes)
     cls, patches = tuple(biases[:heads]), tuple(biases[heads:])
-    return [Assignments(slot, cls, patches, temperature) for slot in shown]
+    return [Assignments(own, cls, patches, temperature) for own in shown]

@@ -1,6 +1,6 @@
 """What every elastic backbone is: blocks that all students pass together, and sizes as arguments.
 
-Callers know this class alone; what differs between architectures is in vit.py, swin.py, resnet.py.
+Callers know this class alone; what differs between architectures is in a package of each.
 """
 
 from collections.abc import Iterable, Sequence

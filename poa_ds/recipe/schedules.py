@@ -46,7 +46,7 @@ def stretched(
 
 @dataclass(frozen=True)
 class Schedules:
-    """All schedules of a run, in steps; `config.schedules` derives them from a recipe in epochs.
+    """All schedules of a run, in steps; `derived.schedules` makes them from a recipe in epochs.
 
     stretch: in (0, 1], for learning rate, weight decay and momentum alike. The learning rate is
     the scaled one. Values at and after `total_steps` are the end values.

@@ -28,9 +28,9 @@ class Clock:
 
     def waiting_for(self, batches: Iterator[list[Batch]]) -> list[Batch]:
         start = time.perf_counter()
-        slots = next(batches)
+        found = next(batches)
         self.waited += time.perf_counter() - start
-        return slots
+        return found
 
     def step_done(self) -> None:
         if torch.cuda.is_available() and len(self.seconds) < 2:  # a dry run times these

@@ -101,16 +101,16 @@ class Setup:
         details = partial(self.stepper.details, number)
         beat = partial(self.watchdog.beat, slow=not self.clock.seconds, details=details)
         beat(f"step {number + 1:,}: waiting for images", stops=True)
-        slots = self.clock.waiting_for(batches)
+        own = self.clock.waiting_for(batches)
         beat(f"step {number + 1:,}: training")
         values = self.schedules.at(number)
         result = self.stepper.step(
-            slots, values, stop=lambda: bool(self.requests.wanted), examine=examine
+            own, values, stop=lambda: bool(self.requests.wanted), examine=examine
         )
         self.clock.step_done()
         images = self.numbers.images_per_step
         state.count(images, applied=result.applied, finite=result.finite)
-        return Step(slots, values, result)
+        return Step(own, values, result)
 
     @contextmanager
     def closing(self, tracker: Tracker) -> Iterator[None]:

@@ -7,8 +7,8 @@ What becomes of SIGTERM, SIGUSR1, SIGHUP, or the end of the launcher:
                         all ranks learn after the same step that one of them wants to stop
     run/training.py     `stopping` is set by that step, or by the question that all ranks ask each
                         other between the batches of an evaluation, behind it and behind a
-                        checkpoint; the loop ends, the step is saved, exit_status.json says STOPPED
-    run/exit_status.py  the status 75; `poa-ds launch` reads exit_status.json
+                        checkpoint; the loop ends, the step is saved, ended.json says STOPPED
+    run/exit_status.py  the status 75; `poa-ds launch` reads ended.json
 """
 
 import json

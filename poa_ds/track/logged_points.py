@@ -1,14 +1,6 @@
 """Which points a run in an MLflow store has already: each comes once, whatever was interrupted."""
 
-from typing import Any, Protocol
-
-
-class Known(Protocol):
-    """The points that a run in the store has."""
-
-    def has(self, name: str, step: int) -> bool: ...
-
-    def add(self, name: str, step: int) -> None: ...
+from typing import Any
 
 
 class LastSteps:

@@ -22,7 +22,7 @@ from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import flat, plain
 from poa_ds.track import mlflow_ids
 from poa_ds.track.destination import Destination
-from poa_ds.track.logged_points import AllSteps, Known, LastSteps
+from poa_ds.track.logged_points import AllSteps, LastSteps
 from poa_ds.track.metrics_file import rows_after, split_by_size, values_of
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -113,7 +113,7 @@ class MlflowStore:
         self._keeps_ids = keeps_ids
         self._sizes = {size.label: (size, parameters) for size, parameters in sizes.items()}
         self._knowledge = AllSteps if mode == "sync" else LastSteps
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, LastSteps | AllSteps] = {}
         self._offset, self._note = 0, ""
         self.experiment = self._experiment_id()
         run = self._find()

@@ -148,7 +148,7 @@ def test_parameters_are_those_of_the_networks(name: str) -> None:
     with torch.device("meta"):
         student = method(recipe).networks().student
     mask_token = student.backbone.embed.mask_token.numel()
-    # two counts that know nothing of each other: formulas of shapes.py, tensors
+    # two counts that know nothing of each other: formulas of shape.py, tensors
     intact = student.backbone.parameter_count(space.intact) + mask_token
     assert network.of("backbone") == intact
     assert network.parameters == intact + network.of("heads")

@@ -83,14 +83,14 @@ class ThreePasses:
         self, batches: Sequence[Batch], values: StepValues
     ) -> list[list[tuple[Tensor, Tensor]]]:
         """[slot][head] -> (class targets (2, B, K), patch targets (M, K))."""
-        slots = []
+        scores_of = []
         for batch in batches:
             with self._autocast():
                 tokens = self.teacher.one_size(batch.global_crops, self.space.intact)
                 patches = tokens[:, 1:].flatten(0, 1)[_masked(batch, values)]
-                slots.append(self.teacher.scores(tokens[:, 0], patches))
+                scores_of.append(self.teacher.scores(tokens[:, 0], patches))
         found: list[list] = [[] for _ in batches]
-        for of_head in zip(*slots, strict=True):
+        for of_head in zip(*scores_of, strict=True):
             cut = []
             for scores in zip(*of_head, strict=True):
                 sizes = [len(s) for s in scores]
@@ -100,8 +100,8 @@ class ThreePasses:
                     self.recipe.objective.sinkhorn_iterations,
                 )
                 cut.append(whole.split(sizes))
-            for slot, cls, patches in zip(found, *cut, strict=True):
-                slot.append((cls.unflatten(0, (2, -1)), patches))
+            for targets, cls, patches in zip(found, *cut, strict=True):
+                targets.append((cls.unflatten(0, (2, -1)), patches))
         return found
 
     def _loss(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poa_ds.model.backbone import pooled
 from poa_ds.model.form import backbone_part, blocks_of, stages_of
-from poa_ds.model.resnet import plain as plain
+from poa_ds.model.resnet import plain
 from poa_ds.model.resnet.network import ElasticResNet
 from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.space import ElasticSpace, Subnet

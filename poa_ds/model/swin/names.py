@@ -13,7 +13,7 @@ from poa_ds.model.backbone import pooled
 from poa_ds.model.form import backbone_part, blocks_of, stages_of
 from poa_ds.model.layers import head_major, third_major
 from poa_ds.model.space import ElasticSpace, Subnet
-from poa_ds.model.swin import plain as plain
+from poa_ds.model.swin import plain
 from poa_ds.model.swin.network import ElasticSwin, channel_major, position_major, relative_positions
 from poa_ds.model.swin.shape import SwinShape
 from poa_kernels.two_stream_linear import alpha
@@ -162,7 +162,7 @@ class SwinForm:
 
     @staticmethod
     def extract(model: ElasticSwin, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Under the names of plain/swin.py, in which a merge is a layer of its own."""
+        """Under the names of swin/plain.py, in which a merge is a layer of its own."""
         whole, width = model.space.intact.width, subnet.width
         place, layers = {}, 0
         for block in model.members(subnet):

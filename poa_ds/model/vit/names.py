@@ -14,7 +14,7 @@ from torch import Tensor
 from poa_ds.model.form import backbone_part, blocks_of
 from poa_ds.model.layers import head_major, third_major
 from poa_ds.model.space import ElasticSpace, Subnet
-from poa_ds.model.vit import plain as plain
+from poa_ds.model.vit import plain
 from poa_ds.model.vit.network import ElasticViT
 from poa_ds.model.vit.shape import VitShape
 from poa_kernels.two_stream_linear import alpha

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from poa_ds.model.space import Subnet
-from tests.toys.bag import plain as plain
+from tests.toys.bag import plain
 from tests.toys.bag.network import ElasticBag
 from tests.toys.bag.shape import BagShape
 
