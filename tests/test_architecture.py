@@ -48,7 +48,7 @@ WITHOUT_TORCH = (
     *("poa_ds.run.watchdog", "poa_ds.system.errors", "poa_ds.system.stopping"),
 )
 TEXT = (".py", ".md", ".yaml", ".json", ".toml", ".txt", ".cfg", "Makefile", "run")
-LONGEST = 400  # lines of a file
+LONGEST, LONGEST_FUNCTION = 350, 60  # lines
 
 
 @cache
@@ -244,11 +244,16 @@ def test_no_module_is_named_after_nothing():
     assert not [name for name in modules() if name.rpartition(".")[2] in vague]
 
 
-def test_no_file_is_too_long_to_read():
-    counts = {
-        path: len(path.read_text().splitlines()) for path in text_files() if path.suffix == ".py"
-    }
-    assert not {str(path): lines for path, lines in counts.items() if lines > LONGEST}
+def test_no_file_and_no_function_is_too_long_to_read():
+    long = {}
+    for path in (path for path in text_files() if path.suffix == ".py"):
+        text = path.read_text()
+        long[str(path)] = len(text.splitlines()) - LONGEST
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = 1 + node.end_lineno - node.lineno
+                long[f"{path}:{node.lineno} {node.name}"] = lines - LONGEST_FUNCTION
+    assert not {what: lines for what, lines in long.items() if lines > 0}, "lines too many"
 
 
 @pytest.mark.parametrize(

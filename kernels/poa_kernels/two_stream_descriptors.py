@@ -11,6 +11,7 @@ from torch import Tensor
 
 from poa_kernels import dispatch
 from poa_kernels.language import INSTALLED, Case, blocks, dot, jit, precision, tl
+from poa_kernels.slices import alpha, two
 
 OPERATOR = "two_stream_descriptors"
 ALIGNMENT = 16  # bytes, of addresses and strides: CUDA's condition
@@ -34,10 +35,10 @@ def forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
     ys = [x.new_empty(len(x), out) for x, out in zip(streams, outs, strict=True)]
     counts = [blocks(len(y), tile["BM"]) * blocks(y.shape[1], tile["BN"]) for y in ys]
     _forward[(sum(counts),)](
-        *_two(streams), weight, weight if bias is None else bias, *_two(ys),
-        *_two([len(x) for x in streams]), *_two([x.shape[1] for x in streams]), *_two(outs),
-        *_two([x.stride(0) for x in streams]), weight.stride(0),
-        *_two(_scales(weight, [x.shape[1] for x in streams])), counts[0],
+        *two(streams), weight, weight if bias is None else bias, *two(ys),
+        *two([len(x) for x in streams]), *two([x.shape[1] for x in streams]), *two(outs),
+        *two([x.stride(0) for x in streams]), weight.stride(0),
+        *two([alpha(weight.shape[1], x.shape[1]) for x in streams]), counts[0],
         HAS_BIAS=bias is not None, PRECISION=precision(weight), **tile,
     )  # fmt: skip
     return tuple(ys)
@@ -49,9 +50,9 @@ def of_input(gradients, weight, widths) -> list[Tensor]:
     dxs = [g.new_empty(len(g), width) for g, width in zip(gradients, widths, strict=True)]
     counts = [blocks(len(x), tile["BM"]) * blocks(x.shape[1], tile["BN"]) for x in dxs]
     _input[(sum(counts),)](
-        *_two(gradients), weight, *_two(dxs), *_two([len(g) for g in gradients]), *_two(widths),
-        *_two([g.shape[1] for g in gradients]), weight.stride(0),
-        *_two(_scales(weight, widths)), counts[0],
+        *two(gradients), weight, *two(dxs), *two([len(g) for g in gradients]), *two(widths),
+        *two([g.shape[1] for g in gradients]), weight.stride(0),
+        *two([alpha(weight.shape[1], width) for width in widths]), counts[0],
         PRECISION=precision(weight), **tile,
     )  # fmt: skip
     return dxs
@@ -62,22 +63,14 @@ def of_weight(gradients, streams, weight) -> Tensor:
     tile = _prepared("weight", weight)
     dw = torch.empty_like(weight, memory_format=torch.contiguous_format)
     rows = [len(x) for x in streams]
-    scale0, scale1 = _two(_scales(weight, [x.shape[1] for x in streams]))
+    scale0, scale1 = two([alpha(weight.shape[1], x.shape[1]) for x in streams])
     _weight[(blocks(len(dw), tile["BM"]), blocks(dw.shape[1], tile["BN"]))](
-        *_two(gradients), *_two(streams), dw, *_two(rows), *_two([x.shape[1] for x in streams]),
-        *_two([g.shape[1] for g in gradients]), *_two([x.stride(0) for x in streams]),
+        *two(gradients), *two(streams), dw, *two(rows), *two([x.shape[1] for x in streams]),
+        *two([g.shape[1] for g in gradients]), *two([x.stride(0) for x in streams]),
         *dw.shape, scale0 / scale1, scale1, TWO=len(streams) == 2,
         PRECISION=precision(weight), **tile,
     )  # fmt: skip
     return dw
-
-
-def _scales(weight: Tensor, widths: Sequence[int]) -> list[float]:
-    return [weight.shape[1] / width for width in widths]
-
-
-def _two(items: Sequence) -> tuple:
-    return (*items, *items)[:2]
 
 
 def _prepared(kind: str, x: Tensor) -> dict[str, int]:

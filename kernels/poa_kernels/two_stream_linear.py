@@ -13,15 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from poa_kernels import dispatch, two_stream_descriptors
+from poa_kernels import dispatch, slices, two_stream_descriptors
 from poa_kernels.language import Case, blocks, dot, jit, precision, tl
+from poa_kernels.slices import alpha, two
 
 OPERATOR = "two_stream_linear"
-
-
-def alpha(whole: int, active: int) -> float:
-    """The factor of an input of which `active` of the `whole` channels are there (POA 3.2)."""
-    return whole / active
 
 
 def two_stream_linear(
@@ -106,46 +102,6 @@ def _product(kind: str, weight: Tensor):
 def _chosen(kind: str, weight: Tensor) -> str:
     shape = shape_class(weight)
     return dispatch.choose(f"{OPERATOR}.{kind}", weight, shape=shape, otherwise="library")
-
-
-def _library_forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
-    return tuple(
-        _library_one(x, weight[:out, : x.shape[1]], bias, alpha(weight.shape[1], x.shape[1]))
-        for x, out in zip(streams, outs, strict=True)
-    )
-
-
-def _library_one(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    bias = None if bias is None else bias[: len(weight)]
-    if scale == 1:
-        return F.linear(x, weight, bias)
-    # alpha carries the scale: no pass of its own; what beta = 0 meets is not read
-    first, beta = (x.new_empty(1), 0) if bias is None else (bias, 1)
-    return torch.addmm(first, x, weight.t(), beta=beta, alpha=scale)
-
-
-def _library_input(gradients, weight, widths) -> list[Tensor]:
-    inputs = []
-    for g, width in zip(gradients, widths, strict=True):
-        x = g.new_empty(len(g), width)
-        scale = alpha(weight.shape[1], width)
-        inputs.append(torch.addmm(x, g, weight[: g.shape[1], :width], beta=0, alpha=scale, out=x))
-    return inputs
-
-
-def _library_weight(gradients, streams, weight) -> Tensor:
-    """The first stream that covers the weight writes all of it; the other adds to its corner."""
-    pairs = list(zip(gradients, streams, strict=True))
-    whole = [g.shape[1] == weight.shape[0] and x.shape[1] == weight.shape[1] for g, x in pairs]
-    if any(whole):
-        g, x = pairs.pop(whole.index(True))
-        total = g.t() @ x
-    else:
-        total = torch.zeros_like(weight)
-    for g, x in pairs:
-        corner = total[: g.shape[1], : x.shape[1]]
-        corner.addmm_(g.t(), x, alpha=alpha(weight.shape[1], x.shape[1]))
-    return total
 
 
 @jit
@@ -262,11 +218,6 @@ def _weight(
     tl.store(dw + at, acc.to(dw.dtype.element_ty), mask=mask)
 
 
-def _two(items: Sequence) -> tuple:
-    """A lone stream stands in for the second one, whose rows the kernel is told not to visit."""
-    return (*items, *items)[:2]
-
-
 def _unit_columns(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
@@ -281,11 +232,11 @@ def _triton_forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
     ys = [x.new_empty(len(x), out) for x, out in zip(streams, outs, strict=True)]
     counts = [blocks(len(y), tile["BM"]) * blocks(y.shape[1], tile["BN"]) for y in ys]
     if sum(counts):
-        widths = _two([x.shape[1] for x in streams])
+        widths = two([x.shape[1] for x in streams])
         _forward[(sum(counts),)](
-            *_two(streams), weight, weight if bias is None else bias, *_two(ys),
-            *_two([len(x) for x in streams]), *widths, *_two(outs),
-            *_two([x.stride(0) for x in streams]), weight.stride(0),
+            *two(streams), weight, weight if bias is None else bias, *two(ys),
+            *two([len(x) for x in streams]), *widths, *two(outs),
+            *two([x.stride(0) for x in streams]), weight.stride(0),
             *[alpha(weight.shape[1], width) for width in widths], counts[0],
             HAS_BIAS=bias is not None, PRECISION=precision(weight), **tile,
         )  # fmt: skip
@@ -298,9 +249,9 @@ def _triton_input(gradients, weight, widths) -> list[Tensor]:
     counts = [blocks(len(x), tile["BM"]) * blocks(x.shape[1], tile["BN"]) for x in dxs]
     if sum(counts):
         _input[(sum(counts),)](
-            *_two(gradients), weight, *_two(dxs), *_two([len(g) for g in gradients]),
-            *_two(widths), *_two([g.shape[1] for g in gradients]), weight.stride(0),
-            *[alpha(weight.shape[1], width) for width in _two(widths)], counts[0],
+            *two(gradients), weight, *two(dxs), *two([len(g) for g in gradients]),
+            *two(widths), *two([g.shape[1] for g in gradients]), weight.stride(0),
+            *[alpha(weight.shape[1], width) for width in two(widths)], counts[0],
             PRECISION=precision(weight), **tile,
         )  # fmt: skip
     return dxs
@@ -309,12 +260,12 @@ def _triton_input(gradients, weight, widths) -> list[Tensor]:
 def _triton_weight(gradients, streams, weight) -> Tensor:
     streams, tile = [_unit_columns(x) for x in streams], _tiled("weight", weight)
     dw = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    widths = _two([x.shape[1] for x in streams])
+    widths = two([x.shape[1] for x in streams])
     scale0, scale1 = (alpha(weight.shape[1], width) for width in widths)
     rows = [len(x) for x in streams] + [0] * (2 - len(streams))
     _weight[(blocks(len(dw), tile["BM"]), blocks(dw.shape[1], tile["BN"]))](
-        *_two(gradients), *_two(streams), dw, *rows, *widths,
-        *_two([g.shape[1] for g in gradients]), *_two([x.stride(0) for x in streams]),
+        *two(gradients), *two(streams), dw, *rows, *widths,
+        *two([g.shape[1] for g in gradients]), *two([x.stride(0) for x in streams]),
         dw.stride(0), *dw.shape, scale0 / scale1, scale1, PRECISION=precision(weight), **tile,
     )  # fmt: skip
     return dw
@@ -338,9 +289,9 @@ def _described(kind: str, product: Callable) -> Callable:
 
 
 PRODUCTS = {
-    ("forward", "library"): _library_forward,
-    ("input", "library"): _library_input,
-    ("weight", "library"): _library_weight,
+    ("forward", "library"): slices.forward,
+    ("input", "library"): slices.of_input,
+    ("weight", "library"): slices.of_weight,
     ("forward", "triton"): _triton_forward,
     ("input", "triton"): _triton_input,
     ("weight", "triton"): _triton_weight,

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from poa_ds.model.backbone import enlarge, pooled
-from poa_ds.model.swin import network as swin
+from poa_ds.model.swin import windows
 from tests.test_library import MODELS
 
 
@@ -14,7 +14,8 @@ def test_tokens_and_gradients_have_their_shapes_without_any_data(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All operators, the rearrangements with named axes among them, work on fake tensors."""
-    for cached in (swin.windows, swin.relative_positions):  # real ones before, fake ones after
+    # real ones before, fake ones after
+    for cached in (windows.windows, windows.relative_positions):
         cached.cache_clear()
         request.addfinalizer(cached.cache_clear)
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda p, std: p)  # it looks at its numbers

@@ -1,7 +1,9 @@
 """Small shard folders for tests, written by the product's own writer, and looks into them."""
 
 import argparse
+import io
 import json
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -74,3 +76,17 @@ def save(path: Path, number: int) -> None:
 def samples(shards: ShardFolder) -> dict[str, tuple[bytes, int]]:
     """Key -> (image, label)."""
     return {shards.key(i): (shards.read(i), int(shards.labels[i])) for i in range(len(shards))}
+
+
+def add(tar: tarfile.TarFile, name: str, found: bytes) -> None:
+    """A member of that name."""
+    member = tarfile.TarInfo(name)
+    member.size = len(found)
+    tar.addfile(member, io.BytesIO(found))
+
+
+def add_tar(path: Path, members: dict[str, bytes]) -> None:
+    """A tar of these members."""
+    with tarfile.open(path, "w") as tar:
+        for name, found in members.items():
+            add(tar, name, found)

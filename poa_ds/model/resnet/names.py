@@ -15,7 +15,7 @@ from poa_ds.model.resnet import plain
 from poa_ds.model.resnet.network import ElasticResNet
 from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.space import ElasticSpace, Subnet
-from poa_kernels.two_stream_linear import alpha
+from poa_kernels.slices import alpha
 
 PUBLISHED_STEM, PUBLISHED_GROUPS = 64, 32  # all that timm's ResNet with group norms can have
 

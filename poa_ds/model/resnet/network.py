@@ -14,7 +14,7 @@ from poa_ds.model.options import Backbone
 from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_kernels.add_ln import leading
-from poa_kernels.two_stream_linear import alpha
+from poa_kernels.slices import alpha
 
 
 @dataclass(frozen=True)

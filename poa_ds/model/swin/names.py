@@ -14,9 +14,10 @@ from poa_ds.model.form import backbone_part, blocks_of, stages_of
 from poa_ds.model.layers import head_major, third_major
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin import plain
-from poa_ds.model.swin.network import ElasticSwin, channel_major, position_major, relative_positions
+from poa_ds.model.swin.network import ElasticSwin, channel_major, position_major
 from poa_ds.model.swin.shape import SwinShape
-from poa_kernels.two_stream_linear import alpha
+from poa_ds.model.swin.windows import relative_positions
+from poa_kernels.slices import alpha
 
 _PARTS = (
     (r"^mask_token$", "embed.mask_token"),

@@ -17,7 +17,7 @@ from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit import plain
 from poa_ds.model.vit.network import ElasticViT
 from poa_ds.model.vit.shape import VitShape
-from poa_kernels.two_stream_linear import alpha
+from poa_kernels.slices import alpha
 
 ARCHITECTURE = "vit_small_patch16_224"  # of timm; model_args override every number of it
 # (published pattern, ours): longest first where one contains another

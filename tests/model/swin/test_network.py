@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from poa_ds.model.backbone import DropPath
 from poa_ds.model.layers import Packing, third_major
 from poa_ds.model.space import ElasticSpace, Subnet
-from poa_ds.model.swin import network as swin
+from poa_ds.model.swin import windows
 from poa_ds.model.swin.names import from_published
 from poa_ds.model.swin.network import ElasticSwin, position_major
 from tests.conftest import shared
@@ -124,19 +124,19 @@ def test_every_block_is_entered_once_with_all_streams() -> None:
 
 
 def test_windows_are_laid_out_once_per_size_of_map_and_serve_training_afterwards() -> None:
-    swin.windows.cache_clear()
-    swin.relative_positions.cache_clear()
+    windows.windows.cache_clear()
+    windows.relative_positions.cache_clear()
     model, images = small_model(), torch.randn(2, 3, 32, 32).double()
     with torch.inference_mode():
         model(images, Subnet(32, 4))
-    made = swin.windows.cache_info().misses
+    made = windows.windows.cache_info().misses
     model(images, Subnet(24, 3)).sum().backward()  # not from tensors of inference
-    assert swin.windows.cache_info().misses == made == 5  # sides 16, 8, 4 and 2; one shifted
+    assert windows.windows.cache_info().misses == made == 5  # sides 16, 8, 4 and 2; one shifted
 
 
 def test_masks_have_the_precision_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused attention of GPUs takes no mask of another type."""
-    seen, attention = set(), swin.F.scaled_dot_product_attention
+    seen, attention = set(), windows.F.scaled_dot_product_attention
 
     def recorded(q: torch.Tensor, *others: torch.Tensor, attn_mask: torch.Tensor) -> torch.Tensor:
         seen.add((q.dtype, attn_mask.dtype))
@@ -145,7 +145,7 @@ def test_masks_have_the_precision_of_the_tokens(monkeypatch: pytest.MonkeyPatch)
     model, images = small_model(), torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         wanted = model(images, Subnet(24, 3))
-        monkeypatch.setattr(swin.F, "scaled_dot_product_attention", recorded)
+        monkeypatch.setattr(windows.F, "scaled_dot_product_attention", recorded)
         found = model.half()(images, Subnet(24, 3))
     assert seen == {(torch.float16, torch.float16)}
     assert (found - wanted).norm() / wanted.norm() < 1e-2

@@ -1,0 +1,58 @@
+"""Leading rows and columns of a weight: their factor alpha, and their products by PyTorch's own."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def alpha(whole: int, active: int) -> float:
+    """The factor of an input of which `active` of the `whole` channels are there (POA 3.2)."""
+    return whole / active
+
+
+def two(items: Sequence) -> tuple:
+    """A lone stream stands in for the second one, whose rows the kernel is told not to visit."""
+    return (*items, *items)[:2]
+
+
+def forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
+    """As in two_stream_linear, for any number of streams."""
+    return tuple(
+        _one(x, weight[:out, : x.shape[1]], bias, alpha(weight.shape[1], x.shape[1]))
+        for x, out in zip(streams, outs, strict=True)
+    )
+
+
+def _one(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    bias = None if bias is None else bias[: len(weight)]
+    if scale == 1:
+        return F.linear(x, weight, bias)
+    # alpha carries the scale: no pass of its own; what beta = 0 meets is not read
+    first, beta = (x.new_empty(1), 0) if bias is None else (bias, 1)
+    return torch.addmm(first, x, weight.t(), beta=beta, alpha=scale)
+
+
+def of_input(gradients, weight, widths) -> list[Tensor]:
+    inputs = []
+    for g, width in zip(gradients, widths, strict=True):
+        x = g.new_empty(len(g), width)
+        scale = alpha(weight.shape[1], width)
+        inputs.append(torch.addmm(x, g, weight[: g.shape[1], :width], beta=0, alpha=scale, out=x))
+    return inputs
+
+
+def of_weight(gradients, streams, weight) -> Tensor:
+    """The first stream that covers the weight writes all of it; the other adds to its corner."""
+    pairs = list(zip(gradients, streams, strict=True))
+    whole = [g.shape[1] == weight.shape[0] and x.shape[1] == weight.shape[1] for g, x in pairs]
+    if any(whole):
+        g, x = pairs.pop(whole.index(True))
+        total = g.t() @ x
+    else:
+        total = torch.zeros_like(weight)
+    for g, x in pairs:
+        corner = total[: g.shape[1], : x.shape[1]]
+        corner.addmm_(g.t(), x, alpha=alpha(weight.shape[1], x.shape[1]))
+    return total
