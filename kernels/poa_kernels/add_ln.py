@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from poa_kernels import dispatch
 from poa_kernels.language import Case, blocks, jit, power_of_two, tl
+from poa_kernels.rows import add_to_rows, gather_rows
+from poa_kernels.slices import leading
 
 OPERATOR = "add_ln"
 PROGRAMS = 264  # of the backward pass, each with its own sums for the parameters
@@ -73,11 +75,6 @@ def add_rows(x: Tensor, branch: Tensor, gamma: Tensor, *, added: Rows | None = N
     return _AddLn.apply(x, branch, gamma, added, None, None, None, 0.0)[0]
 
 
-def gather_rows(x: Tensor, rows: Tensor, dim: int = 0) -> Tensor:
-    """x[rows] (or x[:, rows]), no row twice: PyTorch's own backward sorts the rows on a GPU."""
-    return _Gathered.apply(x, rows, dim)
-
-
 def _where(added: Rows | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if added is None else (added.rows, added.factor)
 
@@ -92,41 +89,7 @@ def _plain_add(
     scaled = branch * gamma
     if factor is not None:
         scaled = scaled * factor[:, None].to(x.dtype)
-    return _Scattered.apply(x, rows, scaled)
-
-
-def leading(parameter: Tensor, count: int) -> Tensor:
-    """The first elements; the parameter itself where that is all, which costs no backward."""
-    return parameter if len(parameter) == count else parameter[:count]
-
-
-class _Scattered(torch.autograd.Function):
-    """x with `added` added to some rows. No row is there twice: nothing is sorted, no atomics."""
-
-    @staticmethod
-    def forward(ctx, x, rows, added):
-        ctx.save_for_backward(rows)
-        return x.index_copy(0, rows, x.index_select(0, rows) + added)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        (rows,) = ctx.saved_tensors
-        return gradient, None, gradient.index_select(0, rows)
-
-
-class _Gathered(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, rows, dim):
-        ctx.save_for_backward(rows)
-        ctx.shape, ctx.dim = x.shape, dim
-        return x.index_select(dim, rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        (rows,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.shape).index_copy_(ctx.dim, rows, gradient), None, None
+    return add_to_rows(x, rows, scaled)
 
 
 def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: Tensor | None) -> Tensor:

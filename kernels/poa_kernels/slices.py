@@ -12,6 +12,11 @@ def alpha(whole: int, active: int) -> float:
     return whole / active
 
 
+def leading(parameter: Tensor, count: int) -> Tensor:
+    """The first elements; the parameter itself where that is all, which costs no backward."""
+    return parameter if len(parameter) == count else parameter[:count]
+
+
 def two(items: Sequence) -> tuple:
     """A lone stream stands in for the second one, whose rows the kernel is told not to visit."""
     return (*items, *items)[:2]

@@ -16,10 +16,10 @@ from poa_ds.model.branch import Branch, Projections
 from poa_ds.model.heads import score
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Objective
-from poa_kernels.add_ln import gather_rows
 from poa_kernels.dispatch import choose
 from poa_kernels.prototype_ce import OPERATOR, Target, prototype_ce
 from poa_kernels.prototype_ce_chunks import LARGE, is_large
+from poa_kernels.rows import gather_rows
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from poa_ds.system.transfer import send
-from poa_kernels.add_ln import Rows, add_norm_rows, add_rows, leading, norm_rows
+from poa_kernels.add_ln import Rows, add_norm_rows, add_rows, norm_rows
 from poa_kernels.attention import attention
 from poa_kernels.gelu import gelu
+from poa_kernels.slices import leading
 from poa_kernels.two_stream_linear import two_stream_linear
 
 

@@ -13,8 +13,7 @@ from poa_ds.model.layers import Packing
 from poa_ds.model.options import Backbone
 from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.space import ElasticSpace, Subnet
-from poa_kernels.add_ln import leading
-from poa_kernels.slices import alpha
+from poa_kernels.slices import alpha, leading
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from poa_ds.model.layers import ElasticLinear
 from poa_ds.system.transfer import send
-from poa_kernels.add_ln import gather_rows, leading
+from poa_kernels.rows import gather_rows
+from poa_kernels.slices import leading
 
 APART = -100.0  # added to the logits of tokens that the shift brought together; published
 
