@@ -23,7 +23,7 @@ from poa_ds.data.image.masks import batch_masks
 from poa_ds.data.spec import photometric_spec
 from poa_ds.engine.networks import Networks
 from poa_ds.methods.method import Method, method
-from poa_ds.model.swin import network as swin
+from poa_ds.model.swin import windows
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.transfer import send
@@ -99,8 +99,8 @@ def forward(name: str) -> Counted:
         batch = batch.pin_memory().to("cuda").augmented(photometric_spec(recipe))
         targets, _ = made.targets(networks, [batch], values, {})
         made.loss(networks, batch, targets[0], values)
-    swin.windows.cache_clear()  # hollow tensors
-    swin.relative_positions.cache_clear()
+    windows.windows.cache_clear()  # hollow tensors
+    windows.relative_positions.cache_clear()
     return count
 
 
