@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,14 @@ def shared(path: str) -> Path:
     if not found.exists():
         pytest.skip(f"{found} is absent: set POA_SHARED to the folder of reference data")
     return found
+
+
+@pytest.fixture(autouse=True)
+def rendezvous() -> Iterator[None]:
+    """Whatever joins a process group sets these for its process: the next test has its own."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    yield
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(before)
