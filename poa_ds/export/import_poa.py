@@ -19,6 +19,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.typed_yaml import brief
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -36,10 +37,14 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         cause = f"{type(error).__name__}: {error}".split(". ")[0].split("\n")[0]
         raise UserError(f"{path} is damaged or no checkpoint of PyTorch ({cause})") from error
     state = content.get("teacher", content) if isinstance(content, dict) else {}
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        found = list(content)[:5] if isinstance(content, dict) else type(content).__name__
+    if not (isinstance(state, dict) and state and _names_tensors(state)):
+        found = brief([*content]) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} holds no `teacher` with named tensors, but {found}")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _names_tensors(state: dict) -> bool:
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
 
 
 def _more_than_tensors(path: Path, cause: str) -> str:
@@ -62,9 +67,10 @@ def from_poa_teacher(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, T
         prefix = name.split(".")[0] if named.match(name) else "backbone"
         parts[prefix][name] = tensor
     qkv = [t for name, t in state.items() if ".attn.qkv." in name]
-    if any(len(tensor) % (3 * head_dim) for tensor in qkv):
+    rows = [tensor.shape[0] if tensor.ndim else 1 for tensor in qkv]
+    if any(row % (3 * head_dim) for row in rows):
         raise UserError(
-            f"attention of width {len(qkv[0]) // 3} does not divide into heads of "
+            f"attention of width {rows[0] // 3} does not divide into heads of "
             f"backbone.head_dim {head_dim}: {described(state)}"
         )
     named_ours = form.of(recipe.backbone.name).from_published(

@@ -10,17 +10,20 @@ from poa_ds.model import shape as shapes
 from poa_ds.model.options import Range
 from poa_ds.recipe import derived, method_checks
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system import paths
 from poa_ds.system.addresses import Address
 from poa_ds.system.errors import UsageError
 from poa_ds.system.printable import printable
 
 # of MLflow 3; plain folders and file: are not written any more
 STORES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql", "databricks")
+MOST_VALUES = 1_000  # of a width or depth: the sizes are all listed
 
 
 def check(recipe: Recipe) -> None:
     """UsageError with every contradiction of the recipe, one per line."""
-    _refuse([*_contradictions(recipe), *_directions(recipe), *_passwords(recipe)])
+    parts = (_contradictions, _directions, _passwords, _folders)
+    _refuse([problem for part in parts for problem in part(recipe)])
 
 
 def check_kept(recipe: Recipe) -> None:
@@ -82,6 +85,11 @@ def check_images(recipe: Recipe, images: int) -> None:
 def _range(key: str, numbers: Range) -> Iterator[str]:
     if numbers.max < numbers.min:
         yield f"{key}.max {numbers.max} is below {key}.min {numbers.min}"
+    elif (count := (numbers.max - numbers.min) // numbers.step + 1) > MOST_VALUES:
+        yield (
+            f"{key} has {count:,} values from {numbers.min} to {numbers.max}, of {MOST_VALUES:,} at"
+            f" most: {key}.step {numbers.step} is too small"
+        )
     elif (numbers.max - numbers.min) % numbers.step:
         reached = shapes.values(numbers)[-1]
         yield (
@@ -185,6 +193,13 @@ def _passwords(recipe: Recipe) -> Iterator[str]:
                 f"{key} {place} holds a password, which would be kept with every checkpoint: fsspec"
                 " takes it from its own files and variables, a pipe: command from a variable"
             )
+
+
+def _folders(recipe: Recipe) -> Iterator[str]:
+    """What a run writes lies on a file system."""
+    for key, place in (("output_dir", recipe.output_dir), ("data.cache", recipe.data.cache)):
+        if paths.is_address(place):
+            yield f"{key} {place} is an address: it must be a folder of a file system"
 
 
 def _checkpoint(recipe: Recipe) -> Iterator[str]:

@@ -39,8 +39,9 @@ def read(path: Path | None) -> dict[str, Any]:
         return {}
     path = shipped.find(path, ".json")
     try:
-        content = parse(path.read_bytes(), object_pairs_hook=_no_key_twice)
-    except (OSError, ValueError) as error:
+        text = shipped.text(path, "DeepSpeed file")
+        content = parse(text, object_pairs_hook=_no_key_twice)
+    except ValueError as error:
         raise UsageError(f"DeepSpeed file {path}: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(f"DeepSpeed file {path}: expected an object {{...}}")

@@ -16,7 +16,6 @@ from poa_ds.system.errors import UsageError
 from poa_ds.system.paths import expanded
 from poa_ds.system.typed_yaml import build, dump, override, parse
 
-LONGEST = 1_000_000  # characters of a recipe
 T = TypeVar("T")
 
 
@@ -78,14 +77,7 @@ def kept_recipe(path: Path) -> Recipe:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read(LONGEST + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe {path}: {error}") from error
-    if len(text) > LONGEST:
-        raise UsageError(f"recipe {path} has more than {LONGEST:,} characters: it is none")
-    tree = parse(text, source=str(path)) or {}
+    tree = parse(shipped.text(path, "recipe"), source=str(path)) or {}
     if not isinstance(tree, dict):
         raise UsageError(f"recipe {path}: expected `key: value` lines, found {type(tree).__name__}")
     return tree

@@ -8,7 +8,8 @@ from poa_ds.recipe.tree import Recipe
 
 def omissions(recipe: Recipe, images: int) -> list[str]:
     """One sentence each about a run on a training set of `images` images."""
-    return [*_schedules(recipe, images), *_intervals(recipe, images), *_unused(recipe)]
+    in_steps = [*_schedules(recipe, images), *_intervals(recipe, images)]
+    return [*in_steps, *_unused(recipe), *_idle(recipe)]
 
 
 def _schedules(recipe: Recipe, images: int) -> Iterator[str]:
@@ -53,6 +54,8 @@ def _intervals(recipe: Recipe, images: int) -> Iterator[str]:
             f"no checkpoint before the end: checkpoint.every_epochs {checkpoint.every_epochs:g} is"
             f" {numbers.checkpoint_steps:,} steps, {run}"
         )
+    if recipe.log_every > numbers.steps:
+        yield f"no metrics before the end: log_every {recipe.log_every:,} steps, {run}"
     if numbers.keep_steps > numbers.steps:
         yield (
             "no checkpoint is kept for good: checkpoint.keep_every_epochs"
@@ -67,5 +70,21 @@ def _unused(recipe: Recipe) -> Iterator[str]:
             f"iBOT learns nothing, no patch is masked: masks.probability"
             f" {recipe.masks.probability:g}, masks.ratio {[*recipe.masks.ratio]}"
         )
+    evaluation = recipe.evaluation
+    if evaluation.bank and not evaluation.queries:
+        yield f"no evaluation: evaluation.queries is empty, although bank is {evaluation.bank}"
     if recipe.tracking == "none" and recipe.mlflow.uri:
         yield f"MLflow gets nothing: tracking none, although mlflow.uri is {recipe.mlflow.uri}"
+
+
+def _idle(recipe: Recipe) -> Iterator[str]:
+    """Networks that a weight of the recipe leaves without any gradient, or as they are."""
+    objective = recipe.objective
+    if not (objective.dino or objective.ibot or objective.koleo):
+        yield "nothing is learned: objective.dino, objective.ibot and objective.koleo are 0"
+    if objective.method == "poa" and objective.intact_weight == 0:
+        yield "the largest size learns nothing of its own: objective.intact_weight is 0"
+    if objective.method == "poa" and objective.intact_weight == 1:
+        yield "smaller sizes learn nothing of their own: objective.intact_weight is 1"
+    if recipe.schedule.momentum == 1:
+        yield "the teacher never moves: schedule.momentum is 1"

@@ -8,12 +8,14 @@ import difflib
 from pathlib import Path
 
 from poa_ds.system import paths
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER = next(
     place for place in (PACKAGE / "ds_configs", PACKAGE.parent / "ds_configs") if place.is_dir()
 )
+LONGEST = 1_000_000  # characters of a recipe or DeepSpeed file
 HOMES = (Path(), Path("ds_configs"))  # a name alone, or as the documents write it
 
 
@@ -36,20 +38,33 @@ def find(given: Path, ending: str) -> Path:
     raise UsageError(f"{given}: no such file, nor a shipped one of this name; {hint}")
 
 
+def text(path: Path, kind: str) -> str:
+    """What is in the file; `kind`: what it should be. UsageError: it is no text, or too long."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            found = file.read(LONGEST + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{kind} {path}: {error}") from error
+    if len(found) > LONGEST:
+        raise UsageError(f"{kind} {path} has more than {LONGEST:,} characters: it is none")
+    return found
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds recipes`."""
     parser.add_argument(
         "name",
         nargs="?",
         type=paths.path,
-        help="print this recipe as it is (without: list them all)",
+        help="print this one as it is (without: list them all)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every shipped file in one line, or the text of one recipe."""
+    """Print every shipped file in one line, or the text of one."""
     if args.name:
-        print(find(args.name, ".yaml").read_text(), end="")
+        ending = ".json" if args.name.stem in names(".json") else ".yaml"
+        tell(text(find(args.name, ending), "recipe").rstrip("\n"))
         return 0
     width = max(map(len, names(".yaml") + names(".json"))) + 2
     print("recipes (--config NAME):")

@@ -29,9 +29,11 @@ def resume(setup: Setup, folder: RunFolder) -> RunState | None:
     continuing.refuse(changed, found)
     state, setup.stepper.state = load(setup.engine, found)
     if state.data_hash != setup.data_hash:
+        named = [f"\n  {change}" for change in changed if change.key.startswith("data.mix.")]
         raise UserError(
             f"{found} was made with other data than data.train {setup.folder.path} "
-            "(the index differs): use the same shards, or another output_dir"
+            f"(the index{', or a share of data.mix,' if named else ''} differs): use the same "
+            f"shards, or another output_dir{''.join(named)}"
         )
     if dist.is_main():
         tell(f"continues at step {state.step:,} from {found}")

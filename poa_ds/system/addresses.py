@@ -4,9 +4,17 @@ import re
 
 # user:password@, also where the password has a slash that should have been written %2F
 _USER = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#\s:@]*:(?!\d+(?:[/?#\s]|$))\S*@)")
+_NAMES = r"password|passwd|pwd|token|secret|signature|credential|key"
 _PARAMETER = re.compile(
-    r"([?&;][\w-]*(?:password|passwd|pwd|token|secret|signature|credential|key)[\w-]*=)[^&;\s'\"]+",
-    re.IGNORECASE,
+    rf"([?&;#](?:[\w-]*(?:{_NAMES})[\w-]*|sig|auth|pass|jwt)=)[^&;\s'\"]+", re.IGNORECASE
+)
+# in commands, unless a variable of the shell has the value: curl -u me:..., --password=..., a
+# header, SECRET=...
+_IN_COMMAND = re.compile(
+    r"((?<=\s)(?:-u|--(?:proxy-)?user)[ =]?['\"]?[^\s:'\"]+:"
+    r"|\b(?:Authorization|X-[\w-]*(?:Token|Key)):\s*(?:(?:Basic|Bearer)\s+)?"
+    r"|(?<=\s)--[\w-]*(?:password|token|secret)[ =]"
+    r"|\b\w*(?:PASSWORD|SECRET|TOKEN|ACCESS_KEY)\w*=)(?![$*]|(?:Basic|Bearer)\s)[^\s'\"]+"
 )
 
 
@@ -15,7 +23,7 @@ def without_passwords(text: str) -> str:
 
     Of a whole text: one that was cut inside of an address keeps a part of the password.
     """
-    return _PARAMETER.sub(r"\1***", _USER.sub("", text))
+    return _IN_COMMAND.sub(r"\1***", _PARAMETER.sub(r"\1***", _USER.sub("", text)))
 
 
 class Address(str):

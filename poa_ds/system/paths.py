@@ -8,16 +8,20 @@ from pathlib import Path
 from poa_ds.system.errors import UsageError
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
+_COMMAND = re.compile(r"\$\(.*?\)|`.*?`")
 _HOME = re.compile(r"^(sqlite:///)?(~[^/]*)")
 
 
 def expanded(text: str) -> str:
     """The path or address with ~, ~name, $NAME and ${NAME} replaced; a shell reads `pipe:` itself.
 
-    UsageError: there is no such variable or user, instead of a folder of that name.
+    UsageError: there is no such variable or user, or a command stands in it, instead of a folder of
+    that name.
     """
     if text.startswith("pipe:"):
         return text
+    if command := _COMMAND.search(text):
+        raise UsageError(f"{text}: {command[0]} is a command for a shell, and no shell reads this")
     names = [bare or braced for bare, braced in _VARIABLE.findall(text)]
     if unset := [name for name in names if not os.environ.get(name)]:
         raise UsageError(f"{text}: the variable {unset[0]} is not set")
@@ -41,4 +45,12 @@ def place(text: str) -> str:
 
 def path(text: str) -> Path:
     """The same for a path alone."""
-    return Path(place(text))
+    found = place(text)
+    if is_address(found):
+        raise argparse.ArgumentTypeError(f"{found} is an address: a path of this machine is needed")
+    return Path(found)
+
+
+def is_address(text: str) -> bool:
+    """Whether it is of the form scheme://..., which makes strange folders where it is a path."""
+    return re.match(r"[A-Za-z][\w+.-]*:/", text) is not None

@@ -9,6 +9,7 @@ from poa_ds.recipe.checks import STORES
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.addresses import Address
 from poa_ds.system.errors import UsageError
+from poa_ds.system.paths import expanded
 from poa_ds.system.run_folder import RunFolder
 
 URI, EXPERIMENT, EXPERIMENT_ID = (
@@ -67,16 +68,9 @@ def destination(
     UsageError: MLflow could not write there.
     """
     options = recipe.mlflow
-    uri, said_by = Address(elsewhere or options.uri), "--uri" if elsewhere else "mlflow.uri"
-    if not uri and environment.get(URI):
-        uri, said_by = Address(environment[URI]), URI
-        if not uri.startswith(STORES):
-            raise UsageError(
-                f"{URI} is {uri!r}, not a store that MLflow writes to: it begins with one of"
-                f" {', '.join(STORES)} (unset: a sqlite file in the output directory)"
-            )
-    if not uri:
-        uri, said_by = _in_folder(folder), "in output_dir"
+    given = ((elsewhere, "--uri"), (options.uri, "mlflow.uri"), (environment.get(URI, ""), URI))
+    place, said_by = next(((place, who) for place, who in given if place), ("", "in output_dir"))
+    uri = _written_to(Address(place), said_by) if place else _in_folder(folder)
     name = options.experiment or environment.get(EXPERIMENT, "")
     number = "" if name else environment.get(EXPERIMENT_ID, "")
     return Destination(uri, name or ("" if number else DEFAULT_EXPERIMENT), number, said_by)
@@ -94,6 +88,11 @@ def described(recipe: Recipe, environment: Mapping[str, str]) -> str:
 def warnings(recipe: Recipe, environment: Mapping[str, str]) -> list[str]:
     """What is not done with a recipe's password, or with MLflow's variables."""
     found = []
+    given = ((URI, "mlflow.uri", recipe.mlflow.uri.whole),)
+    given += ((EXPERIMENT, "mlflow.experiment", recipe.mlflow.experiment),)
+    for name, key, value in given if recipe.tracking == "mlflow" else ():
+        if value and environment.get(name, value) != value:
+            found.append(f"{name} is set and not used: the recipe has {key} {Address(value)}")
     if recipe.mlflow.uri.has_password:
         instead = f"{URI} with the whole address, and leave mlflow.uri empty"
         if recipe.mlflow.uri.startswith("http"):
@@ -107,6 +106,24 @@ def warnings(recipe: Recipe, environment: Mapping[str, str]) -> list[str]:
     if recipe.tracking == "none" and environment.get(URI):
         found.append(f"MLflow gets nothing: tracking none, although {URI} is set")
     return found
+
+
+def _written_to(uri: Address, said_by: str) -> Address:
+    """The store, a file's path expanded. UsageError: it is none that is there afterwards."""
+    if not uri.startswith(STORES):
+        raise UsageError(
+            f"{said_by} is {uri!r}, not a store that MLflow writes to: it begins with one of"
+            f" {', '.join(STORES)} (unset: a sqlite file in the output directory)"
+        )
+    if not uri.startswith(SQLITE):
+        return uri
+    uri = Address(expanded(uri.whole))
+    path, mark, options = uri.removeprefix(SQLITE).partition("?")
+    if path in ("", ":memory:"):
+        raise UsageError(f"{said_by} is {uri}: it names no file, and all would be lost at the end")
+    if mark and "=" not in options:
+        raise UsageError(f"{said_by} is {uri}: its file would be called {path}, without ?{options}")
+    return uri
 
 
 def _in_folder(folder: Path) -> Address:

@@ -276,6 +276,25 @@ def test_files_that_are_no_checkpoints_are_refused_without_running_them(
 @pytest.mark.parametrize(
     "content",
     [
+        {1: torch.zeros(2)},
+        {"teacher": [torch.zeros(2)]},
+        {"teacher": torch.zeros(2)},
+        {"teacher": {"teacher": {"a": torch.zeros(2)}}},
+        {"teacher": {"backbone.blocks.0.attn.qkv.weight": torch.zeros(())}},
+    ],
+    ids=["numbers", "a list", "a tensor", "deeper", "no rows"],
+)
+def test_tensors_of_any_arrangement_are_refused_in_one_sentence(
+    content: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, content, recipe_file(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert "holds no `teacher` with named tensors" in said or "does not divide into heads" in said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
         b"",
         b"hello",
         b"\x80",

@@ -199,6 +199,12 @@ def test_a_mistake_is_named_with_its_value_and_what_is_allowed(
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize("key", ["width", "depth"])
+def test_more_sizes_than_anybody_can_list_are_refused_at_once(key: str) -> None:
+    endless = {key: {"min": 64, "max": 64 + 64 * 10**9, "step": 64}, "names": {}}
+    assert f"backbone.{key} has 1,000,000,001 values" in refused({"backbone": endless})
+
+
 def test_all_contradictions_are_said_at_once() -> None:
     message = refused({"crops": {"local_size": 100}, "masks": {"ratio": [0.5, 0.1]}})
     assert len(message.splitlines()) == 2

@@ -44,6 +44,12 @@ def said(**changed: object) -> list[str]:
         ({"evaluation.every_epochs": 2.1}, ["no evaluation before the end", "21 steps"]),
         ({"checkpoint.every_epochs": 3}, ["no checkpoint before the end", "30 steps"]),
         ({"checkpoint.keep_every_epochs": 3}, ["kept for good", "keep_every_epochs 3"]),
+        ({"log_every": 21}, ["no metrics before the end", "log_every 21"]),
+        ({"objective.dino": 0, "objective.ibot": 0, "objective.koleo": 0}, ["nothing is learned"]),
+        ({"objective.intact_weight": 0}, ["largest size learns nothing", "intact_weight is 0"]),
+        ({"objective.intact_weight": 1}, ["smaller sizes learn nothing", "intact_weight is 1"]),
+        ({"schedule.momentum": 1, "schedule.momentum_end": 1}, ["teacher never moves"]),
+        ({"evaluation.queries": "", "evaluation.bank": "b"}, ["no evaluation", "bank is b"]),
         ({"masks.probability": 0}, ["iBOT learns nothing", "masks.probability 0"]),
         ({"masks.ratio": [0, 0]}, ["iBOT learns nothing", "masks.ratio [0.0, 0.0]"]),
         (
@@ -62,6 +68,8 @@ def test_what_will_not_happen_is_said_with_its_key(changed: dict, words: list[st
     [
         {},
         {"schedule.ibot_start_epoch": 9, "objective.ibot": 0},
+        {"objective.intact_weight": 1, "objective.method": "single"},
+        {"log_every": 20},
         {"evaluation.every_epochs": 0},
         {"schedule.teacher_temperature_epochs": 9, "schedule.teacher_temperature": 0.04},
     ],

@@ -27,6 +27,13 @@ FREE_TEXT = [key for key in leaves(Recipe) if type(default_of(key)) is str and n
         ({"data": {"train": "sftp://me:hunter2@host/x"}}, "data.train"),
         ({"data": {"mix": {"sftp://me:hunter2@host/x": 1}}}, "data.mix"),
         ({"data": {"train": "q"}, "evaluation": {"bank": "s3://b?token=hunter2"}}, "bank"),
+        (
+            {
+                "data": {"mode": "stream", "images": 9, "train": "pipe:curl -u me:hunter2 h"},
+                "evaluation": {"bank": "b"},
+            },
+            "data.train",
+        ),
         ({"evaluation": {"queries": "ftp://me:hunter2@h", "bank": "b"}}, "evaluation.queries"),
     ],
 )
@@ -73,6 +80,11 @@ def test_every_key_of_free_text_is_a_path_or_a_name(
         ("data.train=${POA_NOT_SET}", "data.train is ${POA_NOT_SET}: the variable POA_NOT_SET is"),
         ("output_dir=~nobody-of-that-name/x", "there is no user nobody-of-that-name"),
         ("data.mix={$POA_NOT_SET: 1}", "data.mix is $POA_NOT_SET"),
+        ("output_dir=runs/$(date +%F)", "$(date +%F) is a command for a shell"),
+        ("data.train=`pwd`/x", "`pwd` is a command for a shell"),
+        ("output_dir=s3://bucket/runs", "output_dir s3://bucket/runs is an address"),
+        ("output_dir=file:/x", "output_dir file:/x is an address"),
+        ("data.cache=s3://bucket", "data.cache s3://bucket is an address"),
     ],
 )
 def test_a_path_that_cannot_be_expanded_is_refused(word: str, said: str) -> None:

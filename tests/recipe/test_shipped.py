@@ -63,5 +63,15 @@ def test_recipes_lists_every_shipped_file_in_a_line_of_its_own(
     assert {file.stem for file in RECIPES} <= told.keys()
     assert told["vit_l16_in1k"].startswith("ViT-L/16 on ImageNet-1K: 143 sizes from 384x12")
     assert told["zero2"] == '{ "zero_optimization": {"stage": 2} }'
-    assert main(["recipes", "photos"]) == 0
-    assert capsys.readouterr().out == (shipped.FOLDER / "photos.yaml").read_text()
+    for name in ("photos.yaml", "zero2.json"):  # every name that was listed
+        assert main(["recipes", Path(name).stem]) == main(["recipes", name]) == 0
+        assert capsys.readouterr().out == 2 * (shipped.FOLDER / name).read_text()
+
+
+def test_a_file_that_is_no_text_is_named(capsys: pytest.CaptureFixture) -> None:
+    Path("odd.yaml").write_bytes(b"\x7fELF\xd0\xd0")
+    assert main(["recipes", "odd.yaml"]) == 2
+    assert "recipe odd.yaml: 'utf-8' codec" in capsys.readouterr().err
+    for read in (load.recipe, ds_json.read):
+        with pytest.raises(UsageError, match=r"/dev/zero has more than 1,000,000 characters"):
+            read(Path("/dev/zero"))

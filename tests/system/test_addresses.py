@@ -26,10 +26,22 @@ HIDDEN = {
         "postgresql://db/mlflow?user=me&password=***&x=1"
     ),
     "s3://b/x?X-Amz-Signature=hunter2": "s3://b/x?X-Amz-Signature=***",
+    "sftp://h/x?sv=1&sig=hunter2&x=1": "sftp://h/x?sv=1&sig=***&x=1",
+    "sftp://h/x#token=hunter2": "sftp://h/x#token=***",
+    "sftp://h/x?auth=hunter2": "sftp://h/x?auth=***",
+    "pipe:curl -u me:hunter2 sftp://h/x": "pipe:curl -u me:*** sftp://h/x",
+    "pipe:curl --user=me:hunter2 sftp://h/x": "pipe:curl --user=me:*** sftp://h/x",
+    'pipe:curl -H "Authorization: Bearer hunter2" h': (
+        'pipe:curl -H "Authorization: Bearer ***" h'
+    ),
+    "pipe:AWS_SECRET_ACCESS_KEY=hunter2 aws x": "pipe:AWS_SECRET_ACCESS_KEY=*** aws x",
+    "pipe:wget --password=hunter2 h": "pipe:wget --password=*** h",
     "pipe:curl sftp://me:hunter2@host/{0..9}.tar": "pipe:curl sftp://host/{0..9}.tar",
 }
 AS_IT_IS = [
     *("", "data/train", "http://localhost:5000/a@b", "sqlite:////x/mlflow.db", "me@host"),
+    *("pipe:curl -u me:$PASSWORD h", 'pipe:curl -H "Authorization: Bearer $TOKEN" h'),
+    *("pipe:TOKEN=$(cat t) get", "sftp://h/?design=3"),
     *("s3://bucket/a=b", "sftp://host/x?key_frame", "the key=3 of"),
 ]
 

@@ -28,8 +28,11 @@ def test_an_argument_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMPTY", "")
     assert paths.path("~/x") == Path("/h/x") and paths.path("x~/$") == Path("x~/$")
     assert paths.place("s3://b/$HOME") == "s3://b//h"
+    assert paths.path("C:x/a:b") == Path("C:x/a:b")
     with pytest.raises(argparse.ArgumentTypeError, match="EMPTY is not set"):
         paths.path("$EMPTY/x")
+    with pytest.raises(argparse.ArgumentTypeError, match="s3://b/x is an address"):
+        paths.path("s3://b/x")  # poa-ds shard --out s3://b/x made a folder `s3:`
 
 
 def test_a_command_writes_where_the_path_leads(

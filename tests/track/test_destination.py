@@ -69,6 +69,30 @@ def test_what_mlflow_could_not_write_to_is_refused_with_the_name_of_the_variable
         destination(recipe(), Path("/run"), {"MLFLOW_TRACKING_URI": "mlruns"})
 
 
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("sqlite:///", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:////x/a?b.db", "would be called /x/a, without ?b.db"),
+        ("sqlite:///$POA_NOT_SET/m.db", "POA_NOT_SET is not set"),
+    ],
+)
+def test_a_file_that_would_not_be_there_afterwards_is_refused_whoever_names_it(
+    uri: str, said: str
+) -> None:
+    for given, environment in ((recipe(uri), {}), (recipe(), {"MLFLOW_TRACKING_URI": uri})):
+        with pytest.raises(UsageError) as error:
+            destination(given, Path("/run"), environment)
+        assert said in str(error.value)
+
+
+def test_variables_have_their_paths_expanded_like_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/h")
+    found = destination(recipe(), Path("/run"), {"MLFLOW_TRACKING_URI": "sqlite:///~/m.db"})
+    assert found.file == Path("/h/m.db")
+
+
 @pytest.mark.parametrize("name", ["a?b", "a#b", "a%20b", "50%"])
 def test_a_folder_that_no_sqlite_uri_can_name_is_refused_before_anything_is_written(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -159,3 +183,11 @@ def test_variables_without_effect_are_named() -> None:
     [nothing] = warnings(recipe(tracking="none"), {"MLFLOW_TRACKING_URI": SERVER})
     assert "tracking none, although MLFLOW_TRACKING_URI" in nothing
     assert warnings(recipe(), {"MLFLOW_TRACKING_URI": SERVER}) == []
+    there = {"MLFLOW_TRACKING_URI": SERVER, "MLFLOW_EXPERIMENT_NAME": "cats"}
+    uri, experiment = warnings(recipe("http://me:hunter2@localhost:1", "dogs"), there)[:2]
+    assert (
+        "MLFLOW_TRACKING_URI is set and not used: the recipe has mlflow.uri http://localhost:1"
+        == uri
+    )
+    assert "MLFLOW_EXPERIMENT_NAME is set and not used" in experiment and "dogs" in experiment
+    assert warnings(recipe(SERVER, "cats"), there) == []
