@@ -15,12 +15,13 @@ import numpy as np
 from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Sample
 from poa_ds.data.image.pixels import png
-from poa_ds.data.store.leftovers import check_regular, leftover
+from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.scan import CLASS, IMAGES, LARGEST_IMAGE, class_of, is_number, split_name
 from poa_ds.data.store.tarwalk import tar_members
 from poa_ds.system import paths
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.printable import printable
+from poa_ds.system.regular import check_regular
 
 BATCHES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "val": ["test_batch"]}
 FOLDER = "cifar-10-batches-py"

@@ -18,12 +18,13 @@ import numpy as np
 
 from data_tools.parallel import ordered
 from data_tools.sources import Altered, Rejected
-from poa_ds.data.store.leftovers import check_regular, leftover
+from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.manifest import JOURNAL, ShardFile
 from poa_ds.data.store.scan import index_tar
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 from poa_ds.system.progress import progress
+from poa_ds.system.regular import check_regular
 
 
 class Journal:

@@ -15,7 +15,7 @@ from data_tools.folder import files
 from data_tools.parallel import ordered
 from data_tools.shard import REJECTED, add_workers, version
 from poa_ds.data.store.index import INDEX
-from poa_ds.data.store.leftovers import check_regular, leftover
+from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
 from poa_ds.data.store.scan import (
     BY_NAME,
@@ -38,6 +38,7 @@ from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.files import replace_bytes, replace_text
 from poa_ds.system.printable import printable
 from poa_ds.system.progress import progress
+from poa_ds.system.regular import check_regular
 
 DENSE = 1000  # numbers of classes that are kept as they are, however few images there are
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")

@@ -163,6 +163,7 @@ def test_the_tools_that_write_shards_stay_apart_from_training():
         "poa_ds.system.paths",
         "poa_ds.system.printable",
         "poa_ds.system.progress",
+        "poa_ds.system.regular",
         "poa_ds.data.store",
         "poa_ds.data.image",
     )

@@ -1,7 +1,9 @@
 """Whatever stands in the files of a run's folder: one sentence that names the file, or nothing."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -52,9 +54,30 @@ def test_a_file_with_odd_content_is_named_in_one_sentence(
     assert "\x1b" not in said
 
 
+@pytest.mark.parametrize("name", READERS.keys() - {"deepspeed.json"})
+def test_a_pipe_in_the_place_of_a_file_is_never_opened(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    reader = Thread(target=lambda: said.append(_message(READERS[name], tmp_path / name)))
+    reader.daemon, said = True, []
+    reader.start()
+    reader.join(30)
+    assert said in (["a pipe"], ["nothing"]), "it waits for somebody who writes into it"
+
+
+def _message(read: Callable[[Path], object], path: Path) -> str:
+    try:
+        read(path)
+    except UserError as error:
+        return "a pipe" if "a pipe, not a regular file" in str(error) else str(error)
+    return "nothing"
+
+
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
 def test_a_record_of_the_end_that_is_none_counts_as_none(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "ended.json").write_bytes(content)
+    assert exit_status.read(tmp_path) is None
+    (tmp_path / "ended.json").unlink()
+    os.mkfifo(tmp_path / "ended.json")
     assert exit_status.read(tmp_path) is None
 
 

@@ -20,6 +20,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text, whole_folder
 from poa_ds.system.json_text import parse_object
+from poa_ds.system.regular import check_regular
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import plain
 
@@ -102,6 +103,7 @@ def _listed(folder: Path) -> list[Path]:
 
 def read_recipe(path: Path) -> tuple[Recipe, int]:
     """(recipe, step) of a teacher's config.json."""
+    check_regular(path)
     try:
         about = parse_object(path.read_bytes(), format=int, step=int, config=dict)
         found, step, tree = about["format"], about["step"], about["config"]

@@ -20,6 +20,7 @@ from typing import Any
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text, sync
 from poa_ds.system.json_text import is_of, parse_object
+from poa_ds.system.regular import check_regular
 
 FORMAT = 2
 MANIFEST, LATEST = "manifest.json", "latest"
@@ -66,6 +67,7 @@ def _step(folder: Path) -> int:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, once its checksum fits. UserError: missing, damaged, of another format."""
     path = folder / MANIFEST
+    check_regular(path)
     try:
         manifest = parse_object(path.read_bytes())
         crc = manifest.pop("crc32", None)

@@ -24,6 +24,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import whole_folder
 from poa_ds.system.json_text import parse
+from poa_ds.system.regular import check_regular
 
 Style = Literal["timm", "state-dict", "onnx"]
 WEIGHTS: dict[Style, str] = {
@@ -164,8 +165,9 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
+        check_regular(path)
         content = parse(path.read_bytes())
-    except (OSError, ValueError):
+    except (UserError, OSError, ValueError):
         return {}  # not a file of ours
     return content if isinstance(content, dict) else {}
 

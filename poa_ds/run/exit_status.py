@@ -11,6 +11,7 @@ from pathlib import Path
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
 from poa_ds.system.json_text import parse
+from poa_ds.system.regular import check_regular
 from poa_ds.system.run_folder import RunFolder
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
@@ -53,8 +54,9 @@ def write(folder: Path, record: Ended) -> None:
 def read(folder: Path) -> Ended | None:
     """The record of a run that came to its end or was stopped; None while it runs."""
     try:
+        check_regular(RunFolder(folder).ended)
         found = Ended(**parse(RunFolder(folder).ended.read_bytes()))
-    except (OSError, ValueError, TypeError):  # none, or what stands there is none
+    except (UserError, OSError, ValueError, TypeError):  # none, or what stands there is none
         return None
     return found if isinstance(found.status, int) else None
 

@@ -23,6 +23,7 @@ import psutil
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import publish
+from poa_ds.system.regular import check_regular
 
 NAME = "lock.json"
 BEAT_SECONDS = 5.0
@@ -194,8 +195,9 @@ def _in_use(path: Path, holder: Holder) -> UserError:
 def _holder(path: Path) -> Holder | None:
     """Whom the file names; None where there is none, or nobody that can be read."""
     try:
+        check_regular(path)
         return Holder(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+    except (UserError, OSError, ValueError, TypeError):
         return None
 
 

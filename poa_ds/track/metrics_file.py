@@ -18,6 +18,7 @@ from poa_ds.model.space import Subnet
 from poa_ds.system import json_text
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
+from poa_ds.system.regular import check_regular
 
 Row = dict[str, Any]
 PIXELS = "knn_floor/raw_pixels"
@@ -31,6 +32,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def lines_with_steps(path: Path, parse: Callable[[bytes], Row]) -> list[Row]:
     """The same of any file whose lines are objects with a `step`. UserError names a wrong one."""
+    check_regular(path)
     lines = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):

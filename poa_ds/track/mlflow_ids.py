@@ -13,6 +13,7 @@ from typing import Any
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
 from poa_ds.system.json_text import parse_object
+from poa_ds.system.regular import check_regular
 from poa_ds.system.run_folder import RunFolder
 
 
@@ -34,6 +35,7 @@ def known(folder: Path, resumed: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    check_regular(path)
     try:
         found = parse_object(path.read_bytes()) if path.exists() else {}
         children = found.get("children", {})

@@ -17,11 +17,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from poa_ds.data.store.leftovers import check_regular
 from poa_ds.data.store.manifest import MANIFEST, Manifest
 from poa_ds.data.store.tarwalk import BLOCK, ROW
 from poa_ds.system.errors import UserError
 from poa_ds.system.printable import printable
+from poa_ds.system.regular import check_regular
 
 INDEX = "index.npy"
 # what numpy raises on a header that it did not write

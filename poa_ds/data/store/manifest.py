@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from poa_ds.data.store.leftovers import check_regular, leftover
+from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.scan import Naming
 from poa_ds.system.errors import UserError
+from poa_ds.system.regular import check_regular
 
 FORMAT, VERSION = "poa-ds-shards", 1
 MANIFEST = "dataset.json"

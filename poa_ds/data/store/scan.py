@@ -9,10 +9,11 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from poa_ds.data.store.leftovers import check_regular, leftover
+from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.tarwalk import BLOCK, ROW, content_of, tar_entries
 from poa_ds.system.errors import UserError
 from poa_ds.system.printable import printable
+from poa_ds.system.regular import check_regular
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 CLASS = "cls"
