@@ -133,8 +133,8 @@ def _start(args: argparse.Namespace) -> Start:
     recipe = load.recipe(words.config, words.overrides)
     if args.nproc is not None and args.nproc < 1:
         raise UsageError(f"--nproc {args.nproc}: at least one process")
-    if args.hostfile and not args.hostfile.is_file():
-        raise UsageError(f"--hostfile {args.hostfile}: no such file")
+    if args.hostfile:
+        remote.check_hostfile(args.hostfile)
     options = shlex.split(args.options)
     if args.hostfile and "--no_ssh" not in options:
         remote.check(args.words, os.environ)

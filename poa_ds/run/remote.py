@@ -34,6 +34,26 @@ def check(words: Sequence[str], environment: Mapping[str, str]) -> None:
         raise UsageError("\n".join(problems))
 
 
+def check_hostfile(path: Path) -> None:
+    """UsageError unless the launcher can start ranks by it: `name slots=N`, each host once."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        cause = getattr(error, "strerror", None) or "it is no text"
+        raise UsageError(f"--hostfile {path} cannot be read: {cause}") from error
+    hosts: set[str] = set()
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        found = re.match(r"(\S+)\s+slots=0*([1-9]\d*)(\s|$)", line)
+        if not found or found[1] in hosts:
+            cause = "a host for the second time" if found else "not `name slots=N` with N from 1 on"
+            raise UsageError(f"--hostfile {path}, line {number}: {line[:80]!r} is {cause}")
+        hosts.add(found[1])
+    if not hosts:
+        raise UsageError(f"--hostfile {path} names no host: one per line, `name slots=N`")
+
+
 def is_secret(name: str, value: str) -> bool:
     return bool(value) and (bool(SECRET.search(name.upper())) or Address(value).has_password)
 

@@ -61,6 +61,9 @@ def held(
     own, is_new = _this_process(what), not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made a folder: {error.strerror}") from error
+    try:
         _take(path, own)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error

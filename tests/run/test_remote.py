@@ -114,11 +114,39 @@ def test_a_supervised_run_over_hosts_is_refused_before_anything_starts(
     (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
     words = ["launch", "--hostfile", str(tmp_path / "hosts"), "--", "--config"]
-    words += ["ds_configs/photos.yaml", f"output_dir={tmp_path}/`touch trap`"]
+    words += ["ds_configs/photos.yaml", f"output_dir={tmp_path}", "mlflow.run_name=`touch trap`"]
     assert cli.main(words) == 2
     said = capsys.readouterr().err
     assert "MLFLOW_TRACKING_PASSWORD" in said and "~/.mlflow/credentials" in said
     assert "touch trap" in said and "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"# hosts\n\nnode1 slots=8\r\n  node2\tslots=04 # big\n", ""),
+        (b"", "names no host"),
+        (b"# node1 slots=8\n", "names no host"),
+        (b"node1\n", "line 1: 'node1' is not `name slots=N`"),
+        (b"a slots=1\n\nb slots=0\n", "line 3: 'b slots=0' is not `name slots=N`"),
+        (b"a slots=two\n", "line 1: 'a slots=two' is not"),
+        (b"a slots=1\na slots=1\n", "line 2: 'a slots=1' is a host for the second time"),
+        (b"\xff\xfe", "it is no text"),
+        (None, "No such file"),
+    ],
+)
+def test_a_hostfile_that_starts_nobody_is_refused_by_its_line(
+    content: bytes | None, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "hosts"
+    if content is not None:
+        path.write_bytes(content)
+    if not said:
+        remote.check_hostfile(path)
+        return
+    with pytest.raises(UsageError) as error:
+        remote.check_hostfile(path)
+    assert said in str(error.value) and "hosts" in str(error.value)
 
 
 def test_secrets_in_the_launchers_file_are_named(

@@ -184,7 +184,7 @@ def test_of_many_that_start_at_once_one_has_it(leftover: bool, tmp_path: Path) -
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(UserError, match=r"file.* cannot be written"),
+        pytest.raises(UserError, match=r"file.* cannot be made a folder"),
         held(tmp_path / "file" / "run", "a test", lost=never),
     ):
         pass
