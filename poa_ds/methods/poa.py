@@ -22,7 +22,12 @@ from poa_ds.recipe.tree import Recipe
 
 
 class Poa:
-    """space: where smaller students are drawn, if not the recipe's."""
+    """space: where smaller students are drawn, if not the recipe's.
+
+    imitation: its weight beside a smaller student's other terms.
+    """
+
+    imitation = 1.0
 
     def __init__(self, recipe: Recipe, space: ElasticSpace | None = None) -> None:
         self.recipe, self.space = recipe, space or derived.space(recipe)
@@ -94,7 +99,8 @@ class Poa:
             temperature=self.objective.student_temperature,
             drop_path=stochastic_depth.draw(self.recipe, networks.backbone, batch, crops, subnets),
         )
-        return terms.total(self.weights, self.objective), terms.detached()
+        total = terms.total(self.weights, self.objective, imitation=self.imitation)
+        return total, terms.detached()
 
     def figures(self, target: Assignments) -> dict[str, Tensor]:
         tokens = target.projections.tokens

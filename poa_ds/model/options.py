@@ -21,7 +21,8 @@ class Range:
 class Backbone:
     """names: short names of sizes, as in {small: 384x12}.
 
-    width: channels; of stage 1 of swin, inner ones of stage 1 of resnet. depth: blocks of vit;
+    width: channels; of stage 1 of swin, inner ones of stage 1 of resnet. widths: a list in place of
+    width. depth: blocks of vit;
     stages: [least, most] blocks of each stage of swin and resnet. head_dim, mlp_ratio and
     drop_path are of vit and swin, layer_scale of vit, window of swin, norm_groups of resnet.
 
@@ -31,6 +32,7 @@ class Backbone:
 
     name: Annotated[str, OneOf(ARCHITECTURES)] = "vit"
     width: Range = Range(384, 1024, 64)
+    widths: tuple[Count, ...] = ()
     depth: Range = Range(12, 24, 1)
     stages: tuple[tuple[Count, Count], ...] = ((2, 2), (2, 2), (6, 18), (2, 2))
     patch_size: Count = 16

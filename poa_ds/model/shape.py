@@ -68,7 +68,8 @@ def of(options: Backbone, image_size: int) -> Shape:
 def one_size(options: Backbone, subnet: Subnet) -> Backbone:
     """The options of a backbone that has this size alone."""
     found = kind(options).of_depth(options, subnet.depth)
-    return replace(found, width=Range(subnet.width, subnet.width, options.width.step))
+    width = Range(subnet.width, subnet.width, options.width.step)
+    return replace(found, width=width, widths=())
 
 
 def kind(options: Backbone) -> type[Shape]:
@@ -81,12 +82,17 @@ def values(numbers: Range) -> tuple[int, ...]:
     return tuple(range(numbers.min, numbers.max + 1, numbers.step))
 
 
+def widths(options: Backbone) -> tuple[int, ...]:
+    """The widths of the sizes, in ascending order."""
+    return tuple(sorted(set(options.widths))) or values(options.width)
+
+
 def heads_divide(options: Backbone) -> Iterator[str]:
-    wrong = [width for width in values(options.width) if width % options.head_dim]
+    wrong = [width for width in widths(options) if width % options.head_dim]
     if wrong:
         yield (
             f"backbone.width {wrong[0]} is not a multiple of backbone.head_dim {options.head_dim}:"
-            " width.min and width.step must be"
+            " width.min and width.step must be, or all of widths"
         )
 
 

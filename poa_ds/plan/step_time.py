@@ -13,7 +13,7 @@ from poa_ds.model.space import Policy
 from poa_ds.plan.constants import GENERAL, GIB, GPUS, Gpu
 from poa_ds.plan.losses import by_rows
 from poa_ds.plan.state import Layout, Network, traffic
-from poa_ds.plan.students import Students, count, most_masked
+from poa_ds.plan.students import Students, count, fixed, most_masked
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 
@@ -129,8 +129,11 @@ class Draws:
 
 
 def draws(recipe: Recipe, policy: Policy, world: int) -> Draws:
-    """By drawing the first steps of the run."""
+    """By drawing the first steps of the run; all policies are alike where nothing is drawn."""
     space, slots = derived.space(recipe), recipe.batch.slots
+    always = fixed(recipe) or ()
+    if others := [space.cost(size) for size in always[1:]]:
+        return Draws(statistics.fmean(others), statistics.fmean(others))
     drawn, own = (1, 1) if policy == "same" else (slots, slots // world)
     slowest, every = [], []
     for step in range(min(DRAWN_STEPS, max(1, MOST_DRAWS // drawn))):

@@ -10,6 +10,8 @@ from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 
+FEW_STEPS = 16  # after which a method that draws has drawn more than one size
+
 
 @dataclass(frozen=True)
 class Students:
@@ -76,8 +78,18 @@ def count(recipe: Recipe) -> int:
     return len(method(recipe).sizes(0, 0))
 
 
+def fixed(recipe: Recipe) -> tuple[Subnet, ...] | None:
+    """The students of every slot, where the recipe's method draws none."""
+    sizes = method(recipe).sizes
+    found = {sizes(step, 0) for step in range(FEW_STEPS)}
+    return found.pop() if len(found) == 1 else None
+
+
 def every_size(recipe: Recipe) -> Iterator[Students]:
-    """The intact student, all others of one size: for each size that is drawn."""
+    """All that may learn from a slot: of drawn students, the intact one and others of one size."""
     masked, space, others = most_masked(recipe), derived.space(recipe), count(recipe) - 1
-    for subnet in dict.fromkeys(space.menu()) if others else [space.intact]:
+    if always := fixed(recipe):
+        yield Students(recipe, always, masked)
+        return
+    for subnet in dict.fromkeys(space.menu()):
         yield Students(recipe, (space.intact, *[subnet] * others), masked)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from math import isclose
 
 from poa_ds.model import shape as shapes
-from poa_ds.model.options import Range
+from poa_ds.model.options import Backbone, Range
 from poa_ds.recipe import derived, method_checks
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
@@ -100,6 +100,11 @@ def _range(key: str, numbers: Range) -> Iterator[str]:
 
 def _space(recipe: Recipe) -> Iterator[str]:
     backbone = recipe.backbone
+    if backbone.widths and backbone.width != Backbone().width:
+        yield (
+            f"backbone.width and backbone.widths {[*backbone.widths]}: give one of them (remove"
+            " backbone.width for a list)"
+        )
     ranges = [*_range("backbone.width", backbone.width), *_range("backbone.depth", backbone.depth)]
     yield from ranges or shapes.kind(backbone).problems(backbone)
 

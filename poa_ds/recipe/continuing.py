@@ -32,7 +32,8 @@ RULES = (
         "must not",
         "the parameters, or what they stand for, would be others",
         "backbone.name backbone.stages backbone.patch_size backbone.head_dim backbone.mlp_ratio"
-        " backbone.window backbone.norm_groups backbone.width.max backbone.depth.max"
+        " backbone.window backbone.norm_groups backbone.width.max backbone.widths"
+        " backbone.depth.max"
         " heads.prototypes heads.hidden heads.bottleneck heads.layers heads.separate_ibot"
         " distill.hidden crops.global_size",
     ),
@@ -78,6 +79,7 @@ RULES = (
         "earlier and later ones cannot be compared",
         "objective.intact_weight objective.dino objective.ibot objective.koleo"
         " objective.student_temperature objective.sinkhorn_iterations"
+        " slimmable.weights slimmable.imitation"
         " distill.teacher_temperature distill.student_temperature distill.imitation"
         " crops.global_scale"
         " crops.local_count crops.local_size crops.local_scale augmentation.flip"

@@ -44,7 +44,7 @@ def bare_space(recipe: Recipe) -> ElasticSpace:
     """The sizes without their names and costs."""
     options = recipe.backbone
     depths, width_bias = shapes.kind(options).axes(options)
-    widths = shapes.values(options.width)
+    widths = shapes.widths(options)
     return ElasticSpace(widths, depths, options.small_bias, width_bias=width_bias)
 
 

@@ -50,4 +50,9 @@ def _seed(recipe: Recipe) -> Iterator[str]:
         )
 
 
-PROBLEMS: dict[str, Callable[[Recipe], Iterable[str]]] = {"seed": _seed}
+def _dspnet(recipe: Recipe) -> Iterator[str]:
+    if recipe.draws != Recipe().draws:
+        yield f"draws {recipe.draws}: dspnet trains all sizes in every step, remove draws"
+
+
+PROBLEMS: dict[str, Callable[[Recipe], Iterable[str]]] = {"dspnet": _dspnet, "seed": _seed}

@@ -3,5 +3,6 @@
 METHODS = {
     "poa": "poa_ds.methods.poa:Poa",
     "single": "poa_ds.methods.single:Single",
+    "dspnet": "poa_ds.methods.dspnet:Dspnet",
     "seed": "poa_ds.methods.seed:Seed",
 }

@@ -55,6 +55,18 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Slimmable:
+    """Of objective.method dspnet. weights of its n students: equal, 1 / n each; poa, intact_weight
+    for the intact one and the rest shared; slimclr, 1 for each, and for the intact one as much more
+    as the others' widths are shares of its own, over their sum. imitation: of the others towards
+    the intact one, beside the terms towards the teacher.
+    """
+
+    weights: Literal["equal", "poa", "slimclr"] = "equal"
+    imitation: NotNegative = 0.0
+
+
+@dataclass(frozen=True)
 class Distill:
     """Of objective.method seed. teacher: a run (RUN or RUN:SIZE), or a folder that `poa-ds extract`
     wrote; it is not trained. queue: embeddings of it that a view is compared with. hidden: of the
@@ -247,6 +259,7 @@ class Recipe:
     backbone: Backbone = field(default_factory=Backbone)
     heads: Heads = field(default_factory=Heads)
     objective: Objective = field(default_factory=Objective)
+    slimmable: Slimmable = field(default_factory=Slimmable)
     distill: Distill = field(default_factory=Distill)
     crops: Crops = field(default_factory=Crops)
     augmentation: Augmentation = field(default_factory=Augmentation)

@@ -179,11 +179,10 @@ def _section(default: T, tree: object, path: str, root: type) -> T:
         if key not in hints:
             raise _unknown(below, root)
         current = getattr(default, key)
-        values[key] = (
-            _section(current, value, below, root)
-            if is_dataclass(current)
-            else _value(hints[key], value, below)
-        )
+        if is_dataclass(current):
+            values[key] = _section(current, value, below, root)
+        elif not (current == () and value == []):  # a list that may be empty is so by default
+            values[key] = _value(hints[key], value, below)
     return replace(default, **values)
 
 

@@ -43,7 +43,7 @@ def test_a_file_of_that_name_goes_before_the_shipped_one_a_folder_does_not() -> 
         ("vit_s16", "did you mean vit_s16_in1k or"),
         ("photo.yaml", "did you mean photos"),
         ("my/photos.yaml", "my/photos.yaml: no such file"),
-        ("zzzz", "shipped: cifar10, cifar10_resnet"),
+        ("zzzz", "shipped: cifar10, cifar10_dspnet"),
         ("zero2", "nor a shipped one"),  # a DeepSpeed file is no recipe
     ],
 )

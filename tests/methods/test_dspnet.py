@@ -1,0 +1,140 @@
+"""DSPNet's idea as a method: against one size alone, against POA, and against itself on ranks."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from poa_ds.cli import main
+from poa_ds.methods.method import method
+from poa_ds.methods.terms import slot_terms
+from poa_ds.model.space import Subnet
+from poa_ds.plan.step_time import draws
+from poa_ds.plan.students import every_size
+from poa_ds.recipe import derived, load
+from poa_ds.recipe.tree import Recipe
+from poa_ds.system.errors import UsageError
+from tests.distributed.programs.launch import launch
+from tests.distributed.programs.worker import made_batch, recipe_with
+from tests.methods.test_single import one_step
+from tests.support.same_run import assert_same_run
+
+WORKER = "tests.distributed.programs.worker"
+
+
+def tree(*widths: int, depth: int = 3, **more: object) -> dict:
+    backbone = {"widths": list(widths), "depth": {"min": depth, "max": depth, "step": 1}}
+    backbone |= {"patch_size": 8, "head_dim": 16, "layer_scale": 1.0, "drop_path": 0.2}
+    backbone |= {"init": "torch"}
+    return {"backbone": backbone, "draws": "balanced", "objective": {"method": "dspnet"}} | more
+
+
+def as_method(recipe: Recipe, name: str) -> Recipe:
+    return replace(recipe, objective=replace(recipe.objective, method=name))
+
+
+def assert_the_same(got: tuple[dict, dict], wanted: tuple[dict, dict]) -> None:
+    """Terms and gradients to the bit."""
+    for a, b in zip(got, wanted, strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("weights", ["equal", "poa", "slimclr"])
+def test_one_listed_size_is_one_size_alone(weights: str) -> None:
+    recipe = recipe_with(**tree(64, slimmable={"weights": weights}))
+    assert_the_same(one_step(recipe), one_step(as_method(recipe, "single")))
+
+
+def test_two_sizes_with_poas_weights_are_poa_with_that_draw() -> None:
+    recipe = recipe_with(**tree(32, 64, slimmable={"weights": "poa", "imitation": 1.0}))
+    poa = as_method(recipe, "poa")
+    assert method(poa).sizes(0, 0) == method(recipe).sizes(0, 0)
+    assert_the_same(one_step(recipe), one_step(poa))
+
+
+def test_the_total_is_the_weighted_sum_of_each_size_alone_in_float64() -> None:
+    recipe = recipe_with(**tree(32, 48, 64, backbone__drop_path=0.0, slimmable={"weights": "poa"}))
+    own = method(recipe)
+    networks, made = own.networks().double(), made_batch(recipe, 9, 1)
+    batch = type(made).of(
+        made.global_crops.double(), made.local_crops.double(), made.masks, step=9, slot=1
+    )
+    values = derived.schedules(recipe, 10**6).at(9)
+    [target], _ = own.targets(networks, [batch], values, {})
+    total, _ = own.loss(networks, batch, target, values)
+    options, wanted = recipe.objective, torch.zeros((), dtype=torch.float64)
+    parameters = dict(networks.student.named_parameters())
+    for weight, size in zip((0.8, 0.1, 0.1), own.sizes(9, 1), strict=True):
+        alone = slot_terms(networks.student, batch, target, (size,), ibot=True, temperature=0.1)
+        share = weight * (options.dino * alone.dino[0] + options.ibot * alone.ibot[0])
+        share = share + options.koleo * alone.koleo / 3
+        assert_nothing_beyond(size, share, parameters)
+        wanted = wanted + share
+    torch.testing.assert_close(total, wanted, rtol=1e-12, atol=0)
+    names, tensors = list(parameters), list(parameters.values())
+    got, slow = (torch.autograd.grad(x, tensors, allow_unused=True) for x in (total, wanted))
+    for name, a, b in zip(names, got, slow, strict=True):
+        if b is not None:
+            apart = (a - b).norm() / b.norm().clamp_min(1e-30)
+            # positions are resized in float32
+            assert apart < (1e-8 if name.endswith("pos_embed") else 1e-11), (name, apart)
+
+
+def assert_nothing_beyond(size: Subnet, share: Tensor, parameters: dict[str, Tensor]) -> None:
+    """The gradient of a size is exactly zero beyond its slice."""
+    weight = parameters["backbone.blocks.0.mlp.fc1.weight"]
+    [gradient] = torch.autograd.grad(share, [weight], retain_graph=True)
+    hidden = 4 * size.width
+    assert gradient[:hidden, : size.width].abs().sum() > 0
+    assert not gradient[hidden:].any() and not gradient[:, size.width :].any()
+
+
+def test_weights_by_hand() -> None:
+    def weights(name: str) -> tuple[float, ...]:
+        found = method(recipe_with(**tree(16, 32, 48, 64, slimmable={"weights": name}))).weights
+        assert sum(found) == pytest.approx(1)
+        return found
+
+    assert weights("equal") == (0.25,) * 4
+    assert weights("poa") == pytest.approx((0.8, *[0.2 / 3] * 3))
+    assert weights("slimclr") == pytest.approx([x / 5.5 for x in (2.5, 1, 1, 1)])
+
+
+def test_the_order_of_the_list_changes_nothing() -> None:
+    one, other = (recipe_with(**tree(*widths)) for widths in ((32, 48, 64), (64, 32, 48)))
+    assert method(one).sizes(0, 0) == method(other).sizes(0, 0)
+    assert derived.space(one) == derived.space(other)
+    assert_the_same(one_step(one), one_step(other))
+
+
+def test_what_contradicts_a_list_is_refused_with_a_remedy() -> None:
+    with pytest.raises(UsageError, match=r"draws per_slot: dspnet trains all .* remove draws"):
+        recipe_with(**tree(32, 64) | {"draws": "per_slot"})
+    with pytest.raises(UsageError, match=r"backbone.width and backbone.widths \[32\]: give one"):
+        load.recipe(Path("photos"), ["backbone.widths=[32]"])
+    with pytest.raises(UsageError, match=r"backbone.width 40 is not a multiple"):
+        recipe_with(**tree(32, 40))
+    kept = load.to_yaml(recipe_with(**tree(32, 64)))
+    assert "widths:" in kept  # and a run's own recipe is read again
+    assert load.from_dict(load.parse(kept, source="")) == recipe_with(**tree(32, 64))
+
+
+def test_a_plan_counts_all_students(capsys: pytest.CaptureFixture) -> None:
+    recipe = load.recipe(Path("dspnet_vit_b16_in1k"))
+    [students] = every_size(recipe)
+    assert [size.width for size in students.subnets] == [768, 576, 384, 192]
+    cost = draws(recipe, "balanced", 8)
+    assert 3 * cost.mean == pytest.approx(0.875) and cost.slowest == cost.mean
+    words = ["plan", "--config", "dspnet_vit_b16_in1k", "--nodes", "1", "--gpus", "8"]
+    assert main(words) == 0 and "768x12" in capsys.readouterr().out
+
+
+def test_two_ranks_are_one_process(tmp_path: Path) -> None:
+    changed = tree(32, 48, 64)
+    one = launch(WORKER, 1, tmp_path / "one", stages=[0], steps=[0, 3], recipe=changed)["0"]
+    two = launch(WORKER, 2, tmp_path / "two", stages=[2, 3], steps=[0, 3], recipe=changed)
+    for records in two.values():
+        assert_same_run(records, one)
