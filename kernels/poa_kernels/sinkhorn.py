@@ -61,7 +61,7 @@ def column_mass(
     return sums.sum(0)
 
 
-def reference(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+def reference(scores: Tensor, temperature: float, iterations: int) -> Tensor:
     """The bias (K,) of one rank's scores: the exponential once, then two products per iteration."""
     x = scores if scores.dtype == torch.float64 else scores.float()
     top = x.amax(0) / temperature

@@ -20,8 +20,8 @@ class MaskSpec:
     """Block masks of the global crops on a grid of patches."""
 
     grid: int
-    probability: float = 0.5
-    ratio: tuple[float, float] = (0.1, 0.5)
+    probability: float
+    ratio: tuple[float, float]
 
     def draw(self, crops: int, rng: random.Random) -> Tensor:
         """(crops, grid * grid) bool."""
@@ -39,11 +39,11 @@ class BatchSpec:
     crops: CropSpec
     photometric: PhotometricSpec
     masks: MaskSpec
-    on_error: OnError = "raise"
-    max_bad_fraction: float = 1e-4
-    block_shards: int = 0  # mixed at a time; 0: all images
-    cache_bytes: int = 0  # of fetched shards; 0: any number
-    decoder: str = "torchvision"  # one of decoders.NAMES
+    on_error: OnError
+    max_bad_fraction: float
+    block_shards: int  # mixed at a time; 0: all images
+    cache_bytes: int  # of fetched shards; 0: any number
+    decoder: str  # one of decoders.NAMES
 
 
 def batch_spec(recipe: Recipe) -> BatchSpec:

@@ -115,8 +115,8 @@ class EmaAdamW(torch.optim.Optimizer):
         self,
         groups: Sequence[dict],
         *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        betas: tuple[float, float],
+        eps: float,
     ) -> None:
         defaults = {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0}
         super().__init__(groups, {**defaults, "clip_coefficient": None})

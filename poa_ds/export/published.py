@@ -9,12 +9,13 @@ from torch import Tensor
 from poa_ds.checkpoint.deployed import differences
 from poa_ds.model import form
 from poa_ds.model.architectures import ARCHITECTURES
+from poa_ds.model.options import Backbone
 
 HEADS = ("dino_head.", "ibot_head.")
 
 
 def from_published(
-    state: Mapping[str, Tensor], *, kind: str, head_dim: int = 64
+    state: Mapping[str, Tensor], *, kind: str, head_dim: int = Backbone.head_dim
 ) -> dict[str, Tensor]:
     """The published backbone's state dict under our names and layout.
 
@@ -41,7 +42,7 @@ def from_published(
 
 
 def to_published(
-    state: Mapping[str, Tensor], *, kind: str, head_dim: int = 64
+    state: Mapping[str, Tensor], *, kind: str, head_dim: int = Backbone.head_dim
 ) -> dict[str, Tensor]:
     """Our backbone's state dict under the published names and layout, complete.
 

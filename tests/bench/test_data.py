@@ -1,6 +1,7 @@
 """`poa-ds bench data`: its figures are of the work that it names."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ from poa_ds.bench import data as bench_data
 from poa_ds.bench.data import Figures
 from poa_ds.bench.published_pipeline import published
 from poa_ds.data.image.decoders import installed
-from poa_ds.data.image.photometric import PhotometricSpec
 from poa_ds.data.image.pixels import png
 from poa_ds.data.image.views import CropSpec
 from poa_ds.data.stream import stream_images
 from poa_ds.system.errors import UsageError
+from tests.support.published import COLOURS
 from tests.support.shards import image, make_shards, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
@@ -47,7 +48,7 @@ def test_the_workers_that_a_rate_needs_are_rounded_up() -> None:
 def test_the_published_pipeline_makes_the_same_crops() -> None:
     """Without anything random but the crop: the shapes, and one crop of the whole image."""
     crops = CropSpec(24, (1.0, 1.0), 3, 8, (0.2, 0.3), flip=0.0)
-    colours = PhotometricSpec(jitter=0.0, grey=0.0, blur=(0.0, 0.0, 0.0), solarize=0.0)
+    colours = replace(COLOURS, jitter=0.0, grey=0.0, blur=(0.0, 0.0, 0.0), solarize=0.0)
     found = published(crops, colours)(png(image(0, 24, 24)))
     assert [tuple(crop.shape) for crop in found] == [(3, 24, 24)] * 2 + [(3, 8, 8)] * 3
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (colours.mean, colours.std))
@@ -60,8 +61,8 @@ def test_the_published_pipeline_blurs_and_solarizes_each_kind_of_crop_as_asked()
     content = png(image(0, 24, 24))
 
     def distances(**changed: object) -> list[bool]:
-        plain = PhotometricSpec(jitter=0.0, grey=0.0, blur=(0.0, 0.0, 0.0), solarize=0.0)
-        colours = PhotometricSpec(**vars(plain) | changed)
+        plain = replace(COLOURS, jitter=0.0, grey=0.0, blur=(0.0, 0.0, 0.0), solarize=0.0)
+        colours = replace(plain, **changed)
         first, second = (published(crops, kind)(content) for kind in (plain, colours))
         return [not torch.equal(a, b) for a, b in zip(first, second, strict=True)]
 

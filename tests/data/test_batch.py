@@ -9,11 +9,12 @@ import torch
 
 from poa_ds.data.batch import Batch, Sample, collate, mask_lists
 from poa_ds.data.image.masks import batch_masks
-from poa_ds.data.image.photometric import Photometric, PhotometricSpec, apply, draw
+from poa_ds.data.image.photometric import Photometric, apply, draw
 from poa_ds.data.image.views import Views
 from tests.conftest import shared
+from tests.support.published import COLOURS
 
-SPEC = PhotometricSpec()
+SPEC = COLOURS
 
 
 def make_samples(images: int, local_count: int, size: int = 16) -> list[Sample]:

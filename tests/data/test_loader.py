@@ -17,27 +17,29 @@ import torch
 from torch import Tensor
 
 from poa_ds.data.batch import Batch
-from poa_ds.data.image.photometric import PhotometricSpec, draw
+from poa_ds.data.image.photometric import draw
 from poa_ds.data.image.pixels import png
 from poa_ds.data.image.views import CropSpec, center_view, decode, views
 from poa_ds.data.loader import eval_batches, slot_batches, train_batches
-from poa_ds.data.spec import BatchSpec, MaskSpec, batch_spec
+from poa_ds.data.spec import batch_spec
 from poa_ds.data.store.index import SampleError, ShardFolder
 from poa_ds.data.store.order import VIEWS, Order, keyed
 from poa_ds.recipe import tree
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
+from tests.support.published import BATCH
 from tests.support.shards import image, make_shards
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
-SPEC = BatchSpec(
+SPEC = replace(
+    BATCH,
     seed=3,
     slots=4,
     images_per_slot=3,
-    crops=CropSpec(16, (0.32, 1.0), 2, 8, (0.05, 0.32)),
-    photometric=PhotometricSpec(),
-    masks=MaskSpec(grid=4),
+    crops=CropSpec(16, (0.32, 1.0), 2, 8, (0.05, 0.32), 0.5),
+    masks=replace(BATCH.masks, grid=4),
+    on_error="raise",
 )
 
 

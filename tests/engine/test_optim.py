@@ -47,7 +47,7 @@ def test_stretches_of_one_flat_equal_a_group_per_parameter() -> None:
     reference = torch.optim.AdamW(
         [{"params": [p]} for p in plain], lr=1.0, betas=(0.9, 0.99), eps=1e-8
     )
-    ours = EmaAdamW([{"params": [flat]}], betas=(0.9, 0.99))
+    ours = EmaAdamW([{"params": [flat]}], betas=(0.9, 0.99), eps=1e-8)
     ours.make_state(flat, flat)
     parts = ["", "", "last_layer", ""]
     offsets = [0, 15, 22, 38]
@@ -80,14 +80,14 @@ def test_stretches_of_one_flat_equal_a_group_per_parameter() -> None:
 
 def test_neighbours_of_equal_factor_become_one_stretch() -> None:
     flat = torch.nn.Parameter(torch.zeros(10))
-    ours = EmaAdamW([{"params": [flat]}])
+    ours = EmaAdamW([{"params": [flat]}], betas=(0.9, 0.999), eps=1e-8)
     ours.set_stretches(flat, [Stretch(4, 2, 1.0), Stretch(0, 4, 1.0), Stretch(6, 4, 0.5)])
     assert ours._stretches[id(flat)] == (Stretch(0, 6, 1.0), Stretch(6, 4, 0.5))
 
 
 def test_a_skipped_step_changes_nothing_and_clipping_scales_the_gradient() -> None:
     flat = torch.nn.Parameter(torch.ones(4))
-    ours = EmaAdamW([{"params": [flat]}])
+    ours = EmaAdamW([{"params": [flat]}], betas=(0.9, 0.999), eps=1e-8)
     ours.make_state(flat, flat)
     flat.grad, ours.skip, ours.ema_momentum = torch.ones(4), True, 0.5
     ours.param_groups[0]["lr"] = 0.1

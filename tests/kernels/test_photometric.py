@@ -10,8 +10,9 @@ from poa_ds.data.image import photometric as batched
 from poa_kernels import dispatch
 from poa_kernels.photometric import Changes, photometric
 from tests.kernels.truth import DEVICE
+from tests.support.published import COLOURS
 
-SPEC = batched.PhotometricSpec()
+SPEC = COLOURS
 NORMAL = {"taps": SPEC.blur_kernel, "mean": SPEC.mean, "std": SPEC.std}
 
 

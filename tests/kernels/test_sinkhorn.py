@@ -71,5 +71,5 @@ def test_scores_far_below_zero_and_far_above_keep_their_sums() -> None:
 
 def test_the_matrix_vector_form_is_the_alternation() -> None:
     scores = unit_scores(41, 23)
-    bias = sinkhorn.reference(scores, 0.05)
+    bias = sinkhorn.reference(scores, 0.05, 3)
     assert (torch.softmax(scores / 0.05 + bias, 1) - alternation(scores, 0.05)).abs().max() < 1e-12

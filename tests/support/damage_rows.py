@@ -14,7 +14,7 @@ from data_tools import check, foreign
 from data_tools.packing import Recode, usable
 from poa_ds.data.image.decoders import decoder, installed
 from poa_ds.data.image.pixels import pixels, png
-from poa_ds.data.image.views import CropSpec, decode
+from poa_ds.data.image.views import decode
 from poa_ds.system.errors import UserError
 from tests.support.odd_images import (
     FOREIGN,
@@ -25,6 +25,7 @@ from tests.support.odd_images import (
     stack,
     tiled_tiff,
 )
+from tests.support.published import CROPS
 from tests.support.shards import image, run
 
 IMAGES = {
@@ -48,7 +49,7 @@ IMAGES = {
 def image_lines() -> list[str]:
     """The table of odd images; every way of reading one says the same."""
     lines = ["| file | `poa-ds shard` | training, evaluation, `poa-ds check` |", "|---|---|---|"]
-    ways = [decode, pixels, *(decoder(name, CropSpec()) for name in installed())]
+    ways = [decode, pixels, *(decoder(name, CROPS) for name in installed())]
     for name, content in IMAGES.items():
         said = {_said(way, content) for way in ways}
         assert len(said) == 1, (name, said)

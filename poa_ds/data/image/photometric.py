@@ -31,18 +31,18 @@ GLOBAL_1, GLOBAL_2, LOCAL = range(3)  # kinds of crops: they differ in blur and 
 class PhotometricSpec:
     """Probabilities and ranges; `blur` has one probability for each kind of crop."""
 
-    jitter: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    grey: float = 0.2
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
-    blur_kernel: int = 9
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize: float = 0.2  # of the second global crop only
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    jitter: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    grey: float
+    blur: tuple[float, float, float]
+    blur_kernel: int
+    blur_sigma: tuple[float, float]
+    solarize: float  # of the second global crop only
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
         assert self.blur_kernel % 2, f"blur_kernel {self.blur_kernel} has no middle"

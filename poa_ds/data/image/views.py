@@ -27,12 +27,12 @@ LONGEST = 16  # length of an image in its short sides, beyond which an evaluatio
 class CropSpec:
     """Sizes in pixels; scale: the range of the share of the image's area; flip: a probability."""
 
-    global_size: int = 224
-    global_scale: tuple[float, float] = (0.32, 1.0)
-    local_count: int = 8
-    local_size: int = 96
-    local_scale: tuple[float, float] = (0.05, 0.32)
-    flip: float = 0.5
+    global_size: int
+    global_scale: tuple[float, float]
+    local_count: int
+    local_size: int
+    local_scale: tuple[float, float]
+    flip: float
 
 
 @dataclass(frozen=True)

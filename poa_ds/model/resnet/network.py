@@ -129,7 +129,7 @@ class ElasticResNet(ElasticBackbone):
         space: ElasticSpace,
         *,
         image_size: int,
-        norm_groups: int = 32,
+        norm_groups: int = Backbone.norm_groups,
         stem: int | None = None,
         activation_checkpointing: bool = False,
     ) -> None:

@@ -152,8 +152,8 @@ class ElasticSwin(ElasticBackbone):
         image_size: int,
         patch_size: int = 4,
         head_dim: int = 16,
-        window: int = 7,
-        mlp_ratio: int = 4,
+        window: int = Backbone.window,
+        mlp_ratio: int = Backbone.mlp_ratio,
         activation_checkpointing: bool = False,
     ) -> None:
         dim = space.intact.width

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from poa_ds.model.form import backbone_part, blocks_of
 from poa_ds.model.layers import head_major, third_major
+from poa_ds.model.options import Backbone
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit import plain
 from poa_ds.model.vit.network import ElasticViT
@@ -30,7 +31,9 @@ _BACKBONE = (
 )
 
 
-def from_published(state: Mapping[str, Tensor], head_dim: int = 64) -> dict[str, Tensor]:
+def from_published(
+    state: Mapping[str, Tensor], head_dim: int = Backbone.head_dim
+) -> dict[str, Tensor]:
     """The published ViT's state dict (with or without `backbone.`) under our names and layout.
 
     Keys of other parts (heads) are left out. Also reads DINOv2 and timm names, and block
@@ -45,7 +48,9 @@ def from_published(state: Mapping[str, Tensor], head_dim: int = 64) -> dict[str,
     return ours
 
 
-def to_published(state: Mapping[str, Tensor], head_dim: int = 64) -> dict[str, Tensor]:
+def to_published(
+    state: Mapping[str, Tensor], head_dim: int = Backbone.head_dim
+) -> dict[str, Tensor]:
     """The inverse of `from_published`, without a prefix."""
     theirs: dict[str, Tensor] = {}
     for name, tensor in state.items():

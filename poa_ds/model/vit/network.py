@@ -71,11 +71,11 @@ class ElasticViT(ElasticBackbone):
         space: ElasticSpace,
         *,
         image_size: int,
-        patch_size: int = 16,
-        head_dim: int = 64,
-        mlp_ratio: int = 4,
-        layer_scale: float = 1e-5,
-        init: str = "published",
+        patch_size: int = Backbone.patch_size,
+        head_dim: int = Backbone.head_dim,
+        mlp_ratio: int = Backbone.mlp_ratio,
+        layer_scale: float = Backbone.layer_scale,
+        init: str = Backbone.init,
         activation_checkpointing: bool = False,
     ) -> None:
         dim, depth = space.intact.width, space.intact.depth

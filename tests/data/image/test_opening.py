@@ -21,7 +21,7 @@ from poa_ds.data.image.opening import (
     opened,
 )
 from poa_ds.data.image.pixels import pixels, rgb
-from poa_ds.data.image.views import CropSpec, decode
+from poa_ds.data.image.views import decode
 from tests.support.odd_images import (
     BOMBS,
     FOREIGN,
@@ -32,11 +32,12 @@ from tests.support.odd_images import (
     tiff_of,
     tiled_tiff,
 )
+from tests.support.published import CROPS
 from tests.support.shards import image
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 WAYS = {"tools": pixels, "evaluation": decode} | {
-    f"training, {name}": decoder(name, CropSpec()) for name in installed()
+    f"training, {name}": decoder(name, CROPS) for name in installed()
 }
 READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 

@@ -1,6 +1,7 @@
 """Batched colour changes against torchvision, crop by crop."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ from poa_ds.data.image.photometric import (
     apply,
     draw,
 )
+from tests.support.published import COLOURS
 
-SPEC = PhotometricSpec()
+SPEC = COLOURS
 CHANGES = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 
 
@@ -47,7 +49,7 @@ def by_torchvision(crop: Tensor, chosen: Draw, spec: PhotometricSpec) -> Tensor:
 @pytest.mark.parametrize("size", [32, 16, 96])
 @pytest.mark.parametrize("kernel", [3, 9])
 def test_crops_are_those_of_torchvision(size: int, kernel: int) -> None:
-    spec = PhotometricSpec(grey=0.3, blur=(0.5, 0.5, 0.5), blur_kernel=kernel, solarize=0.3)
+    spec = replace(SPEC, grey=0.3, blur=(0.5, 0.5, 0.5), blur_kernel=kernel, solarize=0.3)
     rng = random.Random(size)
     crops = noise(24, size)
     crops[0], crops[1] = 0, 255
@@ -75,7 +77,7 @@ def test_each_change_alone_is_that_of_torchvision(change: int) -> None:
 def test_solarisation_starts_at_the_middle() -> None:
     crops = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, -1, -1)
     chosen = Draw((1.0,) * 4, UNTOUCHED, grey=False, sigma=0.0, solarize=True)
-    spec = PhotometricSpec(mean=(0.0,) * 3, std=(1.0,) * 3)
+    spec = replace(SPEC, mean=(0.0,) * 3, std=(1.0,) * 3)
     found = apply(crops.contiguous(), Photometric.stack([chosen] * 2), spec)
     values = torch.arange(256)
     expected = torch.where(values >= 128, 255 - values, values) / 255
@@ -133,7 +135,7 @@ def test_draws_have_the_asked_frequencies_and_ranges() -> None:
 
 def test_every_draw_takes_the_same_number_of_random_numbers() -> None:
     states = set()
-    for spec in (SPEC, PhotometricSpec(jitter=0.0, grey=0.0, blur=(0.0,) * 3, solarize=0.0)):
+    for spec in (SPEC, replace(SPEC, jitter=0.0, grey=0.0, blur=(0.0,) * 3, solarize=0.0)):
         for kind in (GLOBAL_1, GLOBAL_2, LOCAL):
             rng = random.Random(5)
             draw(rng, spec, kind)
@@ -142,7 +144,7 @@ def test_every_draw_takes_the_same_number_of_random_numbers() -> None:
 
 
 def test_a_strength_above_one_stays_positive() -> None:
-    spec = PhotometricSpec(brightness=1.5)
+    spec = replace(SPEC, brightness=1.5)
     factors = [draw(random.Random(seed), spec, LOCAL).factors[0] for seed in range(500)]
     assert 0 <= min(factors) < 0.05 and 2.4 < max(factors) <= 2.5
 

@@ -193,7 +193,7 @@ def test_flips_happen_as_often_as_asked() -> None:
 
 
 def test_no_local_crops() -> None:
-    spec = CropSpec(32, local_count=0, local_size=16)
+    spec = CropSpec(32, (0.32, 1.0), 0, 16, (0.05, 0.32), 0.5)
     assert views(decode(LOSSLESS["png"]), spec, random.Random(0)).local_crops.shape == (
         0,
         3,
