@@ -28,9 +28,9 @@ from poa_ds.recipe.tree import Data
 from poa_ds.system.errors import UsageError, UserError
 from tests.data.test_damage import LOCAL, SHARD, undecodable
 from tests.data.test_loader import SPEC, take
-from tests.data_tools.test_foreign import MAC, add_tar, labelled
+from tests.data_tools.test_foreign_names import MAC, labelled
 from tests.support.local_server import serving
-from tests.support.shards import make_shards, samples
+from tests.support.shards import add_tar, make_shards, samples
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
