@@ -19,7 +19,7 @@ import numpy as np
 from data_tools.parallel import ordered
 from data_tools.sources import Altered, Rejected
 from poa_ds.data.store.leftovers import leftover
-from poa_ds.data.store.manifest import JOURNAL, ShardFile
+from poa_ds.data.store.manifest import JOURNAL, MANIFEST, ShardFile
 from poa_ds.data.store.scan import index_tar
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
@@ -48,6 +48,10 @@ class Journal:
         except BlockingIOError:
             file.close()
             raise UserError(f"{folder}: another process is writing there") from None
+        if (folder / MANIFEST).exists():  # since the caller looked
+            file.close()
+            (folder / JOURNAL).unlink(missing_ok=True)
+            raise UserError(f"{folder}: another process has just finished it")
         journal = cls(folder, file)
         journal._recover(plan, workers)
         return journal

@@ -36,7 +36,8 @@ from poa_ds.system.progress import progress
 REJECTED, ALTERED = "rejected.jsonl", "altered.jsonl"
 SHUFFLE = 1 << 63  # second word of the key of the shuffle; epochs of a run take 0, 1, 2, ...
 OWN = re.compile(
-    r"shard-\d{6}\.tar(\.partial)?|(index\.npy|(rejected|altered)\.jsonl|dataset\.json)(\.partial)?"
+    r"shard-\d{6}\.tar(\.partial)?"
+    r"|(index\.npy|(rejected|altered)\.jsonl|dataset\.json)(\.([0-9a-f]{16}\.)?partial)?"
     + f"|{re.escape(JOURNAL)}"
 )
 PORTION = 16  # images that a worker takes at once

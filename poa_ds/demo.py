@@ -11,14 +11,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from poa_ds.system import paths
-from poa_ds.system.console import tell
+from poa_ds.system import lock, paths
+from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.processes import LOOK_SECONDS, Group, beside_python, free_port
 from poa_ds.system.run_folder import RunFolder
 
 RECIPE = Path("photos")  # shipped
 EXTRACTED = "base"  # a name of that recipe
+LOCK = "demo.json"  # lock.json is the training's
 GRACE_SECONDS = 40.0  # the launcher ends its ranks one after the other
 
 
@@ -34,11 +35,21 @@ def run(args: argparse.Namespace) -> int:
     """Shards, a trained run, its table and pictures, one extracted model: all below args.out."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no process outlives the demo
     out: Path = args.out
+    with lock.held(out, "a demo", lost=_taken_over, name=LOCK):
+        return _run(out, args.seed)
+
+
+def _taken_over(message: str) -> None:
+    say(f"poa-ds demo: error: {message}")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _run(out: Path, seed: int) -> int:
     shards, model = out / "shards", out / EXTRACTED
     if not all((shards / split / "dataset.json").is_file() for split in ("train", "val")):
         _call("poa-ds", "shard", "photos", "--out", shards)
     _call("poa-ds", "check", shards)
-    _train(out, shards, args.seed)
+    _train(out, shards, seed)
     _call("poa-ds", "sizes", out)
     as_timm = ("--size", EXTRACTED, "--out", model, "--format", "timm", "--check")
     _call("poa-ds", "extract", out, *as_timm)

@@ -16,6 +16,7 @@ from poa_ds.model.space import Subnet
 from poa_ds.system import json_text
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
+from poa_ds.system.lock import alone
 
 Accuracies = Mapping[int, float]  # k -> percent
 
@@ -75,7 +76,7 @@ def _by_k(values: Mapping[str, float]) -> dict[int, float]:
 
 def append(path: Path, row: KnnRow) -> None:
     """Add one row, on the disk when this returns; in the place of one that was cut short."""
-    with open(path, "ab") as file:
+    with alone(path), open(path, "ab") as file:
         before = path.read_bytes() if file.tell() else b""
         if before and not before.endswith(b"\n"):  # or the new row would go on in that line
             file.truncate(before.rfind(b"\n") + 1)
@@ -146,6 +147,8 @@ def describe(protocol: Mapping[str, Any]) -> str:
 
 def keep_through(path: Path, step: int) -> None:
     """Drop the rows after `step`: a run that goes on from there writes them again."""
-    rows = read(path)
-    if any(row.step > step for row in rows):
-        replace_text(path, "".join(row.to_json() + "\n" for row in rows if row.step <= step))
+    if not any(row.step > step for row in read(path)):
+        return
+    with alone(path):
+        kept = [row.to_json() + "\n" for row in read(path) if row.step <= step]
+        replace_text(path, "".join(kept))

@@ -6,9 +6,11 @@ A kill, a full disk or a power cut leaves what was in the place before.
 import errno
 import fcntl
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -26,9 +28,38 @@ def replace_text(path: Path, text: str) -> None:
 
 def replace_bytes(path: Path, content: bytes) -> None:
     """Put the content in the place of what is there; on the disk when this returns."""
-    with open(path.with_name(f"{path.name}.partial"), "wb") as file:
+    _sweep(path)
+    file = _own_file(path)
+    try:
         file.write(content)
         publish(file, path)
+    except BaseException:
+        Path(file.name).unlink(missing_ok=True)
+        raise
+    finally:
+        file.close()
+
+
+def _own_file(path: Path) -> IO[bytes]:
+    """A new file beside it that nobody can have named, locked as long as it is open."""
+    while True:
+        file = open(path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial"), "xb")
+        if _locked(file.fileno()) and os.path.exists(file.name):  # else another has swept it
+            return file
+        file.close()
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes have left beside it: what a living one fills is locked."""
+    left = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.partial")
+    for name in filter(left.fullmatch, os.listdir(path.parent)):
+        with suppress(OSError):  # it is at work, it has just ended, or no lock tells here
+            handle = os.open(path.with_name(name), os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.with_name(name).unlink()
+            finally:
+                os.close(handle)
 
 
 def publish(file: IO[bytes], path: Path) -> None:

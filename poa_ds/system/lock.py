@@ -22,7 +22,7 @@ import psutil
 
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
-from poa_ds.system.files import publish
+from poa_ds.system.files import NO_LOCKS, replace_text
 from poa_ds.system.regular import check_regular
 
 NAME = "lock.json"
@@ -81,14 +81,39 @@ def held(
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Processes of this machine pass the block one after the other; `path` is a file for it."""
-    with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Processes of this machine pass the block one after the other.
+
+    path: a folder, or a file, which is made where it is missing and may be replaced in the block.
+    """
+    handle = _open_alone(path)
+    try:
+        yield
+    finally:
+        # a process forked meanwhile has the same open file: closing ours would not release it
+        _flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
+
+
+def _open_alone(path: Path) -> int:
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    while True:
+        handle = os.open(path, flags, 0o666)
         try:
-            yield
-        finally:
-            # a process forked meanwhile has the same open file: closing ours would not release it
-            fcntl.flock(file, fcntl.LOCK_UN)
+            _flock(handle, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # replaced while this one waited
+
+
+def _flock(handle: int, operation: int) -> None:
+    try:
+        fcntl.flock(handle, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 def _this_process(what: str) -> Holder:
@@ -148,10 +173,7 @@ def _take(path: Path, own: Holder) -> None:
         found = _holder(path)
         if found is not None and found.token != leftover:
             continue  # another was quicker
-        beside = path.with_name(f".{path.name}.{own.token}")
-        with open(beside, "wb") as file:
-            file.write(_text(own).encode())
-            publish(file, path)
+        replace_text(path, _text(own))
         time.sleep(SETTLE_SECONDS)
         if _holder(path) == own:
             return
@@ -191,7 +213,8 @@ def _leftover(path: Path) -> str | None:
 def _in_use(path: Path, holder: Holder) -> UserError:
     return UserError(
         f"{path.parent} is in use by {holder}: wait until that has ended, end it, or take another "
-        f"folder (output_dir=). {path.name} there needs no removal: it counts as long as that lives"
+        f"folder (output_dir=, --out). {path.name} there needs no removal: it counts as long as "
+        "that lives"
     )
 
 

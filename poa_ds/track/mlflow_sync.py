@@ -21,10 +21,11 @@ from poa_ds.system.addresses import without_passwords
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.json_text import parse_object
+from poa_ds.system.lock import alone
 from poa_ds.system.progress import progress
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.track import metrics_file, mlflow_ids, mlflow_store, tracker
-from poa_ds.track.destination import destination
+from poa_ds.track.destination import Destination, destination
 from poa_ds.track.mlflow_store import MlflowStore
 
 
@@ -62,19 +63,29 @@ def run(args: argparse.Namespace) -> int:
     recipe, rows = _recipe(args.folder), _rows(args.folder)
     for name, value in mlflow_store.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    own = args.uri in ("", recipe.mlflow.uri)
     place = destination(recipe, folder, os.environ, elsewhere=args.uri)
+    own = args.uri in ("", recipe.mlflow.uri)
+    with alone(folder):  # two would make each run, table and picture twice
+        _sync(args.folder, recipe, rows, place, own=own)
+    return 0
+
+
+def _sync(
+    named: Path, recipe: Recipe, rows: list[metrics_file.Row], place: Destination, *, own: bool
+) -> None:
+    """own: the store is the one of the recipe, whose ids stay in the folder."""
+    folder = named.resolve()
     ids = mlflow_ids.known(folder, {})
     if not RunFolder(folder).mlflow_ids.exists():  # a training that goes on writes it too
         mlflow_ids.keep(folder, ids)
     if not own:
         ids = {"key": ids["key"]}
-    tell(f"{args.folder}: {len(rows):,} rows into {place}")
+    tell(f"{named}: {len(rows):,} rows into {place}")
     try:
         store = mlflow_store.open_store(
             recipe, folder, ids, _sizes(recipe), place=place, mode="sync", keeps_ids=own
         )
-        added = _fill(store, recipe, args.folder, rows)
+        added = _fill(store, recipe, named, rows)
         if _is_complete(folder, rows):
             store.close("FINISHED", rows[-1]["time"])
     except UserError:
@@ -87,7 +98,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"MLflow at {place.uri} failed ({again}): {cause}") from error
     children = len(ids["children"])
     tell(f"added {added}; run {ids['run']} and {children} runs of sizes, {place.experiment}")
-    return 0
 
 
 def _fill(store: MlflowStore, recipe: Recipe, folder: Path, rows: list[metrics_file.Row]) -> Added:

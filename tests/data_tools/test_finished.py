@@ -190,6 +190,15 @@ def test_a_finished_folder_is_finished(tree: Path, tmp_path: Path) -> None:
         run(folder, *words(tree, out, 0))
 
 
+def test_a_folder_that_another_finishes_meanwhile_is_left_to_it(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(folder, *words(tree, out, 0))
+    before = content(out)
+    with pytest.raises(UserError, match="another process has just finished it"):
+        Journal.open(out, "another plan", workers=0)
+    assert content(out) == before and not (out / JOURNAL).exists()
+
+
 def test_two_writers_do_not_meet_in_one_folder(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with Journal.open(tmp_path / "out", "plan", workers=0):

@@ -1,7 +1,11 @@
 """Files and folders that are whole or as they were before, whatever happens in between."""
 
 import ast
+import fcntl
 import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,8 @@ import pytest
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_bytes, replace_text, whole_folder
 from tests.test_architecture import modules
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_file_is_replaced_with_its_content_on_the_disk_first(
@@ -35,10 +41,54 @@ def test_a_file_is_replaced_with_its_content_on_the_disk_first(
 def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     replace_text(path, "whole")
-    (tmp_path / "config.yaml.partial").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space"):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            replace_text(path, "more than there is room for")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "whole" and os.listdir(tmp_path) == ["config.yaml"]
+
+
+def test_the_file_beside_it_has_a_name_that_nobody_foresees(tmp_path: Path) -> None:
+    """A link that somebody has put there would lead the content elsewhere."""
+    (tmp_path / "latest.partial").symlink_to(tmp_path / "elsewhere")
+    replace_text(tmp_path / "latest", "new")
+    assert not (tmp_path / "elsewhere").exists()
+    assert (tmp_path / "latest").read_text() == "new"
+
+
+REPLACES = """
+import sys
+from pathlib import Path
+from poa_ds.system.files import replace_bytes
+for _ in range(200):
+    replace_bytes(Path(sys.argv[1]), sys.argv[2].encode() * 100_000)
+"""
+
+
+def test_processes_that_replace_one_file_at_once_all_succeed(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.json"
+    words = [sys.executable, "-c", REPLACES, str(path)]
+    replacing = [subprocess.Popen([*words, letter], cwd=ROOT) for letter in "abc"]
+    while any(process.poll() is None for process in replacing):
+        found = path.read_bytes() if path.exists() else b""
+        assert len(set(found)) <= 1 and len(found) in (0, 100_000)
+    assert [process.returncode for process in replacing] == [0, 0, 0]
+    assert os.listdir(tmp_path) == ["mlflow.json"]
+
+
+def test_what_a_kill_left_beside_a_file_goes_and_what_is_at_work_stays(tmp_path: Path) -> None:
+    path = tmp_path / "latest"
+    left, other = (tmp_path / f"{name}.{'0' * 16}.partial" for name in ("latest", "index.npy"))
+    working = tmp_path / f"latest.{'1' * 16}.partial"
+    for name in (left, other, working):
+        name.touch()
+    with open(working) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         replace_text(path, "new")
-    assert path.read_text() == "whole"
+    assert {*os.listdir(tmp_path)} == {"latest", other.name, working.name}
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

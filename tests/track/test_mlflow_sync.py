@@ -3,6 +3,8 @@
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -129,6 +131,17 @@ def test_a_run_that_was_never_recorded_becomes_the_same(
     assert recorded(uri, "photos") == runs
     assert "added 0 points, 0 pictures, 0 tables and 0 files" in capsys.readouterr().out
     assert "run" not in json.loads((folder / "mlflow.json").read_text())  # another store's
+
+
+@pytest.mark.slow
+def test_two_that_fill_a_store_at_once_make_nothing_twice(whole: Whole, tmp_path: Path) -> None:
+    folder = copy(whole, tmp_path / "twice")
+    words = [sys.executable, "-m", "poa_ds.cli", "mlflow-sync", str(folder)]
+    filling = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    said = sorted(process.communicate(timeout=PATIENCE_SECONDS)[0] for process in filling)
+    assert [process.returncode for process in filling] == [0, 0], said
+    assert sum("added 0 points, 0 pictures, 0 tables and 0 files" in text for text in said) == 1
+    same(recorded(f"sqlite:///{folder}/mlflow.db", "photos"), whole)
 
 
 def test_only_what_is_missing_is_added(
