@@ -87,6 +87,11 @@ def widths(options: Backbone) -> tuple[int, ...]:
     return tuple(sorted(set(options.widths))) or values(options.width)
 
 
+def widest(options: Backbone) -> int:
+    """The width of the intact network, whatever is wrong with the others."""
+    return max(options.widths, default=options.width.max)
+
+
 def heads_divide(options: Backbone) -> Iterator[str]:
     wrong = [width for width in widths(options) if width % options.head_dim]
     if wrong:

@@ -138,3 +138,11 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
     two = launch(WORKER, 2, tmp_path / "two", stages=[2, 3], steps=[0, 3], recipe=changed)
     for records in two.values():
         assert_same_run(records, one)
+
+
+def test_a_range_that_runs_backwards_is_still_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"backbone.width.max 16 is below backbone.width.min 32"):
+        load.recipe(Path("photos"), ["backbone.width.max=16"])
+    for recipe in ("photos_swin", "photos_resnet"):
+        with pytest.raises(UsageError, match=r"backbone.width.max 8 is below"):
+            load.recipe(Path(recipe), ["backbone.width.max=8"])

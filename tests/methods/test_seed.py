@@ -18,6 +18,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
 from tests.distributed.programs.launch import launch
 from tests.distributed.programs.worker import IMAGES, SLOTS, made_batch, recipe_with
+from tests.distributed.test_backbones_ranks import BACKBONES
 from tests.support.same_run import assert_same_run
 from tests.support.teachers import make_teacher
 
@@ -222,3 +223,21 @@ def test_every_stage_trains_it_alike(teacher: Path, tmp_path: Path) -> None:
     for records in two.values():
         assert_same_run(records, one)
         assert [r["state"] for r in records] == [r["state"] for r in one]
+
+
+@pytest.mark.slow
+def test_it_learns_in_bf16_under_every_stage(teacher: Path, tmp_path: Path) -> None:
+    tree = changes(teacher, precision="bf16")
+    got = launch(WORKER, 2, tmp_path, stages=[1, 2, 3], steps=[0, 8], recipe=tree)
+    for records in got.values():
+        losses = [r["terms"]["intact_seed"] for r in records]
+        assert all(r["applied"] for r in records) and losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_students_of_every_backbone_learn(kind: str, teacher: Path, tmp_path: Path) -> None:
+    tree = changes(teacher, backbone=BACKBONES[kind])
+    one = launch(WORKER, 1, tmp_path / "one", stages=[0], steps=[0, 3], recipe=tree)["0"]
+    two = launch(WORKER, 2, tmp_path / "two", stages=[3], steps=[0, 3], recipe=tree)["3"]
+    assert_same_run(two, one)

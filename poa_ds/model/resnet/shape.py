@@ -6,7 +6,15 @@ from itertools import product
 from operator import gt
 
 from poa_ds.model.options import Backbone
-from poa_ds.model.shape import Stages, map_sides, spread_stages, stages_are_right, undivided, widths
+from poa_ds.model.shape import (
+    Stages,
+    map_sides,
+    spread_stages,
+    stages_are_right,
+    undivided,
+    widest,
+    widths,
+)
 from poa_ds.model.space import Depth, ElasticSpace, Subnet
 
 
@@ -27,11 +35,11 @@ class ResNetShape:
     @classmethod
     def of(cls, options: Backbone, image_size: int) -> "ResNetShape":
         return cls(
-            widest=widths(options)[-1],
+            widest=widest(options),
             stages=tuple(most for _, most in options.stages),
             image_size=image_size,
             norm_groups=options.norm_groups,
-            stem=widths(options)[-1] // 2,
+            stem=widest(options) // 2,
         )
 
     @staticmethod
@@ -48,7 +56,7 @@ class ResNetShape:
         yield from stages_are_right(options, (0, 1, 2, 3))
         if options.patch_size != ResNetShape.patch_size:
             yield f"backbone.patch_size {options.patch_size}: resnet's stem reduces by 4, write 4"
-        for width in (*widths(options), widths(options)[-1] // 2):
+        for width in (*widths(options), widest(options) // 2):
             if width % options.norm_groups:
                 yield (
                     f"backbone.width: {width} channels do not divide into backbone.norm_groups"

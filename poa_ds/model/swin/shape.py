@@ -12,7 +12,7 @@ from poa_ds.model.shape import (
     spread_stages,
     stages_are_right,
     undivided,
-    widths,
+    widest,
 )
 from poa_ds.model.space import Depth, ElasticSpace, Subnet
 
@@ -34,7 +34,7 @@ class SwinShape:
     @classmethod
     def of(cls, options: Backbone, image_size: int) -> "SwinShape":
         return cls(
-            widest=widths(options)[-1],
+            widest=widest(options),
             stages=tuple(most for _, most in options.stages),
             image_size=image_size,
             patch_size=options.patch_size,

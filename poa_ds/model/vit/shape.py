@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from poa_ds.model.options import Backbone, Range
-from poa_ds.model.shape import heads_divide, undivided, values, widths
+from poa_ds.model.shape import heads_divide, undivided, values, widest
 from poa_ds.model.space import Depth, ElasticSpace, Subnet, spread
 
 
@@ -23,7 +23,7 @@ class VitShape:
     @classmethod
     def of(cls, options: Backbone, image_size: int) -> "VitShape":
         return cls(
-            widest=widths(options)[-1],
+            widest=widest(options),
             deepest=options.depth.max,
             image_size=image_size,
             patch_size=options.patch_size,
