@@ -19,66 +19,63 @@ Pair = tuple[Positive, Positive]
 
 @dataclass(frozen=True)
 class Mlflow:
-    """Empty: MLFLOW_TRACKING_URI, else a sqlite store in the output directory;
-    MLFLOW_EXPERIMENT_NAME or _ID, else `poa`; the output directory's name.
-    """
+    """Where metrics go beside metrics.jsonl."""
 
+    # empty: MLFLOW_TRACKING_URI, else a sqlite store in output_dir
     uri: Address = field(default_factory=Address)
-    experiment: str = ""
-    run_name: str = ""
+    experiment: str = ""  # empty: MLFLOW_EXPERIMENT_NAME or _ID, else `poa`
+    run_name: str = ""  # empty: the name of output_dir
 
 
 @dataclass(frozen=True)
 class Heads:
-    prototypes: tuple[Count, ...] = (8192, 16384, 32768, 65536)
-    hidden: Count = 2048
-    bottleneck: Count = 256
-    layers: Annotated[int, Bounds(1, 3)] = 3
-    separate_ibot: bool = False
+    """Of student and teacher alike; only the first layer is elastic (docs/method.md 4)."""
+
+    prototypes: tuple[Count, ...] = (8192, 16384, 32768, 65536)  # one head for each
+    hidden: Count = 2048  # channels between the layers
+    bottleneck: Count = 256  # channels of the rows that prototypes score
+    layers: Annotated[int, Bounds(1, 3)] = 3  # linear ones, before the prototypes
+    separate_ibot: bool = False  # patches get heads of their own
     init: Literal["published", "xavier"] = "published"
 
 
 @dataclass(frozen=True)
 class Objective:
-    """method: a name of methods.py. intact_weight: the paper's lambda, elastic students weigh
-    1 - lambda; then loss weights.
-    """
+    """What is optimised (docs/method.md 5)."""
 
-    method: Annotated[str, OneOf(METHODS)] = "poa"
-    intact_weight: Share = 0.8
-    dino: NotNegative = 1.0
+    method: Annotated[str, OneOf(METHODS)] = "poa"  # a name of methods.py
+    intact_weight: Share = 0.8  # the paper's lambda; elastic students weigh 1 - lambda
+    dino: NotNegative = 1.0  # weight, as are the two below
     ibot: NotNegative = 1.0
     koleo: NotNegative = 0.1
     student_temperature: Positive = 0.1
-    centering: Literal["sinkhorn", "softmax"] = "sinkhorn"
+    centering: Literal["sinkhorn", "softmax"] = "sinkhorn"  # how the teacher's targets are balanced
     sinkhorn_iterations: Count = 3
 
 
 @dataclass(frozen=True)
 class Slimmable:
-    """Of objective.method dspnet. weights of its n students: equal, 1 / n each; poa, intact_weight
-    for the intact one and the rest shared; slimclr, 1 for each, and for the intact one as much more
-    as the others' widths are shares of its own, over their sum. imitation: of the others towards
-    the intact one, beside the terms towards the teacher.
-    """
+    """Of objective.method dspnet."""
 
+    # of its n students. equal: 1 / n each; poa: intact_weight for the intact one, the rest shared;
+    # slimclr: 1 each, and for the intact one as much more as the others' widths are shares of its
+    # own, over their sum
     weights: Literal["equal", "poa", "slimclr"] = "equal"
+    # of the others towards the intact one, beside the terms towards the teacher
     imitation: NotNegative = 0.0
 
 
 @dataclass(frozen=True)
 class Distill:
-    """Of objective.method seed. teacher: a run (RUN or RUN:SIZE), or a folder that `poa-ds extract`
-    wrote; it is not trained. queue: embeddings of it that a view is compared with. hidden: of the
-    student's head. imitation: of the smaller student towards the intact one.
-    """
+    """Of objective.method seed."""
 
+    # a run (RUN or RUN:SIZE), or a folder that `poa-ds extract` wrote; it is not trained
     teacher: str = ""
     teacher_temperature: Positive = 0.01
     student_temperature: Positive = 0.2
-    queue: Count = 65536
-    hidden: Count = 2048
-    imitation: NotNegative = 0.0
+    queue: Count = 65536  # embeddings of the teacher that a view is compared with
+    hidden: Count = 2048  # of the student's head
+    imitation: NotNegative = 0.0  # of the smaller student towards the intact one
 
 
 @dataclass(frozen=True)
@@ -94,10 +91,7 @@ class Crops:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Probabilities and strengths; blur_probability: of global crop 1, global crop 2, local crops.
-
-    blur: `published` uses 1 - blur_probability, as the published code does by mistake.
-    """
+    """Probabilities and strengths."""
 
     flip: Share = 0.5
     jitter: Share = 0.8
@@ -106,21 +100,23 @@ class Augmentation:
     saturation: NotNegative = 0.2
     hue: Annotated[float, Bounds(0, 0.5)] = 0.1
     gray: Share = 0.2
+    # published: 1 - blur_probability, as the published code does by mistake
     blur: Literal["paper", "published"] = "paper"
+    # of global crop 1, global crop 2, local crops
     blur_probability: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
-    blur_kernel: Count = 9
-    blur_sigma: Pair = (0.1, 2.0)
-    solarize: Share = 0.2
+    blur_kernel: Count = 9  # pixels
+    blur_sigma: Pair = (0.1, 2.0)  # pixels, from and to
+    solarize: Share = 0.2  # of the second global crop only
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Masks:
-    """probability: share of the global crops that are masked; ratio: share of their patches."""
+    """Of the patches that iBOT hides."""
 
-    probability: Share = 0.5
-    ratio: tuple[Share, Share] = (0.1, 0.5)
+    probability: Share = 0.5  # share of the global crops that are masked
+    ratio: tuple[Share, Share] = (0.1, 0.5)  # share of their patches
 
 
 @dataclass(frozen=True)
@@ -133,24 +129,22 @@ class Batch:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Lengths in epochs (fractions allowed); steps_per_epoch 0: images // images of a step.
-
-    stretch: the cosines are laid out over 1 / stretch of the run and cut at its end.
-    lr_scaling: how base_lr grows with images per step / 1024.
-    """
+    """Lengths in epochs, fractions allowed (docs/method.md 6)."""
 
     epochs: Positive = 346.0
-    steps_per_epoch: CountOrNone = 0
+    steps_per_epoch: CountOrNone = 0  # 0: images // images of a step
     warmup_epochs: NotNegative = 10.0
     ibot_start_epoch: NotNegative = 30.0
     freeze_last_layer_epochs: NotNegative = 1.0
+    # the cosines are laid out over 1 / stretch of the run and cut at its end
     stretch: Annotated[float, Bounds(0, 1, open_low=True)] = 0.78
-    base_lr: Positive = 0.004
+    base_lr: Positive = 0.004  # before lr_scaling
+    # how base_lr grows with images per step / 1024
     lr_scaling: Literal["sqrt", "linear", "none"] = "sqrt"
     min_lr: NotNegative = 2e-5
     weight_decay: NotNegative = 0.04
     weight_decay_end: NotNegative = 0.4
-    momentum: Share = 0.992
+    momentum: Share = 0.992  # of the moving average, as is momentum_end
     momentum_end: Share = 0.9999
     teacher_temperature_start: Positive = 0.04
     teacher_temperature: Positive = 0.07
@@ -159,41 +153,39 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """clip_*: largest gradient norm of that module, 0 = no clipping."""
+    """AdamW; learning rate and weight decay are schedules."""
 
     beta1: Annotated[float, Bounds(0, 1, open_high=True)] = 0.9
     beta2: Annotated[float, Bounds(0, 1, open_high=True)] = 0.999
     eps: Positive = 1e-8
+    # factor on the rate from one block to the one before
     layer_decay: Annotated[float, Bounds(0, 1, open_low=True)] = 0.9
-    patch_embed_factor: NotNegative = 0.2
-    clip_backbone: NotNegative = 1.5
+    patch_embed_factor: NotNegative = 0.2  # in addition, on the patch projection
+    clip_backbone: NotNegative = 1.5  # largest gradient norm, 0: any; likewise clip_heads
     clip_heads: NotNegative = 1.5
 
 
 @dataclass(frozen=True)
 class Data:
-    """train: a shard folder or its address (http://, s3://, ...). mix: several, with weights.
+    """Where images come from, and who reads them."""
 
-    mode stream: train names tars that are only read from front to back (pipe:..., {000..099}),
-    `images` of them are an epoch; such a run does not continue with the same images.
-    cache: where shards of addresses are kept, cache_gb at most (0: all of them). block_shards: so
-    many shards are mixed at a time (0: all images of the data set). workers: loader processes of
-    each rank. on_error: an undecodable image stops the run, or another one takes its place, up to
-    a share of max_bad_fraction. decoder: simplejpeg (a package of its own) decodes the same pixels,
-    simplejpeg_scaled large images at a fraction of their size: other pixels, less work.
-    """
-
-    train: str = ""
+    train: str = ""  # a shard folder or its address (http://, s3://, ...)
+    # stream: train names tars that are only read from front to back (pipe:..., {000..099});
+    # such a run does not continue with the same images
     mode: Literal["index", "stream"] = "index"
-    images: CountOrNone = 0
+    images: CountOrNone = 0  # of an epoch in mode stream
+    # several shard folders in the place of train, with weights
     mix: Mapping[str, Positive] = field(default_factory=dict)
-    cache: str = ""
-    cache_gb: NotNegative = 0.0
-    block_shards: CountOrNone = 0
-    workers: CountOrNone = 8
+    cache: str = ""  # where shards of addresses are kept
+    cache_gb: NotNegative = 0.0  # at most; 0: all of them
+    block_shards: CountOrNone = 0  # mixed at a time; 0: all images of the data set
+    workers: CountOrNone = 8  # loader processes of each rank
+    # simplejpeg (a package of its own): the same pixels, faster; simplejpeg_scaled: large images at
+    # a fraction of their size, other pixels, less work
     decoder: Literal["torchvision", "simplejpeg", "simplejpeg_scaled"] = "torchvision"
+    # an undecodable image stops the run, or another one takes its place
     on_error: Literal["raise", "replace"] = "replace"
-    max_bad_fraction: Share = 1e-4
+    max_bad_fraction: Share = 1e-4  # of images that may be replaced
 
     @property
     def cache_bytes(self) -> int:
@@ -202,59 +194,52 @@ class Data:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """k-NN during training. queries "": none; bank "": data.train; *_images 0: all of them.
+    """k-NN during training."""
 
-    every_epochs 0: only at the start (at_start) and at the end. sizes: names, WIDTHxDEPTH, or all.
-    """
-
-    queries: str = ""
-    bank: str = ""
-    every_epochs: NotNegative = 10.0
+    queries: str = ""  # a shard folder; empty: no evaluation
+    bank: str = ""  # a shard folder; empty: data.train
+    every_epochs: NotNegative = 10.0  # 0: only at the start (at_start) and at the end
     at_start: bool = True
-    sizes: tuple[str, ...] = ("all",)
-    bank_images: CountOrNone = 0
+    sizes: tuple[str, ...] = ("all",)  # names, WIDTHxDEPTH, or all
+    bank_images: CountOrNone = 0  # 0: all of them, as for query_images
     query_images: CountOrNone = 0
     k: tuple[Count, ...] = (10, 20, 100, 200)
-    report_k: Count = 20
+    report_k: Count = 20  # the one of k that curves show
     temperature: Positive = 0.07
-    resize: Count = 256
+    resize: Count = 256  # short side in pixels, before the central crop
     crop: Count = 224
     batch_size: Count = 256
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """keep_every_epochs: those at multiples of it stay beside the last ones; 0: none.
-
-    background: written while training goes on, from a copy in the CPU's memory (16 bytes per
-    parameter, shared out among the ranks).
-    """
+    """What a run continues from."""
 
     every_epochs: Positive = 1.0
     keep_last: Count = 3
+    # those at multiples of it stay beside the last ones; 0: none
     keep_every_epochs: NotNegative = 0.0
+    # written while training goes on, from a copy in the CPU's memory (16 bytes per
+    # parameter, shared out among the ranks)
     background: bool = True
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run. max_bad_steps: so many non-finite steps in a row stop it; log_every: steps.
+    """A whole run."""
 
-    kernels: what the operators run; compile: torch.compile for the plain functions among them.
-    step_timeout_seconds: a rank that makes no progress for so long ends the run; 0: never. Set-up,
-    the first step, an evaluation's start and a checkpoint get 600 at least.
-    """
-
-    output_dir: str = ""
+    output_dir: str = ""  # the run's folder
     seed: CountOrNone = 0
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    max_bad_steps: Count = 10
-    log_every: Count = 10
+    max_bad_steps: Count = 10  # non-finite steps in a row that stop the run
+    log_every: Count = 10  # steps
+    # a rank that makes no progress for so long ends the run; 0: never. Set-up, the first step,
+    # the start of an evaluation and a checkpoint get 600 at least
     step_timeout_seconds: NotNegative = 600.0
     tracking: Literal["mlflow", "none"] = "mlflow"
-    draws: Policy = "balanced"
-    kernels: Literal["auto", "reference", "triton"] = "auto"
-    compile: bool = False
+    draws: Policy = "balanced"  # of elastic sizes (docs/method.md 3)
+    kernels: Literal["auto", "reference", "triton"] = "auto"  # what the operators run
+    compile: bool = False  # torch.compile for the plain functions among the operators
     mlflow: Mlflow = field(default_factory=Mlflow)
     backbone: Backbone = field(default_factory=Backbone)
     heads: Heads = field(default_factory=Heads)
