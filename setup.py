@@ -26,7 +26,11 @@ setup(
         "poa_kernels": "kernels/poa_kernels",
         "poa_ds.ds_configs": "ds_configs",  # no code: recipe/shipped.py finds the files there
     },
-    package_data={"poa_kernels": ["*.json"], "poa_ds.ds_configs": ["*"]},
+    package_data={
+        "poa_kernels": ["*.json"],
+        "poa_ds.ds_configs": ["*"],
+        "poa_ds.report": ["page_parts/*"],
+    },
     entry_points={"console_scripts": ["poa-ds = poa_ds.cli:main"]},
     install_requires=[
         "deepspeed>=0.19,<0.20",  # engine.py and its neighbours use internals of this series
@@ -36,6 +40,7 @@ setup(
         "mlflow>=3.0",
         "numpy>=1.26",
         "pillow>=10.0",
+        "plotly>=6.0",
         "psutil>=5.9",
         "pyyaml>=6.0",
         "safetensors>=0.4.3",

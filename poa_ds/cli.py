@@ -94,6 +94,11 @@ COMMANDS = {
         "every size with its parameters, GFLOPs and k-NN accuracy",
         "poa-ds sizes runs/photos --max-params 25M",
     ),
+    "report": Command(
+        "poa_ds.report.command",
+        "one page about runs, to open in a browser: choose a size, see how the training went",
+        "poa-ds report runs/photos --out report.html",
+    ),
     "extract": Command(
         "poa_ds.export.extract",
         "one size as a model of its own",

@@ -26,6 +26,7 @@ FLOORS = (
     "export",
     "evaluate",
     "track",
+    "report",
     "run",
     "bench plan",
     "programs",
@@ -36,6 +37,7 @@ PROGRAMS = {"train", "launch", "demo", "cli"}  # the modules that stand in poa_d
 IMPORTERS = {
     "deepspeed": {"poa_ds.engine.engine"},
     "mlflow": {"poa_ds.track.mlflow_store"},
+    "plotly": {"poa_ds.report.page"},
     "webdataset": {"poa_ds.data.stream"},
     "triton": {"poa_kernels"},
 }
@@ -44,7 +46,7 @@ WITHOUT_TORCH = (
     *("poa_ds.checkpoint.command", "poa_ds.data.store", "poa_ds.model.shape"),
     *(f"{package}.shape" for package in ARCHITECTURES.values()),
     *(f"poa_ds.recipe.{m}" for m in ("checks", "derived", "ds_json", "load", "schedules", "tree")),
-    *("poa_ds.run.exit_status", "poa_ds.run.faults"),
+    *("poa_ds.report", "poa_ds.run.exit_status", "poa_ds.run.faults"),
     *("poa_ds.run.watchdog", "poa_ds.system.errors", "poa_ds.system.stopping"),
 )
 TEXT = (".py", ".md", ".yaml", ".json", ".toml", ".txt", ".cfg", "Makefile", "run")

@@ -1,0 +1,53 @@
+"""poa-ds report: one page about runs, to choose a size by and to see how the training went."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from poa_ds.report import runs
+from poa_ds.report.page import fitting
+from poa_ds.system import paths
+from poa_ds.system.console import tell
+from poa_ds.system.errors import UserError
+from poa_ds.system.files import replace_text
+
+MOST_MB = 8.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `poa-ds report`."""
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=paths.path,
+        metavar="RUN",
+        help="output directories",
+    )
+    parser.add_argument(
+        "--out", type=paths.path, default=Path("report.html"), help="the page (report.html)"
+    )
+    parser.add_argument("--title", default="", help="of the page (the names of the runs)")
+    parser.add_argument(
+        "--max-mb", type=float, default=MOST_MB, help=f"of the page ({MOST_MB:g}); else fewer k"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page; the exit status."""
+    size = write(args.runs, args.out, title=args.title, most_mb=args.max_mb)
+    tell(f"{args.out}: {len(args.runs)} runs, {size / 1e6:.2f} MB")
+    return 0
+
+
+def write(folders: Sequence[Path], out: Path, *, title: str = "", most_mb: float = MOST_MB) -> int:
+    """Put the page about these runs in its place; its bytes."""
+    found = [runs.read(folder) for folder in folders]
+    for spare in ("folder", "path"):  # runs of one name are called by what tells them apart
+        if len({run["name"] for run in found}) < len(found):
+            found = [{**run, "name": run[spare]} for run in found]
+    text = fitting(found, title or " · ".join(one["name"] for one in found), most_mb * 1e6)
+    try:
+        replace_text(out, text)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from error
+    return len(text.encode())
