@@ -29,6 +29,20 @@ def test_no_text_cites_a_document_that_is_not_in_the_repository():
             assert any(place.is_file() for place in places), f"{path}: {name}"
 
 
+def test_modules_that_the_sources_name_exist():
+    """By their last name, or with packages before it."""
+    own = {path.relative_to(ROOT).as_posix() for path in text_files() if path.suffix == ".py"}
+    written = {"model.py"}  # beside the weights of an export
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in text_files()
+        if path.suffix == ".py" and "tests" not in path.parts
+        for name in re.findall(r"(?<![\w./{}-])(?:\w+/)*\w+\.py\b", path.read_text())
+        if name not in written and not any(f"/{file}".endswith(f"/{name}") for file in own)
+    ]
+    assert not wrong
+
+
 def test_cited_sections_exist():
     known = {title.partition(".")[0] for title in sections(METHOD)}
     cited = [

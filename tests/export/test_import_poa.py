@@ -10,7 +10,7 @@ import yaml
 
 from poa_ds import cli
 from poa_ds.checkpoint.deployed import load_teacher
-from poa_ds.export import import_poa as interop
+from poa_ds.export import import_poa
 from poa_ds.model.heads import HeadBank
 from poa_ds.model.layers import head_major, third_major
 from poa_ds.model.space import Subnet
@@ -311,7 +311,7 @@ def test_bytes_of_any_kind_are_refused_in_one_line_of_our_own(
     path = tmp_path / "odd\x1b[2J.pth"
     path.write_bytes(content)
     with pytest.raises(UserError) as error:
-        interop.read_checkpoint(path)
+        import_poa.read_checkpoint(path)
     said = str(error.value)
     assert "odd\\x1b[2J.pth is damaged" in said and "\n" not in said
     assert "weights_only" not in said
