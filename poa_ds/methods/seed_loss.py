@@ -26,10 +26,10 @@ def towards(z: Tensor, own: Tensor, mean: Tensor, queue: Tensor, temperature: fl
 @torch.no_grad()
 def mean_neighbour(z: Tensor, own: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """Means (R, D) of own and queue as unit rows z (R, D) weigh them."""
-    found = []
-    for rows, alone in zip(*(x.split(max(1, CHUNK // len(queue))) for x in (z, own)), strict=True):
-        first, *rest = probabilities(rows, alone, queue, temperature).split([1, len(queue)], 1)
-        found.append(first * alone + rest[0] @ queue)
+    found, size = [], max(1, CHUNK // len(queue))
+    for rows, alone in zip(z.split(size), own.split(size), strict=True):
+        p = probabilities(rows, alone, queue, temperature)
+        found.append(p[:, :1] * alone + p[:, 1:] @ queue)
     return torch.cat(found)
 
 
