@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, forkserver, get_context, parent_process, resource_tracker
 from typing import TypeVar
 
 from poa_ds.system.errors import UserError
@@ -35,6 +35,7 @@ def ordered(
     # a fork server: forking this process itself could copy locks that its threads hold
     context = get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
+    _start_server()
     pool = ProcessPoolExecutor(workers, context, initializer=_start)
     waiting: deque[Future[Result]] = deque()
     try:
@@ -50,6 +51,16 @@ def ordered(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_server() -> None:
+    """The fork server and all that it forks never hear Ctrl-C, not even before their first line."""
+    resource_tracker.ensure_running()  # by itself: it would let the signal through afterwards
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start() -> None:
