@@ -11,9 +11,10 @@ from pathlib import Path
 from poa_ds.checkpoint import folders
 from poa_ds.recipe import continuing, load
 from poa_ds.recipe.tree import Recipe
-from poa_ds.system import paths
+from poa_ds.system import events, paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.events import Event
 from poa_ds.system.printable import printable
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import parse
@@ -38,7 +39,7 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    """Print a table; 1 if any checkpoint is not whole."""
+    """Print a table, and what happened to the run; 1 if any checkpoint is not whole."""
     there = _folders(args.place)
     wrong = {folder: folders.problem(folder, checksums=not args.quick) for folder in there}
     rows = [COLUMNS, *(_row(folder, problem) for folder, problem in wrong.items())]
@@ -55,9 +56,16 @@ def inspect(args: argparse.Namespace) -> int:
         made = folders.read_manifest(whole[-1])["made"]
         versions = ", ".join(f"{name} {version}" for name, version in made.items() if version)
         tell(printable(f"{whole[-1].name} was made by {versions}"))
+    for event in events.read(RunFolder(root.parent).events):
+        tell(printable(_happened(event)))
     if args.diff:
         tell("\n".join(map(printable, _differences(_one(args.place), _one(args.diff)))))
     return int(len(whole) < len(there) or bool(pointer))
+
+
+def _happened(event: Event) -> str:
+    when = datetime.fromtimestamp(event.time, UTC)
+    return f"{when:%Y-%m-%d %H:%M}  step {event.step:,}: {event.kind} {event.text}".rstrip()
 
 
 def _folders(place: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from poa_ds.evaluate import results
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.report.series import columns, rounded, thinned
+from poa_ds.system import events
 from poa_ds.system.addresses import without_passwords
 from poa_ds.system.errors import UserError
 from poa_ds.system.json_text import parse_object
@@ -53,7 +54,7 @@ def read(folder: Path) -> Shown:
         ),
         "ended": ended(files.ended),
         "facts": facts(rows),
-        "events": events(rows),
+        "events": happened(files.events) or guessed(rows),
         "recipe": {
             key: without_passwords(str(value)) for key, value in flat(plain(recipe)).items()
         },
@@ -132,8 +133,16 @@ def facts(rows: Sequence[Row]) -> Shown:
     }
 
 
-def events(rows: Sequence[Row]) -> list[Shown]:
-    """When alarms began or were over and steps were skipped, as far as the metrics tell."""
+def happened(path: Path) -> list[Shown]:
+    """What the run wrote down of starts, stops, alarms and skipped steps."""
+    return [
+        {"step": event.step, "kind": event.kind, "text": without_passwords(event.text)}
+        for event in events.read(path)
+    ]
+
+
+def guessed(rows: Sequence[Row]) -> list[Shown]:
+    """The same of a run that wrote nothing down, as far as its metrics tell."""
     found, on, skipped = [], 0.0, 0.0
     for row in rows:
         now, total = row.get("health/alarm", on), row.get("skipped_total", skipped)

@@ -13,6 +13,7 @@ from poa_ds.recipe import derived
 from poa_ds.run.setup import Setup, Step
 from poa_ds.system import dist
 from poa_ds.system.console import say, tell
+from poa_ds.system.events import Events
 from poa_ds.track.alarms import Alarms
 from poa_ds.track.metrics_file import Row
 from poa_ds.track.tracker import Tracker
@@ -25,6 +26,7 @@ class Journal:
         self,
         setup: Setup,
         tracker: Tracker,
+        events: Events,
         *,
         first_step: int,
         last_step: int,
@@ -33,7 +35,8 @@ class Journal:
         """earlier: the rows of a run that goes on; what was said of them is not said again."""
         self._recipe, self._engine, self._clock = setup.recipe, setup.engine, setup.clock
         self._space = derived.space(setup.recipe)
-        self._tracker, self._first_step, self._last_step = tracker, first_step, last_step
+        self._tracker, self._events = tracker, events
+        self._first_step, self._last_step = first_step, last_step
         self._alarms = Alarms(warmup_steps=setup.numbers.warmup_steps)
         for row in earlier:
             if "loss/total" in row:
@@ -46,16 +49,20 @@ class Journal:
     def write(self, state: RunState, step: Step) -> None:
         """The step that is done: its row, where it has one."""
         self._bar.update()
+        if not step.result.applied:
+            self._events.append(state.step, "skipped", "not all numbers were finite")
         if not self.has_row(state.step):
             return
         row = self._row(state, step)
         warning = self._clock.warning(row, self._recipe.data.workers)
-        own, alarms = self._alarms.judge(state.step, row)
+        own, notices = self._alarms.judge(state.step, row)
         row |= own
         if not dist.is_main():
             return
-        for line in filter(None, (warning, *alarms)):
+        for line in filter(None, (warning, *(notice.line for notice in notices))):
             say(line)
+        for notice in notices:
+            self._events.append(notice.step, notice.kind, notice.text)
         speed = f"{row['speed/images_per_second']:.0f}"
         self._bar.set_postfix_str(f"loss {row['loss/total']:.3f}, {speed} im/s")
         self._tracker.log(state.step, row)

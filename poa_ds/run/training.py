@@ -26,6 +26,7 @@ from poa_ds.run.setup import CLOSING_SECONDS, Setup, Step
 from poa_ds.system import dist
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
+from poa_ds.system.events import Events
 from poa_ds.system.files import replace_text
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.stopping import Stopped
@@ -48,6 +49,9 @@ class Training:
             self._keep_recipe()
             exit_status.forget(self.output.path)
             bad_samples.keep_through(self.output.bad_samples, -1 if resumed is None else first_step)
+        self.events = Events(self.output.events, fresh=resumed is None, writes=dist.is_main())
+        ranks = f"ranks: {dist.world_size()}"
+        self.events.append(self.state.step, "start" if resumed is None else "resume", ranks)
         self.saver = self._saver(first_step)
         self.tracker = self._tracker(first_step)
         self.evaluations = Evaluations(
@@ -145,6 +149,7 @@ class Training:
         reasons = dist.all_gather_objects(wanted) if self.stopping else []
         number = exit_status.STOPPED if self.stopping else exit_status.DONE
         step, reason = self.state.step, next(filter(None, reasons), "")
+        self.events.append(step, "stop" if self.stopping else "end", reason)
         if dist.is_main():
             exit_status.write(self.output.path, exit_status.Ended(number, step, reason))
         if dist.is_main() and self.stopping:
@@ -213,6 +218,7 @@ class Training:
         return Journal(
             self.setup,
             self.tracker,
+            self.events,
             first_step=self.state.step,
             last_step=self.numbers.steps,
             earlier=read_rows(self.output.metrics) if known else (),

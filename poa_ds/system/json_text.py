@@ -16,7 +16,7 @@ def parse(text: str | bytes, **options: Any) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def parse_object(text: str | bytes, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+def parse_object(text: str | bytes, /, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
     """The same for {"name": ...} with values of these kinds, at least."""
     found = parse(text)
     if not isinstance(found, dict):

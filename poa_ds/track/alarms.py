@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,20 @@ class LossWindow:
         return found
 
 
+@dataclass(frozen=True)
+class Notice:
+    """A sign that began to be on, or is over."""
+
+    step: int
+    kind: Literal["alarm", "over"]
+    text: str
+
+    @property
+    def line(self) -> str:
+        """It as a warning."""
+        return f"warning: step {self.step:,}: {self.kind}: {self.text}"
+
+
 class Alarms:
     """Which signs are on. Each is said once when it begins and once when it is over."""
 
@@ -81,8 +96,8 @@ class Alarms:
         self._losses = LossWindow()
         self._on: set[Sign] = set()
 
-    def judge(self, step: int, row: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
-        """(metrics that belong into the row, lines to say) of a row with losses and figures."""
+    def judge(self, step: int, row: Mapping[str, float]) -> tuple[dict[str, float], list[Notice]]:
+        """(metrics that belong into the row, what to say) of a row with losses and figures."""
         terms = {name: x for name, x in row.items() if name.startswith("loss/")}
         deviation = self._losses.deviation(terms)
         own = {} if deviation is None else {"health/loss_deviation": deviation}
@@ -95,13 +110,13 @@ class Alarms:
             was_on = sign in self._on
             if sign.is_on(value, was_on) != was_on:
                 self._on ^= {sign}
-                said.append(_line(step, sign, value, was_on))
+                said.append(_notice(step, sign, value, was_on))
         return own | {"health/alarm": float(len(self._on))}, said
 
 
-def _line(step: int, sign: Sign, value: float, was_on: bool) -> str:
-    limit, side = (sign.begins, "below") if sign.below else (sign.begins, "above")
-    state = "over" if was_on else "alarm"
+def _notice(step: int, sign: Sign, value: float, was_on: bool) -> Notice:
     found = f"{sign.metric} is {value:.4g}"
-    why = "" if was_on else f" ({side} {limit:g}): {sign.meaning}"
-    return f"warning: step {step:,}: {state}: {found}{why}"
+    if was_on:
+        return Notice(step, "over", found)
+    side = "below" if sign.below else "above"
+    return Notice(step, "alarm", f"{found} ({side} {sign.begins:g}): {sign.meaning}")

@@ -38,6 +38,21 @@ def test_inspect_shows_every_checkpoint_and_what_is_wrong(
     assert "manifest.json cannot be read (No such file" in capsys.readouterr().out
 
 
+def test_inspect_tells_what_happened_to_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "checkpoints", 100)
+    (tmp_path / "events.jsonl").write_text(
+        '{"step": 0, "time": 0.0, "kind": "start", "text": "2 ranks"}\n'
+        '{"step": 1100, "time": 60.0, "kind": "stop", "text": ""}\n'
+    )
+    assert cli.main(["checkpoint", "inspect", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "1970-01-01 00:00  step 0: start 2 ranks",
+        "1970-01-01 00:01  step 1,100: stop",
+    ]
+
+
 def test_inspect_lists_what_differs_between_two_recipes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from poa_ds.report import runs
 from poa_ds.report.page import as_script, fitting, page
 from poa_ds.report.series import thinned
 from poa_ds.system.errors import UserError
+from poa_ds.system.events import Events
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.track import metrics_file
 from tests.support.made_runs import PHOTOS, QUERIES, made_run
@@ -168,3 +169,15 @@ def test_465_sizes_and_100_evaluations_stay_small(tmp_path: Path):
     assert [r["k"] for r in data(fewer)["runs"][0]["readouts"]] == [20]
     with pytest.raises(UserError, match="--max-mb"):
         fitting([run], "t", 1e6)
+
+
+def test_what_the_run_wrote_down_is_shown_instead(tmp_path: Path):
+    folder = made_run(tmp_path / "run", steps=30)
+    events = Events(RunFolder(folder).events, fresh=True, writes=True)
+    events.append(0, "start", "2 ranks")
+    events.append(20, "resume", HOSTILE)
+    found = runs.read(folder)["events"]
+    assert [(e["step"], e["kind"], e["text"]) for e in found] == [
+        (0, "start", "2 ranks"),
+        (20, "resume", HOSTILE),
+    ]

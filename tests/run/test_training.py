@@ -14,6 +14,8 @@ import yaml
 
 from poa_ds.run import exit_status
 from poa_ds.run.clock import Clock
+from poa_ds.system.events import read
+from poa_ds.system.run_folder import RunFolder
 from tests.distributed.programs.launch import ROOT
 from tests.support.checkpoints import disk
 from tests.support.shards import make_shards
@@ -78,6 +80,10 @@ def losses(out: Path) -> dict[int, dict[str, float]]:
     return found
 
 
+def events(out: Path) -> list[tuple[int, str, str]]:
+    return [(event.step, event.kind, event.text) for event in read(RunFolder(out).events)]
+
+
 @pytest.fixture(scope="module")
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run from start to end, and what it printed."""
@@ -93,6 +99,7 @@ def test_a_run_leaves_what_the_other_commands_need(whole: tuple[Path, str]) -> N
     evaluations = [json.loads(x) for x in (out / "knn.jsonl").read_text().splitlines()]
     assert [row["step"] for row in evaluations] == [0, 6, 12]
     assert all(len(row["knn"]) == 4 for row in evaluations)
+    assert events(out) == [(0, "start", "ranks: 1"), (12, "end", "")]
     assert "steps" in printed and "learning rate" in printed and "parameters" in printed
 
 
@@ -154,6 +161,12 @@ def test_a_stopped_run_saves_and_continues_bit_for_bit(
     assert sorted(losses(tmp_path)) == [*range(record.step + 1)]
     assert f"continues at step {record.step}" in run(words)
     assert exit_status.read(tmp_path) == exit_status.Ended(exit_status.DONE, 12)
+    assert events(tmp_path) == [
+        (0, "start", "ranks: 1"),
+        (record.step, "stop", "SIGUSR1"),
+        (record.step, "resume", "ranks: 1"),
+        (12, "end", ""),
+    ]
     assert losses(tmp_path) == losses(whole[0])
 
 
@@ -281,6 +294,7 @@ def test_bad_numbers_are_named_and_after_some_steps_the_run_stops(
     named = re.findall(r"rank 0: step (\d+) skipped, .*: slot 0, size \d+x\d: total is nan", said)
     assert named == ["2", "3"]
     assert "step 2: loss nan" in said and "2 steps in a row had numbers that are not finite" in said
+    assert events(tmp_path)[1:] == [(2, "skipped", "not all numbers were finite")]
     [path] = tmp_path.glob("bad_step*.json")
     assert path.name == "bad_step00000003_rank00000.json" and str(path) in said
     found = json.loads(path.read_text())

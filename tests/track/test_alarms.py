@@ -42,8 +42,8 @@ def test_an_alarm_is_said_when_it_begins_and_when_it_is_over() -> None:
     series = {5: 0.01, 10: 0.01, 15: 0.6, 20: 0.09, 25: 0.12, 30: 0.09, 35: 0.2, 40: 0.6}
     said, on = {}, {}
     for step, value in series.items():
-        own, lines = alarms.judge(step, {"health/feature_std": value, "loss/total": 1.0})
-        said |= {step: lines} if lines else {}
+        own, notices = alarms.judge(step, {"health/feature_std": value, "loss/total": 1.0})
+        said |= {step: [notice.line for notice in notices]} if notices else {}
         on[step] = own["health/alarm"]
     assert list(said) == [20, 35]  # not in the warm-up; 0.12 is not yet healthy again
     assert said[20] == [
@@ -59,7 +59,7 @@ def test_a_spike_is_said_in_the_warm_up_too() -> None:
     lines = [alarms.judge(step, {"loss/total": 8.0})[1] for step in range(20)]
     own, spike = alarms.judge(20, {"loss/total": 12.0})
     assert not any(lines) and own["health/loss_deviation"] == pytest.approx(50)
-    assert len(spike) == 1 and "the loss jumped" in spike[0]
+    assert len(spike) == 1 and "the loss jumped" in spike[0].text
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ function instead(box, words) { // where there is nothing to draw
   box.replaceChildren(el("p", { class: "why" }, words));
 }
 
-const marks = r => r.events.filter(e => e.kind !== "end").map(e => ({ step: e.step, sign: { resume: "↻", alarm: "▲", skipped: "×", over: "" }[e.kind] ?? e.kind, bad: e.kind !== "resume" })).filter(m => m.sign);
+const marks = r => r.events.map(e => ({ step: e.step, sign: { resume: "↻", alarm: "▲", skipped: "×", }[e.kind], bad: e.kind !== "resume" })).filter(m => m.sign);
 // what lies under the lines of a chart over steps: zones where a sign is an alarm, and when things happened
 function under(bounds, happened) {
   const zones = bounds.map(b => ({ type: "rect", xref: "paper", x0: 0, x1: 1, y0: b.begins, y1: b.begins < b.ends ? -1e6 : 1e6, fillcolor: css("--bad"), opacity: 0.13, line: { width: 0 }, layer: "below" }));

@@ -8,7 +8,7 @@ function facts() {
     [k?.pixels == null ? "–" : `${percent(k.pixels)} %`, "raw pixels, the other floor"],
     [!f.rows ? "–" : f.alarms_on ? `▲ ${f.alarms_on} on` : f.rows_with_alarm ? "▲ over" : "✓ none", f.rows_with_alarm ? `health alarms; on in ${count(f.rows_with_alarm)} of ${count(f.rows)} rows` : "health alarms"],
     [f.images_per_second == null ? "–" : short(f.images_per_second) + " /s", `images, median; ${f.waiting == null ? "–" : (100 * f.waiting).toFixed(1)} % of the time waiting for data`],
-    [span(f.seconds), `from the first row to the last; ${count(f.skipped)} skipped steps`],
+    [span(f.seconds), `from the first row to the last; ${count(r.events.filter(e => e.kind === "resume").length)} restarts, ${count(f.skipped)} skipped steps`],
   ];
   $.facts.replaceChildren(...cards.map(([b, s]) => el("div", { class: "fact" }, el("b", {}, b), el("span", {}, s))));
 }

@@ -35,7 +35,7 @@ function start() {
     card("Choose a size", "Each dot is a size; nothing cheaper than the line is better. Move the budget.", $.frontBar, $.fronts, $.answer),
     card("Accuracy of every size", $.curvesWhy, $.curveBar, $.curves),
     card("Width and depth", "Which side pays: wider or deeper?", $.heatBar, el("label", { class: "bar noprint" }, $.slider, $.stepText), $.heat),
-    card("Is it learning?", "Signs of a collapse or a spike. Beyond the red line is an alarm, after the warm-up. ▲ an alarm began, × a step was skipped.", $.health),
+    card("Is it learning?", "Signs of a collapse or a spike. Beyond the red line is an alarm, after the warm-up. ▲ an alarm began, × a step was skipped, ↻ the run went on.", $.health),
     ...SERIES.filter(([, test]) => keysOf(test).length).map(([name, , why]) => card(name, why, name === "Losses" ? smooth : null, $[name])),
     card("All numbers", "Click a heading to sort. The best is bold.", $.table),
     card("What happened", "", $.events), card("How it was measured", "", $.measured), card("Recipe", "", $.recipe));

@@ -41,5 +41,5 @@ function measured() {
 }
 function happened() {
   const rows = run().events.map(e => [`step ${count(e.step)}`, e.kind, e.text ?? ""]);
-  $.events.replaceChildren(rows.length ? wide(["when", "what", ""], rows) : el("p", { class: "why" }, "No alarm and no skipped step was logged."));
+  $.events.replaceChildren(rows.length ? wide(["when", "what", ""], rows) : el("p", { class: "why" }, "Nothing was logged."));
 }
