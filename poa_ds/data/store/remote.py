@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,8 +71,9 @@ class RemoteFolder(ShardFolder):
             number = self._shard_number(sample)
             self._close(number)
             path = self.path / self.manifest.shards[number].file
-            if not path.exists() or _sha256(path) != self.manifest.shards[number].sha256:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if _sha256(path) != self.manifest.shards[number].sha256:
+                    path.unlink()
             return super().read(sample)  # another process may have mended it meanwhile
 
     def confirm(self, part: int = 0, parts: int = 1) -> None:
@@ -132,9 +134,13 @@ class RemoteFolder(ShardFolder):
                 total -= sizes.pop(number)
 
     def _descriptor(self, number: int) -> int:
-        if number not in self._descriptors:
-            self.obtain(number)
-        return super()._descriptor(number)
+        while True:
+            if number not in self._descriptors:
+                self.obtain(number)
+            try:
+                return super()._descriptor(number)
+            except FileNotFoundError:
+                continue  # another run has just removed it, to keep within its own limit
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"address": self.address, "wait": self.wait_seconds}
