@@ -17,11 +17,12 @@ from typing import Any, Literal
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.console import say
+from poa_ds.system.files import publish
 from poa_ds.system.lock import alone
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import flat, plain
 from poa_ds.track import mlflow_ids
-from poa_ds.track.destination import Destination
+from poa_ds.track.destination import SQLITE, Destination
 from poa_ds.track.logged_points import AllSteps, LastSteps
 from poa_ds.track.metrics_file import rows_after, split_by_size, values_of
 
@@ -73,6 +74,8 @@ def open_store(
     file = place.file
     # of two that make a database at once one fails, and may leave it half made for good
     with alone(file.with_name(f".{file.name}.lock")) if file else nullcontext():
+        if file and not file.exists():
+            _make(file)
         client = MlflowClient(uri)
     return MlflowStore(
         client,
@@ -85,6 +88,20 @@ def open_store(
         mode=mode,
         keeps_ids=keeps_ids,
     )
+
+
+def _make(file: Path) -> None:
+    """A new database: one that a kill left half made would never become whole."""
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    making = file.with_name(f".{file.name}.making")
+    for leftover in (making, making.with_name(f"{making.name}-journal")):
+        leftover.unlink(missing_ok=True)
+    store = SqlAlchemyStore(f"{SQLITE}{making}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+    store.engine.dispose()
+    with open(making, "rb") as whole:
+        publish(whole, file)
 
 
 class MlflowStore:

@@ -1,4 +1,4 @@
-"""Runs that make one database at the same moment: MLflow alone leaves errors, or a torn one."""
+"""Runs that make one database at the same moment, or are killed: MLflow alone leaves a torn one."""
 
 import sqlite3
 import subprocess
@@ -52,3 +52,27 @@ def test_runs_that_make_a_database_at_once_all_get_into_it(tmp_path: Path) -> No
         assert found.execute("select count(*) from runs").fetchone() == (RUNS,)
         names = found.execute("select name from experiments where name != 'Default'").fetchall()
     assert len(names) == 1
+
+
+def size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def test_a_kill_while_a_database_is_made_leaves_none_that_is_half_made(tmp_path: Path) -> None:
+    gate, folder = tmp_path / "gate", tmp_path / "run"
+    gate.mkdir()
+    folder.mkdir()
+    (folder / "metrics.jsonl").touch()
+    words = [sys.executable, "-c", OPENS, str(folder), str(gate), "1"]
+    with subprocess.Popen(words, cwd=ROOT, env=environment()) as killed:
+        while max(size(folder / name) for name in ("mlflow.db", ".mlflow.db.making")) < 100_000:
+            assert killed.poll() is None
+        killed.kill()
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with closing(sqlite3.connect(folder / "mlflow.db")) as found:
+        assert found.execute("select count(*) from runs").fetchone() == (1,)
+    assert not list(folder.glob("*making*"))
