@@ -18,7 +18,7 @@ from types import FrameType
 from poa_ds import train
 from poa_ds.checkpoint import folders
 from poa_ds.run import exit_status, remote
-from poa_ds.system import paths
+from poa_ds.system import limits, paths
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.processes import Group, beside_python, free_port
@@ -105,7 +105,10 @@ def run(args: argparse.Namespace) -> int:
     start, asked = _start(args), Asked()
     pause_seconds, last, left = FIRST_PAUSE_SECONDS, "nothing at all", args.max_restarts
     while True:
+        kills = limits.memory_kills()
         status = _attempt(start, asked)
+        if status not in FINAL and (hint := limits.memory_killed(kills)):
+            say(f"poa-ds launch: {hint}")
         newest = _newest(start.output)
         if asked.numbers or status in FINAL or not args.max_restarts:
             return status

@@ -76,6 +76,20 @@ def test_an_interrupted_demo_leaves_no_process_continues_and_learns(tmp_path: Pa
     assert RunFolder(out).metrics.read_bytes() == before
 
 
+def test_a_second_demo_in_a_folder_is_refused_with_the_first_one_s_process(tmp_path: Path):
+    out = tmp_path / "run"
+    with start(out) as first:
+        wait_for(out / "shards")
+        second = start(out)
+        said = second.communicate(timeout=120)[0]
+        assert second.returncode == 1 and "Traceback" not in said
+        assert f"{out} is in use by a demo, process {first.pid} on" in said
+        wait_for(out / "shards" / "train" / "dataset.json")  # the first one goes on
+        first.send_signal(signal.SIGINT)
+        assert first.communicate(timeout=120)[0] and first.returncode == 130
+    assert not (out / "demo.json").exists()
+
+
 def wait_for(path: Path) -> None:
     deadline = time.monotonic() + TIME_LIMIT_SECONDS
     while not path.exists():

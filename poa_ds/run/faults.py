@@ -21,6 +21,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # the launcher looks at its ranks once a second and ends with the status of one that has ended:
 # that must be the rank that knows the cause
 LOST_PAUSE_SECONDS = 5.0
+KILLS_BEFORE = limits.memory_kills()  # when this rank began
 
 
 def name() -> str:
@@ -86,11 +87,17 @@ def _report_unexpected(error: Exception, place: str) -> int:
         say(f"{text}poa_ds.train: {name()} failed, {place}: {cause}")
         return exit_status.CRASHED
     cause = " ".join(str(error).split())[:160]
-    say(f"poa_ds.train: {name()}: another rank ended, see its message; {place} ({cause})")
+    lost("another rank ended, see its message", f"; {place} ({cause})")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # the launcher may end the pause
     time.sleep(LOST_PAUSE_SECONDS)
     return exit_status.LOST
+
+
+def lost(what: str, more: str = "") -> None:
+    """Say that another rank has ended; one that was killed has said nothing itself."""
+    hint = limits.memory_killed(KILLS_BEFORE)
+    say(f"poa_ds.train: {name()}: {what}{more}" + (f"\n  {hint}" if hint else ""))
 
 
 def _is_lost(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from poa_ds.run import exit_status
-from poa_ds.run.faults import LOST_PAUSE_SECONDS, leave, name
+from poa_ds.run.faults import LOST_PAUSE_SECONDS, leave, lost, name
 from poa_ds.system.console import say
 from poa_ds.system.presence import Presence
 from poa_ds.system.rendezvous import complete_environment
@@ -104,7 +104,7 @@ class Watchdog:
         """
         time.sleep(LOST_PAUSE_SECONDS)
         if self._watches and self._phase.doing == SET_UP:
-            say(f"poa_ds.train: {name()}: rank {gone} ended during {SET_UP}, see its message")
+            lost(f"rank {gone} ended during {SET_UP}, see its message")
             leave(exit_status.LOST)
 
     def _give_up(self, phase: Phase) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 
 MOST_FILES = 1 << 16
 OF_A_FILE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -12,6 +13,7 @@ FILES = re.compile(r"Too many open files|items of ancdata|Errno 24\b")
 PROCESSES = re.compile(r"can't start new thread|unable to start .*thread", re.IGNORECASE)
 SHARED = re.compile(r"bus error|/dev/shm|shared memory object|\(shm\)", re.IGNORECASE)
 MEMORY = re.compile(r"[Cc]annot allocate memory|can't allocate memory")
+OUT_OF_MEMORY = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 KILLED = re.compile(r"killed by signal: Killed")
 
 
@@ -59,6 +61,25 @@ def _explained(error: BaseException) -> str:
     if isinstance(error, MemoryError) or number == errno.ENOMEM or MEMORY.search(text):
         return "the memory is used up: use fewer data.workers, or smaller batches"
     return ""
+
+
+def memory_kills() -> int:
+    """How many processes of this machine the system has killed for memory; 0 where it is silent."""
+    try:
+        found = OUT_OF_MEMORY.search(Path("/proc/vmstat").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
+def memory_killed(before: int) -> str:
+    """What to say where there are more than `before`; empty where there are not."""
+    if memory_kills() <= before:
+        return ""
+    return (
+        "meanwhile the system has killed a process of this machine because the memory was used up "
+        "(a limit of the job or container counts, too): use fewer data.workers, or smaller batches"
+    )
 
 
 def killed(error: BaseException) -> str:

@@ -60,6 +60,9 @@ def rows() -> dict[str, str]:
         "too few open files (`ulimit -n`)": files,
         "`/dev/shm` is full": limit(RuntimeError("killed by signal: Bus error")),
         "the memory is used up": limit(MemoryError()),
+        "a rank is killed for memory, by the system or a limit of the job (76; 137 of one alone)": (
+            f"another rank ended, see its message; {limits.memory_killed(-1)}"
+        ),
         "a loader process is killed (status 70)": limits.killed(killed),
         "no more processes": re.sub(r"\(.*?\)", "(...)", limit(os_error(errno.EAGAIN))),
         "a file that may not be read or written": limit(os_error(errno.EACCES, "RUN/knn.jsonl")),
