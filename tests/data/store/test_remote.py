@@ -214,26 +214,6 @@ def test_processes_of_a_node_fetch_each_shard_once(server: Server, tmp_path: Pat
     assert {n for path, n in server.requests.items() if path.endswith(".tar")} == {1}
 
 
-def _remove_all(folder: Path) -> None:
-    while True:
-        for path in folder.glob("*.tar"):
-            path.unlink(missing_ok=True)
-
-
-def test_runs_that_share_a_cache_may_remove_what_another_is_about_to_read(
-    made: ShardFolder, server: Server, tmp_path: Path
-) -> None:
-    remote, expected = RemoteFolder.at(server.address, tmp_path), samples(made)
-    other = multiprocessing.get_context("fork").Process(target=_remove_all, args=(remote.path,))
-    other.start()
-    try:
-        for _ in range(8):
-            assert samples(pickle.loads(pickle.dumps(remote))) == expected
-    finally:
-        other.kill()
-        other.join()
-
-
 def test_copies_behind_the_run_are_removed(
     made: ShardFolder, server: Server, tmp_path: Path
 ) -> None:
