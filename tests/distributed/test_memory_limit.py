@@ -1,4 +1,4 @@
-"""A limit of memory, as batch systems set one: who is killed, and what is said.
+"""A limit of memory, as batch systems set one: who is killed, what is said, and how it goes on.
 
 What asks for too much is a process beside the run in the same group: the system then kills the one
 that is told to be the first, and nothing depends on how much a network takes.
@@ -16,8 +16,8 @@ import pytest
 
 from poa_ds.run import exit_status
 from tests.distributed.programs.jobs import Job, ranks
-from tests.distributed.test_launch import SHORT
-from tests.run.test_training import command
+from tests.distributed.test_launch import SHORT, launched, trainers
+from tests.run.test_training import command, environment, losses
 from tests.support.shards import make_shards
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,7 @@ def ends(job: Job) -> tuple[list[int], float]:
     return job.statuses(), time.monotonic() - start
 
 
-def test_a_rank_killed_for_memory_ends_the_other_which_names_the_cause(
+def test_a_rank_killed_for_memory_ends_the_other_with_the_cause_and_the_run_continues(
     group: Path, shards: Path, tmp_path: Path
 ) -> None:
     with ranks(words(shards, tmp_path), tmp_path) as job:
@@ -99,3 +99,34 @@ def test_a_rank_killed_for_memory_ends_the_other_which_names_the_cause(
         statuses, seconds = ends(job)
     assert statuses == [exit_status.LOST, -9] and seconds < 30
     assert "because the memory was used up" in job.said() and "smaller batches" in job.said()
+    with ranks(words(shards, tmp_path), tmp_path) as job:
+        assert job.statuses() == [exit_status.DONE] * 2
+        assert "continues at step" in job.said()
+    assert sorted(losses(tmp_path)) == [*range(1, STEPS + 1)]
+
+
+def test_a_loader_killed_for_memory_ends_the_run_with_the_cause(
+    group: Path, shards: Path, tmp_path: Path
+) -> None:
+    program = [sys.executable, "-u", "-m", "poa_ds.train"]
+    with Job(
+        [program + words(shards, tmp_path, "data.workers=2")], [environment()], tmp_path
+    ) as job:
+        job.until("step 3:")
+        [loader, *_] = psutil.Process(job.processes[0].pid).children()
+        kill_for_memory(group, loader)
+        statuses, seconds = ends(job)
+    assert statuses == [exit_status.CRASHED] and seconds < 30
+    assert "memory is used up: use fewer data.workers" in job.said()
+
+
+def test_the_supervisor_names_the_cause_of_a_run_of_one_rank(
+    group: Path, shards: Path, tmp_path: Path
+) -> None:
+    with launched(["--nproc", "1"], shards, tmp_path, "evaluation.queries=") as job:
+        job.until("step 3:")
+        [rank] = trainers(tmp_path)
+        kill_for_memory(group, rank)
+        statuses, seconds = ends(job)
+    assert statuses == [137] and seconds < 30
+    assert "poa-ds launch: meanwhile the system has killed" in job.said()
