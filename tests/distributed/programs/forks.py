@@ -94,24 +94,25 @@ def _rank(words: list[str], loaded: Path | None) -> None:
 
 
 def _keep_what_is_loaded(folder: Path) -> None:
-    """Write down what the engine holds as soon as `checkpoint.load` returns."""
-    from poa_ds.checkpoint import state as checkpoint
+    """Write down what the engine holds as soon as a checkpoint is loaded."""
+    from poa_ds.checkpoint.state import KEYS
+    from poa_ds.run import resume
     from poa_ds.system import dist
 
-    load = checkpoint.load
+    load = resume.load
 
     def load_and_keep(engine, *places):
         found = load(engine, *places)
         first = {part.name: part.first for part in engine.partitions.parts}
         arrays = {
             f"{name}|{key}|{first[name]}": part.numpy()
-            for key in checkpoint.KEYS
+            for key in KEYS
             for name, part in engine.partitions.state(key).items()
         }
         np.savez(folder / f"{dist.rank()}.npz", **arrays)
         return found
 
-    checkpoint.load = load_and_keep
+    resume.load = load_and_keep
 
 
 def what_was_loaded(folder: Path) -> dict[str, np.ndarray]:
