@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isnan
+from math import isnan, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,11 @@ def read(path: Path) -> list[KnnRow]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}, line {number} is damaged: {error}") from error
     return rows
+
+
+def error(percent: float, queries: int) -> float:
+    """Half of the 95 % interval of an accuracy, in points, of one size by itself."""
+    return 1.96 * sqrt(percent * (100 - percent) / queries)
 
 
 def newest(rows: Sequence[KnnRow], step: int) -> dict[str, tuple[Accuracies, Mapping]]:

@@ -1,12 +1,12 @@
-"""poa-ds sizes: what each size costs and reaches, and the best one within a budget."""
+"""poa-ds sizes: what each size costs and reaches, and the one to take within a budget."""
 
 import argparse
 import csv
 import io
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
@@ -23,25 +23,30 @@ SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 @dataclass(frozen=True)
 class Row:
-    """One size. gflops: of a forward pass of one image, two per multiply-add."""
+    """One size. gflops: of a forward pass of one image, two per multiply-add.
+
+    error: of knn, 95 %, in points. best: the cheapest whose k-NN is not shown to be worse than the
+    highest: it lies within that one's error.
+    """
 
     size: str
     name: str
     parameters: int
     gflops: float
     knn: float | None  # percent top-1 at the recipe's report_k
+    error: float | None = None
     best: bool = False
 
 
 def rows(
     model: ElasticBackbone,
     recipe: Recipe,
-    knn: dict[str, results.Accuracies],
+    measured: Mapping[str, tuple[results.Accuracies, Mapping]],
     *,
     most_parameters: float = float("inf"),
     most_gflops: float = float("inf"),
 ) -> list[Row]:
-    """Every size within the budget, smallest first; the one with the best k-NN is marked."""
+    """Every size within the budget, smallest first; measured: results.newest of the run."""
     names: dict[str, list[str]] = {}
     for name, subnet in model.space.names.items():
         names.setdefault(str(subnet), []).append(name)
@@ -52,7 +57,7 @@ def rows(
             ", ".join(names.get(str(subnet), [])),
             model.parameter_count(subnet),
             model.flops(subnet, crop) / 1e9,
-            knn.get(str(subnet), {}).get(report_k),
+            *_knn(measured.get(str(subnet)), report_k),
         )
         for subnet in model.space.subnets()
     ]
@@ -64,9 +69,20 @@ def rows(
             f"no size is within the budget: {every[0].size} has {short(every[0].parameters)} "
             f"parameters, {least.size} needs {least.gflops:.3g} GFLOPs"
         )
-    # equal accuracies: the cheaper one
-    best = max((r for r in fitting if r.knn is not None), key=lambda r: r.knn, default=None)
-    return [Row(**{**asdict(row), "best": row is best}) for row in fitting]
+    shown = [row for row in fitting if row.knn is not None]
+    top = max(shown, key=lambda row: row.knn, default=None)
+    best = next((row for row in shown if top.knn - row.knn <= top.error), None)
+    return [replace(row, best=row is best) for row in fitting]
+
+
+def _knn(
+    measured: tuple[results.Accuracies, Mapping] | None, k: int
+) -> tuple[float | None, float | None]:
+    """(percent, its error), of a size that was measured at that k."""
+    accuracies, protocol = measured or ({}, {})
+    if k not in accuracies:
+        return None, None
+    return accuracies[k], results.error(accuracies[k], protocol["queries"]["images"])
 
 
 def short(count: int) -> str:
@@ -81,17 +97,17 @@ def table(found: Sequence[Row], recipe: Recipe, title: str) -> str:
     size_width = max([len(row.size) for row in found] + [8]) + 2
     head = (
         f"  {'size':<{size_width}}{'name':<{name_width}}{'parameters':>12}"
-        f"{f'GFLOPs at {evaluation.crop}':>16}{f'k-NN (k={evaluation.report_k})':>16}"
+        f"{f'GFLOPs at {evaluation.crop}':>16}{f'k-NN (k={evaluation.report_k})':>18}"
     )
     lines = [title, head]
     for row in found:
-        accuracy = "-" if row.knn is None else f"{row.knn:.2f} %"
+        accuracy = "-" if row.knn is None else f"{row.knn:.2f} ± {row.error:.1f} %"
         lines.append(
             f"{'*' if row.best else ' '} {row.size:<{size_width}}{row.name:<{name_width}}"
-            f"{short(row.parameters):>12}{row.gflops:>16.3g}{accuracy:>16}"
+            f"{short(row.parameters):>12}{row.gflops:>16.3g}{accuracy:>18}"
         )
     if any(row.best for row in found):
-        lines.append("* the best k-NN of these")
+        lines.append("* the cheapest within the 95 % error of the highest: not shown to be worse")
     return "\n".join(lines)
 
 
@@ -141,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     found = rows(
         model,
         recipe,
-        {size: values for size, (values, _) in measured.items()},
+        measured,
         most_parameters=args.max_params,
         most_gflops=args.max_gflops,
     )

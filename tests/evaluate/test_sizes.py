@@ -17,15 +17,23 @@ from tests.export.test_extract import run_folder
 
 PROTOCOL = {
     "bank": {"images": 40, "of": 40},
-    "queries": {"images": 25, "of": 25},
+    "queries": {"images": 25_000, "of": 25_000},
     "crop": 32,
     "resize": 32,
     "precision": "fp32",
 }
 
 
-def measured(folder: Path, knn: dict[Subnet, float], *, step: int = 7, images: int = 40) -> None:
+def measured(
+    folder: Path,
+    knn: dict[Subnet, float],
+    *,
+    step: int = 7,
+    images: int = 40,
+    queries: int = 25_000,
+) -> None:
     protocol = PROTOCOL | {"bank": {"images": images, "of": 40}}
+    protocol["queries"] = {"images": queries, "of": 25_000}
     row = KnnRow.of(step, protocol, {s: {20: x} for s, x in knn.items()})
     results.append(folder / "knn.jsonl", row)
 
@@ -78,6 +86,18 @@ def test_the_best_size_of_the_budget_is_marked(
     assert [row["size"] for row in least] == ["32x2"]
 
 
+def test_a_cheaper_size_within_the_error_of_the_best_is_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """62 % of 400 queries: 1.96 sqrt(62 x 38 / 400) = 4.76 points."""
+    run_folder(tmp_path, "evaluation.k=[20]")
+    accuracies = {Subnet(32, 2): 57.2, Subnet(32, 3): 57.3, Subnet(48, 2): 62.0}
+    measured(tmp_path, accuracies, queries=400)
+    rows = found(capsys, tmp_path)
+    assert [row["best"] for row in rows] == [False, True, False, False]
+    assert rows[2]["error"] == pytest.approx(4.757, abs=1e-3) and rows[3]["error"] is None
+
+
 def test_table_is_aligned_and_says_how_it_was_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,7 +108,9 @@ def test_table_is_aligned_and_says_how_it_was_measured(
     title, head, *lines = capsys.readouterr().out.splitlines()
     assert "step 7: 4 sizes" in title and head.endswith("k-NN (k=20)")
     assert {len(line) for line in [head, *lines[:4]]} == {len(head)}
-    assert lines[0].startswith("  32x2") and "small" in lines[0] and lines[0].endswith("50.00 %")
+    assert (
+        lines[0].startswith("  32x2") and "small" in lines[0] and lines[0].endswith("50.00 ± 0.6 %")
+    )
     assert lines[2].startswith("* 48x2")
     rest = "\n".join(lines[4:])
     assert "bank of 40 of 40" in rest and "bank of 20 of 40" in rest
