@@ -25,7 +25,7 @@ SAFE = [
 TAKEN = [
     *("output_dir=`touch trap`", "output_dir=$(touch trap)", "output_dir=a`touch trap` b"),
     *("output_dir=a $(touch trap)", "output_dir=$HOME", "output_dir=$HOME/with space"),
-    *("a=b;trap", "a=b&", "a=b|trap", "a=b>trap", "a=<trap", "a='b'", 'a="b"'),
+    *("a=b;true", "a=b&", "a=b|true", "a=b>trap", "a=<trap", "a='b'", 'a="b"'),
     *(
         "a=b\\c",
         "a=b\\\\ c",
