@@ -1,9 +1,13 @@
 """Two steps of a run, to see what they cost; nothing is written."""
 
+from pathlib import Path
+
 from poa_ds.checkpoint.state import RunState
 from poa_ds.run import exit_status
 from poa_ds.run.journal import Journal
 from poa_ds.run.setup import Setup
+from poa_ds.system.events import Events
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.track.tracker import Tracker
 
 STEPS = 2  # the first one warms up
@@ -12,10 +16,11 @@ STEPS = 2  # the first one warms up
 def dry_run(setup: Setup) -> int:
     """Take the steps and print what the second took; the exit status."""
     state, tracker = RunState(), Tracker.silent(setup.recipe)
+    events = Events(RunFolder(Path(setup.recipe.output_dir)).events, fresh=False, writes=False)
     batches = setup.batches(first_step=0)
     with (
         setup.closing(tracker),
-        Journal(setup, tracker, first_step=0, last_step=STEPS) as journal,
+        Journal(setup, tracker, events, first_step=0, last_step=STEPS) as journal,
     ):
         while state.step < STEPS:
             step = setup.step(state, batches, examine=journal.has_row(state.step + 1))
