@@ -109,15 +109,16 @@ def test_a_rank_that_is_killed_during_set_up_is_missed_in_seconds(
 ) -> None:
     with ranks(arguments(shards, tmp_path), tmp_path) as job:
         process = psutil.Process(job.processes[victim].pid)
+        while "MASTER_PORT" not in process.environ():  # it is not its own program yet
+            time.sleep(0.01)
+        name = f"@poa_ds/127.0.0.1:{process.environ()['MASTER_PORT']}:2/{victim}\n"
         signs = {
-            "it is there": lambda: any(
-                c.laddr.startswith("@poa_ds") for c in process.net_connections("unix")
-            ),
+            # a line for its own socket, and one for the other rank's connection to it
+            "it is there": lambda: Path("/proc/net/unix").read_text().count(name) > 1,
             "torch is there": lambda: any("libtorch_cpu" in m.path for m in process.memory_maps()),
         }
-        while not signs[moment]():
+        while not (signs["it is there"]() and signs[moment]()):
             time.sleep(0.01)
-        time.sleep(1.0)  # the other has seen it
         job.signal(signal.SIGKILL, victim)
         began = time.monotonic()
         assert job.processes[1 - victim].wait(timeout=120) == exit_status.LOST
