@@ -5,6 +5,7 @@ optimizer, `ema`, cut up like the other states. `push` brings it into the weight
 forward uses. Here and in engine.py alone are DeepSpeed's inner attributes (tested with 0.19.8).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -29,7 +30,7 @@ class Part:
     first: int
 
 
-class Stage:
+class Stage(ABC):
     """What the stages share. flats: this rank's fp32 masters, 1-D, which key the optimizer's state.
 
     zero: what DeepSpeed made of the optimizer. `averages`: student's parameter -> teacher's one.
@@ -48,24 +49,25 @@ class Stage:
         self.names = {id(p): name for name, p in networks.trained().items()}
         self.averages = {id(student): teacher for student, teacher in networks.averaged().values()}
 
+    @abstractmethod
     def flats(self) -> list[Tensor]:
-        raise NotImplementedError  # each stage's own, like all down to `loss_scale`
+        """The masters, in the order of the numbers that `group` and `Part` name."""
 
+    @abstractmethod
     def group(self, flat: int) -> dict:
         """The parameter group that a flat belongs to."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self) -> list[Part]:
         """Where the elements of every parameter are, as far as this rank has them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def push(self) -> None:
         """Bring the masters of the average into the weights of the teacher's forward."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reload(self) -> None:
         """Bring masters that were written in place into the students' weights."""
-        raise NotImplementedError
 
     def gradients(self, flat: int) -> list[Tensor]:
         """The averaged gradients of a flat, between backward and step; scaled by the loss scale."""
