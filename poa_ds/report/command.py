@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page; the exit status."""
     size = write(args.runs, args.out, title=args.title, most_mb=args.max_mb)
-    tell(f"{args.out}: {len(args.runs)} runs, {size / 1e6:.2f} MB")
+    count = len(args.runs)
+    tell(f"{args.out}: {count} run{'s' * (count > 1)}, {size / 1e6:.2f} MB")
     return 0
 
 
