@@ -5,6 +5,7 @@ docs/extending.md tells how they are made.
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,10 +125,9 @@ def test_a_plan_is_made_for_any_method(method: str, capsys: pytest.CaptureFixtur
 
 
 def test_who_is_not_in_a_table_is_refused_by_name(tmp_path: Path) -> None:
-    words = ["python", "-m", "poa_ds.train", "--config", "ds_configs/photos.yaml", "--print-config"]
-    done = subprocess.run(
-        [*words, "objective.method=toy dino"], cwd=ROOT, capture_output=True, text=True
-    )
+    words = [sys.executable, "-m", "poa_ds.train", "--config", "ds_configs/photos.yaml"]
+    words += ["--print-config", "objective.method=toy dino"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "objective.method" in done.stderr and "poa" in done.stderr
 
 
