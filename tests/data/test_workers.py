@@ -76,7 +76,7 @@ def test_items_come_in_their_order_whoever_makes_them() -> None:
         ]
 
 
-@pytest.mark.parametrize("files", [64, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("files", [64, pytest.param(90, marks=pytest.mark.slow)])
 def test_too_few_open_files_end_a_run_at_once(files: int, shards: Path, tmp_path: Path) -> None:
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
