@@ -42,6 +42,7 @@ setup(
         "pillow>=10.0",
         "plotly>=6.0",
         "psutil>=5.9",
+        "pyarrow>=14.0",
         "pyyaml>=6.0",
         "safetensors>=0.4.3",
         "timm>=1.0.9",

@@ -89,6 +89,11 @@ COMMANDS = {
         run="run_knn",
         arguments="add_knn_arguments",
     ),
+    "embed": Command(
+        "poa_ds.evaluate.embed",
+        "features of any images, by any sizes of a run -> safetensors, npy or parquet",
+        "poa-ds embed runs/photos --images my_images --sizes 32x2,96x4 --out features",
+    ),
     "sizes": Command(
         "poa_ds.evaluate.sizes",
         "every size with its parameters, GFLOPs and k-NN accuracy",

@@ -2,12 +2,6 @@
 
 import argparse
 import dataclasses
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
-import torch.distributed
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.data.places import open_folder
@@ -15,10 +9,11 @@ from poa_ds.evaluate import results
 from poa_ds.evaluate.features import Readout, random_weights
 from poa_ds.evaluate.knn import knn, raw_pixel_floor
 from poa_ds.evaluate.knn_protocol import KnnProtocol
+from poa_ds.evaluate.ranks import all_ranks
 from poa_ds.evaluate.results import KnnRow
 from poa_ds.recipe import checks
 from poa_ds.recipe.tree import Recipe
-from poa_ds.system import dist, paths, rendezvous
+from poa_ds.system import dist, paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError
 from poa_ds.system.progress import progress
@@ -47,7 +42,7 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_knn(args: argparse.Namespace) -> int:
     """Measure, print a table, add a row to the run's knn.jsonl. Runs under torchrun as well."""
-    with _all_ranks() as device:
+    with all_ranks() as device:
         model, recipe, step = load_teacher(args.run, args.step)
         recipe = _overridden(recipe, args)
         options, readout = recipe.evaluation, Readout.of(recipe, device)
@@ -70,23 +65,6 @@ def run_knn(args: argparse.Namespace) -> int:
             results.append(path, row)
             tell(f"added to {path}")
     return 0
-
-
-@contextmanager
-def _all_ranks() -> Iterator[torch.device]:
-    """The device of this rank, in a process group where a launcher started several."""
-    gpu = torch.cuda.is_available()
-    rendezvous.prepare_environment()
-    rendezvous.check_port(os.environ)
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
-    if gpu:
-        torch.cuda.set_device(device)
-    joins = int(os.environ["WORLD_SIZE"]) > 1 and not torch.distributed.is_initialized()
-    if joins:
-        torch.distributed.init_process_group("nccl" if gpu else "gloo")
-    yield device
-    if joins:
-        torch.distributed.destroy_process_group()
 
 
 def _overridden(recipe: Recipe, args: argparse.Namespace) -> Recipe:

@@ -1,6 +1,6 @@
 """What a network says of an image: its class token, of every size at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,12 @@ from poa_ds.recipe.tree import Recipe
 def features(model: ElasticBackbone, images: Tensor, subnet: Subnet) -> Tensor:
     """Class tokens (B, width) of normalised float images (B, 3, S, S)."""
     return model(images, subnet)[:, 0]
+
+
+def features_and_mean(model: ElasticBackbone, images: Tensor, subnet: Subnet) -> Tensor:
+    """(B, 2 x width): the class tokens, then the mean of the patch tokens."""
+    tokens = model(images, subnet)
+    return torch.cat((tokens[:, 0], tokens[:, 1:].mean(1)), dim=1)
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,13 @@ class Readout:
         precision = recipe.precision if device.type == "cuda" else "fp32"
         return cls(options.mean, options.std, device, precision, recipe.data.workers)
 
-    def encoder(self, model: ElasticBackbone, subnets: Sequence[Subnet]) -> Encoder:
-        """From uint8 images (B, 3, S, S) to the features of each size."""
+    def encoder(
+        self,
+        model: ElasticBackbone,
+        subnets: Sequence[Subnet],
+        read: Callable[[ElasticBackbone, Tensor, Subnet], Tensor] = features,
+    ) -> Encoder:
+        """From uint8 images (B, 3, S, S) to what `read` takes of each size."""
         shift, scale = (
             255 * rearrange(torch.tensor(x, device=self.device), "c -> c 1 1")
             for x in (self.mean, self.std)
@@ -47,7 +58,7 @@ class Readout:
         def encode(images: Tensor) -> list[Tensor]:
             normalised = (images.float() - shift) / scale
             with torch.autocast(self.device.type, low or torch.bfloat16, enabled=low is not None):
-                return [features(model, normalised, subnet) for subnet in subnets]
+                return [read(model, normalised, subnet) for subnet in subnets]
 
         return encode
 

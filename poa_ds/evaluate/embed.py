@@ -1,0 +1,222 @@
+"""poa-ds embed: the features of any images, of many sizes at once: each image is decoded once.
+
+Rows are worked on in parts that the ranks take in turn; a part is whole on the disk or not there.
+"""
+
+import argparse
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from poa_ds.checkpoint.deployed import WEIGHTS, find_teacher, load_teacher
+from poa_ds.data.image.views import center_view, decode
+from poa_ds.data.places import open_folder
+from poa_ds.data.workers import loaded
+from poa_ds.evaluate import image_sources
+from poa_ds.evaluate.embedding_files import Parts, is_there, publish
+from poa_ds.evaluate.features import Readout, features, features_and_mean
+from poa_ds.evaluate.image_sources import Images, Shards
+from poa_ds.evaluate.knn_protocol import Encoder
+from poa_ds.evaluate.neighbours import Deal
+from poa_ds.evaluate.ranks import all_ranks
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.space import Subnet
+from poa_ds.recipe.tree import Recipe
+from poa_ds.system import arguments, dist, paths
+from poa_ds.system.console import say, tell
+from poa_ds.system.errors import UserError
+from poa_ds.system.progress import progress
+
+READS = {"cls": features, "cls+avg": features_and_mean}
+TYPES = {"fp32": torch.float32, "fp16": torch.float16}
+PART_BATCHES = 16  # what a killed command may have to do again, per rank
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds embed`."""
+    parser.add_argument(
+        "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=paths.path, metavar="DIR", help="a tree of image files")
+    source.add_argument("--shards", type=paths.place, metavar="SHARDS", help="a shard folder")
+    source.add_argument(
+        "--list",
+        type=paths.path,
+        metavar="FILE",
+        help="paths of images, one a line, relative to its folder",
+    )
+    parser.add_argument("--out", type=paths.path, required=True, help="folder to write")
+    parser.add_argument("--sizes", help="all, or names and WIDTHxDEPTH, by commas (recipe's names)")
+    parser.add_argument("--step", type=int, help="of the teacher (the newest)")
+    parser.add_argument(
+        "--format", choices=("safetensors", "npy", "parquet"), default="safetensors"
+    )
+    parser.add_argument(
+        "--what",
+        choices=list(READS),
+        default="cls",
+        help="class token, or with the mean of the patch tokens behind it (a Swin's or ResNet's "
+        "class token is that mean)",
+    )
+    parser.add_argument("--normalise", action="store_true", help="rows of unit length")
+    parser.add_argument("--dtype", choices=list(TYPES), default="fp32", help="of the files")
+    parser.add_argument(
+        "--batch-size", type=arguments.count, help="images at a time (recipe's evaluation's)"
+    )
+    parser.add_argument("--workers", type=int, help="loader processes per rank (recipe's)")
+    parser.add_argument("--dry-run", action="store_true", help="say what it costs, write nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write OUT, or go on where a killed command stopped. Runs under torchrun as well.
+
+    1 where features are not finite: they are written, and named.
+    """
+    with all_ranks() as device:
+        model, recipe, step = load_teacher(args.run, args.step)
+        subnets = model.space.select(args.sizes or [*model.space.names] or recipe.evaluation.sizes)
+        images, readout = _images(args, recipe), Readout.of(recipe, device)
+        block = args.batch_size or recipe.evaluation.batch_size
+        setting = {
+            "step": step,
+            "weights_sha256": _sha256(find_teacher(args.run, args.step) / WEIGHTS),
+            "images_sha256": images.hash,
+            "rows": len(images),
+            "sizes": [subnet.label for subnet in subnets],
+            "feature": args.what,
+            "unit_length": args.normalise,
+            "dtype": args.dtype,
+            "resize": recipe.evaluation.resize,
+            "crop": recipe.evaluation.crop,
+            "mean": list(readout.mean),
+            "std": list(readout.std),
+            "precision": readout.precision,
+            "batch_size": block,
+            "format": args.format,
+        }
+        if is_there(args.out, setting):
+            tell(f"{args.out} holds these features already")
+            return 0
+        _tell_cost(model, subnets, setting, args.out)
+        if args.dry_run:
+            return 0
+        parts, deal = Parts.beside(args.out), Deal(len(images), PART_BATCHES * block)
+        if dist.is_main():
+            parts.begin(setting)
+        dist.barrier()
+        encode = readout.encoder(model.to(device), subnets, READS[args.what])
+        work = Embedding(images, setting, encode, device)
+        workers = readout.workers if args.workers is None else args.workers
+        work.run(parts, [span for span in deal.own() if not parts.has(span)], workers)
+        dist.barrier()
+        strange = {}
+        if dist.is_main():
+            spans = [
+                range(i, min(i + deal.block, deal.rows)) for i in range(0, deal.rows, deal.block)
+            ]
+            strange = publish(args.out, parts, spans, images, setting=setting, style=args.format)
+            tell(f"{len(images):,} rows of {len(subnets)} sizes: {args.out}")
+            for size, count in strange.items():
+                say(f"{size}: {count} rows of features are not finite")
+        strange = dist.broadcast_object(strange)
+        dist.barrier()
+    return 1 if strange else 0
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Images to rows of features, as `setting` says."""
+
+    images: Images
+    setting: dict[str, Any]
+    encode: Encoder
+    device: torch.device
+
+    @torch.inference_mode()
+    def run(self, parts: Parts, spans: Sequence[range], workers: int) -> None:
+        """Work on these parts; each is written when it is whole."""
+        block = self.setting["batch_size"]
+        batches = [span[i : i + block] for span in spans for i in range(0, len(span), block)]
+        crops = _Crops(self.images, self.setting["resize"], self.setting["crop"])
+        found = loaded(crops, batches, workers)
+        if dist.is_main():
+            found = progress(found, total=len(batches), label="embed", unit="batches")
+        found = iter(found)
+        for span in spans:
+            self._part(parts, span, found, -(-len(span) // block))
+        assert next(found, None) is None  # and the loader ends
+
+    def _part(
+        self, parts: Parts, span: range, found: Iterator[tuple[Tensor, dict]], count: int
+    ) -> None:
+        rows: dict[str, list[np.ndarray]] = {size: [] for size in self.setting["sizes"]}
+        damaged: dict[int, str] = {}
+        for _ in range(count):
+            crops, bad = next(found)
+            first = span.start + sum(len(x) for x in next(iter(rows.values())))
+            for size, x in zip(rows, self.encode(crops.to(self.device)), strict=True):
+                x = F.normalize(x.float(), dim=1) if self.setting["unit_length"] else x.float()
+                x[[row - first for row in bad]] = float("nan")
+                rows[size].append(x.to(TYPES[self.setting["dtype"]]).cpu().numpy())
+            damaged |= bad
+        parts.write(span, {size: np.concatenate(x) for size, x in rows.items()}, damaged)
+
+
+class _Crops(Dataset[tuple[Tensor, dict[int, str]]]):
+    """Numbers of images -> (centre views (b, 3, S, S) uint8, the causes of damaged ones)."""
+
+    def __init__(self, images: Images, resize: int, crop: int) -> None:
+        self.images, self.resize, self.crop = images, resize, crop
+
+    def __getitem__(self, numbers: range) -> tuple[Tensor, dict[int, str]]:
+        crops = torch.zeros(len(numbers), 3, self.crop, self.crop, dtype=torch.uint8)
+        damaged = {}
+        for place, number in enumerate(numbers):
+            try:
+                image = decode(self.images.read(number))
+                crops[place] = center_view(image, self.resize, self.crop)
+            except (UserError, OSError) as error:
+                damaged[number] = str(error)
+        return crops, damaged
+
+
+def _images(args: argparse.Namespace, recipe: Recipe) -> Images:
+    if args.images:
+        return image_sources.below(args.images)
+    if args.list:
+        return image_sources.listed(args.list)
+    return Shards(open_folder(args.shards, recipe.data))
+
+
+def _tell_cost(
+    model: ElasticBackbone, subnets: Sequence[Subnet], setting: dict[str, Any], out: Path
+) -> None:
+    """The work and the disk that it takes; UserError where the disk has less. All ranks look."""
+    rows, times = setting["rows"], 1 + (setting["feature"] == "cls+avg")
+    flops = rows * sum(model.flops(subnet, setting["crop"]) for subnet in subnets)
+    widths = times * sum(model.feature_width(subnet) for subnet in subnets)
+    size = rows * widths * TYPES[setting["dtype"]].itemsize
+    if dist.is_main():
+        tell(f"{rows:,} images x {len(subnets)} sizes = {flops:.2g} FLOPs, {size / 1e6:.3g} MB")
+    there = next(folder for folder in out.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if 2 * size > free:
+        raise UserError(
+            f"--out {out}: parts and files take {2 * size / 1e9:.3g} GB, the disk has "
+            f"{free / 1e9:.3g} GB: fewer --sizes, or --dtype fp16"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
