@@ -94,6 +94,11 @@ COMMANDS = {
         "features of any images, by any sizes of a run -> safetensors, npy or parquet",
         "poa-ds embed runs/photos --images my_images --sizes 32x2,96x4 --out features",
     ),
+    "latency": Command(
+        "poa_ds.evaluate.latency",
+        "how long each size takes by itself on this machine",
+        "poa-ds latency runs/photos --sizes all --threads 1",
+    ),
     "sizes": Command(
         "poa_ds.evaluate.sizes",
         "every size with its parameters, GFLOPs and k-NN accuracy",

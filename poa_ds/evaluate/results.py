@@ -6,11 +6,11 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from poa_ds.model.space import Subnet
 from poa_ds.system import json_text
@@ -18,6 +18,7 @@ from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text
 from poa_ds.system.lock import alone
 
+T = TypeVar("T")
 Accuracies = Mapping[int, float]  # k -> percent
 
 
@@ -74,7 +75,13 @@ def _by_k(values: Mapping[str, float]) -> dict[int, float]:
     return {int(k): percent for k, percent in values.items()}
 
 
-def append(path: Path, row: KnnRow) -> None:
+class Row(Protocol):
+    """What becomes a line of a file."""
+
+    def to_json(self) -> str: ...
+
+
+def append(path: Path, row: Row) -> None:
     """Add one row, on the disk when this returns; in the place of one that was cut short."""
     with alone(path), open(path, "ab") as file:
         before = path.read_bytes() if file.tell() else b""
@@ -87,13 +94,18 @@ def append(path: Path, row: KnnRow) -> None:
 
 def read(path: Path) -> list[KnnRow]:
     """All rows, [] without the file; a last line that a kill cut short does not count."""
+    return lines(path, KnnRow.from_json)
+
+
+def lines(path: Path, row: Callable[[str], T]) -> list[T]:
+    """A row from each line, [] without the file; a cut last line does not count."""
     if not path.is_file():
         return []
-    *lines, _cut_short = path.read_text("utf-8", errors="replace").split("\n")
+    *whole, _cut_short = path.read_text("utf-8", errors="replace").split("\n")
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(whole, start=1):
         try:
-            rows.append(KnnRow.from_json(line))
+            rows.append(row(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}, line {number} is damaged: {error}") from error
     return rows

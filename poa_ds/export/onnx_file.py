@@ -100,16 +100,20 @@ def _one_hot(places: Tensor, side: int) -> Tensor:
 
 
 class Network(nn.Module):
-    """An ONNX file on the CPU, called like the network it was written from."""
+    """An ONNX file on the CPU, called like the network it was written from.
 
-    def __init__(self, path: Path) -> None:
+    threads: 0 for as many as onnxruntime takes by itself.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
         super().__init__()
         if importlib.util.find_spec("onnxruntime") is None:
-            raise UserError("--check of an ONNX file needs the package onnxruntime")
+            raise UserError("running an ONNX file needs the package onnxruntime")
         import onnxruntime
 
-        providers = ["CPUExecutionProvider"]
-        self.session = onnxruntime.InferenceSession(str(path), providers=providers)
+        options, providers = onnxruntime.SessionOptions(), ["CPUExecutionProvider"]
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
 
     def _run(self, images: Tensor) -> list[Tensor]:
         found = self.session.run(list(OUTPUTS), {INPUT: images.float().numpy()})
