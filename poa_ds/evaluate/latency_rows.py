@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -31,6 +31,8 @@ class Place:
 
     def is_here(self) -> bool:
         """Whether it is this machine."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            return False
         return (self.processor, self.cores) == (processor(self.device), os.cpu_count())
 
     def __str__(self) -> str:
@@ -86,21 +88,23 @@ def read(path: Path) -> list[LatencyRow]:
     return lines(path, LatencyRow.from_json)
 
 
-def newest(rows: Sequence[LatencyRow], device: str | None = None) -> Mapping[str, LatencyRow]:
+def here(rows: Sequence[LatencyRow], device: str | None = None) -> list[LatencyRow]:
+    """Those that were measured on this machine; device: cpu or cuda, None for any."""
+    asked = [row for row in rows if device in (None, row.place.device)]
+    return [row for row in asked if row.place.is_here()]
+
+
+def newest(rows: Sequence[LatencyRow], device: str | None = None) -> dict[str, LatencyRow]:
     """Size -> its last row at the place of this machine that was measured last.
 
-    device: cpu or cuda, None for any. UserError: nothing was measured on this machine.
+    UserError: nothing was measured on this machine.
     """
-    here = [row for row in rows if device in (None, row.place.device) and _is_here(row.place)]
-    if not here:
+    found = here(rows, device)
+    if not found:
         others = sorted({row.place.processor for row in rows})
         elsewhere = f" (there are latencies of {', '.join(others)})" if others else ""
         raise UserError(
             f"no latency was measured on this machine{elsewhere}: "
             "poa-ds latency RUN --sizes all measures them"
         )
-    return {row.size: row for row in here if row.place == here[-1].place}
-
-
-def _is_here(place: Place) -> bool:
-    return (place.device != "cuda" or torch.cuda.is_available()) and place.is_here()
+    return {row.size: row for row in found if row.place == found[-1].place}

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
-from poa_ds.evaluate import results
+from poa_ds.evaluate import latency_rows, results
+from poa_ds.evaluate.latency_rows import LatencyRow
+from poa_ds.evaluate.pareto import front
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
@@ -18,6 +20,8 @@ from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.run_folder import RunFolder
 
+COSTS = ("parameters", "gflops", "latency")
+UNITS = {"ms": 1.0, "s": 1e3}
 SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 
@@ -26,7 +30,8 @@ class Row:
     """One size. gflops: of a forward pass of one image, two per multiply-add.
 
     error: of knn, 95 %, in points. best: the cheapest whose k-NN is not shown to be worse than the
-    highest: it lies within that one's error.
+    highest: it lies within that one's error. latency: median milliseconds on this machine. front:
+    no size is better in cost or k-NN and as good in the other.
     """
 
     size: str
@@ -36,6 +41,13 @@ class Row:
     knn: float | None  # percent top-1 at the recipe's report_k
     error: float | None = None
     best: bool = False
+    latency: float | None = None
+    unsteady: bool = False  # the latency
+    front: bool = False
+
+    def cost(self, kind: str) -> float | None:
+        """One of COSTS; None: not measured."""
+        return getattr(self, kind)
 
 
 def rows(
@@ -45,8 +57,14 @@ def rows(
     *,
     most_parameters: float = float("inf"),
     most_gflops: float = float("inf"),
+    latencies: Mapping[str, LatencyRow] | None = None,
+    most_milliseconds: float = float("inf"),
+    cost: str = "parameters",
 ) -> list[Row]:
-    """Every size within the budget, smallest first; measured: results.newest of the run."""
+    """Every size within the budget, cheapest first; measured: results.newest of the run.
+
+    latencies: latency_rows.newest. A size without one is not within a budget of milliseconds.
+    """
     names: dict[str, list[str]] = {}
     for name, subnet in model.space.names.items():
         names.setdefault(str(subnet), []).append(name)
@@ -61,18 +79,40 @@ def rows(
         )
         for subnet in model.space.subnets()
     ]
+    every = [_timed(row, (latencies or {}).get(row.size)) for row in every]
     every.sort(key=lambda row: (row.parameters, row.gflops))
     fitting = [r for r in every if r.parameters <= most_parameters and r.gflops <= most_gflops]
+    if most_milliseconds < float("inf"):
+        fitting = [r for r in fitting if r.latency is not None and r.latency <= most_milliseconds]
     if not fitting:
         least = min(every, key=lambda row: row.gflops)
         raise UserError(
             f"no size is within the budget: {every[0].size} has {short(every[0].parameters)} "
-            f"parameters, {least.size} needs {least.gflops:.3g} GFLOPs"
+            f"parameters, {least.size} needs {least.gflops:.3g} GFLOPs{_quickest(every)}"
         )
+    # those whose cost was not measured come last
+    fitting.sort(key=lambda row: (row.cost(cost) is None, row.cost(cost) or 0.0))
     shown = [row for row in fitting if row.knn is not None]
     top = max(shown, key=lambda row: row.knn, default=None)
     best = next((row for row in shown if top.knn - row.knn <= top.error), None)
-    return [replace(row, best=row is best) for row in fitting]
+    kept = front([(row.cost(cost), row.knn) for row in fitting])
+    return [
+        replace(row, best=row is best, front=number in kept) for number, row in enumerate(fitting)
+    ]
+
+
+def _timed(row: Row, latency: LatencyRow | None) -> Row:
+    if latency is None:
+        return row
+    return replace(row, latency=latency.median, unsteady=latency.unsteady)
+
+
+def _quickest(every: Sequence[Row]) -> str:
+    measured = [row for row in every if row.latency is not None]
+    if not measured:
+        return ""
+    least = min(measured, key=lambda row: row.latency)
+    return f", {least.size} takes {least.latency:.3g} ms"
 
 
 def _knn(
@@ -90,23 +130,35 @@ def short(count: int) -> str:
     return f"{count / 1e6:.3g} M" if count >= 999_500 else f"{count / 1e3:.3g} K"
 
 
-def table(found: Sequence[Row], recipe: Recipe, title: str) -> str:
-    """The rows as aligned text."""
+def table(found: Sequence[Row], recipe: Recipe, title: str, *, cost: str = "") -> str:
+    """The rows as aligned text; a star for the best, or for the front of this cost.
+
+    Latencies are a column where any is known.
+    """
+    timed = any(row.latency is not None for row in found)
     name_width = max([len(row.name) for row in found] + [4])
     evaluation = recipe.evaluation
     size_width = max([len(row.size) for row in found] + [8]) + 2
     head = (
         f"  {'size':<{size_width}}{'name':<{name_width}}{'parameters':>12}"
-        f"{f'GFLOPs at {evaluation.crop}':>16}{f'k-NN (k={evaluation.report_k})':>18}"
+        f"{f'GFLOPs at {evaluation.crop}':>16}{'latency ms' if timed else '':>{12 * timed}}"
+        f"{f'k-NN (k={evaluation.report_k})':>18}"
     )
     lines = [title, head]
     for row in found:
         accuracy = "-" if row.knn is None else f"{row.knn:.2f} ± {row.error:.1f} %"
+        mark = row.front if cost else row.best
+        latency = "-" if row.latency is None else f"{row.latency:.2f}{'?' * row.unsteady}"
         lines.append(
-            f"{'*' if row.best else ' '} {row.size:<{size_width}}{row.name:<{name_width}}"
-            f"{short(row.parameters):>12}{row.gflops:>16.3g}{accuracy:>18}"
+            f"{'*' if mark else ' '} {row.size:<{size_width}}{row.name:<{name_width}}"
+            f"{short(row.parameters):>12}{row.gflops:>16.3g}"
+            f"{latency if timed else '':>{12 * timed}}{accuracy:>18}"
         )
-    if any(row.best for row in found):
+    if cost:
+        lines.append(
+            f"* the front of {cost} and k-NN: no other is as good in both and better in one"
+        )
+    elif any(row.best for row in found):
         lines.append("* the cheapest within the 95 % error of the highest: not shown to be worse")
     return "\n".join(lines)
 
@@ -128,6 +180,14 @@ def quantity(text: str) -> float:
     return float(match[1]) * SUFFIXES[match[2]]
 
 
+def milliseconds(text: str) -> float:
+    """A time with its unit: 20ms, 0.02s."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s)", text.strip().lower())
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0 such as 20ms or 0.02s")
+    return float(match[1]) * UNITS[match[2]]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds sizes`."""
     parser.add_argument(
@@ -144,6 +204,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="e.g. 5; two per multiply-add",
     )
+    parser.add_argument(
+        "--max-latency",
+        type=milliseconds,
+        default=float("inf"),
+        metavar="TIME",
+        help="e.g. 20ms, by the newest times of `poa-ds latency` on this machine",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="of the times (the newest)")
+    parser.add_argument(
+        "--accept-unsteady", action="store_true", help="--max-latency by unsteady times too"
+    )
+    parser.add_argument(
+        "--cost", choices=COSTS, default="parameters", help="by which sizes are ordered"
+    )
+    parser.add_argument(
+        "--pareto", action="store_true", help="only sizes that none beats in --cost and k-NN"
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--csv", action="store_true", help="print CSV")
     output.add_argument("--json", action="store_true", help="print JSON")
@@ -152,30 +229,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the sizes of a run."""
     model, recipe, step = load_teacher(args.run, args.step)
-    path = RunFolder.around(find_teacher(args.run, args.step)).knn
-    measured = results.newest(results.read(path), step)
+    folder = RunFolder.around(find_teacher(args.run, args.step))
+    measured = results.newest(results.read(folder.knn), step)
+    latencies = _latencies(folder.latency, args)
     found = rows(
         model,
         recipe,
         measured,
         most_parameters=args.max_params,
         most_gflops=args.max_gflops,
+        latencies=latencies,
+        most_milliseconds=args.max_latency,
+        cost=args.cost,
     )
+    if args.pareto:
+        found = [row for row in found if row.front]
+        if not found:
+            raise UserError(f"no size has k-NN: poa-ds eval knn {args.run} --sizes all")
     if args.csv:
         tell(as_csv(found))
     elif args.json:
         print(json.dumps([asdict(row) for row in found], indent=1))
     else:
-        tell(table(found, recipe, f"{args.run}, step {step}: {len(found)} sizes"))
-        tell("\n".join(_remarks(measured, found, args.run)))
+        title = f"{args.run}, step {step}: {len(found)} sizes"
+        tell(table(found, recipe, title, cost=args.cost if args.pareto else ""))
+        tell("\n".join(_remarks(measured, found, args.run, latencies)))
     return 0
 
 
-def _remarks(measured: dict, found: Sequence[Row], run: Path) -> list[str]:
+def _latencies(path: Path, args: argparse.Namespace) -> Mapping[str, LatencyRow]:
+    """Those of this machine; {} where none are there or asked for."""
+    asked = args.max_latency < float("inf") or args.cost == "latency"
+    found = latency_rows.read(path)
+    if not asked and not latency_rows.here(found, args.device):
+        return {}
+    newest = latency_rows.newest(found, args.device)
+    unsteady = [size for size, row in newest.items() if row.unsteady]
+    if asked and unsteady and not args.accept_unsteady:
+        load = max(newest[size].load for size in unsteady)
+        raise UserError(
+            f"the latency of {', '.join(unsteady[:3])}{' and others' * (len(unsteady) > 3)} is "
+            f"unsteady (load {load:.1f} then): measure again on a quiet machine, or "
+            "--accept-unsteady takes the medians"
+        )
+    return newest
+
+
+def _remarks(
+    measured: dict, found: Sequence[Row], run: Path, latencies: Mapping[str, LatencyRow]
+) -> list[str]:
     """By which protocol the k-NN was measured, and what is missing."""
     shown = {row.size for row in found if row.knn is not None}
     protocols = sorted({results.describe(p) for size, (_, p) in measured.items() if size in shown})
     lines = ["GFLOPs: of one image, two per multiply-add"]
+    if latencies:
+        place = next(iter(latencies.values())).place
+        lines.append(f"latency: {len(latencies)} sizes measured on {place}; ? unsteady")
     lines += [f"k-NN: {protocol}" for protocol in protocols]
     if len(protocols) > 1:
         lines.append("These protocols differ: the accuracies cannot be compared.")

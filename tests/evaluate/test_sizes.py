@@ -1,8 +1,10 @@
 """The table of sizes: costs, accuracies, budgets and the three forms of output."""
 
+import argparse
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from poa_ds import cli
 from poa_ds.evaluate import results, sizes
 from poa_ds.evaluate.features import random_weights
+from poa_ds.evaluate.latency_rows import LatencyRow, Place, processor
 from poa_ds.evaluate.results import KnnRow
 from poa_ds.model.space import Subnet
 from tests.evaluate.test_knn import tiny
@@ -153,3 +156,75 @@ def test_quantities() -> None:
     ]
     assert sizes.quantity("25M") == 25e6 and sizes.quantity("0.3b") == 3e8
     assert sizes.quantity("800k") == 8e5 and sizes.quantity("5") == 5
+
+
+def timed(folder: Path, times: dict[str, float], *, spread: float = 0.0) -> None:
+    place = Place("cpu", processor("cpu"), os.cpu_count(), 1, "torch 2", 1, "fp32", 32)
+    for size, median in times.items():
+        low, high = median * (1 - spread / 2), median * (1 + spread / 2)
+        results.append(
+            folder / "latency.jsonl", LatencyRow(7, size, place, median, low, high, 30, 1.5)
+        )
+
+
+def test_a_budget_of_time_takes_what_was_measured_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder(tmp_path, "evaluation.k=[20]")
+    measured(tmp_path, {Subnet(32, 2): 50.0, Subnet(32, 3): 60.0, Subnet(48, 2): 58.0})
+    timed(tmp_path, {"32x2": 9.0, "32x3": 30.0, "48x2": 20.0, "48x3": 40.0})
+    timed(tmp_path, {"32x2": 10.0})  # newer
+    rows = found(capsys, tmp_path)
+    assert [row["latency"] for row in rows] == [10.0, 30.0, 20.0, 40.0]
+    within = found(capsys, tmp_path, "--max-latency", "0.02s")
+    assert [(row["size"], row["best"]) for row in within] == [("32x2", False), ("48x2", True)]
+    assert [row["size"] for row in found(capsys, tmp_path, "--cost", "latency")] == [
+        *("32x2", "48x2", "32x3", "48x3")
+    ]
+    assert cli.main(["sizes", str(tmp_path), "--max-latency", "5ms"]) == 1
+    assert "32x2 takes 10 ms" in capsys.readouterr().err
+    assert cli.main(["sizes", str(tmp_path)]) == 0
+    _, head, *lines = capsys.readouterr().out.splitlines()
+    assert "latency ms" in head and {len(line) for line in lines[:4]} == {len(head)}
+
+
+def test_the_front_depends_on_the_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """32x3 has fewer parameters than 48x2 but takes longer."""
+    run_folder(tmp_path, "evaluation.k=[20]")
+    measured(tmp_path, {Subnet(32, 2): 50.0, Subnet(32, 3): 57.0, Subnet(48, 2): 58.0})
+    timed(tmp_path, {"32x2": 10.0, "32x3": 30.0, "48x2": 20.0})
+    by_size = found(capsys, tmp_path, "--pareto")
+    assert [row["size"] for row in by_size] == ["32x2", "32x3", "48x2"]
+    by_time = found(capsys, tmp_path, "--pareto", "--cost", "latency")
+    assert [row["size"] for row in by_time] == ["32x2", "48x2"]
+    assert all(row["front"] for row in by_time)
+    assert cli.main(["sizes", str(tmp_path), "--pareto", "--cost", "latency"]) == 0
+    out = capsys.readouterr().out
+    assert "front of latency" in out and "* 48x2" in out
+
+
+def test_unsteady_times_and_those_of_nobody_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder(tmp_path, "evaluation.k=[20]")
+    words = ["sizes", str(tmp_path), "--max-latency", "20ms"]
+    assert cli.main(words) == 1
+    assert "poa-ds latency RUN" in capsys.readouterr().err
+    assert cli.main(["sizes", str(tmp_path), "--pareto"]) == 1
+    assert "no size has k-NN" in capsys.readouterr().err
+    timed(tmp_path, {"32x2": 10.0}, spread=0.3)
+    assert cli.main(words) == 1
+    assert "32x2 is unsteady (load 1.5 then)" in capsys.readouterr().err
+    assert cli.main([*words, "--accept-unsteady"]) == 0
+    assert "10.00?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("20ms", 20.0), ("0.02s", 20.0), ("1.5MS", 1.5)])
+def test_times_have_units(text: str, wanted: float) -> None:
+    assert sizes.milliseconds(text) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("text", ["20", "0ms", "fast", "-1s", "1 h"])
+def test_a_time_without_unit_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="20ms"):
+        sizes.milliseconds(text)

@@ -1,0 +1,23 @@
+"""Which sizes are worth their cost: those that no other beats."""
+
+from collections.abc import Sequence
+from math import inf, isnan
+
+
+def front(points: Sequence[tuple[float | None, float | None]]) -> set[int]:
+    """Numbers of the (cost, worth) that no other is at least as good as in both, better in one.
+
+    A point without cost or worth (None, NaN) is never among them; equal points are together.
+    """
+    known = [
+        (cost, worth, number)
+        for number, (cost, worth) in enumerate(points)
+        if cost is not None and worth is not None and not isnan(cost) and not isnan(worth)
+    ]
+    found, best = set(), (inf, -inf)
+    for cost, worth, number in sorted(known, key=lambda point: (point[0], -point[1])):
+        if worth > best[1]:
+            best = (cost, worth)
+        if (cost, worth) == best:
+            found.add(number)
+    return found

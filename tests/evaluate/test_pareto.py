@@ -1,0 +1,35 @@
+"""The front of cost and worth against its definition, point by point."""
+
+from math import isnan
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poa_ds.evaluate.pareto import front
+
+NUMBER = st.integers(0, 6).map(float) | st.just(float("nan")) | st.none()
+
+
+def known(point: tuple) -> bool:
+    return all(x is not None and not isnan(x) for x in point)
+
+
+def beaten(point: tuple[float, float], other: tuple[float, float]) -> bool:
+    no_worse = other[0] <= point[0] and other[1] >= point[1]
+    return no_worse and other != point
+
+
+@given(st.lists(st.tuples(NUMBER, NUMBER), max_size=12))
+def test_the_front_is_what_nothing_beats(points: list[tuple]) -> None:
+    wanted = {
+        number
+        for number, point in enumerate(points)
+        if known(point) and not any(beaten(point, other) for other in points if known(other))
+    }
+    assert front(points) == wanted
+
+
+def test_ties_and_what_is_unknown() -> None:
+    nan = float("nan")
+    points = [(1, 50.0), (1, 50.0), (2, 50.0), (1, 40.0), (0, nan), (0, None), (3, 60.0)]
+    assert front(points) == {0, 1, 6}
