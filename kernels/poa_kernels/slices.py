@@ -7,9 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def alpha(whole: int, active: int) -> float:
-    """The factor of an input of which `active` of the `whole` channels are there (POA 3.2)."""
-    return whole / active
+def alpha(whole: int, active: int, exponent: float = 1.0) -> float:
+    """The factor of an input of which `active` of the `whole` channels are there (POA 3.2).
+
+    exponent: 1 as published, which keeps the size of a sum over fewer equal terms; 0.5 keeps it
+    for independent terms; 0 scales nothing.
+    """
+    return (whole / active) ** exponent
 
 
 def leading(parameter: Tensor, count: int) -> Tensor:
@@ -22,10 +26,10 @@ def two(items: Sequence) -> tuple:
     return (*items, *items)[:2]
 
 
-def forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
+def forward(streams, weight, bias, outs, exponent=1.0) -> tuple[Tensor, ...]:
     """As in two_stream_linear, for any number of streams."""
     return tuple(
-        _one(x, weight[:out, : x.shape[1]], bias, alpha(weight.shape[1], x.shape[1]))
+        _one(x, weight[:out, : x.shape[1]], bias, alpha(weight.shape[1], x.shape[1], exponent))
         for x, out in zip(streams, outs, strict=True)
     )
 
@@ -39,16 +43,16 @@ def _one(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor
     return torch.addmm(first, x, weight.t(), beta=beta, alpha=scale)
 
 
-def of_input(gradients, weight, widths) -> list[Tensor]:
+def of_input(gradients, weight, widths, exponent=1.0) -> list[Tensor]:
     inputs = []
     for g, width in zip(gradients, widths, strict=True):
         x = g.new_empty(len(g), width)
-        scale = alpha(weight.shape[1], width)
+        scale = alpha(weight.shape[1], width, exponent)
         inputs.append(torch.addmm(x, g, weight[: g.shape[1], :width], beta=0, alpha=scale, out=x))
     return inputs
 
 
-def of_weight(gradients, streams, weight) -> Tensor:
+def of_weight(gradients, streams, weight, exponent=1.0) -> Tensor:
     """The first stream that covers the weight writes all of it; the other adds to its corner."""
     pairs = list(zip(gradients, streams, strict=True))
     whole = [g.shape[1] == weight.shape[0] and x.shape[1] == weight.shape[1] for g, x in pairs]
@@ -59,5 +63,5 @@ def of_weight(gradients, streams, weight) -> Tensor:
         total = torch.zeros_like(weight)
     for g, x in pairs:
         corner = total[: g.shape[1], : x.shape[1]]
-        corner.addmm_(g.t(), x, alpha=alpha(weight.shape[1], x.shape[1]))
+        corner.addmm_(g.t(), x, alpha=alpha(weight.shape[1], x.shape[1], exponent))
     return total

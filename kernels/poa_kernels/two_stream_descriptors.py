@@ -29,7 +29,7 @@ def fits(matrices: Sequence[Tensor], widths: Sequence[int]) -> bool:
     )
 
 
-def forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
+def forward(streams, weight, bias, outs, exponent=1.0) -> tuple[Tensor, ...]:
     """As in two_stream_linear, for what `fits` accepts."""
     tile = _prepared("forward", weight)
     ys = [x.new_empty(len(x), out) for x, out in zip(streams, outs, strict=True)]
@@ -38,13 +38,13 @@ def forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
         *two(streams), weight, weight if bias is None else bias, *two(ys),
         *two([len(x) for x in streams]), *two([x.shape[1] for x in streams]), *two(outs),
         *two([x.stride(0) for x in streams]), weight.stride(0),
-        *two([alpha(weight.shape[1], x.shape[1]) for x in streams]), counts[0],
+        *two([alpha(weight.shape[1], x.shape[1], exponent) for x in streams]), counts[0],
         HAS_BIAS=bias is not None, PRECISION=precision(weight), **tile,
     )  # fmt: skip
     return tuple(ys)
 
 
-def of_input(gradients, weight, widths) -> list[Tensor]:
+def of_input(gradients, weight, widths, exponent=1.0) -> list[Tensor]:
     """The gradients of the streams."""
     tile = _prepared("input", weight)
     dxs = [g.new_empty(len(g), width) for g, width in zip(gradients, widths, strict=True)]
@@ -52,18 +52,18 @@ def of_input(gradients, weight, widths) -> list[Tensor]:
     _input[(sum(counts),)](
         *two(gradients), weight, *two(dxs), *two([len(g) for g in gradients]), *two(widths),
         *two([g.shape[1] for g in gradients]), weight.stride(0),
-        *two([alpha(weight.shape[1], width) for width in widths]), counts[0],
+        *two([alpha(weight.shape[1], width, exponent) for width in widths]), counts[0],
         PRECISION=precision(weight), **tile,
     )  # fmt: skip
     return dxs
 
 
-def of_weight(gradients, streams, weight) -> Tensor:
+def of_weight(gradients, streams, weight, exponent=1.0) -> Tensor:
     """The gradient of the whole weight."""
     tile = _prepared("weight", weight)
     dw = torch.empty_like(weight, memory_format=torch.contiguous_format)
     rows = [len(x) for x in streams]
-    scale0, scale1 = two([alpha(weight.shape[1], x.shape[1]) for x in streams])
+    scale0, scale1 = two([alpha(weight.shape[1], x.shape[1], exponent) for x in streams])
     _weight[(blocks(len(dw), tile["BM"]), blocks(dw.shape[1], tile["BN"]))](
         *two(gradients), *two(streams), dw, *two(rows), *two([x.shape[1] for x in streams]),
         *two([g.shape[1] for g in gradients]), *two([x.stride(0) for x in streams]),

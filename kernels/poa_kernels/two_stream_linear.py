@@ -1,6 +1,8 @@
 """A linear layer whose weight serves one or two streams, each with its leading rows and columns.
 
-    y_s = alpha * x_s @ weight[:out_s, :in_s].T + bias[:out_s]        alpha = in_features / in_s
+    y_s = alpha * x_s @ weight[:out_s, :in_s].T + bias[:out_s]
+
+with alpha = (in_features / in_s) ** exponent, where 1 is published.
 
 One autograd.Function over both streams saves the Parameter itself, not a view of it (ZeRO-3 can
 free the gathered weight until backward), and returns one gradient of full size per parameter.
@@ -21,7 +23,11 @@ OPERATOR = "two_stream_linear"
 
 
 def two_stream_linear(
-    streams: Sequence[Tensor], weight: Tensor, bias: Tensor | None, outs: Sequence[int]
+    streams: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    outs: Sequence[int],
+    exponent: float = 1.0,
 ) -> tuple[Tensor, ...]:
     """One (R_s, out_s) per stream (R_s, in_s), one or two; weight (out_features, in_features).
 
@@ -36,17 +42,21 @@ def two_stream_linear(
         assert x.dim() == 2 and x.shape[1] <= weight.shape[1] and out <= weight.shape[0]
         assert x.dtype == weight.dtype and x.device == weight.device
     if _chosen("forward", weight) == "reference":
-        return reference(streams, weight, bias, outs)
-    return _TwoStreamLinear.apply(weight, bias, tuple(outs), *streams)
+        return reference(streams, weight, bias, outs, exponent)
+    return _TwoStreamLinear.apply(weight, bias, tuple(outs), exponent, *streams)
 
 
 def reference(
-    streams: Sequence[Tensor], weight: Tensor, bias: Tensor | None, outs: Sequence[int]
+    streams: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    outs: Sequence[int],
+    exponent: float = 1.0,
 ) -> tuple[Tensor, ...]:
     """The same by plain slicing: autograd fills a full-size gradient for every slice."""
     return tuple(
         F.linear(
-            x * alpha(weight.shape[1], x.shape[1]),
+            x * alpha(weight.shape[1], x.shape[1], exponent),
             weight[:out, : x.shape[1]],
             None if bias is None else bias[:out],
         )
@@ -62,26 +72,27 @@ def shape_class(weight: Tensor) -> str:
 
 class _TwoStreamLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, weight, bias, outs, *streams):
+    def forward(ctx, weight, bias, outs, exponent, *streams):
         ctx.save_for_backward(weight, *streams)
-        ctx.outs, ctx.has_bias = outs, bias is not None
-        return _product("forward", weight)(streams, weight, bias, outs)
+        ctx.has_bias, ctx.exponent = bias is not None, exponent
+        return _product("forward", weight)(streams, weight, bias, outs, exponent)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients):
         weight, *streams = ctx.saved_tensors
-        needs_weight, needs_bias, _, *needs_streams = ctx.needs_input_grad
+        needs_weight, needs_bias, _, _, *needs_streams = ctx.needs_input_grad
         gradients = [g.contiguous() for g in gradients]
         inputs = [None] * len(streams)
         if any(needs_streams):
-            inputs = _product("input", weight)(gradients, weight, [x.shape[1] for x in streams])
+            widths = [x.shape[1] for x in streams]
+            inputs = _product("input", weight)(gradients, weight, widths, ctx.exponent)
         of_weight = of_bias = None
         if needs_weight:
-            of_weight = _product("weight", weight)(gradients, streams, weight)
+            of_weight = _product("weight", weight)(gradients, streams, weight, ctx.exponent)
         if ctx.has_bias and needs_bias:
             of_bias = column_sums(gradients, weight.shape[0])
-        return of_weight, of_bias, None, *inputs
+        return of_weight, of_bias, None, None, *inputs
 
 
 def column_sums(streams: Sequence[Tensor], width: int) -> Tensor:
@@ -226,7 +237,7 @@ def _tiled(kind: str, weight: Tensor) -> dict[str, int]:
     return dispatch.tiles(f"{OPERATOR}.{kind}", weight, shape=shape_class(weight))
 
 
-def _triton_forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
+def _triton_forward(streams, weight, bias, outs, exponent=1.0) -> tuple[Tensor, ...]:
     streams, tile = [_unit_columns(x) for x in streams], _tiled("forward", weight)
     weight = _unit_columns(weight)
     ys = [x.new_empty(len(x), out) for x, out in zip(streams, outs, strict=True)]
@@ -237,13 +248,13 @@ def _triton_forward(streams, weight, bias, outs) -> tuple[Tensor, ...]:
             *two(streams), weight, weight if bias is None else bias, *two(ys),
             *two([len(x) for x in streams]), *widths, *two(outs),
             *two([x.stride(0) for x in streams]), weight.stride(0),
-            *[alpha(weight.shape[1], width) for width in widths], counts[0],
+            *[alpha(weight.shape[1], width, exponent) for width in widths], counts[0],
             HAS_BIAS=bias is not None, PRECISION=precision(weight), **tile,
         )  # fmt: skip
     return tuple(ys)
 
 
-def _triton_input(gradients, weight, widths) -> list[Tensor]:
+def _triton_input(gradients, weight, widths, exponent=1.0) -> list[Tensor]:
     weight, tile = _unit_columns(weight), _tiled("input", weight)
     dxs = [g.new_empty(len(g), width) for g, width in zip(gradients, widths, strict=True)]
     counts = [blocks(len(x), tile["BM"]) * blocks(x.shape[1], tile["BN"]) for x in dxs]
@@ -251,17 +262,17 @@ def _triton_input(gradients, weight, widths) -> list[Tensor]:
         _input[(sum(counts),)](
             *two(gradients), weight, *two(dxs), *two([len(g) for g in gradients]),
             *two(widths), *two([g.shape[1] for g in gradients]), weight.stride(0),
-            *[alpha(weight.shape[1], width) for width in two(widths)], counts[0],
+            *[alpha(weight.shape[1], width, exponent) for width in two(widths)], counts[0],
             PRECISION=precision(weight), **tile,
         )  # fmt: skip
     return dxs
 
 
-def _triton_weight(gradients, streams, weight) -> Tensor:
+def _triton_weight(gradients, streams, weight, exponent=1.0) -> Tensor:
     streams, tile = [_unit_columns(x) for x in streams], _tiled("weight", weight)
     dw = torch.empty_like(weight, memory_format=torch.contiguous_format)
     widths = two([x.shape[1] for x in streams])
-    scale0, scale1 = (alpha(weight.shape[1], width) for width in widths)
+    scale0, scale1 = (alpha(weight.shape[1], width, exponent) for width in widths)
     rows = [len(x) for x in streams] + [0] * (2 - len(streams))
     _weight[(blocks(len(dw), tile["BM"]), blocks(dw.shape[1], tile["BN"]))](
         *two(gradients), *two(streams), dw, *rows, *widths,

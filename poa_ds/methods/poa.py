@@ -14,6 +14,7 @@ from poa_ds.methods.targets import Assignments
 from poa_ds.methods.terms import slot_terms
 from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank, PrototypeHead
+from poa_ds.model.layers import scale_inputs
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.recipe import derived
 from poa_ds.recipe.backbone import backbone
@@ -50,7 +51,9 @@ class Poa:
 
     def _branch(self) -> Branch:
         own = self._heads() if self.recipe.heads.separate_ibot else None
-        return Branch(backbone(self.recipe), self._heads(), own)
+        branch = Branch(backbone(self.recipe), self._heads(), own)
+        scale_inputs(branch, self.recipe.backbone.input_scale)
+        return branch
 
     def _heads(self) -> HeadBank:
         options = self.recipe.heads

@@ -18,6 +18,7 @@ from poa_ds.methods import frozen, health, seed_loss, stochastic_depth
 from poa_ds.methods.frozen import Embedder, Frozen
 from poa_ds.methods.method import State
 from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.layers import scale_inputs
 from poa_ds.model.projector import Projector, unit
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived
@@ -64,6 +65,7 @@ class Seed:
         own = backbone(self.recipe)
         dim, out, init = own.feature_width(self.space.intact), self.teacher.width, self.recipe.heads
         projector = Projector(dim, out, hidden=self.options.hidden, init=init.init)
+        scale_inputs(projector, self.recipe.backbone.input_scale)
         return Networks(Student(own, projector), leaves=[Projector])
 
     def sizes(self, step: int, slot: int) -> tuple[Subnet, ...]:

@@ -47,6 +47,7 @@ class ElasticBackbone(nn.Module):
     """
 
     kind: ClassVar[str]  # its name in the table and in recipes
+    input_scale = 1.0  # its layers' (`layers.scale_inputs`)
     blocks: nn.ModuleList
 
     def __init__(

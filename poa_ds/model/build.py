@@ -2,6 +2,7 @@
 
 from poa_ds.model import architectures
 from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.layers import scale_inputs
 from poa_ds.model.options import Backbone
 from poa_ds.model.space import ElasticSpace
 
@@ -9,4 +10,6 @@ from poa_ds.model.space import ElasticSpace
 def backbone(options: Backbone, image_size: int, space: ElasticSpace) -> ElasticBackbone:
     """The backbone of these sizes, newly initialised from torch's global generator."""
     network = architectures.part(options.name, "network").NETWORK
-    return network.of(options, image_size, space)
+    made = network.of(options, image_size, space)
+    scale_inputs(made, options.input_scale)
+    return made

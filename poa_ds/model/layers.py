@@ -131,12 +131,14 @@ def _rows(
 
 
 def elastic_linear(
-    streams: Sequence[Tensor], weight: Tensor, bias: Tensor, outs: Sequence[int]
+    streams: Sequence[Tensor], weight: Tensor, bias: Tensor, outs: Sequence[int], exponent: float
 ) -> tuple[Tensor, ...]:
     """two_stream_linear for any number of streams, two at a time in their order."""
     pairs = (slice(first, first + 2) for first in range(0, len(streams), 2))
     return tuple(
-        y for two in pairs for y in two_stream_linear(streams[two], weight, bias, outs[two])
+        y
+        for two in pairs
+        for y in two_stream_linear(streams[two], weight, bias, outs[two], exponent)
     )
 
 
@@ -144,11 +146,20 @@ class ElasticLinear(nn.Linear):
     """Linear layer of which the leading rows and columns are used, by all streams in one call.
 
     x (R, in), out -> (R, out), in <= in_features, out <= out_features; the input is scaled by
-    alpha = in_features / in (POA 3.2; `alpha` of poa_kernels.two_stream_linear), the bias is not.
+    alpha = (in_features / in) ** input_scale (POA 3.2, where it is 1), the bias is not.
     """
 
+    input_scale = 1.0
+
     def forward(self, *streams: Tensor, outs: Sequence[int]) -> tuple[Tensor, ...]:
-        return elastic_linear(streams, self.weight, self.bias, outs)
+        return elastic_linear(streams, self.weight, self.bias, outs, self.input_scale)
+
+
+def scale_inputs(network: nn.Module, exponent: float) -> None:
+    """Let every layer of the network scale a slice's input by (width / active) ** exponent."""
+    for module in network.modules():
+        if hasattr(module, "input_scale"):
+            module.input_scale = exponent
 
 
 class ElasticLayerNorm(nn.LayerNorm):
@@ -203,7 +214,8 @@ class Mlp(nn.Module):
         widths = [x.shape[-1] for x in streams]
         hidden = [self.ratio * width for width in widths]
         # the gradient of fc1's bias comes out of GELU's backward pass
-        before = elastic_linear(streams, self.fc1.weight, self.fc1.bias.detach(), hidden)
+        bias, exponent = self.fc1.bias.detach(), self.fc1.input_scale
+        before = elastic_linear(streams, self.fc1.weight, bias, hidden, exponent)
         return self.fc2(*[gelu(h, self.fc1.bias) for h in before], outs=widths)
 
 

@@ -35,6 +35,8 @@ class Backbone:
     norm_groups: Count = 32  # of resnet
     layer_scale: Positive = 1e-5  # of vit
     drop_path: Annotated[float, Bounds(0, 1, open_high=True)] = 0.2
+    # a slice's input is scaled by (width / active width) ** input_scale; 1 is published
+    input_scale: Annotated[float, Bounds(0, 1)] = 1.0
     # the smallest size is drawn about small_bias ** 2 times as often as the largest
     small_bias: Annotated[float, Bounds(1)] = 3.0
     # torch: linear layers start at PyTorch's default; short runs move then

@@ -32,8 +32,8 @@ RULES = (
         "must not",
         "the parameters, or what they stand for, would be others",
         "backbone.name backbone.stages backbone.patch_size backbone.head_dim backbone.mlp_ratio"
-        " backbone.window backbone.norm_groups backbone.width.max backbone.widths"
-        " backbone.depth.max"
+        " backbone.window backbone.norm_groups backbone.input_scale backbone.width.max"
+        " backbone.widths backbone.depth.max"
         " heads.prototypes heads.hidden heads.bottleneck heads.layers heads.separate_ibot"
         " distill.hidden crops.global_size",
     ),

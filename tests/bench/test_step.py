@@ -55,6 +55,7 @@ VARIANTS = {
     "own heads for patches": {"heads": {"separate_ibot": True, "layers": 1}},
     "no local crops": {"crops": {"local_count": 0}},
     "no patches": {"objective": {"ibot": 0.0}},
+    "another input scale": {"backbone": {"input_scale": 0.5}},
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from poa_ds import cli
 from poa_ds.checkpoint.deployed import load_teacher, publish
@@ -93,6 +94,24 @@ def test_every_format_of_every_backbone_equals_the_elastic_network(
         if style:  # and nothing that the check leaves
             found = {path.name for path in folder.iterdir()}
             assert found == wanted[style] | {"config.json"}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_another_input_scale_leaves_with_the_weights(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(kind, tmp_path / "run", input_scale=0.5)
+    small = SIZES[kind][0]
+    words = ["--size", small, "--out", str(tmp_path / "out"), "--format", "state-dict", "--check"]
+    assert cli.main(["extract", str(tmp_path / "run"), *words]) == 0, capsys.readouterr().err
+    made(kind, tmp_path / "published")
+    cli.main(["extract", str(tmp_path / "published"), *words[:3], str(tmp_path / "b"), *words[4:]])
+    one, other = (load_file(tmp_path / name / "state_dict.safetensors") for name in ("out", "b"))
+    widths = [int(SMALL[kind]["width"][end]) for end in ("min", "max")]
+    ratios = {
+        round(float((one[name].norm() / tensor.norm()).item()), 4) for name, tensor in other.items()
+    }
+    assert ratios == {1.0, round((widths[0] / widths[1]) ** 0.5, 4)}
 
 
 @pytest.mark.parametrize("kind", SMALL)

@@ -49,6 +49,22 @@ def test_values_and_gradients(mode: str, shape: str, dtype: torch.dtype) -> None
         check(ours(out), lambda *x: plain(*x, out), leaves(shape), dtype)
 
 
+@pytest.mark.parametrize("mode", ["triton", "auto", "reference", "descriptors"])
+def test_another_exponent_of_the_factor(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    xf, xs, w, b = leaves("qkv")
+    out = SHAPES["qkv"][3][1]
+    factor = (w.shape[1] / xs.shape[1]) ** -0.5
+
+    def halved(xf: Tensor, xs: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        return two_stream_linear.two_stream_linear((xf, xs), w, b, (len(w), out), 0.5)
+
+    if mode == "descriptors":
+        monkeypatch.setattr(dispatch, "choose", lambda *_, **__: "descriptors")
+    with dispatch.using("auto" if mode == "descriptors" else mode):
+        wanted = lambda xf, xs, w, b: plain(xf, xs * factor, w, b, out)  # noqa: E731
+        check(halved, wanted, [xf, xs, w, b], torch.float32)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ["qkv", "fc2", "same width", "odd widths", "no elastic rows"])
 def test_products_on_tensor_descriptors(

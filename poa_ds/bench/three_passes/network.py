@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from poa_ds.model.backbone import DropPath, ElasticBackbone
+from poa_ds.model.layers import scale_inputs
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.recipe import derived
 from poa_ds.recipe.backbone import backbone
@@ -34,10 +35,12 @@ Drops = dict[int, tuple[Drop, Drop]]  # block -> (attention branch, MLP branch)
 class Linear(nn.Linear):
     """The leading rows and columns of the weight; x (..., in) -> (..., out)."""
 
+    input_scale = 1.0
+
     def forward(self, x: Tensor, out: int) -> Tensor:
         c = x.shape[-1]
         if c < self.in_features:
-            x = x * (self.in_features / c)
+            x = x * (self.in_features / c) ** self.input_scale
         return F.linear(x, self.weight[:out, :c], self.bias[:out])
 
 
@@ -273,6 +276,7 @@ class Network(nn.Module):
         self.backbone = PLAIN[name](recipe) if name in PLAIN else backbone(recipe)
         self.heads = HeadBank(recipe)
         self.ibot_heads = HeadBank(recipe) if recipe.heads.separate_ibot else None
+        scale_inputs(self, recipe.backbone.input_scale)
 
     @property
     def one_size(self) -> "Backbone | OneAtATime":

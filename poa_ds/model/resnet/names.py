@@ -91,6 +91,7 @@ class ResNetForm:
     @staticmethod
     def extract(model: ElasticResNet, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
         whole, width, place = model.space.intact.width, subnet.width, {}
+        factor = alpha(whole, width, model.input_scale)
         kept_blocks, firsts = model.members(subnet), [0, *accumulate(subnet.depth)]
         for stage, (first, last) in enumerate(pairwise(firsts)):
             for i, block in enumerate(kept_blocks[first:last]):
@@ -101,7 +102,7 @@ class ResNetForm:
             if rest.startswith(("norm1.", "norm2.", "conv1.")):
                 return tensor[:rows]
             if rest.startswith(("conv2.", "conv3.")):
-                tensor = tensor[:, : tensor.shape[1] * width // whole] * alpha(whole, width)
+                tensor = tensor[:, : tensor.shape[1] * width // whole] * factor
                 return tensor[:rows] if rest.startswith("conv2.") else tensor
             return tensor
 

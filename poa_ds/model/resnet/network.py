@@ -38,8 +38,11 @@ class ResNetPlan:
 class ElasticConv(nn.Conv2d):
     """Convolution without bias of which the leading channels are used.
 
-    x (n, in, h, w), out -> (n, out, h, w), as if x were scaled by alpha(in_channels, in).
+    x (n, in, h, w), out -> (n, out, h, w), as if x were scaled by
+    (in_channels / in) ** input_scale.
     """
+
+    input_scale = 1.0
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1) -> None:
         super().__init__(inputs, outputs, size, stride, padding=size // 2, bias=False)
@@ -47,7 +50,8 @@ class ElasticConv(nn.Conv2d):
     def forward(self, x: Tensor, out: int) -> Tensor:
         weight, inputs = self.weight[:out, : x.shape[1]], x.shape[1]
         if inputs < self.in_channels:
-            weight = weight * alpha(self.in_channels, inputs)  # smaller than the map
+            # smaller than the map
+            weight = weight * alpha(self.in_channels, inputs, self.input_scale)
         return F.conv2d(x, weight, None, self.stride, self.padding)
 
 

@@ -103,7 +103,7 @@ def _published(name: str, places: Sequence[tuple[int, int]]) -> str:
     return f"stages.{stage}.blocks.{block}.{rest}"
 
 
-def _cut(name: str, tensor: Tensor, *, whole: int, width: int) -> Tensor:
+def _cut(name: str, tensor: Tensor, *, whole: int, width: int, factor: float) -> Tensor:
     """One parameter of a block at a smaller width (of stage 1), its factor in the weight."""
 
     def size(full: int) -> int:
@@ -112,7 +112,7 @@ def _cut(name: str, tensor: Tensor, *, whole: int, width: int) -> Tensor:
     if name.endswith("position_bias"):
         return tensor[:, : size(tensor.shape[1])]
     if tensor.ndim == 2:
-        return tensor[: size(len(tensor)), : size(tensor.shape[1])] * alpha(whole, width)
+        return tensor[: size(len(tensor)), : size(tensor.shape[1])] * factor
     return tensor[: size(len(tensor))]
 
 
@@ -165,6 +165,7 @@ class SwinForm:
     def extract(model: ElasticSwin, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
         """Under the names of swin/plain.py, in which a merge is a layer of its own."""
         whole, width = model.space.intact.width, subnet.width
+        factor = alpha(whole, width, model.input_scale)
         place, layers = {}, 0
         for block in model.members(subnet):
             merges = model.blocks[block].merge is not None
@@ -179,7 +180,7 @@ class SwinForm:
                 if int(number) not in place:
                     continue
                 layer = place[int(number)] - rest.startswith("merge.")
-                exact = _cut(rest, exact, whole=whole, width=width)
+                exact = _cut(rest, exact, whole=whole, width=width, factor=factor)
                 if ".qkv." in rest:
                     exact = third_major(exact, model.shape.head_dim)
                 if rest.startswith("merge."):

@@ -110,13 +110,14 @@ class VitForm:
     @staticmethod
     def extract(model: ElasticViT, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
         whole, width = model.space.intact.width, subnet.width
+        factor = alpha(whole, width, model.input_scale)
 
         def cut(name: str, tensor: Tensor) -> Tensor:
             if name in ("embed.cls_token", "embed.pos_embed"):
                 return tensor[..., :width]
             rows = len(tensor) * width // whole
             if tensor.ndim == 2:  # a linear layer
-                return tensor[:rows, : tensor.shape[1] * width // whole] * alpha(whole, width)
+                return tensor[:rows, : tensor.shape[1] * width // whole] * factor
             return tensor[:rows]
 
         place = {block: i for i, block in enumerate(model.members(subnet))}
