@@ -94,6 +94,11 @@ COMMANDS = {
         "features of any images, by any sizes of a run -> safetensors, npy or parquet",
         "poa-ds embed runs/photos --images my_images --sizes 32x2,96x4 --out features",
     ),
+    "look": Command(
+        "poa_ds.evaluate.look",
+        "one page of pictures: what sizes see in images",
+        "poa-ds look runs/photos --images my_images --out look.html",
+    ),
     "latency": Command(
         "poa_ds.evaluate.latency",
         "how long each size takes by itself on this machine",

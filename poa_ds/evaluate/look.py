@@ -1,0 +1,150 @@
+"""poa-ds look: one page of pictures that shows what sizes of a run see in images."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from poa_ds.checkpoint.deployed import load_teacher
+from poa_ds.data.image.views import center_view, decode
+from poa_ds.evaluate import image_sources
+from poa_ds.evaluate.image_sources import Images
+from poa_ds.evaluate.look_page import View, page
+from poa_ds.evaluate.neighbours import subset
+from poa_ds.evaluate.seeing import Seen, brightness, colours, nearest, scores, see
+from poa_ds.export.extract import extract
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.space import Subnet
+from poa_ds.recipe.tree import Recipe
+from poa_ds.system import arguments, paths
+from poa_ds.system.console import say, tell
+from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.files import replace_text
+
+MORE_PATCHES = 16  # on a side than in training, so that the maps show something
+NEAREST, TOGETHER = 5, 16  # neighbours of an image; images in one batch
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds look`."""
+    parser.add_argument(
+        "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
+    )
+    parser.add_argument("--images", type=paths.path, required=True, metavar="DIR", help="a tree")
+    parser.add_argument("--sizes", help="all, or names and WIDTHxDEPTH, by commas (recipe's names)")
+    parser.add_argument("--step", type=int, help="of the teacher (the newest)")
+    parser.add_argument(
+        "--pixels",
+        type=arguments.count,
+        help=f"side of the images, whole patches (training's and {MORE_PATCHES} patches)",
+    )
+    parser.add_argument(
+        "--shown", type=arguments.count, default=8, help="images in the tables, the first (8)"
+    )
+    parser.add_argument(
+        "--most", type=arguments.count, default=200, help="images in all, evenly spread (200)"
+    )
+    parser.add_argument(
+        "--out", type=paths.path, default=Path("look.html"), help="the page (look.html)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what it costs, write nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page."""
+    model, recipe, step = load_teacher(args.run, args.step)
+    subnets = model.space.select(args.sizes or [*model.space.names] or recipe.evaluation.sizes)
+    networks = [_network(model, subnet) for subnet in subnets]
+    patch, trained = recipe.backbone.patch_size, recipe.crops.global_size
+    side = args.pixels or trained + MORE_PATCHES * patch
+    if side % patch:
+        raise UsageError(f"--pixels {side} is not a multiple of the patch size {patch}")
+    source = image_sources.below(args.images)
+    rows = subset(len(source), args.most).tolist()
+    flops = len(rows) * sum(model.flops(subnet, side) for subnet in subnets)
+    counted = f"{len(rows)} of {len(source)} images at {side} px x {len(subnets)} sizes"
+    tell(f"{counted} = {flops:.2g} FLOPs")
+    if args.dry_run:
+        return 0
+    keys, images = _images(source, rows, side)
+    seen = [_seen(network, images, recipe) for network in networks]
+    about = (
+        f"step {step:,}; {len(keys)} images at {side} px, {side // patch} x {side // patch} "
+        f"patches, trained at {trained} px. What to look for, not a measurement."
+    )
+    names = [f"{_name(model, subnet)} {subnet}".strip() for subnet in subnets]
+    shown = min(args.shown, len(keys))
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    views = _views(names, seen, images, side // patch)
+    text = page(f"What sizes of {args.run.name} see", about, keys, pixels, views, shown)
+    try:
+        replace_text(args.out, text)
+    except OSError as error:
+        raise UserError(f"{args.out} cannot be written: {error.strerror}") from error
+    tell(f"{args.out}: {len(keys)} images, {len(names)} sizes, {len(text) / 1e6:.2f} MB")
+    return 0
+
+
+def _network(model: ElasticBackbone, subnet: Subnet) -> nn.Module:
+    """The plain network of a size; UserError where it has no class token."""
+    network = extract(model, subnet).network()
+    if not hasattr(network, "cls_token"):
+        raise UserError(
+            f"poa-ds look shows the class token's attention, and a {model.kind} has no class "
+            "token: `poa-ds embed` gives its features"
+        )
+    return network
+
+
+def _name(model: ElasticBackbone, subnet: Subnet) -> str:
+    return ", ".join(name for name, other in model.space.names.items() if other == subnet)
+
+
+def _images(source: Images, rows: Sequence[int], side: int) -> tuple[list[str], Tensor]:
+    """(names, (B, 3, side, side) uint8) of those that can be read; the others are said."""
+    keys, found = [], []
+    for row in rows:
+        try:
+            found.append(center_view(decode(source.read(row)), side, side))
+            keys.append(source.key(row))
+        except (UserError, OSError) as error:
+            say(f"warning: {source.key(row)} is left out: {error}")
+    if len(found) < 2:
+        raise UserError(f"{len(found)} images can be read: two are needed at least")
+    return keys, torch.stack(found)
+
+
+def _seen(network: nn.Module, images: Tensor, recipe: Recipe) -> Seen:
+    mean, std = (
+        torch.tensor(x)[:, None, None] for x in (recipe.augmentation.mean, recipe.augmentation.std)
+    )
+    parts = [see(network, (x / 255 - mean) / std) for x in images.split(TOGETHER)]
+    return Seen(
+        torch.cat([part.tokens for part in parts]),
+        torch.cat([part.patches for part in parts]),
+        torch.cat([part.attention for part in parts]),
+    )
+
+
+def _views(names: Sequence[str], seen: Sequence[Seen], images: Tensor, grid: int) -> list[View]:
+    _, same = images.flatten(1).unique(dim=0, return_inverse=True)
+    painted, views = colours([one.patches for one in seen]), []
+    for name, one, colour in zip(names, seen, painted, strict=True):
+        near = [
+            [(c, n) for c, n in zip(*pair, strict=True) if c > -torch.inf]
+            for pair in zip(*(x.tolist() for x in nearest(one.tokens, same, NEAREST)), strict=True)
+        ]
+        places = scores(one.tokens, 2)
+        low, high = places.amin(0), places.amax(0)
+        views.append(
+            View(
+                name,
+                colour.unflatten(1, (grid, grid)).numpy(),
+                brightness(one.attention).unflatten(1, (grid, grid)).numpy(),
+                near,
+                ((places - low) / (high - low).clamp_min(1e-9)).numpy(),
+            )
+        )
+    return views

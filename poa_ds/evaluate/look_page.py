@@ -1,0 +1,117 @@
+"""The page of `poa-ds look`: tables of pictures that lie in it, no program, no network."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+SIDE, THUMB = 128, 56  # pixels of a map and of a small picture
+STYLE = """
+body{font:15px system-ui,sans-serif;margin:24px;background:#f6f6f3;color:#1c1e21;max-width:1400px}
+td,th{padding:4px 6px;text-align:center;font-size:13px} img{border-radius:5px;display:block}
+.wide{overflow-x:auto} .pixels{image-rendering:pixelated}
+.t{display:inline-block;width:56px;height:56px;background-size:cover;border-radius:4px}
+.map{position:relative;width:min(600px,90vw);aspect-ratio:1;border:1px solid #8886;margin:8px 0}
+.map .t{position:absolute;width:8%;height:8%}
+@media(prefers-color-scheme:dark){body{background:#14161a;color:#e8e9eb}}
+"""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+@dataclass(frozen=True)
+class View:
+    """What one size sees of B images; arrays lie in 0 .. 1.
+
+    near: of every image (cosine, number) of others, best first. places (B, 2): in the map.
+    """
+
+    name: str
+    colours: np.ndarray  # (B, rows, columns, 3)
+    attention: np.ndarray  # (B, rows, columns)
+    near: Sequence[Sequence[tuple[float, int]]]
+    places: np.ndarray
+
+
+def page(
+    title: str,
+    about: str,
+    keys: Sequence[str],
+    images: np.ndarray,
+    views: Sequence[View],
+    shown: int,
+) -> str:
+    """The document; images (B, S, S, 3) uint8, `shown` of them in the tables."""
+    thumbs = [f".i{n}{{background-image:url({_uri(x, THUMB)})}}" for n, x in enumerate(images)]
+    small = [
+        f'<span class="t i{n}" title="{html.escape(key)}"></span>' for n, key in enumerate(keys)
+    ]
+    parts = [
+        "<h2>Patch features and attention of the class token</h2>",
+        "<p>Colours: three principal components of the patch features of all images together, "
+        "those of each size turned onto those of the last. Attention: last block, mean of "
+        "the heads, white is an image's 99th percentile.</p>",
+        _maps(keys, images, views, shown),
+        "<h2>Nearest images, by the cosine of the class tokens</h2>",
+        "<p>The same picture under another name is left out.</p>",
+        _neighbours(small, views, shown),
+        "<h2>Maps: two principal components of the class tokens</h2>",
+    ]
+    parts += [f"<h3>{html.escape(v.name)}</h3>{_map(small, v.places)}" for v in views]
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}{''.join(thumbs)}</style>"
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>{''.join(parts)}</html>\n"
+    )
+
+
+def _maps(keys: Sequence[str], images: np.ndarray, views: Sequence[View], shown: int) -> str:
+    heads = "".join(f"<th>{html.escape(v.name)}</th><th>attention</th>" for v in views)
+    rows = []
+    for n in range(shown):
+        cells = [_picture(images[n], keys[n])]
+        for view in views:
+            grey = np.repeat(view.attention[n][..., None], 3, axis=-1)
+            cells += [_picture(np.uint8(255 * x + 0.5), "") for x in (view.colours[n], grey)]
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    table = f"<table><tr><th>image</th>{heads}</tr>{''.join(rows)}</table>"
+    return f'<div class="wide">{table}</div>'
+
+
+def _neighbours(small: Sequence[str], views: Sequence[View], shown: int) -> str:
+    rows = []
+    for n in range(shown):
+        for place, view in enumerate(views):
+            first = f'<td rowspan="{len(views)}">{small[n]}</td>' if place == 0 else ""
+            found = "".join(f"<td>{small[m]}<br>{cosine:.2f}</td>" for cosine, m in view.near[n])
+            rows.append(f"<tr>{first}<td>{html.escape(view.name)}</td>{found}</tr>")
+    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+
+
+def _map(small: Sequence[str], places: np.ndarray) -> str:
+    """A square with each small picture at its place."""
+    spots = []
+    for text, (x, y) in zip(small, 92 * places, strict=True):  # a picture takes 8 %
+        spots.append(text.replace("<span ", f'<span style="left:{x:.2f}%;top:{y:.2f}%" ', 1))
+    return f'<div class="map">{"".join(spots)}</div>'
+
+
+def _picture(pixels: np.ndarray, name: str) -> str:
+    uri = _uri(pixels, min(SIDE, len(pixels)))
+    return (
+        f'<img class="pixels" width="{SIDE}" height="{SIDE}" title="{html.escape(name)}" '
+        f'alt="{html.escape(name)}" src="{uri}">'
+    )
+
+
+def _uri(pixels: np.ndarray, side: int) -> str:
+    file = io.BytesIO()
+    # what is not shrunk is a map: a lossy file would mix the colours of its patches
+    exact = len(pixels) == side
+    Image.fromarray(pixels).resize((side, side)).save(file, "WEBP", quality=82, lossless=exact)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,94 @@
+"""What sizes see: colours of patch features, attention of the class token, nearest images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+COMPONENTS = 3
+SPREAD = 4.0  # standard deviations from the darkest to the brightest of a colour
+BRIGHTEST = (
+    0.99  # quantile of an image's attention that is white: a few patches may take nearly all
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Class tokens (B, C), patch tokens (B, N, C), attention of the class token (B, N)."""
+
+    tokens: Tensor
+    patches: Tensor
+    attention: Tensor
+
+
+@torch.inference_mode()
+def see(network: nn.Module, images: Tensor) -> Seen:
+    """Of a plain vision transformer; attention: of its last block, the mean of its heads."""
+    kept: list[Tensor] = []
+
+    def keep(attention: nn.Module, inputs: tuple[Tensor]) -> None:
+        packed = attention.qkv(inputs[0]).unflatten(-1, (3, attention.heads, -1))
+        q, k, _ = packed.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, 1 + N, D) each
+        scores = q[:, :, :1] @ k.transpose(-1, -2) * k.shape[-1] ** -0.5
+        kept.append(scores.softmax(-1)[:, :, 0, 1:].mean(1))
+
+    hook = network.blocks[-1].attn.register_forward_pre_hook(keep)
+    try:
+        tokens = network.forward_features(images)
+    finally:
+        hook.remove()
+    return Seen(tokens[:, 0], tokens[:, 1:], kept[0])
+
+
+def scores(features: Tensor, count: int = COMPONENTS) -> Tensor:
+    """(M, C) -> (M, count) float64: principal components, each with mean 0 and deviation 1.
+
+    The largest weight of each component is positive. Fewer channels than `count`: zeros behind.
+    """
+    centred = features.double() - features.double().mean(0)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    axes = vectors.flip(1)[:, :count]
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    found = centred @ axes
+    found = found / found.std(0, correction=0).clamp_min(1e-9)
+    return F.pad(found, (0, count - found.shape[1]))
+
+
+def turned(moved: Tensor, onto: Tensor) -> Tensor:
+    """The scores (M, 3), turned or mirrored so that they lie next to those of another size.
+
+    Orthogonal Procrustes: no other rotation has a smaller sum of squared distances.
+    """
+    u, _, v = torch.linalg.svd(moved.T @ onto)
+    return moved @ (u @ v)
+
+
+def colours(patches: Sequence[Tensor]) -> list[Tensor]:
+    """(B, N, C_i) of each size -> (B, N, 3) in 0 .. 1, aligned with the last.
+
+    The components are those of all patches of all images, so that a colour means the same in all.
+    """
+    found = [scores(x.flatten(0, 1)) for x in patches]
+    aligned = [turned(x, found[-1]) for x in found]
+    return [
+        (x / SPREAD + 0.5).clamp(0, 1).unflatten(0, p.shape[:2])
+        for x, p in zip(aligned, patches, strict=True)
+    ]
+
+
+def brightness(attention: Tensor) -> Tensor:
+    """(B, N) -> (B, N) in 0 .. 1: white is an image's 99th percentile."""
+    return (attention / attention.quantile(BRIGHTEST, dim=1, keepdim=True)).clamp(0, 1)
+
+
+def nearest(tokens: Tensor, same: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(cosines, numbers) (B, count) of the most similar other images, best first.
+
+    same (B,): equal numbers are one picture, which does not find itself: -inf where none is left.
+    """
+    unit = F.normalize(tokens.double(), dim=1)
+    alike = (unit @ unit.T).masked_fill(same[:, None] == same, -torch.inf)
+    found = alike.topk(min(count, len(tokens)), dim=1)
+    return found.values, found.indices

@@ -1,0 +1,124 @@
+"""poa-ds look: colours that are aligned, attention as the network has it, and a page by itself."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from poa_ds.checkpoint.deployed import publish
+from poa_ds.cli import main
+from poa_ds.evaluate.features import random_weights
+from poa_ds.evaluate.seeing import brightness, colours, nearest, scores, see
+from poa_ds.export.load import load
+from poa_ds.recipe import load as recipes
+from tests.evaluate.test_knn import RECIPE
+from tests.support.shards import image
+from tests.support.teachers import make_teacher
+
+HOSTILE = '"><script>alert(1)<_script>.png'
+
+
+def made_tree(root: Path, count: int = 5) -> Path:
+    root.mkdir()
+    for number in range(count):
+        Image.fromarray(image(number, 60, 50)).save(root / f"{number}.png")
+    Image.fromarray(image(0, 60, 50)).save(root / HOSTILE)  # the first once more
+    return root
+
+
+def test_components_are_those_of_a_slow_decomposition() -> None:
+    x = torch.randn(200, 7, dtype=torch.float64) * torch.arange(1, 8)
+    found, centred = scores(x), x - x.mean(0)
+    _, _, v = np.linalg.svd(centred.numpy(), full_matrices=False)
+    wanted = centred.numpy() @ v[:3].T
+    wanted /= wanted.std(0)
+    np.testing.assert_allclose(np.abs(found.numpy()), np.abs(wanted), atol=1e-8)
+    assert torch.equal(scores(x[:, :2])[:, 2], torch.zeros(200, dtype=torch.float64))
+
+
+def test_sizes_that_see_the_same_have_the_same_colours() -> None:
+    """Features that are turned, mirrored and of more channels are the same but for the axes."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 50, 6, generator=generator) * torch.tensor([5.0, 4.99, 4.98, 1, 1, 1])
+    turn, _ = torch.linalg.qr(torch.randn(9, 6, generator=generator))
+    first, last = colours([-x @ turn.T, x])
+    torch.testing.assert_close(first, last, atol=1e-4, rtol=0)
+    assert 0 <= last.min() and last.max() <= 1
+
+
+def test_attention_is_that_of_the_last_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the function that mixes the values, given one value per token in place of them."""
+    network, images = load(make_teacher(tmp_path), "48x3"), torch.randn(2, 3, 64, 64)
+    seen, calls, mix = see(network, images), [], F.scaled_dot_product_attention
+
+    def noted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        tokens = torch.eye(k.shape[2]).expand(*k.shape[:2], -1, -1)
+        calls.append(mix(q, k, tokens))
+        return mix(q, k, v)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    tokens = network.forward_features(images)
+    torch.testing.assert_close(seen.attention, calls[-1].mean(1)[:, 0, 1:], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(seen.tokens, tokens[:, 0])
+    torch.testing.assert_close(seen.patches, tokens[:, 1:])
+    assert seen.attention.shape == (2, 64)
+
+
+def test_one_bright_patch_does_not_darken_the_others() -> None:
+    attention = torch.full((1, 400), 0.001)
+    attention[0, 7] = 0.9
+    assert brightness(attention).min() == 1
+
+
+def test_an_image_never_finds_itself_or_its_copy() -> None:
+    tokens = torch.tensor([[1.0, 0], [1, 0], [1, 0.1], [0, 1]])
+    cosines, numbers = nearest(tokens, torch.tensor([0, 0, 1, 2]), 2)
+    assert numbers.tolist()[:2] == [[2, 3], [2, 3]]
+    assert cosines[0, 0] == pytest.approx(1 / 1.01**0.5) and set(numbers[3].tolist()) <= {0, 1, 2}
+
+
+def test_the_page_stands_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run, tree = make_teacher(tmp_path / "run"), made_tree(tmp_path / "tree")
+    (tree / "cut.png").write_bytes((tree / "1.png").read_bytes()[:70])
+    out, words = tmp_path / "look.html", ["--sizes", "32x2,48x3", "--images", str(tree)]
+    assert main(["look", str(run), *words, "--out", str(out), "--shown", "3"]) == 0
+    assert "cut.png is left out" in capsys.readouterr().err
+    text = out.read_text()
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert not re.search(r"(?:src|href)=\"(?!data:)|url\((?!data:)|https?:", text)
+    assert text.count("<img ") == 3 * (1 + 2 * 2)
+    assert text.count('class="map"') == 2
+    assert text.count("background-image") == 6
+
+
+def test_a_dry_run_and_bad_input_write_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run, tree = str(make_teacher(tmp_path / "run")), made_tree(tmp_path / "tree")
+    out = tmp_path / "look.html"
+    words = ["look", run, "--sizes", "32x2", "--out", str(out), "--images"]
+    assert main([*words, str(tree), "--dry-run"]) == 0
+    assert "6 of 6 images at 160 px x 1 sizes" in capsys.readouterr().out
+    assert main([*words, str(tree), "--pixels", "33"]) == 2
+    assert "not a multiple of the patch size 8" in capsys.readouterr().err
+    assert main([*words, str(tree), "--most", "1"]) == 1
+    assert "two are needed" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "nowhere")]) == 1
+    assert not out.exists()
+
+
+def test_a_network_without_class_token_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = recipes.recipe(RECIPE.with_name("photos_resnet.yaml"), [])
+    tensors = {f"backbone.{name}": t for name, t in random_weights(recipe).state_dict().items()}
+    publish(tmp_path / "run", tensors, recipe, 1)
+    tree = made_tree(tmp_path / "tree")
+    assert main(["look", str(tmp_path / "run"), "--images", str(tree)]) == 1
+    assert "has no class token" in capsys.readouterr().err
