@@ -13,7 +13,7 @@ from poa_ds.evaluate import image_sources
 from poa_ds.evaluate.image_sources import Images
 from poa_ds.evaluate.look_page import View, page
 from poa_ds.evaluate.neighbours import subset
-from poa_ds.evaluate.seeing import Seen, brightness, colours, nearest, scores, see
+from poa_ds.evaluate.seeing import Seen, brightness, colours, nearest, places, see
 from poa_ds.export.extract import extract
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
@@ -130,21 +130,20 @@ def _seen(network: nn.Module, images: Tensor, recipe: Recipe) -> Seen:
 
 def _views(names: Sequence[str], seen: Sequence[Seen], images: Tensor, grid: int) -> list[View]:
     _, same = images.flatten(1).unique(dim=0, return_inverse=True)
-    painted, views = colours([one.patches for one in seen]), []
-    for name, one, colour in zip(names, seen, painted, strict=True):
+    painted, spots = colours([one.patches for one in seen]), places([one.tokens for one in seen])
+    views = []
+    for name, one, colour, spot in zip(names, seen, painted, spots, strict=True):
         near = [
             [(c, n) for c, n in zip(*pair, strict=True) if c > -torch.inf]
             for pair in zip(*(x.tolist() for x in nearest(one.tokens, same, NEAREST)), strict=True)
         ]
-        places = scores(one.tokens, 2)
-        low, high = places.amin(0), places.amax(0)
         views.append(
             View(
                 name,
                 colour.unflatten(1, (grid, grid)).numpy(),
                 brightness(one.attention).unflatten(1, (grid, grid)).numpy(),
                 near,
-                ((places - low) / (high - low).clamp_min(1e-9)).numpy(),
+                spot.numpy(),
             )
         )
     return views

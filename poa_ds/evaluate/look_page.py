@@ -59,6 +59,7 @@ def page(
         "<p>The same picture under another name is left out.</p>",
         _neighbours(small, views, shown),
         "<h2>Maps: two principal components of the class tokens</h2>",
+        "<p>Of each size turned onto those of the last.</p>",
     ]
     parts += [f"<h3>{html.escape(v.name)}</h3>{_map(small, v.places)}" for v in views]
     return (

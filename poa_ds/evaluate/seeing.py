@@ -57,7 +57,7 @@ def scores(features: Tensor, count: int = COMPONENTS) -> Tensor:
 
 
 def turned(moved: Tensor, onto: Tensor) -> Tensor:
-    """The scores (M, 3), turned or mirrored so that they lie next to those of another size.
+    """The scores (M, K), turned or mirrored so that they lie next to those of another size.
 
     Orthogonal Procrustes: no other rotation has a smaller sum of squared distances.
     """
@@ -76,6 +76,17 @@ def colours(patches: Sequence[Tensor]) -> list[Tensor]:
         (x / SPREAD + 0.5).clamp(0, 1).unflatten(0, p.shape[:2])
         for x, p in zip(aligned, patches, strict=True)
     ]
+
+
+def places(tokens: Sequence[Tensor]) -> list[Tensor]:
+    """(B, C_i) of each size -> (B, 2) in 0 .. 1: two principal components, aligned with the last.
+
+    Both by one scale, so that a distance is the same in all directions.
+    """
+    found = [scores(x, 2) for x in tokens]
+    aligned = [turned(x, found[-1]) for x in found]
+    reach = max(float(x.abs().max()) for x in aligned)
+    return [(x / reach + 1) / 2 for x in aligned]
 
 
 def brightness(attention: Tensor) -> Tensor:

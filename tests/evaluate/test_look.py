@@ -12,7 +12,7 @@ from PIL import Image
 from poa_ds.checkpoint.deployed import publish
 from poa_ds.cli import main
 from poa_ds.evaluate.features import random_weights
-from poa_ds.evaluate.seeing import brightness, colours, nearest, scores, see
+from poa_ds.evaluate.seeing import brightness, colours, nearest, places, scores, see
 from poa_ds.export.load import load
 from poa_ds.recipe import load as recipes
 from tests.evaluate.test_knn import RECIPE
@@ -48,6 +48,18 @@ def test_sizes_that_see_the_same_have_the_same_colours() -> None:
     first, last = colours([-x @ turn.T, x])
     torch.testing.assert_close(first, last, atol=1e-4, rtol=0)
     assert 0 <= last.min() and last.max() <= 1
+
+
+def test_maps_of_sizes_that_see_the_same_are_the_same() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(30, 5, generator=generator) * torch.tensor([5.0, 4.99, 1, 1, 1])
+    turn, _ = torch.linalg.qr(torch.randn(8, 5, generator=generator))
+    first, last = places([-x @ turn.T, x])
+    torch.testing.assert_close(first, last, atol=1e-4, rtol=0)
+    assert 0 <= last.min() and last.max() <= 1
+    # distances are those of the components, in one unit
+    ratio = torch.pdist(last) / torch.pdist(scores(x, 2))
+    torch.testing.assert_close(ratio, ratio[0].expand_as(ratio))
 
 
 def test_attention_is_that_of_the_last_block(
