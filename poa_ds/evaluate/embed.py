@@ -5,8 +5,11 @@ Rows are worked on in parts that the ranks take in turn; a part is whole on the 
 
 import argparse
 import hashlib
+import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write OUT, or go on where a killed command stopped. Runs under torchrun as well.
 
-    1 where features are not finite: they are written, and named.
+    1 where features are not finite: they are written, and named. 75 after SIGTERM.
     """
     with all_ranks() as device:
         model, recipe, step = load_teacher(args.run, args.step)
@@ -117,8 +120,13 @@ def run(args: argparse.Namespace) -> int:
         encode = readout.encoder(model.to(device), subnets, READS[args.what])
         work = Embedding(images, setting, encode, device)
         workers = readout.workers if args.workers is None else args.workers
-        work.run(parts, [span for span in deal.own() if not parts.has(span)], workers)
-        dist.barrier()
+        todo = [span for span in deal.own() if not parts.has(span)]
+        with _listening() as asked:
+            work.run(parts, todo, workers, asked)
+        if dist.any_rank(not all(map(parts.has, deal.own())), device):
+            if dist.is_main():
+                tell("stopped between two parts: the same command goes on from there")
+            return os.EX_TEMPFAIL
         strange = {}
         if dist.is_main():
             spans = [
@@ -143,8 +151,10 @@ class Embedding:
     device: torch.device
 
     @torch.inference_mode()
-    def run(self, parts: Parts, spans: Sequence[range], workers: int) -> None:
-        """Work on these parts; each is written when it is whole."""
+    def run(
+        self, parts: Parts, spans: Sequence[range], workers: int, asked: Sequence[int] = ()
+    ) -> None:
+        """Work on these parts, until `asked` holds a signal; each is written when it is whole."""
         block = self.setting["batch_size"]
         batches = [span[i : i + block] for span in spans for i in range(0, len(span), block)]
         crops = _Crops(self.images, self.setting["resize"], self.setting["crop"])
@@ -153,6 +163,8 @@ class Embedding:
             found = progress(found, total=len(batches), label="embed", unit="batches")
         found = iter(found)
         for span in spans:
+            if asked:
+                return
             self._part(parts, span, found, -(-len(span) // block))
         assert next(found, None) is None  # and the loader ends
 
@@ -188,6 +200,17 @@ class _Crops(Dataset[tuple[Tensor, dict[int, str]]]):
             except (UserError, OSError) as error:
                 damaged[number] = str(error)
         return crops, damaged
+
+
+@contextmanager
+def _listening() -> Iterator[list[int]]:
+    """A list in which SIGTERM is noted as long as this lasts."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _images(args: argparse.Namespace, recipe: Recipe) -> Images:

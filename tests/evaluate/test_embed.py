@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,28 @@ def test_a_killed_command_goes_on_where_it_was(
     assert not list(tmp_path.glob(".*.parts"))
     assert embedded(run, tmp_path / "out", "--images", tree) == 0  # is there already
     assert kept[-1] == 8
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_ends_between_two_parts(
+    run: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(embed, "PART_BATCHES", 1)
+    write, kept, before = Parts.write, [], signal.getsignal(signal.SIGTERM)
+
+    def asked(parts: Parts, span: range, *rest: object) -> None:
+        write(parts, span, *rest)
+        kept.append(span.start)
+        if span.start == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Parts, "write", asked)
+    words = ("--images", tree, "--workers", workers)
+    assert embedded(run, tmp_path / "out", *words) == 75
+    assert kept == [0, 2] and not (tmp_path / "out").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert embedded(run, tmp_path / "out", *words) == 0
+    assert kept == [0, 2, 4, 6, 8]
 
 
 def arguments_of(run: Path, out: Path, tree: Path) -> argparse.Namespace:
