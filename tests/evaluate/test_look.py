@@ -85,7 +85,7 @@ def test_attention_is_that_of_the_last_block(
 def test_one_bright_patch_does_not_darken_the_others() -> None:
     attention = torch.full((1, 400), 0.001)
     attention[0, 7] = 0.9
-    assert brightness(attention).min() == 1
+    assert brightness(attention).min() > 0.999
 
 
 def test_an_image_never_finds_itself_or_its_copy() -> None:
