@@ -8,6 +8,7 @@ from poa_ds.model.shape import Shape
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.recipe.schedules import Schedules
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system.printable import figure
 
 # the batch size at which `base_lr` is meant; source: published code (sqrt_wrt_1024)
 REFERENCE_IMAGES = 1024
@@ -30,6 +31,11 @@ class Derived:
     checkpoint_steps: int
     keep_steps: int  # between two checkpoints that stay for good; 0 = none
     evaluation_share: float  # estimated forward work of all evaluations / work of the training
+
+    def evaluations_between(self, step: int, last: int) -> int:
+        """How many evaluations follow `step` through `last`, which always ends with one."""
+        every = self.evaluation_steps
+        return 1 + ((last - 1) // every - step // every if every else 0)
 
 
 def space(recipe: Recipe) -> ElasticSpace:
@@ -199,5 +205,7 @@ def _describe_evaluation(recipe: Recipe, numbers: Derived) -> str:
     everything = f"all {len(space(recipe).subnets()):,} sizes"
     sizes = everything if "all" in evaluation.sizes else ", ".join(evaluation.sizes)
     bank = f"{evaluation.bank_images:,} bank images" if evaluation.bank_images else "the whole bank"
-    share = f"about {100 * numbers.evaluation_share:.2g} % of the training's work"
+    work = numbers.evaluation_share
+    much = f"{100 * work:.2g} %" if work < 1 else f"{figure(work)} times"
+    share = f"about {much} {'of ' if work < 1 else ''}the training's work"
     return f"{when}: {sizes} with {bank}, {share}"

@@ -2,15 +2,19 @@
 
 import resource
 import time
+from collections import deque
 from collections.abc import Iterator
+from statistics import median
 
 import torch
 
 from poa_ds.data.batch import Batch
 from poa_ds.system import dist
 from poa_ds.system.console import tell
+from poa_ds.system.printable import figure
 
 DATA_WAIT_SHARE = 0.05  # of a step; above it the images come too slowly
+RECENT_ROWS = 9  # whose median is the time of a step to come
 
 
 class Clock:
@@ -19,6 +23,8 @@ class Clock:
     def __init__(self, images_per_step: int) -> None:
         self.images_per_step = images_per_step
         self.seconds: list[float] = []
+        self.evaluation_seconds = 0.0  # of the last one
+        self._recent: deque[float] = deque(maxlen=RECENT_ROWS)  # seconds of a step
         self.slow: bool | None = None  # whether data came too slowly; None: before the first row
         self.restart()
 
@@ -49,8 +55,13 @@ class Clock:
         }
         if torch.cuda.is_available():
             row["memory/device_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self._recent.append(elapsed / steps)
         self.restart()
         return row
+
+    def left(self, steps: int, evaluations: int) -> float:
+        """Seconds of that many steps and evaluations, by the last of each; after `take`."""
+        return steps * median(self._recent) + evaluations * self.evaluation_seconds
 
     def warning(self, row: dict[str, float], workers: int) -> str:
         """What to say when the steps begin to wait for data; empty as long as nothing changes.
@@ -72,6 +83,7 @@ class Clock:
     def report(self, steps: int) -> None:
         """Print what the second step took, and what a run of `steps` would."""
         second = self.seconds[-1] - self.seconds[-2]
+        speed = figure(self.images_per_step / second)
         memory = f"{_host_gib():.2f} GiB of host memory"
         if torch.cuda.is_available():
             memory += f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of device memory"
@@ -79,7 +91,7 @@ class Clock:
             hours = second * steps / 3600
             tell(
                 f"dry run: the second step took {second:.3f} s "
-                f"({self.images_per_step / second:.0f} images/s); rank 0 used at most {memory}.\n"
+                f"({speed} images/s); rank 0 used at most {memory}.\n"
                 f"{steps:,} such steps take {hours:,.2f} hours, evaluations not counted. "
                 "Nothing was written."
             )

@@ -1,6 +1,5 @@
 """The k-NN curves of a run: evaluates the teacher along the way, keeps it, and tells everybody."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from poa_ds.recipe.backbone import backbone
 from poa_ds.run.setup import Setup
 from poa_ds.system import dist
 from poa_ds.system.console import tell
-from poa_ds.system.progress import progress
+from poa_ds.system.progress import LOG_SECONDS, progress
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.track.metrics_file import Floors
 from poa_ds.track.tracker import Tracker
@@ -47,6 +46,7 @@ class Evaluations:
     ) -> None:
         self.recipe, self.engine, self.tracker = setup.recipe, setup.engine, tracker
         self.numbers, recipe = setup.numbers, setup.recipe
+        self.clock = setup.clock
         self.between_batches, self.resumed = between_batches, first_step is not None
         self.output = Path(recipe.output_dir)
         self.subnets = derived.space(recipe).select(recipe.evaluation.sizes)
@@ -85,6 +85,9 @@ class Evaluations:
         if not self.recipe.evaluation.queries:
             return
         start = time.perf_counter()
+        if dist.is_main() and not self.rows:
+            images = len(self.protocol.bank.rows) + len(self.protocol.queries.rows)
+            tell(f"step {step:,}: k-NN of {len(self.subnets):,} sizes by {images:,} images begins")
         model = backbone(self.recipe)
         model.load_state_dict(
             {n.removeprefix(BACKBONE): t for n, t in tensors.items() if n.startswith(BACKBONE)}
@@ -92,7 +95,8 @@ class Evaluations:
         measured, how = self._knn(model), self.protocol.record(self.readout.precision)
         pixels, random = self._floors(measured, how, step)
         row = KnnRow.of(step, how, measured, raw_pixels=pixels, random_weights=random)
-        self._tell(step, row, measured, time.perf_counter() - start)
+        self.clock.evaluation_seconds = time.perf_counter() - start
+        self._tell(step, row, measured, self.clock.evaluation_seconds)
         self.rows.append(row)
         if dist.is_main():  # last: what is in this file is not measured again
             results.append(self.path, row)
@@ -122,8 +126,8 @@ class Evaluations:
     def _batches(self, items: Iterable, *, total: int, label: str, unit: str) -> Iterator:
         """The batches of this rank; ranks that have fewer wait here for the others."""
         most = int(dist.all_max(torch.tensor(total, device=self.engine.device)))
-        if dist.is_main() and sys.stderr.isatty():
-            items = progress(items, total=total, label=label, unit=unit)
+        if dist.is_main():
+            items = progress(items, total=total, label=label, unit=unit, every=LOG_SECONDS)
         for item in items:
             yield item
             self.between_batches()

@@ -14,9 +14,13 @@ from poa_ds.run.setup import Setup, Step
 from poa_ds.system import dist
 from poa_ds.system.console import say, tell
 from poa_ds.system.events import Events
+from poa_ds.system.printable import duration, figure
 from poa_ds.track.alarms import Alarms
 from poa_ds.track.metrics_file import Row
 from poa_ds.track.tracker import Tracker
+
+# whatever the warm-up: a new network's features are all alike, and that is no collapse yet
+UNJUDGED_STEPS = 20
 
 
 class Journal:
@@ -37,7 +41,8 @@ class Journal:
         self._space = derived.space(setup.recipe)
         self._tracker, self._events = tracker, events
         self._first_step, self._last_step = first_step, last_step
-        self._alarms = Alarms(warmup_steps=setup.numbers.warmup_steps)
+        self._numbers = setup.numbers
+        self._alarms = Alarms(warmup_steps=max(self._numbers.warmup_steps, UNJUDGED_STEPS))
         for row in earlier:
             if "loss/total" in row:
                 self._alarms.judge(row["step"], row)
@@ -63,11 +68,19 @@ class Journal:
             say(line)
         for notice in notices:
             self._events.append(notice.step, notice.kind, notice.text)
-        speed = f"{row['speed/images_per_second']:.0f}"
+        speed = figure(row["speed/images_per_second"])
         self._bar.set_postfix_str(f"loss {row['loss/total']:.3f}, {speed} im/s")
         self._tracker.log(state.step, row)
         if self._bar.disable:
-            tell(f"step {state.step:,}: loss {row['loss/total']:.4f}, {speed} images/s")
+            loss, left = f"loss {row['loss/total']:.4f}", self._left(state.step)
+            tell(f"step {state.step:,}: {loss}, {speed} images/s{left}")
+
+    def _left(self, step: int) -> str:
+        """How long the run goes on, evaluations counted; empty at its end."""
+        if step == self._last_step:
+            return ""
+        evaluations = self._numbers.evaluations_between(step, self._last_step)
+        return f", {duration(self._clock.left(self._last_step - step, evaluations))} left"
 
     def _row(self, state: RunState, step: Step) -> dict[str, float]:
         result, values = step.result, step.values

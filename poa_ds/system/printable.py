@@ -13,6 +13,19 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in found)
 
 
+def figure(value: float) -> str:
+    """Three digits, or all of the whole ones: 0.31, 4.07, 31, 1,240."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """The length of something that is not over: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def printable_lines(text: object) -> str:
     """The same for a text of several lines, which it keeps."""
     return "\n".join(map(printable, str(text).split("\n")))

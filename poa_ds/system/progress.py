@@ -11,13 +11,23 @@ from poa_ds.system.console import say
 from poa_ds.system.printable import printable
 
 LINE_SECONDS = 5.0
+LOG_SECONDS = 30.0  # between two lines of what a training does beside its steps
 Item = TypeVar("Item")
 
 
 def progress(
-    items: Iterable[Item], *, total: int, label: str, unit: str, first: int = 0
+    items: Iterable[Item],
+    *,
+    total: int,
+    label: str,
+    unit: str,
+    first: int = 0,
+    every: float = LINE_SECONDS,
 ) -> Iterator[Item]:
-    """The items, with count, rate and time left on stderr; `first` were done before."""
+    """The items, with count, rate and time left on stderr; `first` were done before.
+
+    every: seconds between two lines where stderr is no terminal.
+    """
     label, terminal = printable(label), sys.stderr.isatty()
     started = said = time.monotonic()
     with tqdm(
@@ -27,7 +37,7 @@ def progress(
             yield item
             bar.update()
             now = time.monotonic()
-            if not terminal and now - said >= LINE_SECONDS:
+            if not terminal and now - said >= every:
                 said = now
                 speed = done / (now - started)
                 left = (total - first - done) / speed

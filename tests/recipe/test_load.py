@@ -281,17 +281,6 @@ def test_milestones_fall_on_checkpoints_whatever_is_rounded() -> None:
     assert "every 2 steps, the last 3 are kept, for good every 6" in derived.describe(recipe, 0)
 
 
-def test_the_share_of_the_evaluation_counts_forwards() -> None:
-    # one size (the intact one), no local crops: 2 teacher + 3 x 2 x 2 student forwards per image
-    tree = {
-        "backbone": {"width": {"min": 1024}, "depth": {"min": 24}},
-        "crops": {"local_count": 0},
-        "schedule": {"steps_per_epoch": 1, "epochs": 10},
-        "evaluation": {"queries": "q", "bank_images": 1600, "at_start": False, "every_epochs": 1},
-    }
-    assert derived.of(load.from_dict(tree), 0).evaluation_share == pytest.approx(1 / 14)
-
-
 def test_rank_counts_that_do_not_divide_the_slots_are_refused_with_those_that_do() -> None:
     recipe = load.from_dict({"batch": {"slots": 12}})
     checks.check_world(recipe, 4)

@@ -21,3 +21,19 @@ def test_only_the_first_two_steps_of_a_run_wait_for_the_device(
         if step == 14:
             clock.restart()  # as after a checkpoint or an evaluation
     assert waits == [0, 1]
+
+
+def test_the_time_left_is_that_of_the_usual_step_and_of_the_last_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock = Clock(images_per_step=1)
+    for seconds in (9.0, 2.0, 2.0, 3.0, 2.0):  # of ten steps: the first are slow
+        for _ in range(10):
+            clock.step_done()
+        now[0] += 10 * seconds
+        clock.take()
+    assert clock.left(50, 0) == 100
+    clock.evaluation_seconds = 30.0
+    assert clock.left(50, 2) == 160

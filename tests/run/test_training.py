@@ -103,6 +103,18 @@ def test_a_run_leaves_what_the_other_commands_need(whole: tuple[Path, str]) -> N
     assert "steps" in printed and "learning rate" in printed and "parameters" in printed
 
 
+def test_a_log_tells_rate_time_left_and_that_the_first_evaluation_begins(
+    whole: tuple[Path, str],
+) -> None:
+    _, printed = whole
+    assert "step 0: k-NN of 4 sizes by" in printed and "\r" not in printed
+    lines = [line for line in printed.splitlines() if re.match(r"step \d+: loss", line)]
+    assert len(lines) == 12
+    for line in lines[:-1]:
+        assert re.fullmatch(r"step \d+: loss [\d.]+, [\d.,]+ images/s, [\d.]+ s left", line), line
+    assert lines[-1].endswith("images/s")
+
+
 def test_a_finished_run_says_so_and_changes_nothing(whole: tuple[Path, str], shards: Path) -> None:
     out, _ = whole
     before = (out / "metrics.jsonl").read_bytes()

@@ -6,7 +6,7 @@ import pytest
 
 from poa_ds.data.store.index import SampleError
 from poa_ds.system.errors import UsageError, UserError
-from poa_ds.system.printable import printable, printable_lines
+from poa_ds.system.printable import duration, figure, printable, printable_lines
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,20 @@ def test_a_key_cannot_make_lines_of_its_own() -> None:
     error = SampleError("x.tar", "k\nall is well", "damaged")
     assert str(error) == r"x.tar, sample k\nall is well: damaged"
     assert error.key == "k\nall is well"
+
+
+def test_figures_have_three_digits_and_no_exponent() -> None:
+    values = (0.0312, 0.5, 4.068, 31.24, 99.96, 1240.4)
+    assert [figure(x) for x in values] == ["0.0312", "0.5", "4.07", "31.2", "100", "1,240"]
+
+
+def test_durations_have_the_unit_that_a_reader_would_take() -> None:
+    values = (0.4, 59, 61, 12 * 60 + 20, 59.6 * 60, 3 * 3600 + 20 * 60)
+    assert [duration(x) for x in values] == [
+        "0 s",
+        "59 s",
+        "1 min",
+        "12 min",
+        "1 h 0 min",
+        "3 h 20 min",
+    ]
