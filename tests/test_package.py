@@ -39,6 +39,9 @@ def wheel_of(source: Path, out: Path) -> Path:
     [wheel] = out.glob("*.whl")
     return wheel
 
+# Python 3.11.4 has filters, Debian's 3.11.2 has not; the archive is our own
+UNPACK = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -58,7 +61,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the sdist, as an installation from it would."""
     folder = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder, **UNPACK)
     [source] = folder.iterdir()
     return wheel_of(source, folder / "wheels")
 
