@@ -39,6 +39,7 @@ def wheel_of(source: Path, out: Path) -> Path:
     [wheel] = out.glob("*.whl")
     return wheel
 
+
 # Python 3.11.4 has filters, Debian's 3.11.2 has not; the archive is our own
 UNPACK = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
