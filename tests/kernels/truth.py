@@ -64,7 +64,8 @@ def _compare(name: str, expected: Tensor, low: Tensor, got: Tensor, tolerance: f
 def _run(
     function: Function, values: Sequence[Tensor], lay_out: Callable[[Tensor], Tensor] = lambda x: x
 ) -> list[tuple[str, Tensor]]:
-    leaves = [value.to(DEVICE).requires_grad_() for value in values]
+    # copies: gradients of two runs must not add up in one tensor
+    leaves = [value.detach().clone().to(DEVICE).requires_grad_() for value in values]
     outputs = function(*[lay_out(leaf) for leaf in leaves])
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
     gradients = [
