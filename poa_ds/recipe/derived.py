@@ -206,6 +206,5 @@ def _describe_evaluation(recipe: Recipe, numbers: Derived) -> str:
     sizes = everything if "all" in evaluation.sizes else ", ".join(evaluation.sizes)
     bank = f"{evaluation.bank_images:,} bank images" if evaluation.bank_images else "the whole bank"
     work = numbers.evaluation_share
-    much = f"{100 * work:.2g} %" if work < 1 else f"{figure(work)} times"
-    share = f"about {much} {'of ' if work < 1 else ''}the training's work"
-    return f"{when}: {sizes} with {bank}, {share}"
+    much = f"{100 * work:.2g} % of" if work < 1 else f"{figure(work)} times"
+    return f"{when}: {sizes} with {bank}, about {much} the training's work"

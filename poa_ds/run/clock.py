@@ -60,7 +60,8 @@ class Clock:
         return row
 
     def left(self, steps: int, evaluations: int) -> float:
-        """Seconds of that many steps and evaluations, by the last of each; after `take`."""
+        """Seconds of that many steps and evaluations, as long as the usual recent step and the last
+        evaluation; after `take`."""
         return steps * median(self._recent) + evaluations * self.evaluation_seconds
 
     def warning(self, row: dict[str, float], workers: int) -> str:

@@ -19,9 +19,6 @@ from poa_ds.track.alarms import Alarms
 from poa_ds.track.metrics_file import Row
 from poa_ds.track.tracker import Tracker
 
-# whatever the warm-up: a new network's features are all alike, and that is no collapse yet
-UNJUDGED_STEPS = 20
-
 
 class Journal:
     """Writes to the tracker and to the terminal; every call on all ranks, inside of its context."""
@@ -42,8 +39,11 @@ class Journal:
         self._tracker, self._events = tracker, events
         self._first_step, self._last_step = first_step, last_step
         self._numbers = setup.numbers
-        self._alarms = Alarms(warmup_steps=max(self._numbers.warmup_steps, UNJUDGED_STEPS))
+        self._alarms = Alarms(warmup_steps=setup.numbers.warmup_steps)
         for row in earlier:
+            self._clock.evaluation_seconds = row.get(
+                "speed/evaluation_seconds", self._clock.evaluation_seconds
+            )
             if "loss/total" in row:
                 self._alarms.judge(row["step"], row)
 
@@ -79,7 +79,8 @@ class Journal:
         """How long the run goes on, evaluations counted; empty at its end."""
         if step == self._last_step:
             return ""
-        evaluations = self._numbers.evaluations_between(step, self._last_step)
+        # this step's own, where one is due, comes after its line
+        evaluations = self._numbers.evaluations_between(step - 1, self._last_step)
         return f", {duration(self._clock.left(self._last_step - step, evaluations))} left"
 
     def _row(self, state: RunState, step: Step) -> dict[str, float]:

@@ -42,6 +42,7 @@ SIGNS = (
         "health/loss_deviation", 10.0, 5.0, "the loss jumped above its recent values", always=True
     ),
 )
+UNJUDGED_STEPS = 20  # for collapse, however short the warm-up
 WINDOW, FEWEST = 50, 10  # rows that a loss is compared with
 LEAST_DEVIATION = 0.01  # of the median: a loss that hardly moves has no deviation of its own
 
@@ -91,8 +92,8 @@ class Alarms:
     """Which signs are on. Each is said once when it begins and once when it is over."""
 
     def __init__(self, *, warmup_steps: int) -> None:
-        """During the warm-up only spikes count: networks begin with features that are all alike."""
-        self._warmup_steps = warmup_steps
+        """At first only spikes count: networks begin with features that are all alike."""
+        self._unjudged_steps = max(warmup_steps, UNJUDGED_STEPS)
         self._losses = LossWindow()
         self._on: set[Sign] = set()
 
@@ -104,7 +105,7 @@ class Alarms:
         said = []
         for sign in SIGNS:
             value = {**row, **own}.get(sign.metric)
-            judged = sign.always or step > self._warmup_steps
+            judged = sign.always or step > self._unjudged_steps
             if value is None or not math.isfinite(value) or not judged:
                 continue
             was_on = sign in self._on

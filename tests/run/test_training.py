@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ import yaml
 from poa_ds.run import exit_status
 from poa_ds.run.clock import Clock
 from poa_ds.system.events import read
+from poa_ds.system.printable import duration
 from poa_ds.system.run_folder import RunFolder
 from tests.distributed.programs.launch import ROOT
 from tests.support.checkpoints import disk
@@ -106,12 +108,19 @@ def test_a_run_leaves_what_the_other_commands_need(whole: tuple[Path, str]) -> N
 def test_a_log_tells_rate_time_left_and_that_the_first_evaluation_begins(
     whole: tuple[Path, str],
 ) -> None:
-    _, printed = whole
+    out, printed = whole
     assert "step 0: k-NN of 4 sizes by" in printed and "\r" not in printed
     lines = [line for line in printed.splitlines() if re.match(r"step \d+: loss", line)]
-    assert len(lines) == 12
-    for line in lines[:-1]:
-        assert re.fullmatch(r"step \d+: loss [\d.]+, [\d.,]+ images/s, [\d.]+ s left", line), line
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    evaluation = {r["step"]: t for r in rows if (t := r.get("speed/evaluation_seconds"))}
+    seconds = {r["step"]: t / 1000 for r in rows if (t := r.get("speed/step_ms"))}
+    assert list(evaluation) == [0, 6, 12] and len(lines) == len(seconds) == 12
+    for step, line in enumerate(lines[:-1], start=1):
+        usual = median([seconds[s] for s in range(max(1, step - 8), step + 1)])
+        # the line of step 6 is written before its evaluation
+        to_come = 2 * evaluation[0] if step <= 6 else evaluation[6]
+        left = duration((12 - step) * usual + to_come)
+        assert re.fullmatch(rf"step {step}: loss [\d.]+, [\d.,]+ images/s, {left} left", line), line
     assert lines[-1].endswith("images/s")
 
 

@@ -15,7 +15,7 @@ from tests.support.shards import make_shards
 
 def test_figures_that_are_not_finite_raise_no_alarm() -> None:
     row = {"health/effective_rank": math.nan, "health/feature_std": math.nan}
-    found = Alarms(warmup_steps=0).judge(1, row | {"loss/total": math.nan})
+    found = Alarms(warmup_steps=0).judge(100, row | {"loss/total": math.nan})
     assert found == ({"health/alarm": 0.0}, [])
 
 
@@ -38,20 +38,27 @@ def test_a_term_that_comes_in_is_no_spike() -> None:
 
 
 def test_an_alarm_is_said_when_it_begins_and_when_it_is_over() -> None:
-    alarms = Alarms(warmup_steps=10)
-    series = {5: 0.01, 10: 0.01, 15: 0.6, 20: 0.09, 25: 0.12, 30: 0.09, 35: 0.2, 40: 0.6}
+    alarms = Alarms(warmup_steps=30)
+    series = {25: 0.01, 30: 0.01, 35: 0.6, 40: 0.09, 45: 0.12, 50: 0.09, 55: 0.2, 60: 0.6}
     said, on = {}, {}
     for step, value in series.items():
         own, notices = alarms.judge(step, {"health/feature_std": value, "loss/total": 1.0})
         said |= {step: [notice.line for notice in notices]} if notices else {}
         on[step] = own["health/alarm"]
-    assert list(said) == [20, 35]  # not in the warm-up; 0.12 is not yet healthy again
-    assert said[20] == [
-        "warning: step 20: alarm: health/feature_std is 0.09 (below 0.1): "
+    assert list(said) == [40, 55]  # not in the warm-up; 0.12 is not yet healthy again
+    assert said[40] == [
+        "warning: step 40: alarm: health/feature_std is 0.09 (below 0.1): "
         "all images have nearly the same features"
     ]
-    assert said[35] == ["warning: step 35: over: health/feature_std is 0.2"]
-    assert on == {5: 0, 10: 0, 15: 0, 20: 1, 25: 1, 30: 1, 35: 0, 40: 0}
+    assert said[55] == ["warning: step 55: over: health/feature_std is 0.2"]
+    assert on == {25: 0, 30: 0, 35: 0, 40: 1, 45: 1, 50: 1, 55: 0, 60: 0}
+
+
+def test_no_collapse_is_seen_in_the_first_steps_of_a_run_without_warm_up() -> None:
+    alarms = Alarms(warmup_steps=0)
+    row = {"health/feature_std": 0.01, "loss/total": 1.0}
+    said = {step: len(alarms.judge(step, row)[1]) for step in (1, 4, 20, 21, 22)}
+    assert said == {1: 0, 4: 0, 20: 0, 21: 1, 22: 0}
 
 
 def test_a_spike_is_said_in_the_warm_up_too() -> None:
