@@ -51,13 +51,11 @@ class Poa:
 
     def _branch(self) -> Branch:
         own = self._heads() if self.recipe.heads.separate_ibot else None
-        branch = Branch(backbone(self.recipe), self._heads(), own)
-        scale_inputs(branch, self.recipe.backbone.input_scale)
-        return branch
+        return Branch(backbone(self.recipe), self._heads(), own)
 
     def _heads(self) -> HeadBank:
         options = self.recipe.heads
-        return HeadBank(
+        heads = HeadBank(
             derived.shape(self.recipe).features(self.space.intact),
             options.prototypes,
             hidden=options.hidden,
@@ -65,6 +63,8 @@ class Poa:
             layers=options.layers,
             init=options.init,
         )
+        scale_inputs(heads, self.recipe.backbone.input_scale)
+        return heads
 
     def _ibot(self, values: StepValues) -> bool:
         return values.ibot_active and self.objective.ibot > 0
