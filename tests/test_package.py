@@ -21,6 +21,8 @@ SOURCE += ("README.md", "CHANGELOG.md", "BENCHMARKS.md")
 FOLDERS = ("poa_ds", "data_tools", "kernels", "ds_configs", "docs", "tests")
 SHIPPED = {path.name for path in (ROOT / "ds_configs").iterdir()}
 PATIENCE_SECONDS = 600
+# Python 3.11.4 has filters, Debian's 3.11.2 has not; the archive is our own
+UNPACK = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
 def run(*words: str | Path, cwd: Path) -> str:
@@ -38,10 +40,6 @@ def wheel_of(source: Path, out: Path) -> Path:
     run(sys.executable, "-m", "pip", "wheel", *options, "-w", out, source, cwd=out.parent)
     [wheel] = out.glob("*.whl")
     return wheel
-
-
-# Python 3.11.4 has filters, Debian's 3.11.2 has not; the archive is our own
-UNPACK = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
 @pytest.fixture(scope="module")
