@@ -5,6 +5,7 @@ So layer-wise decay is not made of groups: each flat is cut into stretches of eq
 each factor is one fused call on views. The fp32 average is a third state tensor, `ema`.
 """
 
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,20 +34,21 @@ class Stretch:
 def lr_factor(name: str, *, depth: int, layer_decay: float, patch_embed_factor: float) -> float:
     """The learning-rate factor of a parameter by its (our) name below `backbone.`.
 
-    layer_decay ** (depth + 1 - layer): tokens and patches are layer 0, block k is layer k + 1;
+    layer_decay ** (depth + 1 - layer): tokens and patches are layer 0, block k is layer k + 1, and
+    so are its factors of a template;
     the final norm and the heads get 1 (docs/method.md 6).
     """
     if name.startswith("backbone.embed."):
         patch = patch_embed_factor if name.startswith("backbone.embed.patch.") else 1.0
         return layer_decay ** (depth + 1) * patch
-    if name.startswith("backbone.blocks."):
-        return layer_decay ** (depth - int(name.split(".")[2]))
+    if block := re.match(r"backbone\.(?:blocks|template\.block_factors)\.(\d+)", name):
+        return layer_decay ** (depth - int(block[1]))
     return 1.0
 
 
 def decays(name: str) -> bool:
-    """Whether weight decay applies: not to biases, norms and LayerScale."""
-    return not (name.endswith(".bias") or "norm" in name or "gamma" in name)
+    """Whether weight decay applies: not to biases, norms, LayerScale and factors of a template."""
+    return not (name.endswith(".bias") or any(x in name for x in ("norm", "gamma", "factor")))
 
 
 def part(name: str) -> str:

@@ -1,6 +1,7 @@
 """The backbones by name: the one table. A new backbone is a package like these, and a line here.
 
-A package has five modules, imported when they are asked for; shape.py does without torch:
+A package has five modules, imported when they are asked for; shape.py does without torch, and
+plain.py may be another's:
 
     shape.py    SHAPE    its sizes, parameters, operations and masks in numbers (model.shape.Shape)
     network.py  NETWORK  the elastic network (model.backbone.ElasticBackbone)
@@ -16,6 +17,7 @@ ARCHITECTURES = {
     "vit": "poa_ds.model.vit",
     "swin": "poa_ds.model.swin",
     "resnet": "poa_ds.model.resnet",
+    "tucker": "poa_ds.model.tucker",
 }
 
 

@@ -103,6 +103,7 @@ class ElasticBackbone(nn.Module):
         """
         members = [set(self.members(subnet)) for subnet in subnets]
         streams, layout = self.enter(crops, subnets, masks)
+        layout = self.prepared(layout, drop_path)
         for index, block in enumerate(self.blocks):
             chosen = tuple(index in blocks for blocks in members)
             if any(chosen):
@@ -121,6 +122,10 @@ class ElasticBackbone(nn.Module):
     ) -> tuple[Streams, Any]:
         """(what enters the first block, its layout)."""
         raise NotImplementedError  # each backbone's own
+
+    def prepared(self, layout: Any, drop_path: DropPath | None) -> Any:
+        """The layout with what all blocks need of this pass and is made once, before them."""
+        return layout
 
     def plan(
         self, index: int, layout: Any, chosen: tuple[bool, ...], drops: tuple[Any, ...]

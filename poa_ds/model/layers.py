@@ -7,8 +7,9 @@ streams at once, so that every rank enters every block once per step (docs/archi
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -178,45 +179,66 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
 
+class Affine(Protocol):
+    """What attention and MLP ask of a linear layer: ElasticLinear, or one made for a pass."""
+
+    weight: Tensor
+    bias: Tensor
+    input_scale: float
+
+    def __call__(self, *streams: Tensor, outs: Sequence[int]) -> tuple[Tensor, ...]: ...
+
+
 class Attention(nn.Module):
     """Self-attention of the first width / head_dim heads.
 
     The rows of qkv are stored head by head (head, q|k|v, channel), so that the slice of the
-    first heads is a row prefix like every other slice.
+    first heads is a row prefix like every other slice. linear: the class of its layers.
     """
 
-    def __init__(self, dim: int, head_dim: int) -> None:
+    def __init__(
+        self, dim: int, head_dim: int, linear: Callable[[int, int], nn.Module] = ElasticLinear
+    ) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.qkv = ElasticLinear(dim, 3 * dim)
-        self.proj = ElasticLinear(dim, dim)
+        self.qkv, self.proj = linear(dim, 3 * dim), linear(dim, dim)
 
     def forward(self, *streams: Tensor, packings: Sequence[Packing]) -> tuple[Tensor, ...]:
+        return self.attend(streams, packings, self.qkv, self.proj)
+
+    def attend(
+        self, streams: Sequence[Tensor], packings: Sequence[Packing], qkv: Affine, proj: Affine
+    ) -> tuple[Tensor, ...]:
+        """The same with these layers."""
         widths = [x.shape[-1] for x in streams]
-        packed = self.qkv(*streams, outs=[3 * width for width in widths])
+        packed = qkv(*streams, outs=[3 * width for width in widths])
         mixed = [
-            attention(qkv, packing.segments, self.head_dim)
-            for qkv, packing in zip(packed, packings, strict=True)
+            attention(x, packing.segments, self.head_dim)
+            for x, packing in zip(packed, packings, strict=True)
         ]
-        return self.proj(*mixed, outs=widths)
+        return proj(*mixed, outs=widths)
 
 
 class Mlp(nn.Module):
     """Two linear layers with GELU; the hidden width is ratio x the active width."""
 
-    def __init__(self, dim: int, ratio: int) -> None:
+    def __init__(
+        self, dim: int, ratio: int, linear: Callable[[int, int], nn.Module] = ElasticLinear
+    ) -> None:
         super().__init__()
         self.ratio = ratio
-        self.fc1 = ElasticLinear(dim, ratio * dim)
-        self.fc2 = ElasticLinear(ratio * dim, dim)
+        self.fc1, self.fc2 = linear(dim, ratio * dim), linear(ratio * dim, dim)
 
     def forward(self, *streams: Tensor) -> tuple[Tensor, ...]:
+        return self.mix(streams, self.fc1, self.fc2)
+
+    def mix(self, streams: Sequence[Tensor], fc1: Affine, fc2: Affine) -> tuple[Tensor, ...]:
+        """The same with these layers."""
         widths = [x.shape[-1] for x in streams]
         hidden = [self.ratio * width for width in widths]
         # the gradient of fc1's bias comes out of GELU's backward pass
-        bias, exponent = self.fc1.bias.detach(), self.fc1.input_scale
-        before = elastic_linear(streams, self.fc1.weight, bias, hidden, exponent)
-        return self.fc2(*[gelu(h, self.fc1.bias) for h in before], outs=widths)
+        before = elastic_linear(streams, fc1.weight, fc1.bias.detach(), hidden, fc1.input_scale)
+        return fc2(*[gelu(h, fc1.bias) for h in before], outs=widths)
 
 
 class Block(nn.Module):
@@ -226,12 +248,15 @@ class Block(nn.Module):
     outputs of every block, and they must be as many on every rank.
     """
 
+    linear: type[nn.Module] = ElasticLinear
+
     def __init__(
         self, dim: int, head_dim: int, mlp_ratio: int, layer_scale: float, eps: float = 1e-6
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = ElasticLayerNorm(dim, eps), ElasticLayerNorm(dim, eps)
-        self.attn, self.mlp = Attention(dim, head_dim), Mlp(dim, mlp_ratio)
+        self.attn = Attention(dim, head_dim, self.linear)
+        self.mlp = Mlp(dim, mlp_ratio, self.linear)
         self.ls1, self.ls2 = LayerScale(dim, layer_scale), LayerScale(dim, layer_scale)
 
     def forward(self, *streams: Tensor, plan: BlockPlan) -> tuple[Tensor, ...]:
@@ -245,18 +270,28 @@ class Block(nn.Module):
             norm_rows(streams[i], one.weight, one.bias, eps=one.eps, taken=taken)
             for i, taken in zip(members, first, strict=True)
         ]
-        attended = self.attn(*[y for _, y in pairs], packings=packings)
+        attended = self.attend([y for _, y in pairs], packings, plan)
         pairs = [
             add_norm_rows(x, y, ls1, two.weight, two.bias, eps=two.eps, added=a, taken=t)
             for (x, _), y, a, t in zip(pairs, attended, first, second, strict=True)
         ]
-        mixed = self.mlp(*[y for _, y in pairs])
+        mixed = self.mix([y for _, y in pairs], plan)
         done = iter(
             add_rows(x, y, ls2, added=a) for (x, _), y, a in zip(pairs, mixed, second, strict=True)
         )
         return tuple(
             next(done) if chosen else x * 1 for x, chosen in zip(streams, plan.chosen, strict=True)
         )
+
+    def attend(
+        self, streams: Sequence[Tensor], packings: Sequence[Packing], plan: BlockPlan
+    ) -> tuple[Tensor, ...]:
+        """The attention branch of the streams that use the block."""
+        return self.attn(*streams, packings=packings)
+
+    def mix(self, streams: Sequence[Tensor], plan: BlockPlan) -> tuple[Tensor, ...]:
+        """Their MLP branch."""
+        return self.mlp(*streams)
 
 
 def initialise(modules: Sequence[nn.Module], scheme: str) -> None:

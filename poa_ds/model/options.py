@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from poa_ds.model.architectures import ARCHITECTURES
-from poa_ds.system.typed_yaml import Bounds, Count, OneOf, Positive
+from poa_ds.system.typed_yaml import Bounds, Count, CountOrNone, OneOf, Positive
 
 
 @dataclass(frozen=True)
@@ -18,22 +18,33 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Template:
+    """What tucker makes its matrices from (docs/methods/sweet.md)."""
+
+    # along matrices, rows and columns; 0: half of them
+    ranks: tuple[CountOrNone, CountOrNone, CountOrNone] = (0, 0, 0)
+    # channels of the template are scaled by 1 - noise to 1 + noise, anew for each slot
+    noise: Annotated[float, Bounds(0, 1, open_high=True)] = 0.0
+
+
+@dataclass(frozen=True)
 class Backbone:
-    """The family of networks; vit has a depth, swin and resnet have stages (docs/method.md 2)."""
+    """The family of networks (docs/method.md 2); swin and resnet have stages, others a depth."""
 
     name: Annotated[str, OneOf(ARCHITECTURES)] = "vit"
     # channels; of stage 1 of swin, inner ones of stage 1 of resnet
     width: Range = Range(384, 1024, 64)
     widths: tuple[Count, ...] = ()  # a list in place of width
-    depth: Range = Range(12, 24, 1)  # blocks of vit
+    depth: Range = Range(12, 24, 1)  # blocks of vit and tucker
     # [least, most] blocks of each stage of swin and resnet
     stages: tuple[tuple[Count, Count], ...] = ((2, 2), (2, 2), (6, 18), (2, 2))
     patch_size: Count = 16
-    head_dim: Count = 64  # of vit and swin, as are mlp_ratio and drop_path
+    head_dim: Count = 64  # of vit, tucker and swin, as are mlp_ratio and drop_path
     mlp_ratio: Count = 4
     window: Annotated[int, Bounds(2)] = 7  # of swin
     norm_groups: Count = 32  # of resnet
-    layer_scale: Positive = 1e-5  # of vit
+    layer_scale: Positive = 1e-5  # of vit and tucker
+    template: Template = field(default_factory=Template)  # of tucker
     drop_path: Annotated[float, Bounds(0, 1, open_high=True)] = 0.2
     # a slice's input is scaled by (width / active width) ** input_scale; 1 is published
     input_scale: Annotated[float, Bounds(0, 1)] = 1.0

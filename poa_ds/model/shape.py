@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from poa_ds.model import architectures
-from poa_ds.model.options import Backbone, Range
+from poa_ds.model.options import Backbone, Range, Template
 from poa_ds.model.space import Depth, ElasticSpace, Subnet, spread
 
 Stages = tuple[int, ...]
@@ -56,6 +56,9 @@ class Shape(Protocol):
     def flops(self, subnet: Subnet, image_size: int) -> float:
         """Multiply-adds of one forward pass of one image, times two."""
 
+    def making(self) -> float:
+        """Operations of each pass beside those of its images: matrices that it makes."""
+
     def costs(self, space: ElasticSpace, image_size: int) -> tuple[float, ...]:
         """Work of each of `space.subnets()`, or () where width^2 x depth tells it well enough."""
 
@@ -99,6 +102,11 @@ def heads_divide(options: Backbone) -> Iterator[str]:
             f"backbone.width {wrong[0]} is not a multiple of backbone.head_dim {options.head_dim}:"
             " width.min and width.step must be, or all of widths"
         )
+
+
+def no_template(options: Backbone) -> Iterator[str]:
+    if options.template != Template():
+        yield f"backbone.template is tucker's: {options.name} owns its matrices, remove it"
 
 
 def stages_are_right(options: Backbone, elastic: tuple[int, ...]) -> Iterator[str]:

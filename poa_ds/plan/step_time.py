@@ -94,8 +94,8 @@ def work(recipe: Recipe) -> Work:
     products += times * teacher_rows * scores
     moved += times * teacher_rows * scores * GENERAL["teacher_score_bytes"].value
     return Work(
-        teacher=2 * images * form.flops(intact, recipe.crops.global_size),
-        intact=passes * student,
+        teacher=2 * images * form.flops(intact, recipe.crops.global_size) + form.making(),
+        intact=passes * student + 3 * form.making(),
         elastic=(number - 1) * passes * student,
         heads=2.0 * (linear + products * heads.bottleneck),
         score_bytes=moved,

@@ -33,6 +33,7 @@ RULES = (
         "the parameters, or what they stand for, would be others",
         "backbone.name backbone.stages backbone.patch_size backbone.head_dim backbone.mlp_ratio"
         " backbone.window backbone.norm_groups backbone.input_scale backbone.width.max"
+        " backbone.template.ranks"
         " backbone.widths backbone.depth.max"
         " heads.prototypes heads.hidden heads.bottleneck heads.layers heads.separate_ibot"
         " distill.hidden crops.global_size",
@@ -87,7 +88,7 @@ RULES = (
         " augmentation.saturation augmentation.hue augmentation.gray augmentation.blur"
         " augmentation.blur_probability augmentation.blur_kernel augmentation.blur_sigma"
         " augmentation.solarize augmentation.mean augmentation.std masks.probability masks.ratio"
-        " backbone.drop_path",
+        " backbone.drop_path backbone.template.noise",
         counted="losses",
     ),
     Rule(

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
+from poa_ds.model import shape as shapes
+from poa_ds.model.tucker.shape import TuckerShape
 from poa_ds.recipe.tree import Recipe
 
 
@@ -55,4 +57,16 @@ def _dspnet(recipe: Recipe) -> Iterator[str]:
         yield f"draws {recipe.draws}: dspnet trains all sizes in every step, remove draws"
 
 
-PROBLEMS: dict[str, Callable[[Recipe], Iterable[str]]] = {"dspnet": _dspnet, "seed": _seed}
+def _sweet(recipe: Recipe) -> Iterator[str]:
+    if shapes.kind(recipe.backbone) is not TuckerShape:
+        yield (
+            f"backbone.name {recipe.backbone.name}: sweet makes the matrices of a vision"
+            " transformer from a template, write backbone.name=tucker"
+        )
+
+
+PROBLEMS: dict[str, Callable[[Recipe], Iterable[str]]] = {
+    "dspnet": _dspnet,
+    "seed": _seed,
+    "sweet": _sweet,
+}

@@ -5,4 +5,5 @@ METHODS = {
     "single": "poa_ds.methods.single:Single",
     "dspnet": "poa_ds.methods.dspnet:Dspnet",
     "seed": "poa_ds.methods.seed:Seed",
+    "sweet": "poa_ds.methods.sweet:Sweet",
 }

@@ -9,11 +9,14 @@ from poa_ds.recipe import derived
 from poa_ds.recipe.backbone import backbone
 from tests.distributed.programs.worker import recipe_with
 from tests.distributed.test_backbones_ranks import BACKBONES
+from tests.methods.test_sweet import tree
 
+TUCKER = tree([6, 24, 40])["backbone"]
 CASES = {
     "vit": {},
     "vit without stochastic depth": {"backbone__drop_path": 0.0},
     "vit, one resolution": {"crops__local_count": 0},
+    "tucker": {"backbone": TUCKER},
     "swin": {"backbone": BACKBONES["swin"]},
     "swin without stochastic depth": {"backbone": BACKBONES["swin"] | {"drop_path": 0.0}},
     "resnet": {"backbone": BACKBONES["resnet"]},

@@ -9,6 +9,7 @@ from poa_ds.model.options import Backbone
 from poa_ds.model.shape import (
     Stages,
     map_sides,
+    no_template,
     spread_stages,
     stages_are_right,
     undivided,
@@ -53,7 +54,7 @@ class ResNetShape:
 
     @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
-        yield from stages_are_right(options, (0, 1, 2, 3))
+        yield from (*stages_are_right(options, (0, 1, 2, 3)), *no_template(options))
         if options.patch_size != ResNetShape.patch_size:
             yield f"backbone.patch_size {options.patch_size}: resnet's stem reduces by 4, write 4"
         for width in (*widths(options), widest(options) // 2):
@@ -103,6 +104,9 @@ class ResNetShape:
             total += area * depth * (9 * inner**2 + inner * outer)
             before = outer
         return 2.0 * total
+
+    def making(self) -> float:
+        return 0.0
 
     def costs(self, space: ElasticSpace, image_size: int) -> tuple[float, ...]:
         return tuple(self.flops(subnet, image_size) for subnet in space.subnets())

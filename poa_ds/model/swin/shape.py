@@ -9,6 +9,7 @@ from poa_ds.model.shape import (
     Stages,
     heads_divide,
     map_sides,
+    no_template,
     spread_stages,
     stages_are_right,
     undivided,
@@ -56,7 +57,7 @@ class SwinShape:
 
     @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
-        yield from heads_divide(options)
+        yield from (*heads_divide(options), *no_template(options))
         yield from stages_are_right(options, (SwinShape.elastic,))
 
     def features(self, subnet: Subnet) -> int:
@@ -103,6 +104,9 @@ class SwinShape:
             merge = 2 * c * c * side**2 if stage else 0
             total += depth * (linear + attention) + merge
         return 2.0 * total
+
+    def making(self) -> float:
+        return 0.0
 
     def costs(self, space: ElasticSpace, image_size: int) -> tuple[float, ...]:
         return tuple(self.flops(subnet, image_size) for subnet in space.subnets())

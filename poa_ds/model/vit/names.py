@@ -122,7 +122,7 @@ class VitForm:
 
         place = {block: i for i, block in enumerate(model.members(subnet))}
         kept = {}
-        for name, tensor in model.state_dict().items():
+        for name, tensor in model.plain_state().items():
             part, _, rest = name.partition(".")
             if part == "blocks":
                 number, _, rest = rest.partition(".")

@@ -65,6 +65,7 @@ class ElasticViT(ElasticBackbone):
     """Vision transformers of several widths and depths; their tokens are normalised."""
 
     kind = "vit"
+    block: type[Block] = Block
 
     def __init__(
         self,
@@ -92,7 +93,7 @@ class ElasticViT(ElasticBackbone):
         self.head_dim = head_dim
         self.embed = Embed(dim, image_size, patch_size)
         self.blocks = nn.ModuleList(
-            Block(dim, head_dim, mlp_ratio, layer_scale) for _ in range(depth)
+            self.block(dim, head_dim, mlp_ratio, layer_scale) for _ in range(depth)
         )
         self.norm = ElasticLayerNorm(dim, 1e-6)
         initialise(list(self.modules()), init)
@@ -141,6 +142,10 @@ class ElasticViT(ElasticBackbone):
         device: torch.device | str,
     ) -> Iterable[Drop]:
         return draw_drops(packing, rate, generator, count=len(branches), device=device)
+
+    def plain_state(self) -> dict[str, Tensor]:
+        """The state dict with every matrix as it is used."""
+        return self.state_dict()
 
     def packing(self, crops: Sequence[Tensor]) -> Packing:
         """How the tokens of these crops will be packed."""

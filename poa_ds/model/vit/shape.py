@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from poa_ds.model.options import Backbone, Range
-from poa_ds.model.shape import heads_divide, undivided, values, widest
+from poa_ds.model.shape import heads_divide, no_template, undivided, values, widest
 from poa_ds.model.space import Depth, ElasticSpace, Subnet, spread
 
 
@@ -42,7 +42,7 @@ class VitShape:
 
     @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
-        yield from heads_divide(options)
+        yield from (*heads_divide(options), *no_template(options))
         if options.stages != Backbone().stages:
             yield "backbone.stages belongs to swin and resnet: vit has backbone.depth"
 
@@ -76,6 +76,9 @@ class VitShape:
         attention = 2 * tokens * tokens * c
         patches = (tokens - 1) * c * 3 * self.patch_size**2
         return 2.0 * (subnet.depth * (linear + attention) + patches)
+
+    def making(self) -> float:
+        return 0.0
 
     def costs(self, space: ElasticSpace, image_size: int) -> tuple[float, ...]:
         return ()

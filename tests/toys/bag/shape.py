@@ -56,6 +56,9 @@ class BagShape:
         c, patches = subnet.width, self.grid(image_size) ** 2
         return 2.0 * patches * (subnet.depth * c * c + c * 3 * self.patch_size**2)
 
+    def making(self) -> float:
+        return 0.0
+
     def costs(self, space: ElasticSpace, image_size: int) -> tuple[float, ...]:
         return ()
 
