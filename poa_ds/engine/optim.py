@@ -41,7 +41,7 @@ def lr_factor(name: str, *, depth: int, layer_decay: float, patch_embed_factor: 
     if name.startswith("backbone.embed."):
         patch = patch_embed_factor if name.startswith("backbone.embed.patch.") else 1.0
         return layer_decay ** (depth + 1) * patch
-    if block := re.match(r"backbone\.(?:blocks|template\.block_factors)\.(\d+)", name):
+    if block := re.match(r"backbone\.(?:blocks\.|template\.block_factors_)(\d+)", name):
         return layer_decay ** (depth - int(block[1]))
     return 1.0
 

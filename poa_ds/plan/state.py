@@ -29,7 +29,7 @@ class Network:
 
     modules: per group the part of the student it belongs to ("backbone", "heads", "ibot_heads").
     averages: per group whether the teacher holds its moving average. gathered: of the largest
-    module that ZeRO-3 gathers as a whole.
+    module whose parameters ZeRO-3 gathers together.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -62,12 +62,13 @@ def network(recipe: Recipe) -> Network:
         networks = method(recipe).networks()
     groups = optim.parameter_groups(networks.trained().items(), averaged=networks.averaged())
     whole = tuple(networks.leaves())
-    leaves = [module for module in networks.student.modules() if isinstance(module, whole)]
+    modules = [*networks.student.modules()]
+    together = [[*m.parameters(recurse=isinstance(m, whole))] for m in modules]
     return Network(
         tuple(tuple(p.numel() for p in group["params"]) for group in groups),
         tuple(group["module"] for group in groups),
         tuple(group["averaged"] for group in groups),
-        max(sum(p.numel() for p in leaf.parameters()) for leaf in leaves),
+        max(sum(p.numel() for p in parameters) for parameters in together),
     )
 
 

@@ -52,7 +52,7 @@ def templated(networks: Networks, vit: Networks) -> None:
     for name in ("row_factor", "column_factor"):
         own[f"backbone.template.{name}"] = torch.eye(64)
     for i, rows in enumerate(torch.eye(48).split(12)):
-        own[f"backbone.template.block_factors.{i}"] = rows
+        own[f"backbone.template.block_factors_{i}"] = rows
     networks.student.load_state_dict(own)
     networks.teacher.load_state_dict(own)
     for name, parameter in networks.student.named_parameters():

@@ -131,9 +131,6 @@ class ElasticTucker(ElasticViT):
             activation_checkpointing=options.activation_checkpointing,
         )
 
-    def leaf_modules(self) -> list[type[nn.Module]]:
-        return [TemplateBlock, Template]
-
     def prepared(self, layout: Packing, drop_path: DropPath | None) -> Layout:
         noise = drop_path.noise if isinstance(drop_path, NoisyDropPath) else None
         return Layout(layout, self.template.blocks(noise))

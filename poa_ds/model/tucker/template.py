@@ -41,7 +41,9 @@ class Template(nn.Module):
     """Makes the matrices of all blocks, once per pass.
 
     The factors are parameters that every block depends on: one module owns them, is entered once
-    and hands out tensors, so that each is gathered once and reduced once (docs/architecture.md).
+    and hands out tensors, so that ZeRO gathers and reduces each once. They are its own, not those
+    of modules in it: of a module that is gathered with all below it ZeRO-3 takes the gradients when
+    those of its inputs are there, and this one has no input.
     ValueError: a rank is not from 1 to the full one.
     """
 
@@ -57,15 +59,20 @@ class Template(nn.Module):
         self.core = nn.Parameter(torch.empty(first, rows, columns))
         self.row_factor = nn.Parameter(torch.empty(dim, rows))
         self.column_factor = nn.Parameter(torch.empty(dim, columns))
-        self.block_factors = nn.ParameterList(
-            torch.empty(slices(mlp_ratio), first) for _ in range(depth)
-        )
+        self.depth = depth
+        for block in range(depth):  # a parameter each, as each has its own learning rate
+            factor = nn.Parameter(torch.empty(slices(mlp_ratio), first))
+            self.register_parameter(f"block_factors_{block}", factor)
         # orthonormal columns: entries of the matrices then have the standard deviation std
         nn.init.orthogonal_(self.row_factor)
         nn.init.orthogonal_(self.column_factor)
-        for factor in self.block_factors:
+        for factor in self.block_factors():
             nn.init.normal_(factor, std=first**-0.5)
         nn.init.normal_(self.core, std=std * dim / (rows * columns) ** 0.5)
+
+    def block_factors(self) -> list[Tensor]:
+        """The scalers (slices, r1) of each block."""
+        return [getattr(self, f"block_factors_{block}") for block in range(self.depth)]
 
     def forward(self, noise: Noise | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """qkv (L, 3D, D), proj (L, D, D), fc1 (L, mD, D), fc2 (L, D, mD) of all L blocks.
@@ -76,9 +83,9 @@ class Template(nn.Module):
         rows, columns = self.row_factor, self.column_factor
         if noise is not None:
             rows, columns = rows * noise.rows.to(rows), columns * noise.columns.to(columns)
-        scalers = torch.cat(list(self.block_factors))
+        scalers = torch.cat(self.block_factors())
         mixed = (scalers @ self.core.flatten(1)).unflatten(1, self.core.shape[1:])
-        whole = (rows @ mixed @ columns.T).unflatten(0, (len(self.block_factors), -1))
+        whole = (rows @ mixed @ columns.T).unflatten(0, (self.depth, -1))
         heads, fc1, fc2 = whole.split([ATTENTION, self.mlp_ratio, self.mlp_ratio], dim=1)
         qkv = rearrange(heads[:, :3], "l q (h d) i -> l (h q d) i", d=self.head_dim)
         return (

@@ -45,7 +45,7 @@ def by_hand(template: Template) -> Tensor:
     """(L n, D, D) by the definition, one contraction."""
     return torch.einsum(
         "mi,ijk,aj,bk->mab",
-        torch.cat(list(template.block_factors)),
+        torch.cat(template.block_factors()),
         template.core,
         template.row_factor,
         template.column_factor,
@@ -77,7 +77,7 @@ def test_gradients_are_those_of_the_slices_contracted_with_the_other_factors() -
     named = zip(("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"), weights, strict=True)
     state = {f"{i}.{n}.weight": w[i] for n, w in named for i in range(DEPTH)}
     d = torch.stack([s for i in range(DEPTH) for s in slices_of(state, f"{i}.", HEAD, RATIO)])
-    x, g = torch.cat(list(template.block_factors)).detach(), template.core.detach()
+    x, g = torch.cat(template.block_factors()).detach(), template.core.detach()
     u, v = template.row_factor.detach(), template.column_factor.detach()
     wanted = {
         "core": torch.einsum("mab,mi,aj,bk->ijk", d, x, u, v),
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_the_slices_contracted_with_the_other_factors() -
     }
     for name, gradient in wanted.items():
         torch.testing.assert_close(getattr(template, name).grad, gradient, rtol=1e-11, atol=1e-13)
-    got = torch.cat([factor.grad for factor in template.block_factors])
+    got = torch.cat([factor.grad for factor in template.block_factors()])
     torch.testing.assert_close(
         got, torch.einsum("mab,aj,ijk,bk->mi", d, u, g, v), rtol=1e-11, atol=1e-13
     )
@@ -99,7 +99,7 @@ def test_a_slice_of_the_factors_makes_the_slice_of_every_matrix() -> None:
         part.core.copy_(whole.core)
         part.row_factor.copy_(whole.row_factor[:width])
         part.column_factor.copy_(whole.column_factor[:width])
-        for mine, other in zip(part.block_factors, whole.block_factors, strict=True):
+        for mine, other in zip(part.block_factors(), whole.block_factors(), strict=True):
             mine.copy_(other)
     for made, full in zip(part(), whole(), strict=True):
         rows, columns = made.shape[1:]
@@ -109,7 +109,7 @@ def test_a_slice_of_the_factors_makes_the_slice_of_every_matrix() -> None:
 def test_two_blocks_with_equal_scalers_are_the_same_block() -> None:
     template = small()
     with torch.no_grad():
-        template.block_factors[1].copy_(template.block_factors[0])
+        template.block_factors_1.copy_(template.block_factors_0)
     one, other = template.blocks()
     assert all(
         torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True)
