@@ -119,6 +119,11 @@ COMMANDS = {
         "one size as a model of its own",
         "poa-ds extract runs/photos --size 64x3 --out models/64x3 --format timm --check",
     ),
+    "init": Command(
+        "poa_ds.export.init",
+        "a network of any width and depth to start from, made from a run's template",
+        "poa-ds init runs/photos_sweet --size 128x6 --out models/128x6 --check",
+    ),
     "twin": Command(
         "poa_ds.recipe.twin",
         "the recipe of one size of a run alone: what its slice is compared with",

@@ -95,8 +95,11 @@ def run(args: argparse.Namespace) -> int:
     """Write every asked size, and say how to use the first."""
     model, recipe, step = load_teacher(args.run, args.step)
     source = str(find_teacher(args.run, args.step))
-    subnets = model.space.select(args.size)
-    styles = {subnet: _style(model, subnet, args.format) for subnet in subnets}
+    try:
+        subnets = model.space.select(args.size)
+    except UsageError as error:
+        raise UsageError(f"{error}{model.other_sizes}") from error
+    styles = {subnet: style(model, subnet, args.format) for subnet in subnets}
     if args.dynamic_size and args.format != "onnx":
         raise UsageError(
             "--dynamic-size is for --format onnx; a state-dict's model.py takes any size"
@@ -118,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _style(model: ElasticBackbone, subnet: Subnet, asked: Style | None) -> Style:
+def style(model: ElasticBackbone, subnet: Subnet, asked: Style | None) -> Style:
     """The asked format, or the best one. UsageError where timm cannot express the size."""
     why = form.of(model.kind).not_timm(model.shape, subnet)
     if asked == "timm" and why:

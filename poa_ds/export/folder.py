@@ -43,7 +43,7 @@ class Export:
     """How sizes of one teacher are written.
 
     source: where the teacher came from, for the record. any_size: an ONNX file for images of any
-    sides; the other formats take them anyway.
+    sides; the other formats take them anyway. made: how a size came about that was not trained.
     """
 
     model: ElasticBackbone
@@ -52,6 +52,7 @@ class Export:
     source: str
     style: Style = "timm"
     any_size: bool = False
+    made: str = ""
 
     def write(
         self,
@@ -128,6 +129,7 @@ class Export:
                 "step": self.step,
                 "format": self.style,
                 **({"any_size": True} if self.any_size else {}),
+                **({"made": self.made} if self.made else {}),
                 "note": f"trained at {side} px; {found.note}",
             },
         }

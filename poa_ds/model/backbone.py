@@ -16,6 +16,7 @@ from poa_ds.model.layers import Packing
 from poa_ds.model.options import Backbone
 from poa_ds.model.shape import Shape
 from poa_ds.model.space import ElasticSpace, Subnet
+from poa_ds.system.errors import UserError
 
 Streams = tuple[Tensor, ...]
 
@@ -48,6 +49,7 @@ class ElasticBackbone(nn.Module):
 
     kind: ClassVar[str]  # its name in the table and in recipes
     input_scale = 1.0  # its layers' (`layers.scale_inputs`)
+    other_sizes: ClassVar[str] = ""  # where to get a size that is not in the space, in words
     blocks: nn.ModuleList
 
     def __init__(
@@ -177,6 +179,16 @@ class ElasticBackbone(nn.Module):
     def packing(self, crops: Sequence[Tensor]) -> Packing:
         """How many tokens the blocks see of each group of crops."""
         raise NotImplementedError  # each backbone's own
+
+    def resized(self, size: Subnet, generator: torch.Generator) -> "ElasticBackbone":
+        """A network of any one size, in the space or not, for a training to start from.
+
+        generator: what it draws. UserError: this backbone has only the sizes that were trained.
+        """
+        raise UserError(
+            f"a {self.kind} has the trained sizes alone ({self.space.describe()}): `poa-ds extract`"
+            " writes them; a run with backbone.name=tucker has a template that makes others"
+        )
 
     def parameter_count(self, subnet: Subnet) -> int:
         """Parameters of one size as a network of its own (without the mask token)."""

@@ -14,6 +14,7 @@ from poa_ds.model.backbone import DropPath, Streams
 from poa_ds.model.layers import Block, BlockPlan, Drop, Packing, elastic_linear
 from poa_ds.model.options import Backbone
 from poa_ds.model.space import ElasticSpace, Subnet
+from poa_ds.model.tucker.resize import Resize, check
 from poa_ds.model.tucker.shape import Ranks, TuckerShape, ranks_of
 from poa_ds.model.tucker.template import Matrices, Noise, Template
 from poa_ds.model.vit.network import ElasticViT
@@ -89,6 +90,7 @@ class ElasticTucker(ElasticViT):
 
     kind = "tucker"
     block = TemplateBlock
+    other_sizes = "; `poa-ds init` makes a start of any width and depth from this template"
 
     def __init__(
         self,
@@ -160,6 +162,30 @@ class ElasticTucker(ElasticViT):
             return drawn
         drops = drawn.drops if drawn else ((None,) * len(subnets),) * len(self.blocks)
         return NoisyDropPath(drops, self.template.draw_noise(self.noise, generator))
+
+    @torch.no_grad()
+    def resized(self, size: Subnet, generator: torch.Generator) -> "ElasticTucker":
+        """In float32 and eval mode. UsageError: there is no such ViT."""
+        shape = self.shape
+        check(shape, size)
+        made = ElasticTucker(
+            ElasticSpace((size.width,), (size.depth,)),
+            image_size=shape.image_size,
+            patch_size=shape.patch_size,
+            head_dim=shape.head_dim,
+            mlp_ratio=shape.mlp_ratio,
+            layer_scale=shape.layer_scale,
+            ranks=shape.ranks,
+        )
+        resize = Resize(
+            self.state_dict(),
+            self.space,
+            size,
+            input_scale=self.input_scale,
+            generator=generator,
+        )
+        made.load_state_dict(resize.state(made.state_dict()))
+        return made.requires_grad_(False).eval()
 
     @torch.no_grad()
     def plain_state(self) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from poa_ds.model.tucker.shape import ATTENTION, Ranks, full_ranks, slices
+from poa_ds.model.tucker.shape import ATTENTION, Ranks, slices
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,12 @@ class Template(nn.Module):
     and hands out tensors, so that ZeRO gathers and reduces each once. They are its own, not those
     of modules in it: of a module that is gathered with all below it ZeRO-3 takes the gradients when
     those of its inputs are there, and this one has no input.
-    ValueError: a rank is not from 1 to the full one.
     """
 
     def __init__(
         self, dim: int, depth: int, *, head_dim: int, mlp_ratio: int, ranks: Ranks, std: float
     ) -> None:
         super().__init__()
-        full = full_ranks(dim, depth, mlp_ratio)
-        if not all(1 <= rank <= most for rank, most in zip(ranks, full, strict=True)):
-            raise ValueError(f"ranks {ranks} of a template are not from 1 to {full}")
         self.head_dim, self.mlp_ratio = head_dim, mlp_ratio
         first, rows, columns = ranks
         self.core = nn.Parameter(torch.empty(first, rows, columns))
