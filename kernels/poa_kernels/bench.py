@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     machine = "CPU, interpreter" if options.smoke else torch.cuda.get_device_name()
     record = {"machine": machine, "torch": torch.__version__, "host": platform.platform()}
-    record |= {"smoke": options.smoke, "figures": [], "step": None}
+    record |= {"smoke": options.smoke, "figures": [], "lines": {}, "step": None}
     figures = _all(options, Ceilings(math.nan, math.nan) if options.smoke else _ceilings(), record)
     if not options.only:
         record["step"] = _step(smoke=options.smoke)
@@ -140,6 +140,7 @@ def _all(options: argparse.Namespace, ceilings: Ceilings, record: dict) -> list[
             print(line(figure), flush=True)
         figures += found
         record["figures"] += [_record(figure) for figure in found]
+        record["lines"][comparison.name] = list(comparison.lines)
         _keep(record, options.json)
         for name in comparison.lines:
             decided.setdefault(name, []).append(winner(found, comparison.threshold))

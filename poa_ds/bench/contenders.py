@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal, Self
@@ -17,6 +18,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from poa_ds.bench.profile import Profile, profiled
 from poa_ds.bench.three_passes.step import ThreePasses
 from poa_ds.data.batch import Batch
 from poa_ds.data.spec import batch_spec
@@ -160,6 +162,10 @@ class Contender:
         """Of all steps so far."""
         return self._ask("memory")
 
+    def profile(self) -> Profile:
+        """Of a few more steps."""
+        return self._ask("profile")
+
     def _ask(self, question: object):
         try:
             self._connection.send(question)
@@ -190,6 +196,8 @@ def _serve(connection: Connection, kind: Kind, job: Job) -> None:
         question = connection.recv()
         if question == "memory":
             connection.send(_memory(job.device, start))
+        elif question == "profile":
+            connection.send(profiled(partial(do, job.batches(0), values), job.device))
         else:
             connection.send(_measure(do, job.batches(question), values, job.device))
 

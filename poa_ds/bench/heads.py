@@ -5,6 +5,8 @@ random features. Each way runs in a process of its own; their terms must agree.
 """
 
 import argparse
+import dataclasses
+import json
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -24,9 +26,9 @@ from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank
 from poa_ds.recipe import checks, derived, load
 from poa_ds.recipe.tree import Recipe
-from poa_ds.system import paths
+from poa_ds.system import files, paths
 from poa_ds.system.arguments import count
-from poa_ds.system.errors import UserError
+from poa_ds.system.errors import UsageError, UserError
 from poa_kernels import dispatch
 from poa_kernels.prototype_ce_chunks import LARGE
 
@@ -50,11 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=paths.path, default=Path("vit_l16_in1k"), metavar="RECIPE.yaml"
     )
     parser.add_argument("--repeat", type=count, default=1, help="repetitions (%(default)s)")
+    parser.add_argument("--json", type=paths.path, metavar="FILE", help="all numbers")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. precision=fp32")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    if args.json and not args.json.parent.is_dir():
+        raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
     device = engine.pick_device()
     recipe = load.recipe(args.config, args.overrides)
     checks.check_precision(recipe, device)
@@ -68,6 +73,13 @@ def run(args: argparse.Namespace) -> int:
         if not apart <= AGREE:
             raise UserError(f"{way}: terms differ by {apart:.1e} from {WHOLE}: no figures")
     print(_table(" ".join([str(args.config), *args.overrides]), recipe, device, found))
+    if args.json:
+        record: dict[str, object] = {way: dataclasses.asdict(f) for way, f in found.items()}
+        record["machine"] = dataclasses.asdict(bench_report.machine(device))
+        try:
+            files.replace_text(args.json, json.dumps(record, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"--json {args.json}: {error.strerror}") from error
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from poa_ds.bench.contenders import Job, Kind, ProcessMemory, Sample
+from poa_ds.bench.profile import Profile
 
 GIB = 2**30
 COLUMNS = ("", "median ms", "min", "max", "CPU ms", "images/s", "peak GiB", "first loss")
@@ -59,6 +60,7 @@ class Result:
     warmup: list[Sample]
     steps: list[Sample]
     memory: ProcessMemory
+    profile: Profile | None = None
 
     @property
     def milliseconds(self) -> list[float]:
@@ -117,6 +119,7 @@ class Report:
                 f"{apart:.1g} (relative), the gradient norms by {self._norms_apart():.1g}.",
                 self._memory_line(),
                 "Ratio of the times: median over the pairs of equal steps.",
+                *(line for kind, r in self.results.items() for line in _profile(kind, r.profile)),
             ]
         )
 
@@ -176,3 +179,22 @@ class Report:
             "Peak memory: resident in one process, of which "
             f"{self._ours.memory.start / GIB:.2f} GiB are the libraries."
         )
+
+
+def _profile(kind: Kind, found: Profile | None) -> list[str]:
+    """The lines about a contender's profile; none where none was taken."""
+    if found is None:
+        return []
+    lines = ["", f"{kind}, per step of {found.steps} under a profiler:"]
+    if used := found.device:
+        lines += [
+            f"{used.launches:,.0f} launches, the host waits {used.waits:.1f} times, "
+            f"{used.copies_to_device:.1f} copies to the GPU, which is busy for {used.busy:.1f} ms "
+            f"and idle for {used.idle:.1f} ms"
+        ]
+    width = max((len(o.name) for o in found.operators), default=0)
+    lines += [
+        f"  {o.name:{width}}{o.milliseconds:>10.2f} ms{o.calls:>8.0f} calls"
+        for o in found.operators
+    ]
+    return lines

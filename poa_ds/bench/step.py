@@ -22,7 +22,7 @@ from poa_ds.bench.contenders import Contender, Job, Kind, Sample
 from poa_ds.bench.report import Report, Result
 from poa_ds.engine import engine
 from poa_ds.recipe import derived, ds_json, load
-from poa_ds.system import paths, rendezvous
+from poa_ds.system import files, paths, rendezvous
 from poa_ds.system.arguments import count
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
@@ -33,6 +33,7 @@ from poa_kernels import dispatch
 TOLERANCE = {"fp32": 1e-4, "bf16": 2**-7}
 LAYER_SCALE = 1.0  # as in a trained network, which is what a run is mostly
 Take = Callable[[Contender, Iterable[int]], list[Sample]]
+Kept = Callable[[dict[Kind, Result], bool], Report]  # (what is measured, whether in turns)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which ways beside ours: three passes (the published one), plain (without kernels), "
         "compiled (torch.compile), triton (every kernel), several, or all (%(default)s)",
     )
-    parser.add_argument("--json", type=paths.path, metavar="FILE", help="all numbers, step by step")
+    parser.add_argument(
+        "--profile", action="store_true", help="of each: launches, waits, idle GPU, operators"
+    )
+    parser.add_argument(
+        "--json",
+        type=paths.path,
+        metavar="FILE",
+        help="all numbers, step by step; written anew after each way where they cannot alternate",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. batch.slots=1")
 
 
@@ -76,15 +85,19 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
     job = prepare(args)
     kinds = ("ours", *_others(args.against, job.device))
-    results, in_turns = _measure(job, kinds, args.warmup, args.steps)
     command = " ".join([f"--config {args.config}", *args.overrides])
-    report = Report(command, job, bench_report.machine(job.device), results, in_turns)
-    tell(report.table())
-    if args.json:
-        try:
-            args.json.write_text(json.dumps(report.record(), indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"--json {args.json}: {error.strerror}") from error
+
+    def kept(results: dict[Kind, Result], in_turns: bool) -> Report:
+        place = bench_report.machine(job.device)
+        report = Report(command, job, place, dict(results), in_turns)
+        if args.json:
+            try:
+                files.replace_text(args.json, json.dumps(report.record(), indent=1) + "\n")
+            except OSError as error:
+                raise UserError(f"--json {args.json}: {error.strerror}") from error
+        return report
+
+    tell(_measure(job, kinds, args, kept).table())
     return 0
 
 
@@ -145,11 +158,10 @@ def compare(ours: Sample, other: Sample, precision: str, kind: Kind = "three pas
             )
 
 
-def _measure(
-    job: Job, kinds: Sequence[Kind], warmup: int, steps: int
-) -> tuple[dict[Kind, Result], bool]:
-    """(results, whether in turns): one after the other where memory is short for all."""
-    silent, total = not sys.stderr.isatty(), warmup + steps
+def _measure(job: Job, kinds: Sequence[Kind], args: argparse.Namespace, kept: Kept) -> Report:
+    """In turns, or one after the other where memory is short for all: kept after each then."""
+    warmup, profile = args.warmup, args.profile
+    silent, total = not sys.stderr.isatty(), warmup + args.steps
     if silent:
         say(f"measuring {len(kinds)} x {total} steps")
     bar = tqdm(total=len(kinds) * total, unit="step", disable=silent, leave=False)
@@ -179,15 +191,26 @@ def _measure(
             for kind in kinds[1:]:
                 contenders.append(running.enter_context(Contender(kind, job)))
                 begin(contenders[-1])
-            return _in_turns(take, contenders, begun, measured), True
-        results[first.kind] = Result(begun[first.kind], take(first, measured), first.memory())
+            return kept(_in_turns(take, contenders, begun, measured, profile=profile), True)
+        samples = take(first, measured)
+        results[first.kind] = _result(first, begun[first.kind], samples, profile=profile)
         running.pop_all().close()
+        report = kept(results, False)
         for kind in kinds[1:]:
             with Contender(kind, job) as contender:
                 begin(contender)
                 samples = take(contender, measured)
-                results[kind] = Result(begun[kind], samples, contender.memory())
-    return results, False
+                results[kind] = _result(contender, begun[kind], samples, profile=profile)
+            report = kept(results, False)
+    return report
+
+
+def _result(
+    contender: Contender, warmup: list[Sample], samples: list[Sample], *, profile: bool
+) -> Result:
+    """What is asked at last; the profiler needs memory of its own."""
+    memory = contender.memory()
+    return Result(warmup, samples, memory, contender.profile() if profile else None)
 
 
 def _in_turns(
@@ -195,6 +218,8 @@ def _in_turns(
     contenders: Sequence[Contender],
     begun: dict[Kind, list[Sample]],
     numbers: Iterable[int],
+    *,
+    profile: bool,
 ) -> dict[Kind, Result]:
     """Each with its warm-up. Who goes first alternates, so that no one has the warmer caches."""
     taken: dict[Kind, list[Sample]] = {contender.kind: [] for contender in contenders}
@@ -202,4 +227,4 @@ def _in_turns(
         at = number % len(contenders)
         for contender in (*contenders[at:], *contenders[:at]):
             taken[contender.kind] += take(contender, [number])
-    return {c.kind: Result(begun[c.kind], taken[c.kind], c.memory()) for c in contenders}
+    return {c.kind: _result(c, begun[c.kind], taken[c.kind], profile=profile) for c in contenders}

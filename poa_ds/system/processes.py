@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -27,12 +28,21 @@ class Group:
     process is gone, killed perhaps, Linux sends the command SIGTERM.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        output: IO[bytes] | None = None,
+    ) -> None:
+        """output: where both of its streams go; to this program's where there is none."""
         on_linux = sys.platform == "linux"
         self._first = subprocess.Popen(
             [*command],
             env=environment,
             stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output and subprocess.STDOUT,
             process_group=0,
             preexec_fn=partial(LIBC.prctl, PR_SET_PDEATHSIG, signal.SIGTERM) if on_linux else None,
         )
