@@ -159,6 +159,11 @@ COMMANDS = {
         "poa-ds launch --max-restarts 3 -- --config ds_configs/photos.yaml output_dir=runs/photos",
         hands_on=True,
     ),
+    "bench gpu": Command(
+        "poa_ds.bench.gpu.command",
+        "everything that is to be measured on a GPU, one report; the same command continues",
+        "poa-ds bench gpu --budget 30m --out runs/bench_gpu",
+    ),
     "bench step": Command(
         "poa_ds.bench.step",
         "time and memory of a training step beside a plain three-pass implementation",

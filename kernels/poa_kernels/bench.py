@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = "CPU, interpreter" if options.smoke else torch.cuda.get_device_name()
     record = {"machine": machine, "torch": torch.__version__, "host": platform.platform()}
     record |= {"smoke": options.smoke, "figures": [], "lines": {}, "step": None}
-    figures = _all(options, Ceilings(math.nan, math.nan) if options.smoke else _ceilings(), record)
+    figures = _all(options, Ceilings(math.nan, math.nan) if options.smoke else ceilings(), record)
     if not options.only:
         record["step"] = _step(smoke=options.smoke)
         _keep(record, options.json)
@@ -200,7 +200,7 @@ def _peak_gib(run: Callable) -> float:
     return (torch.cuda.max_memory_allocated() - held) / 2**30
 
 
-def _ceilings() -> Ceilings:
+def ceilings() -> Ceilings:
     a = torch.empty(1 << 30, device="cuda", dtype=torch.int32).random_()
     b = torch.empty_like(a)
     tbytes = 8 * a.numel() / _median_ms(lambda: b.copy_(a)) / 1e9

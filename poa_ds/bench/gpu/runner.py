@@ -1,0 +1,129 @@
+"""Runs the parts: each program a process group of its own with a time limit, its outcome kept."""
+
+import datetime
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from poa_ds.bench.gpu.calls import FINAL, Call, Outcome, Part, Scene
+from poa_ds.system import versions
+from poa_ds.system.console import tell
+from poa_ds.system.errors import UserError
+from poa_ds.system.processes import LOOK_SECONDS, Group
+
+GRACE_SECONDS = 20.0  # between being asked to stop and being ended
+TOLD = 1500  # bytes of a log's end, of which lines are shown
+TOLD_LINES = 3
+LEAST_SECONDS = 5.0  # nothing is begun in less
+
+
+def run(scene: Scene, parts: Sequence[Part], budget: float) -> None:
+    """All that is not done yet, within `budget` seconds; shared among the parts by their shares.
+
+    Outcomes are on the disk after every call; what a part leaves of its time the others have.
+    """
+    end, commit = time.monotonic() + budget, versions.versions()["commit"]
+    for number, part in enumerate(parts):
+        outcomes = scene.outcomes(part.name)
+        left = [c for c in part.calls if c.name not in outcomes or again(outcomes[c.name])]
+        if not left:
+            tell(f"{part.name}: done before")
+            continue
+        seconds = max(0.0, end - time.monotonic())
+        share = part.share / sum(other.share for other in parts[number:])
+        limit = time.monotonic() + seconds * share
+        tell(f"{part.name}: {part.title.lower()}, {len(left)} programs, {seconds * share:.0f} s")
+        for call in left:
+            outcome = replace(_outcome(scene, part, call, limit), commit=commit)
+            outcomes[call.name] = outcome
+            scene.keep(part.name, outcomes)
+            why = f": {outcome.why}" if outcome.why else ""
+            tell(f"  {call.name}: {outcome.status}{why} ({outcome.seconds:.1f} s)")
+
+
+def again(outcome: Outcome) -> bool:
+    """Whether the same command tries it again."""
+    return outcome.status not in FINAL
+
+
+def _outcome(scene: Scene, part: Part, call: Call, limit: float) -> Outcome:
+    """What became of one call; a mistake of the program is an outcome too."""
+    today, words = datetime.date.today().isoformat(), shlex.join(["python", "-m", *call.words])
+    if call.impossible:
+        return Outcome("impossible", call.impossible, words, date=today)
+    if call.unless and call.unless.exists():
+        return Outcome("done", "", words, date=today)
+    if limit - time.monotonic() < LEAST_SECONDS:
+        return Outcome("timed out", "no time was left for it", words, date=today)
+    _prepare(scene, part, call)
+    log, begun = scene.log(part.name, call.name), time.monotonic()
+    status = _status(scene, call, log, limit)
+    done = Outcome("done", "", words, time.monotonic() - begun, today)
+    if status is None:
+        why = f"not done after {done.seconds:.0f} s, see {log.relative_to(scene.out)}"
+        return replace(done, status="timed out", why=why)
+    if status != call.expected:
+        why = f"status {status}, see {log.relative_to(scene.out)}: {_end_of(log)}"
+        return replace(done, status="failed", why=why)
+    try:
+        return replace(done, figures=call.figures())
+    except UserError as error:
+        return replace(done, status="failed", why=str(error))
+
+
+def _prepare(scene: Scene, part: Part, call: Call) -> None:
+    scene.log(part.name, call.name).parent.mkdir(exist_ok=True)
+    if call.fresh:
+        shutil.rmtree(call.fresh, ignore_errors=True)
+    for path, text in call.files.items():
+        path.write_text(text, encoding="utf-8")
+
+
+def _status(scene: Scene, call: Call, log: Path, limit: float) -> int | None:
+    """How the program ended; None: it was stopped at the limit. Nothing of it is left then."""
+    stop = call.stop
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", *call.words]
+        with _group(Group(command, environment(scene.device), output=output)) as group:
+            while (status := group.status()) is None:
+                time.sleep(LOOK_SECONDS)
+                if time.monotonic() > limit:
+                    return None
+                if stop and stop():
+                    group.signal_first(signal.SIGTERM)
+                    stop = None
+            return status
+
+
+@contextmanager
+def _group(group: Group) -> Iterator[Group]:
+    """Ended behind the block, however that is left: asked first, then killed."""
+    try:
+        yield group
+    finally:
+        try:
+            group.signal(signal.SIGTERM)
+            group.wait(GRACE_SECONDS)
+        finally:  # a second interrupt does not wait
+            group.signal(signal.SIGKILL)
+
+
+def environment(device: str) -> dict[str, str]:
+    """What the programs run in: this one's, no interpreter where there is a GPU."""
+    found = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    found["PYTHONUNBUFFERED"] = "1"
+    return found | ({"DS_ACCELERATOR": "cpu"} if device == "cpu" else {})
+
+
+def _end_of(log: Path) -> str:
+    """The last lines of what a program has printed."""
+    text = log.read_bytes()[-TOLD:].decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " / ".join(lines[-TOLD_LINES:]) or "it has printed nothing"
