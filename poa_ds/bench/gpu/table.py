@@ -1,7 +1,7 @@
 """python -m poa_ds.bench.gpu.table FOLDER TABLE: the kernel table, where two measurements agree.
 
-FOLDER has NAME.1.json and NAME.2.json, the records of two runs of `python -m poa_kernels.bench`, and
-the tables that these wrote, NAME.1.table.json and NAME.2.table.json. TABLE is the table to write.
+FOLDER has NAME.1.json and NAME.2.json, the records of two runs of `python -m poa_kernels.bench`,
+and the tables that these wrote, NAME.1.table.json and NAME.2.table.json. TABLE is to be written.
 """
 
 import json

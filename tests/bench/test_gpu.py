@@ -1,0 +1,249 @@
+"""`poa-ds bench gpu`: nothing is measured twice or lost, and the report says what is missing."""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from poa_ds import train
+from poa_ds.bench.gpu import command, figures, parts, report, runner, table
+from poa_ds.bench.gpu.calls import Call, Outcome, Part, Scene
+from poa_ds.cli import COMMANDS
+from poa_ds.cli import main as cli
+from poa_ds.recipe import ds_json, load
+from poa_ds.system.errors import UserError
+
+COUNTING = """
+import pathlib, sys
+path = pathlib.Path(sys.argv[1])
+path.write_text(path.read_text() + "x" if path.exists() else "x")
+sys.exit(int(sys.argv[2]))
+"""
+SLEEPING = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    for name in ("parts", "records/kernels"):
+        (tmp_path / name).mkdir(parents=True)
+    return Scene(tmp_path, "cpu", smoke=True)
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
+    """Makes a module that `python -m` finds."""
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+    def made(name: str, text: str) -> str:
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    return made
+
+
+def test_what_is_done_is_not_repeated_and_what_failed_is(scene: Scene, program):
+    module = program("counting", COUNTING)
+    good, bad = scene.out / "good", scene.out / "bad"
+
+    def part(status: str) -> Part:
+        calls = (
+            Call("good", (module, str(good), "0"), lambda: {"runs": len(good.read_text())}),
+            Call("bad", (module, str(bad), status)),
+            Call("never", impossible="there is no such thing here"),
+        )
+        return Part("machine", "What is here", 1, calls)
+
+    runner.run(scene, [part("3")], 60)
+    found = scene.outcomes("machine")
+    assert [o.status for o in found.values()] == ["done", "failed", "impossible"]
+    assert found["good"].figures == {"runs": 1} and "status 3" in found["bad"].why
+    runner.run(scene, [part("0")], 60)
+    assert [o.status for o in scene.outcomes("machine").values()] == ["done", "done", "impossible"]
+    assert (good.read_text(), bad.read_text()) == ("x", "xx")
+
+
+def test_a_program_that_leaves_wrong_results_has_failed(scene: Scene, program):
+    module = program("counting", COUNTING)
+
+    def figures_of() -> dict:
+        raise UserError("the loss is not finite")
+
+    call = Call("a", (module, str(scene.out / "a"), "0"), figures_of)
+    runner.run(scene, [Part("machine", "", 1, (call,))], 60)
+    assert scene.outcomes("machine")["a"].why == "the loss is not finite"
+    assert runner.again(scene.outcomes("machine")["a"])
+
+
+def test_at_its_limit_a_part_ends_with_all_its_processes(scene: Scene, program, monkeypatch):
+    monkeypatch.setattr(runner, "LEAST_SECONDS", 0.5)
+    pid = scene.out / "pid"
+    calls = (Call("long", (program("sleeping", SLEEPING), str(pid))), Call("next", ("counting",)))
+    runner.run(scene, [Part("machine", "", 1, calls)], 2.5)
+    found = scene.outcomes("machine")
+    assert [o.status for o in found.values()] == ["timed out", "timed out"]
+    assert "no time" in found["next"].why
+    assert not pid.exists() or not alive(int(pid.read_text()))  # slow: it had not begun
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("smoke", [False, True])
+def test_every_command_of_every_part_is_one_that_its_program_takes(
+    tmp_path: Path, device: str, smoke: bool
+):
+    """Recipes, overrides and DeepSpeed files too, which a GPU is not needed for."""
+    found = parts.parts(Scene(tmp_path, device, smoke))
+    for call in (call for part in found for call in part.calls):
+        for path, text in call.files.items():
+            path.write_text(text)
+        if call.words[0] == parts.CLI:
+            name = " ".join(call.words[1:3])
+            parser = argparse.ArgumentParser(allow_abbrev=False)
+            getattr(importlib.import_module(COMMANDS[name].module), COMMANDS[name].arguments)(
+                parser
+            )
+            args = parser.parse_intermixed_args(call.words[3:])
+            if hasattr(args, "config"):
+                load.recipe(args.config, args.overrides)
+        elif call.words[0] == "poa_ds.train":
+            args = train.parser().parse_intermixed_args(call.words[1:])
+            recipe = load.recipe(args.config, args.overrides)
+            ds_json.resolved(recipe, ds_json.read(args.deepspeed_config), 1)
+        else:
+            assert importlib.util.find_spec(call.words[0])
+
+
+def test_parts_share_the_budget_and_leave_what_they_do_not_need(scene: Scene, capsys):
+    none = Call("none", impossible="no")
+    shares = [Part("machine", "a", 1, (none,)), Part("train", "b", 3, (none,))]
+    runner.run(scene, shares, 400)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "programs" in line]
+    assert [line.rsplit(", ", 1)[1] for line in lines] == ["100 s", "400 s"]
+
+
+def measured(ours: float, theirs: float, use: str = "triton") -> table.Measured:
+    rows = [("eager", 9.0), ("compiled", theirs), ("triton", ours)]
+    found = [
+        {"comparison": "gelu 64", "contender": name, "milliseconds": ms, "wrong": False}
+        for name, ms in rows
+    ]
+    return table.Measured(
+        {"figures": found, "lines": {"gelu 64": ["gelu"]}}, {"gelu": {"use": use}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("second", "why"),
+    [
+        (measured(1.029, 2.0), ""),
+        (measured(1.0, 1.941), ""),
+        (measured(1.031, 2.0), "gelu 64, ours: 1 ms, then 1.031 ms, 3.1 % apart"),
+        (measured(1.0, 1.93), "gelu 64, PyTorch's: 2 ms, then 1.93 ms, 3.5 % apart"),
+        (measured(1.0, 2.0, "reference"), "first triton, then reference"),
+    ],
+)
+def test_a_line_of_the_table_needs_two_measurements_that_agree(second: table.Measured, why: str):
+    assert table.disagreement("gelu", measured(1.0, 2.0), second) == why
+
+
+def test_the_written_table_has_the_lines_that_agree_and_keeps_the_others(tmp_path: Path):
+    lines = json.loads(table.dispatch.TABLE.read_text())
+    chip = table._chip()
+    for name, second in (("gelu", 1.0), ("add_ln", 2.0)):
+        changed = json.loads(json.dumps(lines))
+        changed[chip][name] |= {"use": "triton", "measured": "here"}
+        for turn, ms in ((1, 1.0), (2, second)):
+            record = {"figures": measured(ms, 3.0).record["figures"], "lines": {"gelu 64": [name]}}
+            (tmp_path / f"{name}.{turn}.json").write_text(json.dumps(record))
+            (tmp_path / f"{name}.{turn}.table.json").write_text(json.dumps(changed))
+    assert table.main([str(tmp_path), str(tmp_path / "table.json")]) == 0
+    written = json.loads((tmp_path / "table.json").read_text())
+    assert written[chip]["gelu"]["measured"] == "here"
+    assert written[chip]["add_ln"] == lines[chip]["add_ln"]
+    decisions = json.loads((tmp_path / "table.decisions.json").read_text())
+    assert "100.0 % apart" in decisions["add_ln"] and "twice" in decisions["gelu"]
+
+
+def test_verdicts_hold_the_figures_against_the_targets(tmp_path: Path):
+    scene = Scene(tmp_path, "cuda", smoke=False)
+    (tmp_path / "parts").mkdir()
+    found = {"time of three passes / ours": 1.7, "ours: peak GiB": 30.0}
+    published = Outcome("done", figures=found | {"three passes: peak GiB": 40.0})
+    compiled = Outcome("failed", why="status 1")
+    scene.keep("step", {report.PUBLISHED: published, report.COMPILED: compiled})
+    text = report.text(scene, parts.parts(scene), "poa-ds bench gpu", {"processor": "H100"})
+    rows = [line for line in text.splitlines() if "at least" in line or "at most" in line]
+    assert [row.split(" | ")[1] for row in rows] == [
+        "met: 1.70 |",
+        "not judged: status 1 |",
+        "MISSED: 0.75 |",
+        f"{report.NO_FLOOR} |",
+    ]
+    assert "Not begun." in text and "Not run on a GPU" not in text
+
+
+def test_the_full_run_wants_a_gpu_and_a_folder_has_one_machine(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "_identity", lambda: {"device": "cpu", "torch": "1"})
+    assert cli(["bench", "gpu", "--out", str(tmp_path)]) == 2
+    assert "--smoke" in capsys.readouterr().err
+    (tmp_path / "settings.json").write_text('{"device": "cuda", "torch": "1", "smoke": "True"}')
+    assert cli(["bench", "gpu", "--smoke", "--out", str(tmp_path)]) == 2
+    assert "device cuda, here it is cpu: name another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400)])
+def test_budgets_have_a_unit(text: str, seconds: float):
+    assert command.duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "0m", "-1m", "30 m", "m"])
+def test_a_budget_that_is_none_is_refused(text: str):
+    with pytest.raises(argparse.ArgumentTypeError, match="90s, 30m or 2h"):
+        command.duration(text)
+
+
+@pytest.mark.slow
+def test_interrupted_in_the_middle_the_same_command_continues(tmp_path: Path):
+    """Trained, stopped, continued, and three more parts, as a smoke run on whatever is here."""
+    out = tmp_path / "o"
+    words = [sys.executable, "-m", "poa_ds.cli", "bench", "gpu", "--smoke", "--out", str(out)]
+    words += ["--only", "machine", "train", "heads", "loader"]
+    first = subprocess.Popen(words, start_new_session=True)
+    while not (out / "runs" / "zero1" / "metrics.jsonl").exists():  # in the middle of a training
+        assert first.poll() is None
+        time.sleep(0.1)
+    group = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(signal.SIGINT)
+    assert first.wait() == 130
+    assert group and not [process for process in group if alive(process.pid)]
+    assert "Not begun." in (out / "report.md").read_text()
+    before = (out / "records" / "machine.json").stat().st_mtime_ns
+    assert subprocess.run(words).returncode == 0
+    assert (out / "records" / "machine.json").stat().st_mtime_ns == before
+    text = (out / "report.md").read_text()
+    for expected in ("continued after step", "knn_top1", "peak GiB", "1 workers: images/s"):
+        assert expected in text
+    assert "failed" not in text and "timed out" not in text
+    found = figures.of_continuing(out / "runs" / "zero2")
+    assert 0 < found["continued after step"] < found["steps"]
