@@ -225,10 +225,10 @@ def test_a_budget_that_is_none_is_refused(text: str):
 
 @pytest.mark.slow
 def test_interrupted_in_the_middle_the_same_command_continues(tmp_path: Path):
-    """Trained, stopped, continued, and three more parts, as a smoke run on whatever is here."""
+    """Trained, stopped, continued, and two more parts, as a smoke run on whatever is here."""
     out = tmp_path / "o"
     words = [sys.executable, "-m", "poa_ds.cli", "bench", "gpu", "--smoke", "--out", str(out)]
-    words += ["--only", "machine", "train", "heads", "loader"]
+    words += ["--only", "machine", "train", "loader"]
     first = subprocess.Popen(words, start_new_session=True)
     while not (out / "runs" / "zero1" / "metrics.jsonl").exists():  # in the middle of a training
         assert first.poll() is None
@@ -236,13 +236,17 @@ def test_interrupted_in_the_middle_the_same_command_continues(tmp_path: Path):
     group = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGINT)
     assert first.wait() == 130
-    assert group and not [process for process in group if alive(process.pid)]
-    assert "Not begun." in (out / "report.md").read_text()
+    assert group
+    end = time.monotonic() + 60  # Python's own tracker of resources ends a moment later
+    while any(alive(process.pid) for process in group):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert "Not begun." in Scene(out, "cpu", smoke=True).report.read_text()
     before = (out / "records" / "machine.json").stat().st_mtime_ns
     assert subprocess.run(words).returncode == 0
     assert (out / "records" / "machine.json").stat().st_mtime_ns == before
-    text = (out / "report.md").read_text()
-    for expected in ("continued after step", "knn_top1", "peak GiB", "1 workers: images/s"):
+    text = Scene(out, "cpu", smoke=True).report.read_text()
+    for expected in ("continued after step", "knn_top1", "1 workers: images/s"):
         assert expected in text
     assert "failed" not in text and "timed out" not in text
     found = figures.of_continuing(out / "runs" / "zero2")

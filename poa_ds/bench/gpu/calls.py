@@ -71,6 +71,11 @@ class Scene:
     def shards(self) -> Path:
         return self.out / "shards"
 
+    @property
+    def report(self) -> Path:
+        """All figures in Markdown."""
+        return (self.out / "report").with_suffix(".md")
+
     def record(self, name: str) -> Path:
         """The file that a program leaves its figures in."""
         return self.out / "records" / f"{name}.json"

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=paths.path,
         default=Path("runs/bench_gpu"),
         metavar="DIR",
-        help="report.md, table.json and every figure; continued if it is there (%(default)s)",
+        help="the report, table.json and every figure; continued if it is there (%(default)s)",
     )
     parser.add_argument(
         "--only", nargs="+", choices=NAMES, metavar="PART", help=f"some of: {', '.join(NAMES)}"
@@ -86,14 +86,14 @@ def _run(args: argparse.Namespace, identity: dict[str, str]) -> int:
     try:
         runner.run(scene, chosen, args.budget)
     finally:
-        files.replace_text(out / "report.md", report.text(scene, every, command, identity))
+        files.replace_text(scene.report, report.text(scene, every, command, identity))
     missing = [
         f"{part.name}: {call.name}"
         for part in chosen
         for call in part.calls
         if runner.again(scene.outcomes(part.name)[call.name])
     ]
-    tell(f"report: {args.out / 'report.md'}")
+    tell(f"report: {scene.report}")
     if missing:
         say(f"missing: {'; '.join(missing)}\nthe same command tries them again: {command}")
     return 1 if missing else 0

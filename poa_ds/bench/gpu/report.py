@@ -1,4 +1,4 @@
-"""report.md: all figures of `poa-ds bench gpu`, what is missing and why, and the stated targets."""
+"""The report of `poa-ds bench gpu`: all figures, what is missing and why, the stated targets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
