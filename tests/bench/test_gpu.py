@@ -16,10 +16,11 @@ import psutil
 import pytest
 
 from poa_ds import train
-from poa_ds.bench.gpu import command, figures, parts, report, runner, table
+from poa_ds.bench.gpu import command, figures, parts, pictures, report, runner, table
 from poa_ds.bench.gpu.calls import Call, Outcome, Part, Scene
 from poa_ds.cli import COMMANDS
 from poa_ds.cli import main as cli
+from poa_ds.data.store.index import ShardFolder
 from poa_ds.recipe import ds_json, load
 from poa_ds.system.errors import UserError
 
@@ -109,10 +110,12 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize("smoke", [False, True])
+@pytest.mark.parametrize("packages", [(), ("no_such_package",)])
 def test_every_command_of_every_part_is_one_that_its_program_takes(
-    tmp_path: Path, device: str, smoke: bool
+    tmp_path: Path, device: str, smoke: bool, packages: tuple, monkeypatch: pytest.MonkeyPatch
 ):
     """Recipes, overrides and DeepSpeed files too, which a GPU is not needed for."""
+    monkeypatch.setattr(parts, "PHOTOGRAPHS", packages)
     found = parts.parts(Scene(tmp_path, device, smoke))
     for call in (call for part in found for call in part.calls):
         for path, text in call.files.items():
@@ -132,6 +135,17 @@ def test_every_command_of_every_part_is_one_that_its_program_takes(
             ds_json.resolved(recipe, ds_json.read(args.deepspeed_config), 1)
         else:
             assert importlib.util.find_spec(call.words[0])
+
+
+def test_without_the_packages_of_the_photographs_there_are_drawn_pictures(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(parts, "PHOTOGRAPHS", ("no_such_package",))
+    runner.run(scene, [Part("train", "", 1, tuple(parts._shards(scene)))], 300)
+    assert {o.status for o in scene.outcomes("train").values()} == {"done"}
+    for split, count in pictures.IMAGES.items():
+        folder = ShardFolder.open(scene.shards / split)
+        assert len(folder) == count * len(pictures.LENGTHS) * pictures.DIRECTIONS
 
 
 def test_parts_share_the_budget_and_leave_what_they_do_not_need(scene: Scene, capsys):

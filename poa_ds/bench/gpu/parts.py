@@ -1,5 +1,6 @@
 """The parts of `poa-ds bench gpu`, in their order: which programs run, full and as a smoke run."""
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -10,6 +11,7 @@ from poa_ds.bench.gpu.calls import Call, Part, Scene
 from poa_ds.run import exit_status
 
 CLI = "poa_ds.cli"
+PHOTOGRAPHS = ("skimage", "sklearn")  # packages with the photographs of `poa-ds shard photos`
 NAMES = ("machine", "train", "kernels", "table", "step", "heads", "loader")
 KERNEL_TESTS = Path(__file__).parents[3] / "tests" / "kernels"
 # in the order of the gain that is expected of them; each a part of comparisons' names
@@ -28,7 +30,7 @@ def parts(scene: Scene) -> tuple[Part, ...]:
         Part("table", "The kernel table", 9, tuple(_table(scene))),
         Part("step", "A training step", 8, tuple(_step(scene))),
         Part("heads", "Heads and losses", 1, (_heads(scene),)),
-        Part("loader", "The loader", 2, (_shards(scene), _loader(scene))),
+        Part("loader", "The loader", 2, (*_shards(scene), _loader(scene))),
     )
     assert tuple(part.name for part in found) == NAMES
     return found
@@ -44,14 +46,24 @@ def _machine(scene: Scene) -> Call:
     return Call("machine", words, partial(figures.read, record))
 
 
-def _shards(scene: Scene) -> Call:
-    words = (CLI, "shard", "photos", "--out", str(scene.shards))
-    return Call("shards", words, unless=scene.shards / "val" / "dataset.json")
+def _shards(scene: Scene) -> Iterator[Call]:
+    """Of the photographs, or of drawn pictures where a package that has them is missing."""
+    made, pictures = scene.shards / "val" / "dataset.json", scene.out / "pictures"
+    if all(map(importlib.util.find_spec, PHOTOGRAPHS)):
+        words = (CLI, "shard", "photos", "--out", str(scene.shards))
+        yield Call("shards", words, fresh=scene.shards, unless=made)
+        return
+    words = ("poa_ds.bench.gpu.pictures", str(pictures))
+    yield Call("pictures", words, fresh=pictures, unless=made)
+    for split in ("train", "val"):
+        out = scene.shards / split
+        words = (CLI, "shard", "folder", "--root", str(pictures / split), "--out", str(out))
+        yield Call(f"shards, {split}", words, fresh=out, unless=out / "dataset.json")
 
 
 def _train(scene: Scene) -> Iterator[Call]:
     """The photos under each stage, one stopped and continued; fp16 from too high a scale."""
-    yield _shards(scene)
+    yield from _shards(scene)
     for stage in (1, 2, 3):
         folder, name = scene.out / "runs" / f"zero{stage}", f"bf16, stage {stage}"
         changes = ("precision=bf16", *(["batch.slots=1"] if stage == 1 else []))  # sums in bf16
