@@ -183,7 +183,8 @@ class ElasticBackbone(nn.Module):
     def resized(self, size: Subnet, generator: torch.Generator) -> "ElasticBackbone":
         """A network of any one size, in the space or not, for a training to start from.
 
-        generator: what it draws. UserError: this backbone has only the sizes that were trained.
+        generator: what it draws. What of it may learn has gradients. UserError: this backbone has
+        only the sizes that were trained.
         """
         raise UserError(
             f"a {self.kind} has the trained sizes alone ({self.space.describe()}): `poa-ds extract`"

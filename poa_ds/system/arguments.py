@@ -4,6 +4,13 @@ import argparse
 import math
 
 
+def whole(text: str) -> int:
+    """A whole number from 0 on."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return int(text)
+
+
 def count(text: str) -> int:
     """A whole number from 1 on."""
     if not (text.isascii() and text.isdigit()) or int(text) < 1:

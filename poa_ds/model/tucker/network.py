@@ -165,7 +165,10 @@ class ElasticTucker(ElasticViT):
 
     @torch.no_grad()
     def resized(self, size: Subnet, generator: torch.Generator) -> "ElasticTucker":
-        """In float32 and eval mode. UsageError: there is no such ViT."""
+        """In float32 and eval mode; of the template the core rests, all else may learn.
+
+        UsageError: there is no such ViT.
+        """
         shape = self.shape
         check(shape, size)
         made = ElasticTucker(
@@ -185,7 +188,8 @@ class ElasticTucker(ElasticViT):
             generator=generator,
         )
         made.load_state_dict(resize.state(made.state_dict()))
-        return made.requires_grad_(False).eval()
+        made.template.core.requires_grad_(False)
+        return made.eval()
 
     @torch.no_grad()
     def plain_state(self) -> dict[str, Tensor]:
