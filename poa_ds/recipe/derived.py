@@ -34,8 +34,15 @@ class Derived:
 
     def evaluations_between(self, step: int, last: int) -> int:
         """How many evaluations follow `step` through `last`, which always ends with one."""
-        every = self.evaluation_steps
-        return 1 + ((last - 1) // every - step // every if every else 0)
+        return _times_between(self.evaluation_steps, step, last)
+
+    def checkpoints_between(self, step: int, last: int) -> int:
+        """How many checkpoints follow `step` through `last`, which always ends with one."""
+        return _times_between(self.checkpoint_steps, step, last)
+
+
+def _times_between(every: int, step: int, last: int) -> int:
+    return 1 + ((last - 1) // every - step // every if every else 0)
 
 
 def space(recipe: Recipe) -> ElasticSpace:

@@ -23,7 +23,7 @@ class Clock:
     def __init__(self, images_per_step: int) -> None:
         self.images_per_step = images_per_step
         self.seconds: list[float] = []
-        self.evaluation_seconds = 0.0  # of the last one
+        self.evaluation_seconds = self.save_seconds = 0.0  # that the last one held up the steps
         self._recent: deque[float] = deque(maxlen=RECENT_ROWS)  # seconds of a step
         self.slow: bool | None = None  # whether data came too slowly; None: before the first row
         self.restart()
@@ -59,10 +59,13 @@ class Clock:
         self.restart()
         return row
 
-    def left(self, steps: int, evaluations: int) -> float:
-        """Seconds of that many steps and evaluations, as long as the usual recent step and the last
-        evaluation; after `take`."""
-        return steps * median(self._recent) + evaluations * self.evaluation_seconds
+    def left(self, steps: int, evaluations: int, saves: int) -> float:
+        """Seconds of that many of each: steps as the usual recent one, the others as their last.
+
+        After `take`.
+        """
+        others = evaluations * self.evaluation_seconds + saves * self.save_seconds
+        return steps * median(self._recent) + others
 
     def warning(self, row: dict[str, float], workers: int) -> str:
         """What to say when the steps begin to wait for data; empty as long as nothing changes.

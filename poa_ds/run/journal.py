@@ -76,12 +76,14 @@ class Journal:
             tell(f"step {state.step:,}: {loss}, {speed} images/s{left}")
 
     def _left(self, step: int) -> str:
-        """How long the run goes on, evaluations counted; empty at its end."""
+        """How long the run goes on, evaluations and checkpoints counted; empty at its end."""
         if step == self._last_step:
             return ""
-        # this step's own, where one is due, comes after its line
+        # this step's own, where they are due, come after its line
         evaluations = self._numbers.evaluations_between(step - 1, self._last_step)
-        return f", {duration(self._clock.left(self._last_step - step, evaluations))} left"
+        saves = self._numbers.checkpoints_between(step - 1, self._last_step)
+        seconds = self._clock.left(self._last_step - step, evaluations, saves)
+        return f", {duration(seconds)} left"
 
     def _row(self, state: RunState, step: Step) -> dict[str, float]:
         result, values = step.result, step.values

@@ -12,6 +12,7 @@ What becomes of SIGTERM, SIGUSR1, SIGHUP, or the end of the launcher:
 """
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -126,6 +127,7 @@ class Training:
 
     def save(self) -> None:
         self.watchdog.beat(f"checkpoint after step {self.state.step:,}", slow=True)
+        start = time.perf_counter()
         self.state.tracking = self.tracker.ids
         self.tracker.sync()
         taken = snapshot(
@@ -136,6 +138,7 @@ class Training:
             copied=self.saver.background,
         )
         self.saver.begin(taken)
+        self.setup.clock.save_seconds = time.perf_counter() - start
         self.setup.clock.restart()
         self._agree_to_stop()
 

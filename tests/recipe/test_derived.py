@@ -8,10 +8,14 @@ from poa_ds.recipe import derived, load
 
 
 @pytest.mark.parametrize(("every", "wanted"), [(0, 1), (4, 3), (5, 2), (10, 1), (20, 1), (1, 9)])
-def test_the_evaluations_to_come_are_those_that_a_slow_count_finds(every: int, wanted: int) -> None:
-    numbers = replace(derived.of(load.from_dict({}), 0), steps=10, evaluation_steps=every)
+def test_evaluations_and_saves_to_come_are_those_that_a_slow_count_finds(
+    every: int, wanted: int
+) -> None:
+    numbers = replace(derived.of(load.from_dict({}), 0), steps=10)
+    numbers = replace(numbers, evaluation_steps=every, checkpoint_steps=every)
     due = [step for step in range(2, 11) if step == 10 or (every and step % every == 0)]
     assert numbers.evaluations_between(1, 10) == len(due) == wanted
+    assert numbers.checkpoints_between(1, 10) == wanted
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_only_the_first_two_steps_of_a_run_wait_for_the_device(
     assert waits == [0, 1]
 
 
-def test_the_time_left_is_that_of_the_usual_step_and_of_the_last_evaluation(
+def test_the_time_left_is_that_of_the_usual_step_and_of_the_last_evaluation_and_save(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]
@@ -34,6 +34,6 @@ def test_the_time_left_is_that_of_the_usual_step_and_of_the_last_evaluation(
             clock.step_done()
         now[0] += 10 * seconds
         clock.take()
-    assert clock.left(50, 0) == 100
-    clock.evaluation_seconds = 30.0
-    assert clock.left(50, 2) == 160
+    assert clock.left(50, 0, 3) == 100
+    clock.evaluation_seconds, clock.save_seconds = 30.0, 5.0
+    assert clock.left(50, 2, 3) == 175
