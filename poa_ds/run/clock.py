@@ -3,7 +3,7 @@
 import resource
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from statistics import median
 
 import torch
@@ -58,6 +58,11 @@ class Clock:
         self._recent.append(elapsed / steps)
         self.restart()
         return row
+
+    def recall(self, row: Mapping[str, float]) -> None:
+        """A row of the run that goes on: what its last evaluation and its last save took."""
+        self.evaluation_seconds = row.get("speed/evaluation_seconds", self.evaluation_seconds)
+        self.save_seconds = row.get("speed/save_seconds", self.save_seconds)
 
     def left(self, steps: int, evaluations: int, saves: int) -> float:
         """Seconds of that many of each: steps as the usual recent one, the others as their last.

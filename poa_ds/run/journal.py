@@ -41,9 +41,7 @@ class Journal:
         self._numbers = setup.numbers
         self._alarms = Alarms(warmup_steps=setup.numbers.warmup_steps)
         for row in earlier:
-            self._clock.evaluation_seconds = row.get(
-                "speed/evaluation_seconds", self._clock.evaluation_seconds
-            )
+            self._clock.recall(row)
             if "loss/total" in row:
                 self._alarms.judge(row["step"], row)
 

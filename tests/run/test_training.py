@@ -39,6 +39,7 @@ TINY = [
     "evaluation.every_epochs=0.5",
     "evaluation.batch_size=32",
 ]
+SAVES = [3, 6, 9, 12]
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +115,15 @@ def test_a_log_tells_rate_time_left_and_that_the_first_evaluation_begins(
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     evaluation = {r["step"]: t for r in rows if (t := r.get("speed/evaluation_seconds"))}
     seconds = {r["step"]: t / 1000 for r in rows if (t := r.get("speed/step_ms"))}
+    save = {r["step"]: t for r in rows if (t := r.get("speed/save_seconds"))}
     assert list(evaluation) == [0, 6, 12] and len(lines) == len(seconds) == 12
+    assert list(save) == SAVES
     for step, line in enumerate(lines[:-1], start=1):
         usual = median([seconds[s] for s in range(max(1, step - 8), step + 1)])
         # the line of step 6 is written before its evaluation
         to_come = 2 * evaluation[0] if step <= 6 else evaluation[6]
+        saved = [save[s] for s in SAVES if s < step][-1:]
+        to_come += sum(saved) * sum(s >= step for s in SAVES)
         left = duration((12 - step) * usual + to_come)
         assert re.fullmatch(rf"step {step}: loss [\d.]+, [\d.,]+ images/s, {left} left", line), line
     assert lines[-1].endswith("images/s")
