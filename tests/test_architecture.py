@@ -28,7 +28,8 @@ FLOORS = (
     "track",
     "report",
     "run",
-    "bench plan",
+    "plan",
+    "bench",
     "programs",
 )
 PROGRAMS = {"train", "launch", "demo", "cli"}  # the modules that stand in poa_ds itself

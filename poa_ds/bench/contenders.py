@@ -71,6 +71,11 @@ class Job:
         values = {field.name: getattr(space, field.name) for field in dataclasses.fields(space)}
         return OneSize(**values, drawn=self.size)
 
+    def sizes(self, number: int) -> tuple[tuple[Subnet, ...], ...]:
+        """The students of each slot of one step."""
+        draws = Poa(self.recipe, self.space).sizes
+        return tuple(draws(number, slot) for slot in range(self.recipe.batch.slots))
+
     def values(self) -> StepValues:
         """Those of the middle of the run, everything switched on."""
         batch, objective = self.recipe.batch, self.recipe.objective

@@ -14,6 +14,7 @@ import torch
 
 from poa_ds.bench.contenders import Job, Kind, ProcessMemory, Sample
 from poa_ds.bench.profile import Profile
+from poa_ds.plan.floor import Floor, products, update_bytes
 
 GIB = 2**30
 COLUMNS = ("", "median ms", "min", "max", "CPU ms", "images/s", "peak GiB", "first loss")
@@ -133,9 +134,16 @@ class Report:
             "machine": dataclasses.asdict(self.machine),
             "results": {kind: dataclasses.asdict(r) for kind, r in self.results.items()},
             "speed_ratios": {kind: self.speed_ratio(kind) for kind in list(self.results)[1:]},
+            "floors": [dataclasses.asdict(counted) for counted in self._floors()],
             "deepspeed_config": self.job.ds_config,
             "config": dataclasses.asdict(self.job.recipe),
         }
+
+    def _floors(self) -> list[Floor]:
+        """Of each measured step: they draw sizes."""
+        job, first = self.job, len(self._ours.warmup)
+        numbers, update = range(first, first + len(self._ours.steps)), update_bytes(job.recipe)
+        return [Floor(products(job.recipe, job.sizes(number)), update) for number in numbers]
 
     @property
     def _ours(self) -> Result:

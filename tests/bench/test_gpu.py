@@ -212,9 +212,23 @@ def test_verdicts_hold_the_figures_against_the_targets(tmp_path: Path):
         "met: 1.70 |",
         "not judged: status 1 |",
         "MISSED: 0.75 |",
-        f"{report.NO_FLOOR} |",
+        "not judged: it needs the parts machine and step |",
     ]
     assert "Not begun." in text and "Not run on a GPU" not in text
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(0.19, "met: 79 %"), (0.22, "MISSED: 68 %")])
+def test_the_share_of_the_counted_floor_is_judged(tmp_path: Path, seconds: float, verdict: str):
+    scene = Scene(tmp_path, "cuda", smoke=False)
+    (tmp_path / "records").mkdir()
+    rates = {figures.PRODUCT: 800.0, figures.COPY: 4.0}
+    scene.record("machine").write_text(json.dumps(rates))
+    # products of 20, 100 and 200 ms, 50 ms of the update; the second step is the median
+    floors = [{"flops": flops, "bytes": 0.2e12} for flops in (16e12, 80e12, 160e12)]
+    steps = [{"seconds": value} for value in (0.07, seconds, 1.0)]
+    record = {"floors": floors, "results": {"ours": {"steps": steps}}}
+    parts.step_record(scene, parts.VIT, parts.PUBLISHED).write_text(json.dumps(record))
+    assert report._floor(scene) == f"{verdict} (the floor is 150.0 ms)"
 
 
 def test_the_full_run_wants_a_gpu_and_a_folder_has_one_machine(tmp_path: Path, monkeypatch, capsys):

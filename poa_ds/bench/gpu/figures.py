@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from poa_ds.bench.gpu.calls import Figures
+from poa_ds.plan.floor import Floor
 from poa_ds.run import exit_status
 from poa_ds.system import json_text
 from poa_ds.system.errors import UserError
@@ -14,6 +15,7 @@ from poa_ds.track import metrics_file
 from poa_ds.track.metrics_file import PIXELS, Row
 
 GIB = 2**30
+COPY, PRODUCT = "copy, TB/s", "bf16 product, TFLOP/s"  # of the machine's record
 RESUMED = "resume"  # the kind of a run's event
 
 
@@ -42,6 +44,25 @@ def of_step(path: Path) -> Figures:
     for kind, ratio in record["speed_ratios"].items():
         found[f"time of {kind} / ours"] = ratio
     return found
+
+
+def held_to_floor(step: Path, machine: Path) -> tuple[float, float] | None:
+    """(milliseconds of the counted floor, its share of the time of ours), medians over the steps.
+
+    At the rates of the machine's record; None where it has none, or a record is not there.
+    """
+    if not step.exists() or not machine.exists():
+        return None
+    rates, record = read(machine), read(step)
+    if PRODUCT not in rates:
+        return None
+    floors = [
+        Floor(**counted).seconds(1e12 * rates[PRODUCT], 1e12 * rates[COPY])
+        for counted in record["floors"]
+    ]
+    steps = record["results"]["ours"]["steps"]
+    shares = [least / taken["seconds"] for least, taken in zip(floors, steps, strict=True)]
+    return 1000 * statistics.median(floors), statistics.median(shares)
 
 
 def _profile(profile: dict[str, Any] | None) -> Figures:

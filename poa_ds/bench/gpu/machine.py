@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from poa_ds.bench import report as bench_report
+from poa_ds.bench.gpu.figures import COPY, PRODUCT
 from poa_ds.system import files
 from poa_ds.system.console import tell
 from poa_kernels import bench as kernel_bench
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         free, total = torch.cuda.mem_get_info()
         found |= {"memory, GiB": total / 2**30, "of it free, GiB": free / 2**30}
         ceilings = kernel_bench.ceilings()
-        found |= {"copy, TB/s": ceilings.tbytes, "bf16 product, TFLOP/s": ceilings.tflops}
+        found |= {COPY: ceilings.tbytes, PRODUCT: ceilings.tflops}
     for name, value in found.items():
         tell(f"{name:24}{value}")
     files.replace_text(Path(path), json.dumps(found, indent=1) + "\n")

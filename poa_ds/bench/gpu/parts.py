@@ -16,7 +16,7 @@ NAMES = ("machine", "train", "kernels", "table", "step", "heads", "loader")
 KERNEL_TESTS = Path(__file__).parents[3] / "tests" / "kernels"
 # in the order of the gain that is expected of them; each a part of comparisons' names
 OPERATORS = ("residual", "gelu", "prototype", "sinkhorn", "attention", "linear", "colours")
-VIT = "vit_l16_in1k"
+VIT, PUBLISHED = "vit_l16_in1k", "three passes,plain"  # the latter: ways beside ours
 FIRST_SCALE = 24  # 2^24: too high for fp16 gradients of the first steps, soon low enough
 STOP_AFTER = 2  # steps
 
@@ -150,15 +150,20 @@ def _step(scene: Scene) -> Iterator[Call]:
         yield _beside(scene, "photos_resnet", "three passes", *tiny)
         return
     few = ("--steps", "10", "--warmup", "3", "--profile", "batch.slots=1")
-    yield _beside(scene, VIT, "three passes,plain", *few)
+    yield _beside(scene, VIT, PUBLISHED, *few)
     yield _beside(scene, VIT, "compiled", *few)
     yield _beside(scene, VIT, "triton", *few, impossible=triton)
     for recipe in ("swin_b_in1k", "resnet152x2_in1k"):
         yield _beside(scene, recipe, "three passes", *few)
 
 
+def step_record(scene: Scene, recipe: str, others: str) -> Path:
+    """The record of `poa-ds bench step`."""
+    return scene.record(f"step.{recipe}.{others.replace(' ', '_').replace(',', '_')}")
+
+
 def _beside(scene: Scene, recipe: str, others: str, *words: str, impossible: str = "") -> Call:
-    record = scene.record(f"step.{recipe}.{others.replace(' ', '_').replace(',', '_')}")
+    record = step_record(scene, recipe, others)
     command = (CLI, "bench", "step", "--config", recipe, "--against", others)
     return Call(
         f"{recipe} beside {others}",
