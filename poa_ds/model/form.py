@@ -50,6 +50,12 @@ class Form(Protocol):
     ) -> dict[str, Tensor]:
         """The plain state dict of one size; factors folded in float32 or better, then cast."""
 
+    def from_plain(self, state: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
+        """The inverse of `extract` of the intact size: under our names, without the mask token.
+
+        A network of another shape gives tensors that do not fit. UserError: there is no way back.
+        """
+
     def arguments(
         self, shape: Shape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:

@@ -115,7 +115,7 @@ RULES = (
     Rule(
         "may",
         "without effect: it was used at the first step",
-        "backbone.layer_scale backbone.init heads.init",
+        "start backbone.layer_scale backbone.init heads.init",
     ),
     Rule(
         "may",

@@ -46,6 +46,7 @@ def _expanded(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         output_dir=place("output_dir", recipe.output_dir),
+        start=place("start", recipe.start),
         distill=section("distill", recipe.distill, "teacher"),
         data=replace(section("data", data, "train", "cache"), mix=mix),
         evaluation=section("evaluation", evaluation, "queries", "bank"),

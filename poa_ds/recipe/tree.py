@@ -229,6 +229,9 @@ class Recipe:
     """A whole run."""
 
     output_dir: str = ""  # the run's folder
+    # the network that a new run begins with, in the place of random weights: a folder that
+    # poa-ds extract or init wrote, RUN, or RUN:SIZE
+    start: str = ""
     seed: CountOrNone = 0
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     max_bad_steps: Count = 10  # non-finite steps in a row that stop the run

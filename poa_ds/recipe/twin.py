@@ -28,6 +28,7 @@ def twin(recipe: Recipe, subnet: Subnet) -> Recipe:
     found = replace(
         recipe,
         output_dir="",
+        start="",
         objective=replace(recipe.objective, method="single"),
         backbone=replace(shapes.one_size(options, subnet), names=names),
         evaluation=replace(recipe.evaluation, sizes=("all",)),

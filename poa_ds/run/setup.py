@@ -5,15 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
+from poa_ds.checkpoint import folders
 from poa_ds.checkpoint.state import RunState
 from poa_ds.data.batch import Batch
 from poa_ds.data.loader import train_batches
 from poa_ds.data.places import open_training, order_name
 from poa_ds.engine import engine
 from poa_ds.engine.engine import Engine
+from poa_ds.export import start
 from poa_ds.methods.method import method
 from poa_ds.recipe import checks, derived, ds_json
 from poa_ds.recipe.omissions import omissions
@@ -26,6 +29,7 @@ from poa_ds.run.watchdog import NCCL_SECONDS, Watchdog
 from poa_ds.system import dist
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UserError
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.track import destination
 from poa_ds.track.tracker import Tracker
 from poa_kernels import dispatch
@@ -70,11 +74,21 @@ class Setup:
         self.numbers = derived.of(recipe, len(self.folder))
         self.schedules = derived.schedules(recipe, len(self.folder))
         trained = method(recipe)
-        self.engine = Engine(trained.networks(), recipe.optimizer, self.ds_config)
+        networks = trained.networks()
+        self.begins_with = self._begins_with()
+        if self.begins_with:
+            start.begin(networks, self.begins_with)
+        self.engine = Engine(networks, recipe.optimizer, self.ds_config)
         self.stepper = Stepper(recipe, self.engine, trained)
         self.clock = Clock(images)
         if dist.is_main():
             self._announce(operators)
+
+    def _begins_with(self) -> str:
+        """The network that the recipe starts from; empty where a checkpoint has other weights."""
+        output = self.recipe.output_dir
+        goes_on = output and folders.listed(RunFolder(Path(output)).checkpoints)
+        return "" if goes_on else self.recipe.start
 
     def batches(self, first_step: int) -> Iterator[list[Batch]]:
         """The batches of this rank's slots, step by step, augmented on the device later."""
@@ -132,10 +146,12 @@ class Setup:
     def _announce(self, operators: str) -> None:
         count, space = self.engine.networks.backbone.parameter_count, derived.space(self.recipe)
         stage = self.ds_config.get("zero_optimization", {}).get("stage", 0)
+        begun = f"begins with    {self.begins_with}\n" if self.begins_with else ""
         tell(derived.describe(self.recipe, len(self.folder)))
         tell(
             f"parameters     {count(space.smallest) / 1e6:,.2f} M ({space.smallest}) to "
             f"{count(space.intact) / 1e6:,.2f} M ({space.intact})\n"
+            f"{begun}"
             f"processes      {dist.world_size()} on {self.engine.device.type}, ZeRO stage {stage}\n"
             f"kernels        {operators}\n"
             f"metrics        {destination.described(self.recipe, os.environ)}"

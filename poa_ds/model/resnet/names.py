@@ -119,6 +119,20 @@ class ResNetForm:
         return {name: t.to("cpu", dtype).contiguous() for name, t in kept.items()}
 
     @staticmethod
+    def from_plain(state: Mapping[str, Tensor], shape: ResNetShape) -> dict[str, Tensor]:
+        firsts, ours = [0, *accumulate(shape.stages)], {}
+        for name, tensor in state.items():
+            if found := re.match(r"layer(\d)\.(\d+)\.(.+)", name):
+                stage, place = int(found[1]) - 1, int(found[2])
+                if place < shape.stages[stage]:  # else its number is another stage's block
+                    rest = re.sub(r"^bn(\d)\.", r"norm\1.", found[3])
+                    name = f"blocks.{firsts[stage] + place}.{rest}"
+            else:
+                name = re.sub(r"^bn1\.", "embed.norm.", re.sub(r"^conv1\.", "embed.conv.", name))
+            ours[name] = tensor
+        return ours
+
+    @staticmethod
     def arguments(
         shape: ResNetShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:

@@ -197,6 +197,29 @@ class SwinForm:
         return {name: t.to("cpu", dtype).contiguous() for name, t in kept.items()}
 
     @staticmethod
+    def from_plain(state: Mapping[str, Tensor], shape: SwinShape) -> dict[str, Tensor]:
+        """Of plain.py's names; timm's are others."""
+        begins = set(accumulate(shape.stages[:-1]))  # blocks with a merge before them
+        layers = [
+            f"blocks.{block}.{part}"
+            for block in range(sum(shape.stages))
+            for part in (["merge.", ""] if block in begins else [""])
+        ]
+        ours: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            if found := re.match(r"layers\.(\d+)\.(.+)", name):
+                if int(found[1]) < len(layers):
+                    rest = re.sub(r"^fc", "mlp.fc", found[2])
+                    rest = rest.replace("relative_position_bias_table", "position_bias")
+                    name = layers[int(found[1])] + rest
+                if ".qkv." in name:
+                    tensor = head_major(tensor, shape.head_dim)
+                if ".merge." in name:
+                    tensor = channel_major(tensor)
+            ours[re.sub("^embed", "embed.patch", name)] = tensor
+        return ours
+
+    @staticmethod
     def arguments(
         shape: SwinShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:

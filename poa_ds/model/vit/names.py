@@ -135,6 +135,10 @@ class VitForm:
         return to_timm(kept, model.head_dim)
 
     @staticmethod
+    def from_plain(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
+        return from_published(state, shape.head_dim)
+
+    @staticmethod
     def arguments(
         shape: VitShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What sizes of the bag look like outside: the names of plain.py."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,15 @@ class BagForm:
             found[f"norms.{place}.bias"] = made.norm.bias[:c]
         found |= {"norm.weight": model.norm.weight[:c], "norm.bias": model.norm.bias[:c]}
         return {n: t.detach().to("cpu", dtype).contiguous() for n, t in found.items()}
+
+    @staticmethod
+    def from_plain(state: Mapping[str, Tensor], shape: BagShape) -> dict[str, Tensor]:
+        found = {}
+        for name, tensor in state.items():
+            name = re.sub(r"^layers\.(\d+)\.", r"blocks.\1.fc.", name)
+            name = re.sub(r"^norms\.(\d+)\.", r"blocks.\1.norm.", name)
+            found[re.sub(r"^patch\.", "embed.patch.", name)] = tensor
+        return found
 
     @staticmethod
     def arguments(

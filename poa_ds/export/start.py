@@ -1,0 +1,124 @@
+"""What a new run begins with where its recipe names a finished network: its backbone.
+
+Student and teacher get the same weights, all of which are trained on; heads start at random.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from poa_ds.checkpoint.deployed import differences, load_teacher
+from poa_ds.engine.networks import Networks
+from poa_ds.export.extract import extract
+from poa_ds.export.folder import RECIPE, WEIGHTS
+from poa_ds.model import form
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.space import Subnet
+from poa_ds.system.errors import UserError
+from poa_ds.system.json_text import parse_object
+
+START_ONLY = "init_values"  # an argument of plain networks that says how they would begin
+
+
+@torch.no_grad()
+def begin(networks: Networks, start: str) -> None:
+    """Give student and average the backbone that `start` names, before the first step.
+
+    UserError: there is none, or it does not fit.
+    """
+    own = networks.backbone
+    try:
+        own.load_state_dict(_tensors(start, own), strict=False)  # a plain one has no mask token
+    except UserError as error:
+        raise UserError(f"start {start}: {error}") from error
+    for name, (parameter, average) in networks.averaged().items():
+        if name.startswith("backbone."):
+            average.copy_(parameter)
+
+
+def _tensors(start: str, own: ElasticBackbone) -> dict[str, Tensor]:
+    """A backbone that fits, under the names of `own`."""
+    place, size = Path(start), ""
+    if not place.exists() and ":" in start:
+        before, _, size = start.rpartition(":")
+        place = Path(before)
+    if not place.is_dir():
+        raise UserError(f"there is no folder {place}")
+    if (place / WEIGHTS["onnx"]).is_file():
+        raise UserError("an ONNX file has no weights by name: extract it with --format state-dict")
+    for style in ("timm", "state-dict"):
+        if (place / WEIGHTS[style]).is_file():
+            if size:
+                raise UserError(f"{place} is one size, leave out :{size}")
+            return _extracted(place, own, timm=style == "timm")
+    model, _, _ = load_teacher(place)
+    return _of_run(model, model.space.parse(size) if size else model.space.intact, own)
+
+
+def _of_run(model: ElasticBackbone, subnet: Subnet, own: ElasticBackbone) -> dict[str, Tensor]:
+    intact, theirs, ours = own.space.intact, form.of(model.kind), form.of(own.kind)
+    whole = model.kind == own.kind and subnet == model.space.intact
+    if theirs.module is not ours.module:
+        raise UserError(f"it is a {theirs.title}, the recipe's backbone a {ours.title}")
+    state, wanted = extract(model, subnet), extract(own, intact)
+    _check(own, (wanted, wanted.arguments), (state, state.arguments))
+    if not whole:
+        return ours.from_plain(state, own.shape)
+    _check(own, (own.state_dict(), {}), (model.state_dict(), {}))
+    return model.state_dict()
+
+
+def _extracted(place: Path, own: ElasticBackbone, *, timm: bool) -> dict[str, Tensor]:
+    weights = place / WEIGHTS["timm" if timm else "state-dict"]
+    try:
+        about = parse_object((place / RECIPE).read_bytes(), architecture=str, model_args=dict)
+        state = load_file(weights)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{place / RECIPE} or {weights.name} cannot be read: {error}") from error
+    ours, intact = form.of(own.kind), own.space.intact
+    wanted = extract(own, intact)
+    name, arguments = ours.arguments(own.shape, intact, wanted)
+    if not about["architecture"].startswith(name.split("_")[0]):
+        raise UserError(f"it is a {about['architecture']}, the recipe's backbone a {ours.title}")
+    if timm:
+        why = ours.not_timm(own.shape, intact)
+        if why:
+            raise UserError(f"it is timm's, and the recipe's {intact} is not: {why}")
+        _, arguments, named = ours.timm(own.shape, intact, wanted)
+        if named.keys() != wanted.keys():
+            raise UserError("it is written for timm: write it with --format state-dict")
+    if not any(name.endswith(".gamma") for name in state):  # folded into the layers before
+        gammas = {name: t for name, t in wanted.items() if name.endswith(".gamma")}
+        state |= {name: torch.ones_like(tensor) for name, tensor in gammas.items()}
+    _check(own, (wanted, arguments), (state, about["model_args"]))
+    return ours.from_plain(state, own.shape)
+
+
+def _check(
+    own: ElasticBackbone,
+    wanted: tuple[Mapping[str, Tensor], Mapping[str, Any]],
+    found: tuple[Mapping[str, Tensor], Mapping[str, Any]],
+) -> None:
+    """UserError unless tensors and arguments are those of the largest size."""
+    (tensors, ours), (their_tensors, theirs) = wanted, found
+    problems = [
+        f"{name} {theirs.get(name)} instead of {value}"
+        for name, value in ours.items()
+        if name != START_ONLY and theirs.get(name) != value
+    ]
+    if not problems:
+        shapes, their_shapes = (
+            {name: tuple(tensor.shape) for name, tensor in some.items()}
+            for some in (tensors, their_tensors)
+        )
+        problems = differences(shapes, their_shapes)
+    if problems:
+        raise UserError(
+            f"it does not fit the largest size of the recipe, {own.space.intact}:"
+            f" {'; '.join(problems)}"
+        )

@@ -1,0 +1,30 @@
+"""`start` through the training program: a new run has its weights, one that goes on ignores it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.run.test_training import command, run, shards  # noqa: F401 - a fixture
+
+
+@pytest.mark.slow
+def test_a_run_begins_where_another_ended_and_continues_without_it(
+    shards: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    short = ("schedule.steps_per_epoch=4", "checkpoint.every_epochs=1", "evaluation.every_epochs=1")
+    run(command(shards, first, *short))
+    words = command(shards, second, *short, f"start={first}")
+    assert f"begins with    {first}" in run(words)
+    ended, begun = ((folder / "knn.jsonl").read_text().splitlines() for folder in (first, second))
+    assert (
+        json.loads(begun[0])["knn"] == json.loads(ended[-1])["knn"] != json.loads(ended[0])["knn"]
+    )
+    shutil.rmtree(first)
+    printed = run([*words, "schedule.epochs=2"])
+    assert "continues at step 4" in printed and "begins with" not in printed
+    fresh = command(shards, tmp_path / "third", *short, f"start={first}")
+    assert f"start {first}: there is no folder" in run(fresh, status=1)
