@@ -86,7 +86,8 @@ def test_a_toy_method_trains_a_toy_backbone_under_zero_3(
 
 def test_poa_trains_the_toy_backbone(shards: Path, tmp_path: Path) -> None:
     run = train(shards, tmp_path, "poa", 2, "evaluation.queries=")
-    assert all(row["loss/elastic_dino"] > 0 for row in rows(run))
+    losses = [row["loss/elastic_dino"] for row in rows(run) if "loss/total" in row]
+    assert len(losses) == 10 and min(losses) > 0
 
 
 @pytest.mark.slow
