@@ -81,6 +81,7 @@ def _report(out: Path, model: Path) -> None:
 {max(last.values()):.1f} %; raw pixels alone: {floors.pixels:.1f} %.
 Gained over their own random weights: {gains[least]:+.1f} ({least}) to {gains[most]:+.1f} ({most}).
 
+one page for the browser, with all of it     {RunFolder(out).report}
 the curves of every size, with both floors   {out / "curves.png"}
 the last accuracies over width and depth     {out / "heat_map.png"}
 one size as a timm model                     {model}

@@ -21,7 +21,8 @@ from tests.toys.table import register
 
 PROGRAM = "tests.distributed.programs.extended"
 RECIPE = [
-    *("precision=fp32", "tracking=none", "log_every=1", "backbone.name=bag", "backbone.names={}"),
+    *("precision=fp32", "tracking=none", "report=false", "log_every=1"),
+    *("backbone.name=bag", "backbone.names={}"),
     *("backbone.width={min: 16, max: 32, step: 8}", "backbone.depth={min: 1, max: 3, step: 1}"),
     *("backbone.patch_size=8", "backbone.drop_path=0", "heads.prototypes=[24,32]"),
     *("heads.hidden=32", "heads.bottleneck=16", "crops.global_size=32", "crops.local_size=16"),

@@ -149,7 +149,7 @@ RULES = (
     Rule(
         "may",
         "holds from here on",
-        "max_bad_steps log_every step_timeout_seconds kernels compile backbone.names"
+        "max_bad_steps log_every step_timeout_seconds report kernels compile backbone.names"
         " backbone.activation_checkpointing data.cache data.cache_gb data.workers data.on_error"
         " data.max_bad_fraction evaluation.every_epochs evaluation.at_start evaluation.sizes"
         " evaluation.batch_size checkpoint.every_epochs checkpoint.keep_last"

@@ -240,6 +240,7 @@ class Recipe:
     # the start of an evaluation and a checkpoint get 600 at least
     step_timeout_seconds: NotNegative = 600.0
     tracking: Literal["mlflow", "none"] = "mlflow"
+    report: bool = True  # report.html in output_dir, written along the way
     draws: Policy = "balanced"  # of elastic sizes (docs/method.md 3)
     kernels: Literal["auto", "reference", "triton"] = "auto"  # what the operators run
     compile: bool = False  # torch.compile for the plain functions among the operators

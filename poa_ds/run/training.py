@@ -22,6 +22,7 @@ from poa_ds.recipe import derived, load
 from poa_ds.run import bad_samples, exit_status
 from poa_ds.run.evaluations import Evaluations
 from poa_ds.run.journal import Journal
+from poa_ds.run.pages import Pages
 from poa_ds.run.resume import resume
 from poa_ds.run.setup import CLOSING_SECONDS, Setup, Step
 from poa_ds.system import dist
@@ -33,6 +34,8 @@ from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.stopping import Stopped
 from poa_ds.track.metrics_file import read_rows
 from poa_ds.track.tracker import Tracker
+
+LAST_PAGE_SECONDS = 60.0  # at the end of a whole run
 
 
 class Training:
@@ -55,6 +58,8 @@ class Training:
         self.events.append(self.state.step, "start" if resumed is None else "resume", ranks)
         self.saver = self._saver(first_step)
         self.tracker = self._tracker(first_step)
+        writes = dist.is_main() and setup.recipe.report
+        self.pages = Pages(self.output.path, self.tracker, writes=writes)
         self.evaluations = Evaluations(
             setup, self.tracker, first_step=first_step, between_batches=self._between_batches
         )
@@ -63,7 +68,7 @@ class Training:
 
     def run(self) -> int:
         """All steps that are left; the exit status, STOPPED where all ranks agreed to stop."""
-        with self.setup.closing(self.tracker):
+        with self.setup.closing(self.tracker), self.pages:
             if self.evaluations.owes(self.state.step):
                 self.evaluate()
             with self.journal:
@@ -115,6 +120,7 @@ class Training:
         self.watchdog.beat(f"evaluation after step {self.state.step:,}", slow=True)
         try:
             self.evaluations.evaluate(self.state.step)
+            self.pages.write()
         except Stopped:
             self.stopping = True
         self.setup.clock.restart()
@@ -156,6 +162,7 @@ class Training:
         self.events.append(step, "stop" if self.stopping else "end", reason)
         if dist.is_main():
             exit_status.write(self.output.path, exit_status.Ended(number, step, reason))
+        self.pages.last(CLOSING_SECONDS if self.stopping else LAST_PAGE_SECONDS)
         if dist.is_main() and self.stopping:
             saved = f"saved at step {step:,}" if step else "before the first step"
             tell(f"stopped by {reason}, {saved}; the same command continues")

@@ -21,6 +21,7 @@ class RunFolder:
         self.latency = path / "latency.jsonl"
         self.events = path / "events.jsonl"
         self.bad_samples = path / "bad_samples.jsonl"
+        self.report = path / "report.html"
         self.ended = path / "ended.json"
         self.checkpoints = path / "checkpoints"  # step00000300/, ..., latest
         self.teachers = path / TEACHERS  # step00000300/, ..., latest

@@ -29,6 +29,8 @@ from tests.distributed.programs.launch import PATIENCE_SECONDS, environment, for
 OLD = Path(__file__).parent / "run_of_61a1063"
 DATA = [f"data.train={OLD / 'shards' / 'train'}", f"evaluation.queries={OLD / 'shards' / 'val'}"]
 
+OWN = ["tracking=none", "report=false"]
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
@@ -83,7 +85,7 @@ def test_one_size_is_extracted_and_the_checkpoint_holds_the_published_teacher(
 )
 def test_another_protocol_has_its_own_floors(run: Path, changed: list[str]) -> None:
     """They were taken from the first evaluation, or looked up there in vain."""
-    words = ["--config", str(run / "config.yaml"), *DATA, f"output_dir={run}", "tracking=none"]
+    words = ["--config", str(run / "config.yaml"), *DATA, *OWN, f"output_dir={run}"]
     printed = train_together([*words, *changed, "schedule.epochs=3"], run)
     assert "k-NN is measured in another way than before: its floors are measured anew" in printed
     recipe = load.recipe(run / "config.yaml", [])  # the run has written down the changed one
@@ -108,7 +110,7 @@ def test_random_weights_are_those_that_the_run_began_with(run: Path) -> None:
 
 @pytest.mark.parametrize(("ranks", "stage"), [(2, 2), (1, 0), (2, 3)])
 def test_it_continues_with_the_losses_of_then(run: Path, ranks: int, stage: int) -> None:
-    words = ["--config", str(run / "config.yaml"), *DATA, f"output_dir={run}", "tracking=none"]
+    words = ["--config", str(run / "config.yaml"), *DATA, *OWN, f"output_dir={run}"]
     words += ["--deepspeed_config", f"ds_configs/zero{stage}.json"] if stage else []
     printed = train_together([*words, "schedule.epochs=3"], run, ranks)
     assert "continues at step 8" in printed and "floors are measured anew" not in printed

@@ -14,7 +14,8 @@ from tests.support.teachers import make_teacher
 
 SEED = [
     *("--config", "ds_configs/photos_seed.yaml", "distill.queue=16", "distill.hidden=32"),
-    *("log_every=1", "tracking=none", "batch={slots: 2, images_per_slot: 4}", "schedule.epochs=1"),
+    *("log_every=1", "tracking=none", "report=false", "schedule.epochs=1"),
+    "batch={slots: 2, images_per_slot: 4}",
     *("schedule.steps_per_epoch=6", "checkpoint.every_epochs=0.5", "data.workers=0"),
     *("evaluation.every_epochs=0", "evaluation.at_start=false", "evaluation.batch_size=32"),
     *("evaluation.k=[5]", "evaluation.report_k=5"),

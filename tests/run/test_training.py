@@ -24,6 +24,7 @@ from tests.support.shards import make_shards
 
 TINY = [
     "tracking=none",
+    "report=false",
     "log_every=1",
     "backbone.width={min: 32, max: 48, step: 16}",
     "backbone.depth={min: 2, max: 3, step: 1}",
@@ -87,11 +88,15 @@ def events(out: Path) -> list[tuple[int, str, str]]:
     return [(event.step, event.kind, event.text) for event in read(RunFolder(out).events)]
 
 
+def page(out: Path) -> str:
+    return RunFolder(out).report.read_text("utf-8")
+
+
 @pytest.fixture(scope="module")
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run from start to end, and what it printed."""
     out = tmp_path_factory.mktemp("whole")
-    return out, run(command(shards, out))
+    return out, run(command(shards, out, "report=true"))
 
 
 def test_a_run_leaves_what_the_other_commands_need(whole: tuple[Path, str]) -> None:
@@ -103,6 +108,7 @@ def test_a_run_leaves_what_the_other_commands_need(whole: tuple[Path, str]) -> N
     assert [row["step"] for row in evaluations] == [0, 6, 12]
     assert all(len(row["knn"]) == 4 for row in evaluations)
     assert events(out) == [(0, "start", "ranks: 1"), (12, "end", "")]
+    assert '"ended":"finished"' in page(out) and '"steps":[0,6,12]' in page(out)
     assert "steps" in printed and "learning rate" in printed and "parameters" in printed
 
 
@@ -173,7 +179,7 @@ def test_a_stopped_run_saves_and_continues_bit_for_bit(
     whole: tuple[Path, str], shards: Path, tmp_path: Path
 ) -> None:
     """SIGUSR1 after a step without a checkpoint; no step is done twice."""
-    words = command(shards, tmp_path)
+    words = command(shards, tmp_path, "report=true")
     with subprocess.Popen(
         words, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -185,7 +191,9 @@ def test_a_stopped_run_saves_and_continues_bit_for_bit(
     assert process.returncode == exit_status.STOPPED
     record = exit_status.read(tmp_path)
     assert sorted(losses(tmp_path)) == [*range(record.step + 1)]
+    assert '"ended":"stopped (SIGUSR1), can go on"' in page(tmp_path)
     assert f"continues at step {record.step}" in run(words)
+    assert '"ended":"finished"' in page(tmp_path)
     assert exit_status.read(tmp_path) == exit_status.Ended(exit_status.DONE, 12)
     assert events(tmp_path) == [
         (0, "start", "ranks: 1"),
@@ -315,7 +323,7 @@ def test_bad_numbers_are_named_and_after_some_steps_the_run_stops(
     shards: Path, tmp_path: Path
 ) -> None:
     """The first step moves the weights so far that nothing after it is finite."""
-    more = ("schedule.base_lr=1e30", "schedule.warmup_epochs=0", "max_bad_steps=2")
+    more = ("schedule.base_lr=1e30", "schedule.warmup_epochs=0", "max_bad_steps=2", "report=true")
     said = run(command(shards, tmp_path, *more, "evaluation.queries="), status=1)
     named = re.findall(r"rank 0: step (\d+) skipped, .*: slot 0, size \d+x\d: total is nan", said)
     assert named == ["2", "3"]
@@ -328,3 +336,4 @@ def test_bad_numbers_are_named_and_after_some_steps_the_run_stops(
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["skipped_total"] for row in rows] == [0, 1]
     assert rows[1]["nonfinite/loss/total"] == 1
+    assert '"ended":""' in page(tmp_path) and "not all numbers were finite" in page(tmp_path)

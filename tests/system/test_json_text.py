@@ -29,3 +29,7 @@ def test_whole_and_broken_numbers_pass() -> None:
     found = parse_object(b'{"step": 3, "time": 1.5, "loss": -2}', step=int, time=float, loss=float)
     assert found == {"step": 3, "time": 1.5, "loss": -2}
     numbers(found)
+
+
+def test_a_metric_of_a_run_that_diverges_may_be_huge() -> None:
+    numbers(parse('{"gradient_norm/heads": 3.1e+38, "loss": -1e300}'))

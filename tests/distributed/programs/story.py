@@ -16,7 +16,7 @@ EVERY = 4  # steps between two checkpoints
 STEPS = 96
 ALIKE = 20  # steps whose losses agree after a change of ranks or stage
 RECIPE = (
-    *("--config", "ds_configs/photos.yaml", "tracking=none", "log_every=1"),
+    *("--config", "ds_configs/photos.yaml", "tracking=none", "log_every=1", "report=false"),
     *("backbone.width={min: 32, max: 48, step: 16}", "backbone.depth={min: 2, max: 3, step: 1}"),
     *("backbone.names={}", "backbone.drop_path=0.2"),
     *("heads.prototypes=[32,48]", "heads.hidden=48", "heads.bottleneck=16"),
