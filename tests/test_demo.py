@@ -60,6 +60,8 @@ def test_an_interrupted_demo_leaves_no_process_continues_and_learns(tmp_path: Pa
 
     text = finish(start(out))
     assert "continues at step" in text and "mlflow ui --backend-store-uri sqlite:///" in text
+    page = RunFolder(out).report
+    assert f"one page for the browser, with all of it     {page}" in text and page.is_file()
     over_random, over_pixels = gains(out)
     assert min(over_random.values()) >= 6, over_random
     assert over_random[LARGEST] >= 8, over_random
