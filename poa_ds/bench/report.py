@@ -134,16 +134,21 @@ class Report:
             "machine": dataclasses.asdict(self.machine),
             "results": {kind: dataclasses.asdict(r) for kind, r in self.results.items()},
             "speed_ratios": {kind: self.speed_ratio(kind) for kind in list(self.results)[1:]},
+            "sizes": [[list(map(str, s)) for s in self.job.sizes(n)] for n in self._numbers],
             "floors": [dataclasses.asdict(counted) for counted in self._floors()],
             "deepspeed_config": self.job.ds_config,
             "config": dataclasses.asdict(self.job.recipe),
         }
 
+    @property
+    def _numbers(self) -> range:
+        """Of the measured steps: each draws sizes of its own."""
+        first = len(self._ours.warmup)
+        return range(first, first + len(self._ours.steps))
+
     def _floors(self) -> list[Floor]:
-        """Of each measured step: they draw sizes."""
-        job, first = self.job, len(self._ours.warmup)
-        numbers, update = range(first, first + len(self._ours.steps)), update_bytes(job.recipe)
-        return [Floor(products(job.recipe, job.sizes(number)), update) for number in numbers]
+        recipe, update = self.job.recipe, update_bytes(self.job.recipe)
+        return [Floor(products(recipe, self.job.sizes(n)), update) for n in self._numbers]
 
     @property
     def _ours(self) -> Result:

@@ -1,6 +1,7 @@
 """poa-ds plan: memory, time and waiting of a run on GPUs that are not here.
 
-What follows from the recipe's shapes is counted, the rest estimated; nothing is measured on a GPU.
+What follows from the recipe's shapes is counted, the rest estimated, from constants that were
+measured on such a GPU where there are any.
 """
 
 import argparse
@@ -8,7 +9,7 @@ import json
 from pathlib import Path
 
 from poa_ds.data.places import open_training
-from poa_ds.plan import report
+from poa_ds.plan import measured, report
 from poa_ds.plan.constants import GENERAL, GPUS
 from poa_ds.plan.plan import Plan, Request, plan
 from poa_ds.plan.step_time import Cluster
@@ -47,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deepspeed_config", type=paths.path, metavar="FILE.json", help="buckets and other options"
     )
+    parser.add_argument(
+        "--measured",
+        type=paths.path,
+        metavar="FILE",
+        help="constants of this kind of GPU that `poa-ds bench gpu` has measured: its plan.json",
+    )
     parser.add_argument("--json", action="store_true", help="print all numbers, in bytes, seconds")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. draws=per_slot")
 
@@ -62,7 +69,8 @@ def prepare(args: argparse.Namespace) -> Plan:
     """The plan of a command line; UsageError where the training would refuse it too."""
     recipe = load.recipe(args.config, args.overrides)
     gbps = args.network_gbps or args.gpus * GPUS[args.gpu].port.value
-    cluster = Cluster(args.gpu, args.nodes, args.gpus, gbps)
+    found = measured.of_kind(args.gpu, args.measured)
+    cluster = Cluster(args.gpu, args.nodes, args.gpus, gbps, found)
     _check_world(recipe, cluster)
     ds_file = ds_json.read(args.deepspeed_config)
     images, images_from = _images(recipe, args.images)

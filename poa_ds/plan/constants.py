@@ -1,7 +1,7 @@
 """The numbers that `poa-ds plan` assumes: each with its unit and where it comes from.
 
 What the plan counts from a recipe's shapes is not here. None of these was measured by this project
-on a GPU.
+on a GPU; those that were are read from a file (measured.py) and stand in their place.
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,17 @@ COUNTED = "estimate: a step's products at 0.80 (A100) or 0.85 of the reachable r
 SHARE = f"{COUNTED} traffic at 0.85 or 0.90 of the bandwidth, both counted, over the peak"
 
 
+SUSTAINED = Constant(0.85, "of the bandwidth", "assumption: what pointwise kernels sustain")
+
+
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU. efficiency: share of `peak` that the backbones reach, all operators told."""
+    """One kind of GPU. name: what its driver calls it, or the end of that.
 
+    efficiency: share of `peak` that the backbones reach, all operators told.
+    """
+
+    name: str
     memory: Constant
     peak: Constant
     peak_fp32: Constant
@@ -34,10 +41,12 @@ class Gpu:
     bandwidth: Constant
     nvlink: Constant
     port: Constant
+    bandwidth_share: Constant = SUSTAINED
 
 
 GPUS = {
     "a100-80g": Gpu(
+        name="A100-SXM4-80GB",
         memory=Constant(80.0, "GiB", f"{SHEET}; the driver reports 81,920 MiB"),
         peak=Constant(312.0, "TFLOP/s", f"{SHEET}, bf16 without sparsity"),
         peak_fp32=Constant(19.5, "TFLOP/s", f"{SHEET}, fp32 without TF32"),
@@ -47,6 +56,7 @@ GPUS = {
         port=Constant(200.0, "Gbit/s", "DGX A100: one HDR InfiniBand port for each GPU"),
     ),
     "h100": Gpu(
+        name="H100 80GB HBM3",
         memory=Constant(79.6, "GiB", f"{SHEET} (SXM); the driver reports 81,559 MiB"),
         peak=Constant(989.0, "TFLOP/s", f"{SHEET}, bf16 without sparsity"),
         peak_fp32=Constant(67.0, "TFLOP/s", f"{SHEET}, fp32 without TF32"),
@@ -56,6 +66,7 @@ GPUS = {
         port=Constant(400.0, "Gbit/s", "DGX H100: one NDR InfiniBand port for each GPU"),
     ),
     "h200": Gpu(
+        name="H200",
         memory=Constant(140.4, "GiB", f"{SHEET} (SXM); the driver reports 143,771 MiB"),
         peak=Constant(989.0, "TFLOP/s", f"{SHEET}, bf16 without sparsity"),
         peak_fp32=Constant(67.0, "TFLOP/s", f"{SHEET}, fp32 without TF32"),
@@ -72,9 +83,6 @@ GENERAL = {
     ),
     "fragments": Constant(
         0.05, "of the rest", "assumption: what the caching allocator cannot use for other sizes"
-    ),
-    "bandwidth_share": Constant(
-        0.85, "of the bandwidth", "assumption: what pointwise kernels sustain"
     ),
     "link_share": Constant(0.75, "of a link", "assumption: what collectives of NCCL sustain"),
     "score_bytes": Constant(

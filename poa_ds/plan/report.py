@@ -13,8 +13,8 @@ from poa_ds.plan.step_time import DRAWN_STEPS, published_share
 
 WIDE = 98
 NOTICE = (
-    "An estimate, not measured on this GPU. Counted: follows from the recipe's shapes and what"
-    " DeepSpeed keeps, and agrees with real runs on CPUs. Estimated: rests on the constants below."
+    "Counted: follows from the recipe's shapes and what DeepSpeed keeps, and agrees with real runs"
+    " on CPUs. Estimated: rests on the constants below."
 )
 
 
@@ -22,6 +22,13 @@ def text(plan: Plan) -> str:
     """The whole plan in words and tables."""
     parts = (_head, _memory, _activations, _time, _draws, _run, _constants)
     return "\n\n".join(part(plan) for part in parts)
+
+
+def notice(plan: Plan) -> str:
+    """What kinds of numbers there are."""
+    names = ", ".join(plan.cluster.measured)
+    was = f"not measured but for {names} of this GPU" if names else "not measured on this GPU"
+    return f"An estimate, {was}. {NOTICE}"
 
 
 def _head(plan: Plan) -> str:
@@ -32,7 +39,7 @@ def _head(plan: Plan) -> str:
     return "\n".join(
         [
             f"{plan.source} on {nodes} = {c.world} GPUs",
-            *textwrap.wrap(NOTICE, WIDE),
+            *textwrap.wrap(notice(plan), WIDE),
             "",
             f"network  {short(network.parameters)} parameters ({modules}), {plan.recipe.precision}",
             f"batch    {plan.derived.images_per_step:,} images per step: {batch.slots} slots x"
@@ -161,7 +168,7 @@ def _time(plan: Plan) -> str:
             "in all, if no faster than the published run", [1000 * t.published for t in plan.times]
         ),
     ]
-    share, efficiency = published_share(), plan.cluster.gpu.efficiency.value
+    share, efficiency = published_share(), plan.cluster.efficiency(plan.recipe.precision)
     note = (
         f"The published run (32 A100, 86 hours) reached {100 * share:.0f} % of the peak, everything"
         f" included; the estimate above supposes {100 * efficiency:.0f} % for the networks. Expect"
@@ -232,6 +239,7 @@ def _constants(plan: Plan) -> str:
 
 def _named_constants(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
     gpu = dataclasses.asdict(plan.cluster.gpu)
+    del gpu["name"]
     general = {name: dataclasses.asdict(constant) for name, constant in GENERAL.items()}
     return [*gpu.items(), *general.items()]
 
@@ -257,7 +265,7 @@ def record(plan: Plan) -> dict[str, Any]:
         for t in plan.times
     ]
     return {
-        "notice": NOTICE,
+        "notice": notice(plan),
         "recipe": plan.source,
         "cluster": dataclasses.asdict(plan.cluster) | {"world": plan.cluster.world},
         "parameters": plan.network.parameters,

@@ -1,16 +1,18 @@
 """How long a step of a planned run takes: operations over rates, bytes over links, and waiting.
 
-Operations and bytes are counted from the recipe; the rates are those of constants.py, so all
-times are estimates. What waiting costs is computed by drawing sizes as the training does.
+Operations and bytes are counted from the recipe; the rates are those of constants.py, or of a file
+of measured ones, so all times are estimates. What waiting costs is computed by drawing sizes as the
+training does.
 """
 
 import statistics
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 
 from poa_ds.model.space import Policy
-from poa_ds.plan.constants import GENERAL, GIB, GPUS, Gpu
+from poa_ds.plan.constants import GENERAL, GIB, GPUS, Constant, Gpu
 from poa_ds.plan.losses import by_rows
 from poa_ds.plan.state import Layout, Network, traffic
 from poa_ds.plan.students import Students, count, fixed, most_masked
@@ -25,16 +27,20 @@ GIGA = 1e9
 
 @dataclass(frozen=True)
 class Cluster:
-    """network_gbps: of all ports of a node together, Gbit/s in one direction."""
+    """network_gbps: of all ports of a node together, Gbit/s in one direction.
+
+    measured: constants in place of those of the kind, by their names in Gpu.
+    """
 
     kind: str
     nodes: int
     per_node: int
     network_gbps: float
+    measured: Mapping[str, Constant] = field(default_factory=dict)
 
     @property
     def gpu(self) -> Gpu:
-        return GPUS[self.kind]
+        return replace(GPUS[self.kind], **self.measured)
 
     @property
     def world(self) -> int:
@@ -48,8 +54,20 @@ class Cluster:
         return min(links) * GENERAL["link_share"].value
 
     def flops_per_second(self, precision: str) -> float:
+        return self.peak_flops(precision) * self.efficiency(precision)
+
+    def peak_flops(self, precision: str) -> float:
         peak = self.gpu.peak_fp32 if precision == "fp32" else self.gpu.peak
-        return peak.value * 1e12 * self.gpu.efficiency.value
+        return peak.value * 1e12
+
+    def efficiency(self, precision: str) -> float:
+        """What is measured is measured in half precision."""
+        gpu = GPUS[self.kind] if precision == "fp32" else self.gpu
+        return gpu.efficiency.value
+
+    def memory_bytes_per_second(self) -> float:
+        """What pointwise work sustains."""
+        return self.gpu.bandwidth.value * 1e12 * self.gpu.bandwidth_share.value
 
 
 @dataclass(frozen=True)
@@ -174,7 +192,7 @@ def step_time(
     """A step of the recipe under one ZeRO stage."""
     slots, one = layout.own_slots, work(recipe)
     rate = cluster.flops_per_second(recipe.precision)
-    memory = cluster.gpu.bandwidth.value * 1e12 * GENERAL["bandwidth_share"].value
+    memory = cluster.memory_bytes_per_second()
     elastic = slots * one.elastic / rate
     mine = network.parameters / (cluster.world if layout.stage else 1)
     sent = traffic(network, layout).sent(cluster.world)
@@ -203,5 +221,5 @@ def published_share() -> float:
 
 def like_published(recipe: Recipe, layout: Layout, cluster: Cluster, drawn: Draws) -> float:
     """Seconds of a step at the published run's share of the peak of this GPU."""
-    peak = cluster.flops_per_second(recipe.precision) / cluster.gpu.efficiency.value
+    peak = cluster.peak_flops(recipe.precision)
     return layout.own_slots * work(recipe).flops(drawn.mean) / (peak * published_share())

@@ -205,8 +205,9 @@ def test_verdicts_hold_the_figures_against_the_targets(tmp_path: Path):
     found = {"time of three passes / ours": 1.7, "ours: peak GiB": 30.0}
     published = Outcome("done", figures=found | {"three passes: peak GiB": 40.0})
     compiled = Outcome("failed", why="status 1")
-    scene.keep("step", {report.PUBLISHED: published, report.COMPILED: compiled})
-    text = report.text(scene, parts.parts(scene), "poa-ds bench gpu", {"processor": "H100"})
+    scene.keep("step", {parts.PUBLISHED_CALL: published, parts.COMPILED_CALL: compiled})
+    every, none = parts.parts(scene), (None, "a reason")
+    text = report.text(scene, every, "poa-ds bench gpu", {"processor": "H100"}, none)
     rows = [line for line in text.splitlines() if "at least" in line or "at most" in line]
     assert [row.split(" | ")[1] for row in rows] == [
         "met: 1.70 |",

@@ -76,6 +76,11 @@ class Scene:
         """All figures in Markdown."""
         return (self.out / "report").with_suffix(".md")
 
+    @property
+    def constants(self) -> Path:
+        """What `poa-ds plan` reads."""
+        return self.out / "plan.json"
+
     def record(self, name: str) -> Path:
         """The file that a program leaves its figures in."""
         return self.out / "records" / f"{name}.json"

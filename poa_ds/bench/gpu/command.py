@@ -14,10 +14,11 @@ import signal
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from poa_ds.bench.gpu import report, runner
+from poa_ds.bench.gpu import constants, report, runner
 from poa_ds.bench.gpu.calls import Scene
 from poa_ds.bench.gpu.figures import read
 from poa_ds.bench.gpu.parts import NAMES, parts
+from poa_ds.plan import measured
 from poa_ds.system import files, lock, paths
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError
@@ -86,7 +87,10 @@ def _run(args: argparse.Namespace, identity: dict[str, str]) -> int:
     try:
         runner.run(scene, chosen, args.budget)
     finally:
-        files.replace_text(scene.report, report.text(scene, every, command, identity))
+        kind, of_kind = found = constants.of_scene(scene)
+        if kind is not None:
+            files.replace_text(scene.constants, measured.text(kind, of_kind))
+        files.replace_text(scene.report, report.text(scene, every, command, identity, found))
     missing = [
         f"{part.name}: {call.name}"
         for part in chosen

@@ -17,6 +17,7 @@ KERNEL_TESTS = Path(__file__).parents[3] / "tests" / "kernels"
 # in the order of the gain that is expected of them; each a part of comparisons' names
 OPERATORS = ("residual", "gelu", "prototype", "sinkhorn", "attention", "linear", "colours")
 VIT, PUBLISHED = "vit_l16_in1k", "three passes,plain"  # the latter: ways beside ours
+PUBLISHED_CALL, COMPILED_CALL = f"{VIT} beside {PUBLISHED}", f"{VIT} beside compiled"
 FIRST_SCALE = 24  # 2^24: too high for fp16 gradients of the first steps, soon low enough
 STOP_AFTER = 2  # steps
 

@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from poa_ds.bench.gpu import parts
+from poa_ds.bench.gpu import constants, parts
 from poa_ds.bench.gpu.calls import Figures, Outcome, Part, Scene
 from poa_ds.bench.gpu.figures import held_to_floor
-from poa_ds.bench.gpu.parts import VIT
 
 Outcomes = Mapping[str, Mapping[str, Outcome]]  # part -> call -> its outcome
-PUBLISHED, COMPILED = f"{VIT} beside {parts.PUBLISHED}", f"{VIT} beside compiled"
 FLOOR = 0.7  # of the time
 
 
@@ -39,19 +37,19 @@ class Target:
 TARGETS = (
     Target(
         "whole step at least 1.6 times as fast as the published approach",
-        PUBLISHED,
+        parts.PUBLISHED_CALL,
         "time of three passes / ours",
         limit=1.6,
     ),
     Target(
         "at least 1.05 times as fast as compiled plain blocks",
-        COMPILED,
+        parts.COMPILED_CALL,
         "time of compiled / ours",
         limit=1.05,
     ),
     Target(
         "peak memory at most 0.6 of the published approach",
-        PUBLISHED,
+        parts.PUBLISHED_CALL,
         "ours: peak GiB",
         "three passes: peak GiB",
         limit=0.6,
@@ -60,7 +58,13 @@ TARGETS = (
 )
 
 
-def text(scene: Scene, every: Sequence[Part], command: str, identity: Mapping[str, str]) -> str:
+def text(
+    scene: Scene,
+    every: Sequence[Part],
+    command: str,
+    identity: Mapping[str, str],
+    for_plan: constants.Found,
+) -> str:
     """The whole report, of what there is so far. identity: of the machine."""
     outcomes = {part.name: scene.outcomes(part.name) for part in every}
     known = [outcome for found in outcomes.values() for outcome in found.values()]
@@ -80,6 +84,7 @@ def text(scene: Scene, every: Sequence[Part], command: str, identity: Mapping[st
             *([cpu] if scene.device == "cpu" else []),
             *([smoke] if scene.smoke else []),
             *_targets(scene, outcomes),
+            *_constants(scene, for_plan),
             *(line for part in every for line in _part(part, outcomes[part.name])),
         ]
     )
@@ -96,13 +101,30 @@ def _targets(scene: Scene, outcomes: Outcomes) -> list[str]:
 
 def _floor(scene: Scene) -> str:
     """Of the products and the update alone, at what this machine's products and copies reach."""
-    step = parts.step_record(scene, VIT, parts.PUBLISHED)
+    step = parts.step_record(scene, parts.VIT, parts.PUBLISHED)
     found = held_to_floor(step, scene.record("machine"))
     if found is None:
         return "not judged: it needs the parts machine and step"
     milliseconds, share = found
     met = "met" if share >= FLOOR else "MISSED"
     return f"{met}: {100 * share:.0f} % (the floor is {milliseconds:.1f} ms)"
+
+
+def _constants(scene: Scene, found: constants.Found) -> list[str]:
+    kind, of_kind = found
+    lines = ["## What `poa-ds plan` may suppose", ""]
+    if kind is None:
+        return [*lines, f"Not known: {of_kind}.", ""]
+    rows = [f"| {n} | {c.value:.4g} {c.unit} | {_cell(c.source)} |" for n, c in of_kind.items()]
+    return [
+        *lines,
+        f"`--gpu {kind} --measured {scene.constants.name}`",
+        "",
+        "| | | |",
+        "|---|---:|---|",
+        *rows,
+        "",
+    ]
 
 
 def _part(part: Part, outcomes: Mapping[str, Outcome]) -> list[str]:
