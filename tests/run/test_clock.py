@@ -35,7 +35,11 @@ def test_the_time_left_is_that_of_the_usual_step_and_of_the_last_evaluation_and_
         now[0] += 10 * seconds
         clock.take()
     assert clock.left(50, 0, 3) == 100
-    for row in ({"speed/evaluation_seconds": 9.0}, {"speed/save_seconds": 5.0}, {"loss/total": 1.0}):
+    for row in (
+        {"speed/evaluation_seconds": 9.0},
+        {"speed/save_seconds": 5.0},
+        {"loss/total": 1.0},
+    ):
         clock.recall(row | {"step": 1})
     clock.recall({"step": 2, "speed/evaluation_seconds": 30.0})
     assert clock.left(50, 2, 3) == 175
