@@ -9,7 +9,7 @@ The same program and the same result under any of them; the same command continu
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -94,7 +94,21 @@ def _run(args: argparse.Namespace) -> int:
         from poa_ds.run.training import Training
 
         setup = Setup(recipe, ds_file, source=source, watchdog=watchdog)
-        return dry_run(setup) if args.dry_run else Training(setup).run()
+        return dry_run(setup) if args.dry_run else _trained(Training(setup).run, recipe, watchdog)
+
+
+def _trained(run: Callable[[], int], recipe: Recipe, watchdog: Watchdog) -> int:
+    """The run's exit status; behind an error also what is saved, and how to go on."""
+    from poa_ds.run import closing
+
+    try:
+        with faults.explained(watchdog.where, recipe.output_dir):
+            return run()
+    except (UserError, faults.Fault, KeyboardInterrupt) as error:
+        status = faults.report(error)
+        if os.environ["RANK"] == "0":
+            closing.show(closing.after_an_error, Path(recipe.output_dir), to=say)
+        return status
 
 
 def _check_surroundings(recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""Which sizes are worth their cost: those that no other beats."""
+"""Which sizes are worth their cost: those that no other beats, and the cheapest good one."""
 
 from collections.abc import Sequence
 from math import inf, isnan
@@ -21,3 +21,19 @@ def front(points: Sequence[tuple[float | None, float | None]]) -> set[int]:
         if (cost, worth) == best:
             found.add(number)
     return found
+
+
+def cheapest_not_worse(points: Sequence[tuple[float | None, float | None]]) -> int | None:
+    """Number of the first (worth, its error) that is within the highest one's error of it.
+
+    Points in the order of their cost; those without a worth do not count.
+    """
+    known = [point for point in points if point[0] is not None]
+    if not known:
+        return None
+    highest, error = max(known)
+    return next(
+        number
+        for number, (worth, _) in enumerate(points)
+        if worth is not None and highest - worth <= error
+    )

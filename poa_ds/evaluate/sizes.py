@@ -12,12 +12,13 @@ from pathlib import Path
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.evaluate import latency_rows, results
 from poa_ds.evaluate.latency_rows import LatencyRow
-from poa_ds.evaluate.pareto import front
+from poa_ds.evaluate.pareto import cheapest_not_worse, front
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
+from poa_ds.system.printable import short
 from poa_ds.system.run_folder import RunFolder
 
 COSTS = ("parameters", "gflops", "latency")
@@ -92,12 +93,11 @@ def rows(
         )
     # those whose cost was not measured come last
     fitting.sort(key=lambda row: (row.cost(cost) is None, row.cost(cost) or 0.0))
-    shown = [row for row in fitting if row.knn is not None]
-    top = max(shown, key=lambda row: row.knn, default=None)
-    best = next((row for row in shown if top.knn - row.knn <= top.error), None)
+    best = cheapest_not_worse([(row.knn, row.error) for row in fitting])
     kept = front([(row.cost(cost), row.knn) for row in fitting])
     return [
-        replace(row, best=row is best, front=number in kept) for number, row in enumerate(fitting)
+        replace(row, best=number == best, front=number in kept)
+        for number, row in enumerate(fitting)
     ]
 
 
@@ -123,11 +123,6 @@ def _knn(
     if k not in accuracies:
         return None, None
     return accuracies[k], results.error(accuracies[k], protocol["queries"]["images"])
-
-
-def short(count: int) -> str:
-    """A count with three significant digits: 40.2 K, 22.1 M, 304 M."""
-    return f"{count / 1e6:.3g} M" if count >= 999_500 else f"{count / 1e3:.3g} K"
 
 
 def table(found: Sequence[Row], recipe: Recipe, title: str, *, cost: str = "") -> str:

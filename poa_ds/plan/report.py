@@ -5,11 +5,11 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from poa_ds.evaluate.sizes import short
 from poa_ds.plan.constants import GENERAL, GIB
 from poa_ds.plan.plan import Memory, Plan, Times
 from poa_ds.plan.state import checkpoint_bytes
 from poa_ds.plan.step_time import DRAWN_STEPS, published_share
+from poa_ds.system.printable import short
 
 WIDE = 98
 NOTICE = (

@@ -66,7 +66,7 @@ def report(error: UserError | Fault | KeyboardInterrupt) -> int:
     is_first = os.environ.get("RANK", "0") == "0"
     if isinstance(error, KeyboardInterrupt):
         if is_first:
-            say("\ninterrupted; the same command continues")
+            say("\ninterrupted")
         return exit_status.INTERRUPTED
     if isinstance(error, Fault):
         assert isinstance(error.__cause__, Exception)

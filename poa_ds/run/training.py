@@ -19,7 +19,7 @@ from pathlib import Path
 from poa_ds.checkpoint.saver import Saver
 from poa_ds.checkpoint.state import RunState, snapshot
 from poa_ds.recipe import derived, load
-from poa_ds.run import bad_samples, exit_status
+from poa_ds.run import bad_samples, closing, exit_status
 from poa_ds.run.evaluations import Evaluations
 from poa_ds.run.journal import Journal
 from poa_ds.run.pages import Pages
@@ -166,8 +166,10 @@ class Training:
         if dist.is_main() and self.stopping:
             saved = f"saved at step {step:,}" if step else "before the first step"
             tell(f"stopped by {reason}, {saved}; the same command continues")
+            closing.show(closing.at_a_stop, self.output.path)
         elif dist.is_main():
             tell(f"done: {step:,} steps; results in {self.output.path}")
+            closing.show(closing.at_the_end, self.output.path)
         if self.stopping:
             self.tracker.close("KILLED", CLOSING_SECONDS)
         return number

@@ -18,6 +18,11 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def short(count: int) -> str:
+    """A count with three significant digits: 40.2 K, 22.1 M, 304 M."""
+    return f"{count / 1e6:.3g} M" if count >= 999_500 else f"{count / 1e3:.3g} K"
+
+
 def duration(seconds: float) -> str:
     """The length of something that is not over: 40 s, 12 min, 3 h 20 min."""
     if seconds < 60:

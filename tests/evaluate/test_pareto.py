@@ -5,7 +5,7 @@ from math import isnan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poa_ds.evaluate.pareto import front
+from poa_ds.evaluate.pareto import cheapest_not_worse, front
 
 NUMBER = st.integers(0, 6).map(float) | st.just(float("nan")) | st.none()
 
@@ -33,3 +33,10 @@ def test_ties_and_what_is_unknown() -> None:
     nan = float("nan")
     points = [(1, 50.0), (1, 50.0), (2, 50.0), (1, 40.0), (0, nan), (0, None), (3, 60.0)]
     assert front(points) == {0, 1, 6}
+
+
+def test_the_cheapest_within_the_error_of_the_highest() -> None:
+    points = [(None, None), (0.0, 0.0), (70.0, 9.0), (72.0, 1.0), (74.0, 3.0), (73.0, 0.5)]
+    assert cheapest_not_worse(points) == 3
+    assert cheapest_not_worse([(None, None), (0.0, 0.0)]) == 1
+    assert cheapest_not_worse([(None, None)]) is None

@@ -15,6 +15,7 @@ from poa_ds.evaluate.features import random_weights
 from poa_ds.evaluate.latency_rows import LatencyRow, Place, processor
 from poa_ds.evaluate.results import KnnRow
 from poa_ds.model.space import Subnet
+from poa_ds.system.printable import short
 from tests.evaluate.test_knn import tiny
 from tests.export.test_extract import run_folder
 
@@ -148,7 +149,7 @@ def test_wrong_options_are_named(
 
 
 def test_quantities() -> None:
-    assert [sizes.short(n) for n in (32_416, 999_499, 999_500, 303_350_784)] == [
+    assert [short(n) for n in (32_416, 999_499, 999_500, 303_350_784)] == [
         "32.4 K",
         "999 K",
         "1 M",

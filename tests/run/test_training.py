@@ -110,6 +110,8 @@ def test_a_run_leaves_what_the_other_commands_need(whole: tuple[Path, str]) -> N
     assert events(out) == [(0, "start", "ranks: 1"), (12, "end", "")]
     assert '"ended":"finished"' in page(out) and '"steps":[0,6,12]' in page(out)
     assert "steps" in printed and "learning rate" in printed and "parameters" in printed
+    closing = printed[printed.index("done: 12 steps") :].splitlines()
+    assert len(closing) <= 24 and f"choose a size   poa-ds sizes {out}" in "\n".join(closing)
 
 
 def test_a_log_tells_rate_time_left_and_that_the_first_evaluation_begins(
@@ -187,7 +189,9 @@ def test_a_stopped_run_saves_and_continues_bit_for_bit(
             if line.startswith("step 4:"):
                 process.send_signal(signal.SIGUSR1)
                 break
-        assert "stopped by SIGUSR1, saved at step" in process.stdout.read()
+        said = process.stdout.read()
+    assert "stopped by SIGUSR1, saved at step" in said
+    assert re.search(r"^checkpoint +\S+/step\d+$", said, re.MULTILINE)
     assert process.returncode == exit_status.STOPPED
     record = exit_status.read(tmp_path)
     assert sorted(losses(tmp_path)) == [*range(record.step + 1)]
@@ -220,7 +224,7 @@ def test_an_interrupt_ends_with_130_and_one_line(shards: Path, tmp_path: Path) -
             break
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in errors and "Traceback" not in errors
+    assert "interrupted\nafter step " in errors and "Traceback" not in errors
 
 
 def test_a_dry_run_takes_two_steps_and_writes_nothing(shards: Path, tmp_path: Path) -> None:
