@@ -124,6 +124,11 @@ COMMANDS = {
         "a network of any width and depth to start from, made from a run's template",
         "poa-ds init runs/photos_sweet --size 128x6 --out models/128x6 --check",
     ),
+    "template": Command(
+        "poa_ds.export.template",
+        "the template that a finished run's ViT is nearest to, for init of any size",
+        "poa-ds template runs/photos --ranks 24,48,48 --out runs/photos_template",
+    ),
     "twin": Command(
         "poa_ds.recipe.twin",
         "the recipe of one size of a run alone: what its slice is compared with",

@@ -188,7 +188,8 @@ class ElasticBackbone(nn.Module):
         """
         raise UserError(
             f"a {self.kind} has the trained sizes alone ({self.space.describe()}): `poa-ds extract`"
-            " writes them; a run with backbone.name=tucker has a template that makes others"
+            " writes them; a run with backbone.name=tucker has a template that makes others, and"
+            " `poa-ds template` finds one for a ViT"
         )
 
     def parameter_count(self, subnet: Subnet) -> int:

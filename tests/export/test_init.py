@@ -41,11 +41,11 @@ def test_extract_points_to_init_and_init_to_extract(
     plain, out = run_of(tmp_path / "plain", recipe_with()), str(tmp_path / "out")
     for command, run, said in (
         ("extract", templated, "`poa-ds init` makes a start of any width and depth"),
-        ("extract", plain, "size '96x6' is not in the space"),
+        ("extract", plain, "`poa-ds template`, then `poa-ds init` make a start of any"),
         ("init", plain, "a vit has the trained sizes alone"),
     ):
         assert main([command, str(run), "--size", "96x6", "--out", out]) != 0
         error = capsys.readouterr().err
-        assert said in error and ("poa-ds init" in error) == (run == templated)
+        assert said in error and ("poa-ds template" in error) == (run == plain)
     assert main(["init", str(templated), "--size", "tall", "--out", out]) != 0
     assert "neither a name of the run" in capsys.readouterr().err

@@ -18,7 +18,7 @@ class TuckerForm(VitForm):
     def from_plain(state: Mapping[str, Tensor], shape: TuckerShape) -> dict[str, Tensor]:
         raise UserError(
             "a plain network has matrices and no template: backbone.name=tucker can begin with a"
-            " run of that backbone alone"
+            " run of that backbone alone, and `poa-ds template` makes one of a ViT's"
         )
 
 

@@ -4,7 +4,7 @@ Blocks own vectors alone and get their matrices as arguments. A slice of the fac
 slice of every matrix, so sizes, streams and kernels are the ViT's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +14,15 @@ from poa_ds.model.backbone import DropPath, Streams
 from poa_ds.model.layers import Block, BlockPlan, Drop, Packing, elastic_linear
 from poa_ds.model.options import Backbone
 from poa_ds.model.space import ElasticSpace, Subnet
+from poa_ds.model.tucker.decompose import fill
 from poa_ds.model.tucker.resize import Resize, check
 from poa_ds.model.tucker.shape import Ranks, TuckerShape, ranks_of
 from poa_ds.model.tucker.template import Matrices, Noise, Template
 from poa_ds.model.vit.network import ElasticViT
+from poa_ds.system.errors import UserError
+
+# of a block, as `Matrices` has them
+MATRICES = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 
 
 @dataclass(frozen=True)
@@ -196,13 +201,25 @@ class ElasticTucker(ElasticViT):
         """Vectors and made matrices under the ViT's names; in float32 or better."""
         state = {n: t for n, t in self.state_dict().items() if not n.startswith("template.")}
         for index, made in enumerate(self.template.exact_blocks()):
-            state |= {
-                f"blocks.{index}.attn.qkv.weight": made.qkv,
-                f"blocks.{index}.attn.proj.weight": made.proj,
-                f"blocks.{index}.mlp.fc1.weight": made.fc1,
-                f"blocks.{index}.mlp.fc2.weight": made.fc2,
-            }
+            state |= {f"blocks.{index}.{name}": m for name, m in zip(MATRICES, made, strict=True)}
         return state
+
+    @torch.no_grad()
+    def take(self, plain: Mapping[str, Tensor]) -> float:
+        """Be the network of this `plain_state` as far as the ranks allow.
+
+        The relative error of its matrices. UserError: it has what this network has not.
+        """
+        rest, blocks = dict(plain), []
+        for index in range(len(self.blocks)):
+            blocks.append(Matrices(*(rest.pop(f"blocks.{index}.{name}") for name in MATRICES)))
+        own = {name: p for name, p in self.state_dict().items() if not name.startswith("template.")}
+        if own.keys() != rest.keys():
+            other = ", ".join(sorted(own.keys() ^ rest.keys())[:4])
+            raise UserError(f"a {self.kind} is not like that network: one of them has {other}")
+        for name, tensor in own.items():
+            tensor.copy_(rest[name])
+        return fill(self.template, blocks)
 
 
 NETWORK = ElasticTucker

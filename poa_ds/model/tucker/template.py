@@ -10,6 +10,7 @@ The form is SWEET's (arXiv 2601.19694); layout and start are ours (docs/methods/
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -27,8 +28,7 @@ class Noise:
     columns: Tensor
 
 
-@dataclass(frozen=True)
-class Matrices:
+class Matrices(NamedTuple):
     """Of one block: qkv (3D, D) head by head, proj (D, D), fc1 (mD, D), fc2 (D, mD)."""
 
     qkv: Tensor
@@ -55,7 +55,7 @@ class Template(nn.Module):
         self.core = nn.Parameter(torch.empty(first, rows, columns))
         self.row_factor = nn.Parameter(torch.empty(dim, rows))
         self.column_factor = nn.Parameter(torch.empty(dim, columns))
-        self.depth = depth
+        self.depth, self.ranks = depth, ranks
         for block in range(depth):  # a parameter each, as each has its own learning rate
             factor = nn.Parameter(torch.empty(slices(mlp_ratio), first))
             self.register_parameter(f"block_factors_{block}", factor)
@@ -90,6 +90,13 @@ class Template(nn.Module):
             rearrange(fc1, "l j a i -> l (a j) i"),
             rearrange(fc2, "l j o b -> l o (b j)"),
         )
+
+    def slices(self, block: Matrices) -> Tensor:
+        """The square slices (4 + 2m, D, D) that make up these matrices of one block."""
+        heads = rearrange(block.qkv, "(h q d) i -> q (h d) i", q=3, d=self.head_dim)
+        fc1 = rearrange(block.fc1, "(a j) i -> j a i", j=self.mlp_ratio)
+        fc2 = rearrange(block.fc2, "o (b j) -> j o b", j=self.mlp_ratio)
+        return torch.cat((heads, block.proj[None], fc1, fc2))
 
     def blocks(self, noise: Noise | None = None) -> tuple[Matrices, ...]:
         """The matrices block by block."""

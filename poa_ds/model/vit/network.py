@@ -65,6 +65,7 @@ class ElasticViT(ElasticBackbone):
     """Vision transformers of several widths and depths; their tokens are normalised."""
 
     kind = "vit"
+    other_sizes = "; `poa-ds template`, then `poa-ds init` make a start of any width and depth"
     block: type[Block] = Block
 
     def __init__(
