@@ -5,7 +5,8 @@
 
 Stochastic depth lets a branch run on some rows only (`Rows`): the kernel scatters its result and
 gathers the next branch's rows on the way. Parameters keep their full width, x has the leading
-channels. x_new leaves every function, so that its gradients meet inside the next one's pass.
+channels. x and x_new may be float32 where branches, parameters and y are not. x_new leaves every
+function, so that its gradients meet inside the next one's pass.
 """
 
 import itertools
@@ -86,7 +87,7 @@ def _plain_add(
     gamma = leading(gamma, x.shape[1])
     if rows is None:
         return torch.addcmul(x, branch, gamma)  # one pass over the rows
-    scaled = branch * gamma
+    scaled = branch * gamma.to(x.dtype)
     if factor is not None:
         scaled = scaled * factor[:, None].to(x.dtype)
     return add_to_rows(x, rows, scaled)
@@ -96,7 +97,9 @@ def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: Tenso
     """Reference."""
     c = x.shape[1]
     kept = x if rows is None else gather_rows(x, rows)
-    return F.layer_norm(kept, (c,), leading(weight, c), leading(bias, c), eps)
+    weight, bias = leading(weight, c), leading(bias, c)
+    y = F.layer_norm(kept, (c,), weight.to(x.dtype), bias.to(x.dtype), eps)
+    return y.to(weight.dtype)
 
 
 def _plain_add_norm(
@@ -136,7 +139,7 @@ class _AddLn(torch.autograd.Function):
             of_total = torch.zeros_like(total)
         if of_y is None and weight is not None:
             count = len(total) if ctx.taken is None else len(ctx.taken.rows)
-            of_y = total.new_zeros(count, total.shape[1])
+            of_y = weight.new_zeros(count, total.shape[1])
         of_x, of_branch, sums = _backward_pass(
             of_total, of_y, total, branch, gamma, ctx.added, weight, ctx.taken, mean, scale
         )
@@ -152,7 +155,7 @@ def _forward_pass(x, branch, gamma, added, weight, bias, taken, eps):
     rows, width = x.shape
     total = torch.empty_like(x) if adds else x.view_as(x)
     kept = 0 if not norms else rows if taken is None else len(taken.rows)
-    y = x.new_empty(kept, width)
+    y = x.new_empty(kept, width, dtype=weight.dtype if norms else x.dtype)
     mean, scale = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     if rows:
         tile = dispatch.tiles(f"{OPERATOR}.forward", x)

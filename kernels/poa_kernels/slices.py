@@ -21,6 +21,11 @@ def leading(parameter: Tensor, count: int) -> Tensor:
     return parameter if len(parameter) == count else parameter[:count]
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or float64 as it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def two(items: Sequence) -> tuple:
     """A lone stream stands in for the second one, whose rows the kernel is told not to visit."""
     return (*items, *items)[:2]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from poa_ds.model.layers import ElasticLinear, initialise
+from poa_kernels.slices import wide
 
 
 class PrototypeHead(nn.Module):
@@ -33,7 +34,7 @@ class PrototypeHead(nn.Module):
 
         One call takes everything that goes through the head in a step (lockstep under ZeRO-3).
         """
-        z = torch.cat(self.first(*streams, outs=[self.first.out_features] * len(streams)))
+        z = torch.cat(self.first.of_tokens(*streams))
         for layer in self.rest:
             z = layer(F.gelu(z))
         eps = 1e-6 if z.dtype == torch.float16 else 1e-12
@@ -46,22 +47,18 @@ class _WeightNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight_v, weight_g):
         ctx.save_for_backward(weight_v, weight_g)
-        v = _wide(weight_v)
-        return (v * (_wide(weight_g) / v.norm(dim=1, keepdim=True))).to(weight_v.dtype)
+        v = wide(weight_v)
+        return (v * (wide(weight_g) / v.norm(dim=1, keepdim=True))).to(weight_v.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         weight_v, weight_g = ctx.saved_tensors
-        v, gradient = _wide(weight_v), _wide(gradient)
+        v, gradient = wide(weight_v), wide(gradient)
         norm = v.norm(dim=1, keepdim=True)
         of_g = (gradient * v).sum(1, keepdim=True) / norm
-        of_v = (gradient - v * (of_g / norm)) * (_wide(weight_g) / norm)
+        of_v = (gradient - v * (of_g / norm)) * (wide(weight_g) / norm)
         return of_v.to(weight_v.dtype), of_g.to(weight_g.dtype)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class HeadBank(nn.ModuleList):
@@ -102,4 +99,4 @@ class HeadBank(nn.ModuleList):
 
 def score(bottleneck: Tensor, prototypes: Tensor) -> Tensor:
     """(R, D), (K, D) -> (R, K) in float32 or better."""
-    return _wide(F.linear(bottleneck, prototypes))
+    return wide(F.linear(bottleneck, prototypes))

@@ -20,7 +20,7 @@ from poa_ds.system.transfer import send
 from poa_kernels.add_ln import Rows, add_norm_rows, add_rows, norm_rows
 from poa_kernels.attention import attention
 from poa_kernels.gelu import gelu
-from poa_kernels.slices import leading
+from poa_kernels.slices import leading, wide
 from poa_kernels.two_stream_linear import two_stream_linear
 
 
@@ -155,6 +155,11 @@ class ElasticLinear(nn.Linear):
     def forward(self, *streams: Tensor, outs: Sequence[int]) -> tuple[Tensor, ...]:
         return elastic_linear(streams, self.weight, self.bias, outs, self.input_scale)
 
+    def of_tokens(self, *tokens: Tensor) -> tuple[Tensor, ...]:
+        """All rows of the weight for what leaves a backbone, which is finer than the weights."""
+        streams = [x.to(self.weight.dtype) for x in tokens]
+        return self(*streams, outs=[self.out_features] * len(streams))
+
 
 def scale_inputs(network: nn.Module, exponent: float) -> None:
     """Let every layer of the network scale a slice's input by (width / active) ** exponent."""
@@ -169,6 +174,12 @@ class ElasticLayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         c = x.shape[-1]
         return F.layer_norm(x, (c,), leading(self.weight, c), leading(self.bias, c), self.eps)
+
+    def finely(self, x: Tensor) -> Tensor:
+        """The same in float32 or better, whatever x and the weights are."""
+        x, c = wide(x), x.shape[-1]
+        weight, bias = (leading(p, c).to(x.dtype) for p in (self.weight, self.bias))
+        return F.layer_norm(x, (c,), weight, bias, self.eps)
 
 
 class LayerScale(nn.Module):

@@ -43,7 +43,9 @@ class Backbone:
     mlp_ratio: Count = 4
     window: Annotated[int, Bounds(2)] = 7  # of swin
     norm_groups: Count = 32  # of resnet
-    layer_scale: Positive = 1e-5  # of vit and tucker
+    layer_scale: Positive = 1e-5  # of vit and tucker, as is residual
+    # what blocks add to is kept in the recipe's `precision`, or in fp32 (docs/method.md 2)
+    residual: Literal["precision", "fp32"] = "precision"
     template: Template = field(default_factory=Template)  # of tucker
     drop_path: Annotated[float, Bounds(0, 1, open_high=True)] = 0.2
     # a slice's input is scaled by (width / active width) ** input_scale; 1 is published

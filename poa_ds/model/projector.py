@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poa_ds.model.layers import ElasticLinear, initialise
+from poa_kernels.slices import wide
 
 
 class Projector(nn.Module):
@@ -17,10 +18,9 @@ class Projector(nn.Module):
 
     def forward(self, *streams: Tensor) -> Tensor:
         """Streams (R_i, C_i) -> (sum R_i, D) of unit rows, in float32 or better."""
-        rows = self.first(*streams, outs=[self.first.out_features] * len(streams))
-        return unit(self.last(F.relu(torch.cat(rows))))
+        return unit(self.last(F.relu(torch.cat(self.first.of_tokens(*streams)))))
 
 
 def unit(x: Tensor) -> Tensor:
     """Rows of length one, in float32 or better."""
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+    return F.normalize(wide(x), dim=-1)

@@ -136,7 +136,7 @@ RULES = (
     Rule(
         "may",
         "masters, moments and teacher are float32 in every checkpoint",
-        "precision",
+        "precision backbone.residual",
     ),
     Rule("may", "simplejpeg_scaled makes other pixels than the other two", "data.decoder"),
     Rule(

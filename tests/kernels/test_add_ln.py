@@ -61,6 +61,36 @@ def test_values_and_all_gradients(shape: str, dtype: torch.dtype, factor: bool) 
     check(fused(added, taken), single_operations(added, taken), leaves(shape), dtype)
 
 
+@pytest.mark.parametrize("mode", ["triton", "reference"])
+@pytest.mark.parametrize("shape", ["odd width", "full width", "nothing kept"])
+def test_the_stream_may_be_finer_than_what_is_added(shape: str, mode: str) -> None:
+    """x_new has float32, y the precision of the parameters, a gradient that of its tensor."""
+    added, taken = rows_of(shape, 1, factor=True), rows_of(shape, 2, factor=False)
+    x, *others = leaves(shape)
+    inputs = [x.float(), *(other.half() for other in others)]
+    ours = [x.to(DEVICE).requires_grad_() for x in inputs]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    with dispatch.using(mode):
+        total, y = fused(added, taken)(*ours)
+        last = add_ln.add_rows(*ours[:3], added=added)
+    wanted = single_operations(on_cpu(added), on_cpu(taken))(*exact)
+    gradients = [randn(*x.shape, seed=8).to(x.dtype) for x in (total, y)]
+    torch.autograd.backward((total, y), [g.to(DEVICE) for g in gradients])
+    torch.autograd.backward(wanted, [g.double() for g in gradients])
+    assert torch.equal(last, total)
+    got = [total, y, *(x.grad for x in ours)]
+    kinds = [x.dtype for x in (total, y, *ours)]
+    assert kinds[:2] == [torch.float, torch.half] and kinds == [x.dtype for x in got]
+    for a, b in zip(got, [*wanted, *(x.grad for x in exact)], strict=True):
+        limit = 2e-6 if a.dtype == torch.float else 2e-3
+        assert (a.cpu().double() - b).norm() <= limit * b.norm() + 1e-12, (a, b)
+
+
+def on_cpu(rows: Rows) -> Rows:
+    factor = None if rows.factor is None else rows.factor.cpu()
+    return Rows(rows.rows.cpu(), rows.inverse.cpu(), factor)
+
+
 @pytest.mark.parametrize("lay_out", [strided, transposed])
 def test_inputs_need_not_be_contiguous(lay_out) -> None:
     added, taken = rows_of("odd width", 1, factor=True), rows_of("odd width", 2, factor=False)

@@ -216,7 +216,7 @@ class ElasticSwin(ElasticBackbone):
         return layout if block.merge is None else layout.halved()
 
     def leave(self, streams: Streams, layout: Maps) -> list[list[Tensor]]:
-        return [self._tokens(self.norm(x), layout) for x in streams]
+        return [self._tokens(self.norm.finely(x), layout) for x in streams]
 
     def _tokens(self, x: Tensor, maps: Maps) -> list[Tensor]:
         cut = zip(maps.split(x), maps.segments, strict=True)

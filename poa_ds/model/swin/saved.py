@@ -34,7 +34,7 @@ def saved(streams: Streams) -> Saved:
                     if shared:  # a prefix of the intact stream
                         inside.append({"inputs of the norms": -rows[stage] * c * b})
             blocks.append(SavedBlock(entry, added(*inside)))
-    norms = sum(rows[3] * (8 * subnet.width * b + 2 * FLOAT) for subnet in streams.subnets)
+    norms = sum(rows[3] * (8 * subnet.width + 2) * FLOAT for subnet in streams.subnets)
     outside: Named = {
         "crops": streams.pixels * b,
         "norm of the patches": rows[0] * (shape.widest * b + 2 * FLOAT),

@@ -135,6 +135,7 @@ class ElasticTucker(ElasticViT):
             mlp_ratio=options.mlp_ratio,
             layer_scale=options.layer_scale,
             init=options.init,
+            residual=options.residual,
             activation_checkpointing=options.activation_checkpointing,
         )
 

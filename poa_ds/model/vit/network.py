@@ -20,6 +20,7 @@ from poa_ds.model.layers import (
 from poa_ds.model.options import Backbone
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit.shape import VitShape
+from poa_kernels.slices import wide
 
 
 class Embed(nn.Module):
@@ -62,7 +63,10 @@ class Embed(nn.Module):
 
 
 class ElasticViT(ElasticBackbone):
-    """Vision transformers of several widths and depths; their tokens are normalised."""
+    """Vision transformers of several widths and depths; their tokens are normalised, in float32.
+
+    residual: see options.Backbone.
+    """
 
     kind = "vit"
     other_sizes = "; `poa-ds template`, then `poa-ds init` make a start of any width and depth"
@@ -78,6 +82,7 @@ class ElasticViT(ElasticBackbone):
         mlp_ratio: int = Backbone.mlp_ratio,
         layer_scale: float = Backbone.layer_scale,
         init: str = Backbone.init,
+        residual: str = Backbone.residual,
         activation_checkpointing: bool = False,
     ) -> None:
         dim, depth = space.intact.width, space.intact.depth
@@ -91,7 +96,7 @@ class ElasticViT(ElasticBackbone):
             layer_scale=layer_scale,
         )
         super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
-        self.head_dim = head_dim
+        self.head_dim, self.residual = head_dim, residual
         self.embed = Embed(dim, image_size, patch_size)
         self.blocks = nn.ModuleList(
             self.block(dim, head_dim, mlp_ratio, layer_scale) for _ in range(depth)
@@ -111,6 +116,7 @@ class ElasticViT(ElasticBackbone):
             mlp_ratio=options.mlp_ratio,
             layer_scale=options.layer_scale,
             init=options.init,
+            residual=options.residual,
             activation_checkpointing=options.activation_checkpointing,
         )
 
@@ -119,6 +125,7 @@ class ElasticViT(ElasticBackbone):
     ) -> tuple[Streams, Packing]:
         tokens = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
         rows = torch.cat([rearrange(t, "n tokens c -> (n tokens) c") for t in tokens])
+        rows = wide(rows) if self.residual == "fp32" else rows
         packing = Packing(tuple(tuple(t.shape[:2]) for t in tokens))
         return tuple(rows[:, : subnet.width] for subnet in subnets), packing
 
@@ -132,7 +139,7 @@ class ElasticViT(ElasticBackbone):
         return BlockPlan(layout, chosen, drops)
 
     def leave(self, streams: Streams, layout: Packing) -> list[list[Tensor]]:
-        return [layout.split(self.norm(x)) for x in streams]
+        return [layout.split(self.norm.finely(x)) for x in streams]
 
     def draw_branches(
         self,

@@ -11,9 +11,14 @@ def computed(options: Backbone, sequences: int) -> float:
     return max(int(left), 1) if options.drop_path > 0.1 else left
 
 
+def residual(streams: Streams) -> int:
+    """Bytes of a number of what the branches are added to."""
+    return FLOAT if streams.options.residual == "fp32" else streams.bytes_per_number
+
+
 def saved(streams: Streams) -> Saved:
     """Bytes that all streams keep."""
-    options, b = streams.options, streams.bytes_per_number
+    options, b, r = streams.options, streams.bytes_per_number, residual(streams)
     lengths = [(n, 1 + (side // options.patch_size) ** 2) for n, side in streams.crops]
     rows = sum(n * tokens for n, tokens in lengths)
     some = sum(computed(options, n) * tokens for n, tokens in lengths)
@@ -24,25 +29,25 @@ def saved(streams: Streams) -> Saved:
         entry, inside = 0.0, []
         for number, subnet in enumerate(streams.subnets):
             c, shared = subnet.width, bool(number) and index == 0
-            entry += 0 if shared else rows * c * b
+            entry += 0 if shared else rows * c * r
             if index in members[number]:
                 inside.append(_in_block(streams, c, some))
                 if shared and not drops:  # a prefix of the intact stream: no memory of its own
-                    inside.append({"inputs of the norms": -rows * c * b})
+                    inside.append({"inputs of the norms": -rows * c * r})
         blocks.append(SavedBlock(entry, added(*inside)))
     branches = 2 * sum(map(len, members)) if drops else 0
     kept = branches * (some * (ROW_NUMBER + FLOAT) + rows * FLOAT)
-    norms = sum(rows * (subnet.width * b + 2 * FLOAT) for subnet in streams.subnets)
+    norms = sum(rows * (subnet.width + 2) * FLOAT for subnet in streams.subnets)
     outside: Named = {"crops": streams.pixels * b, "rows that stochastic depth keeps": kept}
     return Saved(outside | {"final norm": norms}, blocks)
 
 
 def _in_block(streams: Streams, c: int, rows: float) -> Named:
     """One block for one stream of width c on `rows` rows."""
-    options, b = streams.options, streams.bytes_per_number
+    options, b, r = streams.options, streams.bytes_per_number, residual(streams)
     hidden = options.mlp_ratio * c
     return {
-        "inputs of the norms": rows * (2 * c * b + 4 * FLOAT),
+        "inputs of the norms": rows * (2 * c * r + 4 * FLOAT),
         "inputs of qkv and fc1": rows * 2 * c * b,
         "attention: q, k, v, result twice": rows * (5 * c * b + c // options.head_dim * FLOAT),
         "MLP: before and after GELU": rows * 2 * hidden * b,

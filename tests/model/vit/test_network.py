@@ -83,6 +83,25 @@ def small_model() -> ElasticViT:
     return ElasticViT(space, image_size=32, patch_size=8, head_dim=16, layer_scale=1.0).double()
 
 
+def test_sums_in_fp32_keep_what_bf16_rounds_away() -> None:
+    """Class tokens of two images, which branches of 1e-5 alone tell apart in a new network."""
+    torch.manual_seed(0)
+    images, apart = torch.randn(2, 3, 32, 32), {}
+    for kind in ("precision", "fp32"):
+        torch.manual_seed(0)
+        model = ElasticViT(SPACE, image_size=32, patch_size=8, head_dim=32, residual=kind)
+        for precision in (torch.float32, torch.bfloat16):
+            tokens = model.to(precision)(images, Subnet(128, 4))
+            assert tokens.dtype == torch.float32
+            apart[kind, precision] = (tokens[0, 0] - tokens[1, 0]).detach()
+        tokens.sum().backward()
+        assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.bfloat16}
+    truth = apart["fp32", torch.float32]
+    assert torch.equal(truth, apart["precision", torch.float32]) and truth.norm() > 1e-5
+    lost = [(apart[k, torch.bfloat16] - truth).norm() / truth.norm() for k in ("fp32", "precision")]
+    assert lost[0] < 0.1 and lost[1] > 0.5, lost
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_lockstep_on_packed_crops_equals_one_pass_per_crop_size_and_student(
     checkpointing: bool,
