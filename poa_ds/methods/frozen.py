@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from poa_ds.checkpoint import deployed
 from poa_ds.model import form
@@ -19,12 +20,22 @@ from poa_ds.model.architectures import ARCHITECTURES
 from poa_ds.model.projector import unit
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived
+from poa_ds.recipe.backbone import backbone
 from poa_ds.system.errors import UserError
 from poa_ds.system.json_text import parse_object
+from poa_ds.system.printable import figure
 
 KEY = "distill.teacher"
 EXTRACTED = ("model.safetensors", "state_dict.safetensors")
 ABOUT = "config.json"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters: numbers that lie in memory. flops: of one image, two per multiply-add."""
+
+    parameters: int
+    flops: float
 
 
 @dataclass(frozen=True)
@@ -38,14 +49,14 @@ class Frozen:
     weights: Path
     size: str
     width: int
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def digest(self) -> Tensor:
-        """The sha256 of weights and size as 32 numbers, for a checkpoint."""
+        """The sha256 of weights, description and size as 32 numbers, for a checkpoint."""
         with open(self.weights, "rb") as file:
             found = hashlib.file_digest(file, "sha256")
-        found.update(self.size.encode())
+        found.update((self.weights.parent / ABOUT).read_bytes() + self.size.encode())
         return torch.tensor(list(found.digest()), dtype=torch.float32)
 
     def network(self) -> Callable[[Tensor], Tensor]:
@@ -54,6 +65,29 @@ class Frozen:
             model, _, _ = deployed.load_teacher(self.weights.parent)
             return _OneSize(model, model.space.parse(self.size)).eval()
         return _extracted_network(self.weights)
+
+    def described(self, side: int, dtype: torch.dtype) -> str:
+        """What it is and takes, on images of `side` pixels and in this type, in words."""
+        count = self.cost(side).parameters
+        name = f"{self.weights.parent} {self.size}".rstrip()
+        return (
+            f"{name}, frozen: {count / 1e6:.3g} M parameters,"
+            f" {figure(count * dtype.itemsize / 2**20)} MiB on each rank, outside of the engine"
+        )
+
+    def cost(self, side: int) -> Cost:
+        """What it takes on images of `side` pixels; its weights are not read."""
+        with torch.device("meta"):
+            if self.size:
+                recipe, _ = deployed.read_recipe(self.weights.parent / deployed.RECIPE)
+                model, subnet = backbone(recipe), derived.space(recipe).parse(self.size)
+                flops = derived.shape(recipe).flops(subnet, side)
+            else:
+                model = _plain(self.weights)
+                with FlopCounterMode(display=False) as counter:
+                    model(torch.empty(1, 3, side, side))
+                flops = float(counter.get_total_flops())
+        return Cost(sum(p.numel() for p in model.parameters()), flops)
 
 
 class _OneSize(nn.Module):
@@ -79,7 +113,7 @@ class Embedder:
     ) -> None:
         self.digest = teacher.digest().to(device)
         self._dtype = dtype
-        self._network = teacher.network().requires_grad_(False).to(device, dtype)
+        self.network = teacher.network().requires_grad_(False).to(device, dtype)
         # the same pixels in the teacher's own normalisation
         (m, s), (own_m, own_s) = (
             torch.tensor(pair, device=device).view(2, 3, 1, 1)
@@ -90,7 +124,7 @@ class Embedder:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Unit rows (B, D) in float32."""
-        return unit(self._network((images * self._factor + self._shift).to(self._dtype)))
+        return unit(self.network((images * self._factor + self._shift).to(self._dtype)))
 
 
 def find(text: str, side: int) -> Frozen:
@@ -118,15 +152,15 @@ def _of_run(place: Path, size: str, side: int) -> Frozen:
             f"crops.global_size {side} is not a multiple of the {name} of {KEY} {place}"
         )
     pixels = recipe.augmentation
-    return Frozen(
-        folder / deployed.WEIGHTS, str(subnet), shape.features(subnet), pixels.mean, pixels.std
-    )
+    width, mean, std = shape.features(subnet), tuple(pixels.mean), tuple(pixels.std)
+    return Frozen(folder / deployed.WEIGHTS, str(subnet), width, mean, std)
 
 
 def _extracted(weights: Path) -> Frozen:
     about = _about(weights.parent)
     pixels = about["pretrained_cfg"]
-    return Frozen(weights, "", about["num_features"], pixels["mean"], pixels["std"])
+    mean, std = tuple(pixels["mean"]), tuple(pixels["std"])
+    return Frozen(weights, "", about["num_features"], mean, std)
 
 
 def _about(folder: Path) -> dict:
@@ -139,16 +173,27 @@ def _about(folder: Path) -> dict:
 
 
 def _extracted_network(weights: Path) -> nn.Module:
+    network = _plain(weights)
+    try:
+        network.load_state_dict(load_file(weights), strict=True)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise _no_network(weights, error) from error
+    return network.eval()
+
+
+def _plain(weights: Path) -> nn.Module:
     """The plain network of an extracted model, built by our own module: no code of the folder."""
     about = _about(weights.parent)
     name = about["architecture"]
     kind = next((kind for kind in ARCHITECTURES if name.startswith(kind)), None)
     try:
-        network = form.of(kind).module.Network(**about["model_args"])
-        network.load_state_dict(load_file(weights), strict=True)
-    except (KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
-        raise UserError(
-            f"{KEY}: {weights} is no network of ours ({error}):"
-            " poa-ds extract --format state-dict writes one"
-        ) from error
-    return network.eval()
+        return form.of(kind).module.Network(**about["model_args"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise _no_network(weights, error) from error
+
+
+def _no_network(weights: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{KEY}: {weights} is no network of ours ({error}):"
+        " poa-ds extract --format state-dict writes one"
+    )

@@ -101,6 +101,7 @@ class Poa:
             ibot=self._ibot(values),
             temperature=self.objective.student_temperature,
             drop_path=stochastic_depth.draw(self.recipe, networks.backbone, batch, crops, subnets),
+            imitates=self.imitation > 0,
         )
         total = terms.total(self.weights, self.objective, imitation=self.imitation)
         return total, terms.detached()

@@ -26,6 +26,7 @@ from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import dist
+from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -54,7 +55,7 @@ class Seed:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.space, self.options = recipe, derived.space(recipe), recipe.distill
-        self._embedder: Embedder | None = None
+        self.embedder: Embedder | None = None
 
     @cached_property
     def teacher(self) -> Frozen:
@@ -93,8 +94,9 @@ class Seed:
         if known is not teach.digest and not torch.equal(known, teach.digest):
             raise UserError(
                 f"{frozen.KEY} {self.options.teacher}: {self.teacher.weights} is not the file that"
-                " this run was begun with; give that one (RUN/teacher/stepN names one of a run"
-                " that goes on), or another output_dir for a new run"
+                f" this run was begun with, or {frozen.ABOUT} beside it is not; give"
+                " that one (RUN/teacher/stepN names one of a run that goes on), or another"
+                " output_dir for a new run"
             )
         queue, temperature = state[QUEUE], self.options.teacher_temperature
         found = []
@@ -107,12 +109,15 @@ class Seed:
         return found, {QUEUE: torch.cat((queue[len(entering) :], entering)), TEACHER: teach.digest}
 
     def _at_work(self, device: torch.device) -> Embedder:
-        if self._embedder is None:
+        if self.embedder is None:
             pixels, dtype = self.recipe.augmentation, TYPES[self.recipe.precision]
-            self._embedder = Embedder(
+            if dist.is_main():
+                side = self.recipe.crops.global_size
+                say(f"teacher: {self.teacher.described(side, dtype)}")
+            self.embedder = Embedder(
                 self.teacher, pixels.mean, pixels.std, dtype=dtype, device=device
             )
-        return self._embedder
+        return self.embedder
 
     def _start(self, teach: Embedder) -> State:
         generator = torch.Generator().manual_seed(self.recipe.seed)
@@ -126,7 +131,8 @@ class Seed:
         own = networks.backbone
         drops = stochastic_depth.draw(self.recipe, own, batch, crops, subnets)
         streams = own.streams(crops, subnets, [None], drops)
-        z = networks.student.projector(*[tokens[:, 0] for [tokens] in streams])
+        # clones: a view would keep all tokens
+        z = networks.student.projector(*[tokens[:, 0].clone() for [tokens] in streams])
         students = z.split(len(target.own))
         terms = [self._towards(student, target.mean, target) for student in students]
         named = dict(zip(("intact_seed", "elastic_seed"), terms, strict=False))

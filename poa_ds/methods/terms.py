@@ -27,7 +27,7 @@ class Terms:
     """Unweighted terms of n students, averaged over the heads.
 
     dino, ibot: (n,) towards the teacher. imitation: (n - 1,) of the others towards the intact
-    one. koleo: a scalar, the mean over the students.
+    one, (0,) where it has no weight. koleo: a scalar, the mean over the students.
     """
 
     dino: Tensor
@@ -43,7 +43,9 @@ class Terms:
         imitation: its weight beside a student's other terms.
         """
         own = [*(objective.dino * self.dino + objective.ibot * self.ibot)]
-        others = [x + imitation * i for x, i in zip(own[1:], self.imitation, strict=True)]
+        others = own[1:]
+        if len(self.imitation):
+            others = [x + imitation * i for x, i in zip(others, self.imitation, strict=True)]
         weighted = [w * x for w, x in zip(weights, [*own[:1], *others], strict=True)]
         return sum(weighted) + objective.koleo * self.koleo
 
@@ -54,7 +56,7 @@ class Terms:
             number = str(k) if k > 1 else ""
             name = f"elastic{number}" if k else "intact"
             found |= {f"{name}_dino": dino, f"{name}_ibot": ibot}
-            if k:
+            if k and len(self.imitation):
                 found[f"imitation{number}"] = self.imitation[k - 1]
         return {name: x.detach() for name, x in (found | {"koleo": self.koleo}).items()}
 
@@ -68,8 +70,9 @@ def slot_terms(
     ibot: bool,
     temperature: float,
     drop_path: DropPath | None = None,
+    imitates: bool = True,
 ) -> Terms:
-    """The terms of one slot. subnets: the intact one first."""
+    """The terms of one slot. subnets: the intact one first. imitates: the others learn from it."""
     crops, masks = [batch.global_crops], [batch.masks if ibot else None]
     if len(batch.local_crops):
         crops.append(batch.local_crops)
@@ -82,7 +85,15 @@ def slot_terms(
     patch_rows = [gather_rows(rows, where) for rows in tokens]
     projections = student.project(cls_rows, patch_rows, ibot=ibot)
     weights = batch.mask_weights if ibot else batch.mask_weights[:0]
-    matching = Matching(projections, assignments, len(subnets), batch.size, weights, temperature)
+    matching = Matching(
+        projections,
+        assignments,
+        len(subnets),
+        batch.size,
+        weights,
+        temperature,
+        imitates=imitates,
+    )
     global_cls = [rows[: 2 * batch.size] for rows in cls_rows]
     koleo = sum(losses.koleo(crop) for rows in global_cls for crop in rows.chunk(2)) / len(streams)
     return Terms(*matching.cross_entropies(), koleo)
@@ -93,7 +104,8 @@ class Matching:
     """What n students said of B images beside the teacher, under all heads.
 
     projections: the rows of student 0, then of student 1, ... patch_weights (M,): 1 / masked
-    patches of that crop. largest: scores of a head that may lie in memory.
+    patches of that crop. largest: scores of a head that may lie in memory. imitates: students
+    learn from student 0 too.
     """
 
     projections: Projections
@@ -103,15 +115,21 @@ class Matching:
     patch_weights: Tensor
     temperature: float
     largest: int = LARGE
+    imitates: bool = True
+
+    @property
+    def copies(self) -> int:
+        """How many students learn from student 0 too."""
+        return self.students - 1 if self.imitates else 0
 
     def cross_entropies(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(dino (n,), ibot (n,), imitation (n - 1,)), means over the heads."""
+        """(dino (n,), ibot (n,), imitation (n - 1,) or (0,)), means over the heads."""
         per_head = []
         for head in range(len(self.projections.cls)):
             terms = self._by_rows(head) if self._is_large(head) else self._by_matrices(head)
             per_head.append(torch.cat(terms))
         n = self.students
-        return torch.stack(per_head).mean(0).split((n, n, n - 1))
+        return torch.stack(per_head).mean(0).split((n, n, self.copies))
 
     def _is_large(self, head: int) -> bool:
         """Whether the cross-entropies are made without all scores in memory."""
@@ -139,9 +157,10 @@ class Matching:
             for c, m in zip(apart(cls), apart(patches), strict=True)
         ]
         matched = [losses.match(s, targets, self.patch_weights, temperature) for s in students]
-        copied = [losses.imitate(s, students[0], temperature) for s in students[1:]]
+        others = students[1 : 1 + self.copies]
+        copied = [losses.imitate(s, students[0], temperature) for s in others]
         dino, ibot = (torch.stack(terms) for terms in zip(*matched, strict=True))
-        return dino, ibot, torch.stack(copied) if copied else dino[1:]
+        return dino, ibot, torch.stack(copied) if copied else dino[:0]
 
     def _by_rows(self, head: int) -> tuple[Tensor, Tensor, Tensor]:
         """The terms of one head; neither logits nor probabilities outlive a kernel."""
@@ -150,14 +169,15 @@ class Matching:
         dino = cls[:, :, 0].sum(1) / (size * pairing.count(views))
         ibot = (patches * self.patch_weights).sum(1) / (2 * size)
         kinds = (slice(2 * size), slice(2 * size, None)) if views > 2 else (slice(None),)
-        copied = [sum(rows[kind, 1].mean() for kind in kinds) for rows in cls[1:]]
-        return dino, ibot, torch.stack(copied) if copied else dino[1:]
+        others = cls[1 : 1 + self.copies]
+        copied = [sum(rows[kind, 1].mean() for kind in kinds) for rows in others]
+        return dino, ibot, torch.stack(copied) if copied else dino[:0]
 
     def _rows(self, head: int) -> tuple[Tensor, Tensor]:
         """Cross-entropies of the rows of all students under one head, from one pass.
 
-        (n, R, 2): of each class row towards teacher and intact student, (1, R, 1) of one student;
-        (n, M): of each patch.
+        (n, R, 2): of each class row towards teacher and intact student, (n, R, 1) where none
+        imitates; (n, M): of each patch.
         """
         p, a, n = self.projections, self.assignments, self.students
         t, z, w = a.projections, p.cls[head], p.cls_prototypes[head]
@@ -169,8 +189,8 @@ class Matching:
             Target(t.cls[head], t.cls_prototypes[head], a.temperature, a.cls_biases[head], met),
             Target(z[:rows].detach(), w.detach(), self.temperature, None, intact),
         )
-        # with one student there is nobody who copies the intact one
-        cls = prototype_ce(z, w, targets[:n], self.temperature).unflatten(0, (n, rows))
+        chosen = targets if self.copies else targets[:1]
+        cls = prototype_ce(z, w, chosen, self.temperature).unflatten(0, (n, rows))
 
         z, w, masked = p.patches[head], p.patch_prototypes[head], len(t.patches[head])
         same = torch.arange(masked, device=device, dtype=torch.int32).repeat(n)[:, None]

@@ -103,6 +103,14 @@ GENERAL = {
         "bytes per teacher score and pass",
         "counted from the operators of Sinkhorn's passes over recomputed scores, their mean",
     ),
+    "similarity_bytes": Constant(
+        68.0,
+        "bytes per similarity",
+        "counted from the operators of SEED's loss, float32: a student's to the queue, both ways",
+    ),
+    "target_similarity_bytes": Constant(
+        32.0, "bytes per similarity", "counted likewise: those that say what is learned"
+    ),
     "optimizer_bytes": Constant(
         52.0, "bytes per parameter", "counted: fused AdamW, then the moving average (ideal: 42)"
     ),

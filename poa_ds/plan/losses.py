@@ -1,6 +1,7 @@
 """What heads and losses of one slot take in memory, kept for the backward pass and in passing."""
 
 from poa_ds.model.saved import FLOAT, Named
+from poa_ds.plan import distillation
 from poa_ds.plan.students import Students
 from poa_ds.recipe import derived
 from poa_kernels.prototype_ce_chunks import CHUNK_ON_GPU, LARGE
@@ -11,6 +12,8 @@ CHUNKS = 5  # matrices of the size of a chunk that its losses need at once
 def saved(students: Students) -> Named:
     """Bytes that heads and losses of all students keep of the slot, over all heads."""
     recipe, b = students.recipe, students.bytes_per_number
+    if distillation.is_frozen(recipe):
+        return distillation.saved(students)
     heads, count = recipe.heads, len(recipe.heads.prototypes)
     features = sum(derived.shape(recipe).features(subnet) for subnet in students.subnets)
     rows = students.cls_rows + students.patch_rows
@@ -42,19 +45,22 @@ def _probabilities(students: Students, prototypes: int) -> int:
     classes, patches = students.cls_rows, students.patch_rows
     if by_rows(students, prototypes):
         # the rows' own, and of each target: teacher and (where it teaches others) intact student
-        kinds = ((classes, 3 if count > 1 else 2), (patches, 2))
+        kinds = ((classes, 3 if students.imitates else 2), (patches, 2))
         rows = sum(n * times for n, times in kinds if not is_chunked(n, prototypes))
     else:
         # the students' own, patch targets; targets of both crops and their sums for each student;
         # imitation of all views
         rows = classes + patches + students.masked
-        rows += count * (2 * images + images) + 2 * (count - 1) * students.views
+        rows += count * (2 * images + images)
+        rows += 2 * (count - 1) * students.views if students.imitates else 0
     return rows * prototypes * FLOAT
 
 
 def transient(students: Students, own_slots: int) -> Named:
     """Bytes of all `own_slots` slots of a rank at once, and while losses are made."""
     recipe, b = students.recipe, students.bytes_per_number
+    if distillation.is_frozen(recipe):
+        return distillation.transient(students, own_slots)
     heads, scores = recipe.heads, sum(recipe.heads.prototypes)
     rows = 2 * recipe.batch.images_per_slot + students.masked
     targets = rows * heads.bottleneck * len(heads.prototypes) * b

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from poa_ds.plan import distillation
 from poa_ds.plan.constants import GENERAL, GIB
 from poa_ds.plan.plan import Memory, Plan, Times
 from poa_ds.plan.state import checkpoint_bytes
@@ -35,6 +36,7 @@ def _head(plan: Plan) -> str:
     c, batch, network = plan.cluster, plan.recipe.batch, plan.network
     modules = ", ".join(f"{m} {short(network.of(m))}" for m in dict.fromkeys(network.modules))
     nodes = f"{c.nodes} {'node' if c.nodes == 1 else 'nodes'} x {c.per_node} {c.kind}"
+    frozen = [f"teacher  {distillation.described(plan.recipe)}"] if network.frozen else []
     network_speed = f", network {c.network_gbps:,.0f} Gbit/s per node" if c.nodes > 1 else ""
     return "\n".join(
         [
@@ -42,6 +44,7 @@ def _head(plan: Plan) -> str:
             *textwrap.wrap(notice(plan), WIDE),
             "",
             f"network  {short(network.parameters)} parameters ({modules}), {plan.recipe.precision}",
+            *frozen,
             f"batch    {plan.derived.images_per_step:,} images per step: {batch.slots} slots x"
             f" {batch.images_per_slot} images, {batch.slots // c.world} per GPU",
             f"links    NVLink {c.gpu.nvlink.value:.0f} GB/s per GPU{network_speed}",
@@ -147,13 +150,16 @@ def _time(plan: Plan) -> str:
     images = plan.derived.images_per_step
     drawn = plan.draws[plan.recipe.draws]
     elastic = f"elastic student ({drawn.mean:.2f} of the intact)"
+    scores = "scores: Sinkhorn and cross-entropy"
+    if distillation.is_frozen(plan.recipe):
+        scores = "similarities to the queue"
     parts = (
         ("teacher", "teacher"),
         ("intact student", "intact"),
         (elastic, "elastic"),
         ("waiting for the largest size", "waiting"),
         ("heads", "heads"),
-        ("scores: Sinkhorn and cross-entropy", "scores"),
+        (scores, "scores"),
         ("optimizer and moving average", "optimizer"),
         ("communication, none of it hidden", "communication"),
     )

@@ -6,13 +6,14 @@ memory on PyTorch's meta device.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from poa_ds.engine import optim
 from poa_ds.methods.method import method
+from poa_ds.plan import distillation
 from poa_ds.recipe.tree import Recipe
 
 FLOAT = 4
@@ -29,13 +30,16 @@ class Network:
 
     modules: per group the part of the student it belongs to ("backbone", "heads", "ibot_heads").
     averages: per group whether the teacher holds its moving average. gathered: of the largest
-    module whose parameters ZeRO-3 gathers together.
+    module whose parameters ZeRO-3 gathers together. frozen: of a teacher from a file, on each rank.
+    queue: numbers beside the parameters in a checkpoint.
     """
 
     groups: tuple[tuple[int, ...], ...]
     modules: tuple[str, ...]
     averages: tuple[bool, ...]
     gathered: int
+    frozen: int = 0
+    queue: int = 0
 
     @property
     def parameters(self) -> int:
@@ -64,11 +68,16 @@ def network(recipe: Recipe) -> Network:
     whole = tuple(networks.leaves())
     modules = [*networks.student.modules()]
     together = [[*m.parameters(recurse=isinstance(m, whole))] for m in modules]
+    frozen, queue = 0, 0
+    if distillation.is_frozen(recipe):
+        frozen, queue = distillation.cost(recipe).parameters, distillation.queue(recipe)
     return Network(
         tuple(tuple(p.numel() for p in group["params"]) for group in groups),
         tuple(group["module"] for group in groups),
         tuple(group["averaged"] for group in groups),
         max(sum(p.numel() for p in parameters) for parameters in together),
+        frozen,
+        queue,
     )
 
 
@@ -112,13 +121,13 @@ class Layout:
 
 def of_rank(network: Network, layout: Layout) -> State:
     """The bytes of one rank while the backward pass of its last slot begins."""
+    frozen = network.frozen * layout.bytes_per_number  # outside of the engine in every stage
     if layout.stage == 0:
         whole, averaged = network.parameters * FLOAT, network.averaged * FLOAT
         # the weights are the fp32 masters, and the fp32 teacher is state and weights
-        return State(whole, whole, MOMENTS * whole + averaged, averaged, 0.0)
-    if layout.stage == 3:
-        return _stage_3(network, layout)
-    return _stages_1_2(network, layout)
+        return State(whole, whole, MOMENTS * whole + averaged, averaged + frozen, 0.0)
+    found = _stage_3(network, layout) if layout.stage == 3 else _stages_1_2(network, layout)
+    return replace(found, teacher=found.teacher + frozen)
 
 
 def _stages_1_2(network: Network, layout: Layout) -> State:
@@ -182,7 +191,7 @@ def _persistent(network: Network, layout: Layout) -> int:
 
 def checkpoint_bytes(network: Network) -> int:
     """Bytes of the tensors of a checkpoint, over all ranks and in any stage."""
-    return ((1 + MOMENTS) * network.parameters + network.averaged) * FLOAT
+    return ((1 + MOMENTS) * network.parameters + network.averaged + network.queue) * FLOAT
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from functools import cache
 from itertools import pairwise
 
 from poa_ds.model.space import Policy
+from poa_ds.plan import distillation
 from poa_ds.plan.constants import GENERAL, GIB, GPUS, Constant, Gpu
 from poa_ds.plan.losses import by_rows
 from poa_ds.plan.state import Layout, Network, traffic
@@ -75,7 +76,7 @@ class Work:
     """FLOPs of one slot, two per multiply-add, and bytes of scores that are read and written.
 
     elastic: of the elastic students if they were as large as the intact one; a size costs its
-    share of it.
+    share of it. float32: what is computed in float32 in every precision.
     """
 
     teacher: float
@@ -83,9 +84,11 @@ class Work:
     elastic: float
     heads: float
     score_bytes: float
+    float32: float = 0.0
 
     def flops(self, mean_cost: float) -> float:
-        return self.teacher + self.intact + mean_cost * self.elastic + self.heads
+        own = self.teacher + self.intact + mean_cost * self.elastic
+        return own + self.heads + self.float32
 
 
 def work(recipe: Recipe) -> Work:
@@ -93,17 +96,47 @@ def work(recipe: Recipe) -> Work:
     intact = derived.space(recipe).intact
     number, form = count(recipe), derived.shape(recipe)
     students = Students(recipe, (intact,) * number, most_masked(recipe))
-    images, heads = recipe.batch.images_per_slot, recipe.heads
     # forward, and twice as much in the backward pass; activation checkpointing repeats the forward
     passes = 4 if recipe.backbone.activation_checkpointing else 3
     student = sum(
         n * form.flops(intact, side) * students.computed_share(n)
         for n, side in students.streams.crops
     )
+    found = Work(
+        teacher=2 * recipe.batch.images_per_slot * form.flops(intact, recipe.crops.global_size)
+        + form.making(),
+        intact=passes * student + 3 * form.making(),
+        elastic=(number - 1) * passes * student,
+        heads=0.0,
+        score_bytes=0.0,
+    )
+    ends = _distilled if distillation.is_frozen(recipe) else _scored
+    return ends(found, students)
+
+
+def _distilled(found: Work, students: Students) -> Work:
+    """With a frozen teacher and its queue."""
+    recipe = students.recipe
+    learned, targets = distillation.similarities(students)
+    moved = learned * GENERAL["similarity_bytes"].value
+    moved += targets * GENERAL["target_similarity_bytes"].value
+    return replace(
+        found,
+        teacher=students.views * distillation.cost(recipe).flops,
+        heads=distillation.head_flops(students),
+        score_bytes=moved,
+        float32=distillation.similarity_flops(students),
+    )
+
+
+def _scored(found: Work, students: Students) -> Work:
+    """With prototype heads and their scores."""
+    recipe, heads = students.recipe, students.recipe.heads
+    intact, form = students.subnets[0], derived.shape(recipe)
     widths = [form.features(intact), *[heads.hidden] * (heads.layers - 1), heads.bottleneck]
     mlps = len(heads.prototypes) * sum(a * b for a, b in pairwise(widths))
     scores, student_rows = sum(heads.prototypes), students.cls_rows + students.patch_rows
-    teacher_rows = 2 * images + students.masked
+    teacher_rows = 2 * recipe.batch.images_per_slot + students.masked
     sinkhorn = recipe.objective.centering == "sinkhorn"
     # scores are made anew in every pass: largest ones, iterations, targets
     times = (recipe.objective.sinkhorn_iterations + 2) if sinkhorn else 2
@@ -111,20 +144,15 @@ def work(recipe: Recipe) -> Work:
     linear = (3 * student_rows + teacher_rows) * mlps
     products += times * teacher_rows * scores
     moved += times * teacher_rows * scores * GENERAL["teacher_score_bytes"].value
-    return Work(
-        teacher=2 * images * form.flops(intact, recipe.crops.global_size) + form.making(),
-        intact=passes * student + 3 * form.making(),
-        elastic=(number - 1) * passes * student,
-        heads=2.0 * (linear + products * heads.bottleneck),
-        score_bytes=moved,
-    )
+    flops = 2.0 * (linear + products * heads.bottleneck)
+    return replace(found, heads=flops, score_bytes=moved)
 
 
 def _student_scores(students: Students) -> tuple[float, float]:
     """(scores that are multiplied out, bytes that are moved for them), forward and backward."""
     products = moved = 0.0
     classes, patches = students.cls_rows, students.patch_rows
-    targets = 3 if len(students.subnets) > 1 else 2  # of a class row: two crops, intact student
+    targets = 3 if students.imitates else 2  # of a class row: two crops, intact student
     for prototypes in students.recipe.heads.prototypes:
         if by_rows(students, prototypes):
             # each way: the row's own and its targets' scores (of a patch: 1); then 2 gradients
@@ -201,7 +229,7 @@ def step_time(
         intact=slots * one.intact / rate,
         elastic=elastic * drawn.mean,
         heads=slots * one.heads / rate,
-        scores=slots * one.score_bytes / memory,
+        scores=slots * (one.score_bytes / memory + one.float32 / cluster.flops_per_second("fp32")),
         waiting=elastic * (drawn.slowest - drawn.mean),
         optimizer=mine * GENERAL["optimizer_bytes"].value / memory,
         communication=sent / cluster.bytes_per_second(),
@@ -221,5 +249,7 @@ def published_share() -> float:
 
 def like_published(recipe: Recipe, layout: Layout, cluster: Cluster, drawn: Draws) -> float:
     """Seconds of a step at the published run's share of the peak of this GPU."""
-    peak = cluster.peak_flops(recipe.precision)
-    return layout.own_slots * work(recipe).flops(drawn.mean) / (peak * published_share())
+    one, share = work(recipe), published_share()
+    rate, slow = (share * cluster.peak_flops(p) for p in (recipe.precision, "fp32"))
+    own = one.flops(drawn.mean) - one.float32
+    return layout.own_slots * (own / rate + one.float32 / slow)

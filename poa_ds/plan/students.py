@@ -48,6 +48,12 @@ class Students:
         return len(self.subnets) * self.views
 
     @property
+    def imitates(self) -> bool:
+        """Whether the others learn from the intact one too."""
+        weighs = self.recipe.objective.method != "dspnet" or self.recipe.slimmable.imitation > 0
+        return len(self.subnets) > 1 and weighs
+
+    @property
     def patch_rows(self) -> int:
         """Masked patches of all students together."""
         return len(self.subnets) * self.masked
@@ -65,7 +71,7 @@ class Students:
 
 def most_masked(recipe: Recipe) -> int:
     """The most masked patches that a slot can have; 0 without iBOT."""
-    if not recipe.objective.ibot:
+    if not recipe.objective.ibot or recipe.objective.method == "seed":
         return 0
     patches = derived.shape(recipe).grid(recipe.crops.global_size) ** 2
     count = int(2 * recipe.batch.images_per_slot * recipe.masks.probability)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from poa_ds.cli import main
@@ -162,6 +163,25 @@ def test_another_teacher_than_at_the_beginning_is_refused(teacher: Path, tmp_pat
         changed = recipe_with(**changes(other))
         with pytest.raises(UserError, match="not the file that this run was begun with"):
             Seed(changed).targets(None, batches(changed, 1), values(changed, 1), state)
+
+
+@pytest.mark.parametrize("changed", ["config.json", "state_dict.safetensors"])
+def test_an_extracted_teacher_is_its_weights_and_what_describes_them(
+    changed: str, teacher: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "plain"
+    words = ["extract", str(teacher), "--size", "48x3", "--format", "state-dict"]
+    assert main([*words, "--out", str(out)]) == 0
+    recipe = recipe_with(**changes(out))
+    _, state = Seed(recipe).targets(None, batches(recipe, 0), values(recipe, 0), {})
+    file = out / changed
+    if changed == "config.json":  # the same network that would see other pixels
+        file.write_text(file.read_text().replace("0.485", "0.5"))
+    else:
+        save_file({name: 2 * t for name, t in load_file(file).items()}, file)
+    state = {name: tensor.clone() for name, tensor in state.items()}  # as a checkpoint gives it
+    with pytest.raises(UserError, match=r"or config.json beside it is not; give that one"):
+        Seed(recipe).targets(None, batches(recipe, 1), values(recipe, 1), state)
 
 
 @pytest.mark.parametrize(

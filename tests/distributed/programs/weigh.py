@@ -81,7 +81,7 @@ class Weighed(Run):
         super().__init__(stage, recipe, zero={"reduce_bucket_size": bucket})
         self.found: dict[str, float] = {"gradients": 0}
         self.saved: list[dict] = []
-        self.students = [student for student, _ in self.engine.networks.averaged().values()]
+        self.students = [*self.engine.networks.trained().values()]
         self.teachers = [teacher for _, teacher in self.engine.networks.averaged().values()]
         forward, backward, step = self.engine.forward, self.engine.backward, self.engine.step
 
@@ -122,6 +122,10 @@ class Weighed(Run):
             return [zero.grad_partitions_flat_buffer]
         return [g for group in zero.averaged_gradients.values() for g in group]
 
+    def _frozen(self) -> list[torch.nn.Parameter]:
+        embedder = getattr(self.stepper.method, "embedder", None)
+        return [*embedder.network.parameters()] if embedder else []
+
     def one_step(self, at: int) -> None:
         own, self.saved = SLOTS // dist.world_size(), []
         batches = [made_batch(self.recipe, at, dist.rank() * own + i) for i in range(own)]
@@ -136,7 +140,7 @@ class Weighed(Run):
         masters = flats if self.engine.stage.zero is not self.engine.optimizer else []
         return self.found | {
             "weights": weights(self.students),
-            "teacher": weights(self.teachers),
+            "teacher": weights([*self.teachers, *self._frozen()]),
             "optimizer": weigh([*masters, *moments]),
         }
 

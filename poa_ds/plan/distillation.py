@@ -1,0 +1,96 @@
+"""What SEED takes beside its students: head, queue, similarities, the frozen teacher."""
+
+from functools import cache
+
+from poa_ds.methods import frozen
+from poa_ds.methods.frozen import Cost, Frozen
+from poa_ds.methods.seed import TYPES
+from poa_ds.model.saved import FLOAT, Named
+from poa_ds.plan.students import Students
+from poa_ds.recipe import derived
+from poa_ds.recipe.tree import Recipe
+
+AT_ONCE = 3  # matrices of similarities: before and after the temperature, their softmax
+FORWARD_AND_BACKWARD = 3  # products with the queue: similarities, made again, gradient
+TARGETS = 2  # products with the queue: similarities, mean neighbour
+
+
+def is_frozen(recipe: Recipe) -> bool:
+    """Whether the teacher comes from a file, and nothing is averaged."""
+    return recipe.objective.method == "seed"
+
+
+def teacher(recipe: Recipe) -> Frozen:
+    """UserError: there is none where the recipe says."""
+    return frozen.find(recipe.distill.teacher, recipe.crops.global_size)
+
+
+def cost(recipe: Recipe) -> Cost:
+    """Of the whole teacher, which every rank holds."""
+    return _cost(teacher(recipe), recipe.crops.global_size)
+
+
+@cache
+def _cost(network: Frozen, side: int) -> Cost:
+    return network.cost(side)
+
+
+def described(recipe: Recipe) -> str:
+    """The teacher in words."""
+    return teacher(recipe).described(recipe.crops.global_size, TYPES[recipe.precision])
+
+
+def queue(recipe: Recipe) -> int:
+    """Numbers of the queue, float32 in memory and checkpoints."""
+    return recipe.distill.queue * teacher(recipe).width
+
+
+def saved(students: Students) -> Named:
+    """Bytes that head and loss of all students keep of the slot; the queue is not among them."""
+    recipe = students.recipe
+    features = sum(derived.shape(recipe).features(subnet) for subnet in students.subnets)
+    out, rows = teacher(recipe).width, students.cls_rows
+    means = 2 if _imitates(students) else 1  # of the teacher and of the intact student
+    return {
+        "features": students.views * features * students.bytes_per_number,
+        "head": rows * recipe.distill.hidden * students.bytes_per_number,
+        "outputs and their unit rows": 2 * rows * out * FLOAT,
+        "the teacher's unit rows, means": (1 + means) * students.views * out * FLOAT,
+    }
+
+
+def transient(students: Students, own_slots: int) -> Named:
+    """Bytes of all `own_slots` slots of a rank at once, and while losses are made."""
+    recipe, views = students.recipe, students.views
+    others = (own_slots - 1) * 2 * views * teacher(recipe).width
+    return {
+        "crops of all slots, float32": own_slots * students.streams.pixels * FLOAT,
+        "the teacher's rows of the other slots": others * FLOAT,
+        "queue, before and after the step": 2 * queue(recipe) * FLOAT,
+        "similarities at work": AT_ONCE * views * (1 + recipe.distill.queue) * FLOAT,
+    }
+
+
+def head_flops(students: Students) -> float:
+    """Of the students' heads on one slot, both ways."""
+    features = derived.shape(students.recipe).features(students.subnets[0])
+    hidden, out = students.recipe.distill.hidden, teacher(students.recipe).width
+    return 2.0 * 3 * students.cls_rows * hidden * (features + out)
+
+
+def similarities(students: Students) -> tuple[float, float]:
+    """(similarities of students, of targets) that one slot makes from products with the queue."""
+    of_one = students.views * students.recipe.distill.queue
+    imitation = 1 if _imitates(students) else 0
+    return (len(students.subnets) + imitation) * of_one, (1 + imitation) * of_one
+
+
+def similarity_flops(students: Students) -> float:
+    """Of a slot's products with the queue, which are float32 in every precision."""
+    learned, targets = similarities(students)
+    products = FORWARD_AND_BACKWARD * learned + TARGETS * targets
+    return 2.0 * products * teacher(students.recipe).width
+
+
+def _imitates(students: Students) -> bool:
+    return len(students.subnets) > 1 and students.recipe.distill.imitation > 0
