@@ -1,4 +1,4 @@
-"""python -m poa_kernels.aot: compile every kernel of the table for sm_80 and sm_90, without a GPU.
+"""python -m poa_kernels.aot: compile every kernel of the table for each chip, without a GPU.
 
 Fails on registers that spill, on more shared memory than a block can have, and where a product
 does not run on the tensor cores. Triton's cache makes a second run quick.
@@ -17,8 +17,10 @@ from pathlib import Path
 
 from poa_kernels.language import INSTALLED, INTERPRETED, Case
 
-CHIPS = {"sm_80": 80, "sm_90": 90}
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes of a block, CUDA programming guide
+CHIPS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
+TILES = {"sm_80": "sm_80", "sm_90": "sm_90", "sm_100": "sm_90"}  # whose each chip has
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes, CUDA programming guide
+PRODUCT = {80: "hmma", 90: "hgmma", 100: "utcmma"}  # the fastest instruction of each chip
 OPERATORS = (
     *("two_stream_linear", "two_stream_descriptors", "attention", "add_ln", "gelu"),
     *("sinkhorn", "prototype_ce", "photometric"),
@@ -26,6 +28,7 @@ OPERATORS = (
 COUNTED = {  # instructions of the machine code
     "hgmma": r"\bHGMMA",  # Hopper's matrix product
     "hmma": r"\bHMMA",
+    "utcmma": r"\bUTC\w*MMA",  # Blackwell's, by one thread for a block
     "copies": r"\bLDGSTS|\bUTMALDG",  # asynchronous copies to shared memory
     "spills": r"\bSTL\b",
 }
@@ -42,6 +45,7 @@ class Report:
     spills: int
     hgmma: int
     hmma: int
+    utcmma: int
     copies: int
     complaint: str
 
@@ -49,7 +53,7 @@ class Report:
 def cases(chip: str) -> Iterator[Case]:
     """Every kernel in the table's configurations for the chip."""
     for name in OPERATORS:
-        yield from importlib.import_module(f"poa_kernels.{name}").cases(chip)
+        yield from importlib.import_module(f"poa_kernels.{name}").cases(TILES[chip])
 
 
 def build(case: Case, chip: str) -> Report:
@@ -100,11 +104,13 @@ def _complaint(case: Case, capability: int, shared: int, counts: dict[str, int])
     if shared > SHARED_LIMIT[capability]:
         wrong.append(f"{shared} bytes of shared memory, {SHARED_LIMIT[capability]} allowed")
     if case.products:
-        wanted = "hgmma" if capability == 90 else "hmma"
+        wanted = PRODUCT[capability]
         if not counts[wanted]:
             wrong.append(f"no {wanted.upper()} instruction")
-        if capability == 90 and counts["hmma"]:
-            wrong.append(f"{counts['hmma']} HMMA instructions instead of HGMMA")
+        for other in PRODUCT.values():
+            if other != wanted and counts[other]:
+                instead = f"instructions instead of {wanted.upper()}"
+                wrong.append(f"{counts[other]} {other.upper()} {instead}")
     return "; ".join(wrong)
 
 
@@ -119,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not INSTALLED or INTERPRETED:
         print("aot: needs triton, and TRITON_INTERPRET unset", file=sys.stderr)
         return 2
-    head = ("kernel", "chip", "regs", "shared", "spills", "HGMMA", "HMMA", "copies")
+    head = ("kernel", "chip", "regs", "shared", "spills", "HGMMA", "HMMA", "UTCMMA", "copies")
     print(f"{head[0]:44}" + "".join(f"{name:>8}" for name in head[1:]))
     reports = []
     for chip in options.chip or CHIPS:
@@ -136,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _line(r: Report) -> str:
-    numbers = (r.registers, r.shared, r.spills, r.hgmma, r.hmma, r.copies)
+    numbers = (r.registers, r.shared, r.spills, r.hgmma, r.hmma, r.utcmma, r.copies)
     cells = "".join(f"{value:>8}" for value in (r.chip, *numbers))
     return f"{r.name:44}{cells}{'  ' + r.complaint if r.complaint else ''}"
 
