@@ -225,7 +225,8 @@ def pick_device() -> str:
         if torch.cuda.device_count() <= int(os.environ.get("LOCAL_RANK", "0")):
             raise UserError(
                 f"local rank {os.environ['LOCAL_RANK']} has no GPU: "
-                f"{torch.cuda.device_count()} visible"
+                f"{torch.cuda.device_count()} visible. Every process must see all GPUs of its host "
+                "(srun: --gpus-per-node N, without --gpus-per-task and --gpu-bind)"
             )
         return "cuda"
     return "cpu"

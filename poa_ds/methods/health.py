@@ -48,11 +48,12 @@ def effective_rank(features: Tensor) -> Tensor:
     exp of the entropy of the normalised singular values of the unit rows. Source: Roy & Vetterli
     2007; as a sign of collapse: RankMe, Garrido et al. 2023.
     """
-    unit = F.normalize(features[:MOST_ROWS].float(), dim=-1)
+    # so few rows are soon done on the host, which waits for a GPU's solver too
+    unit = F.normalize(features[:MOST_ROWS].float(), dim=-1).cpu()
     finite = unit.isfinite().all()
     values = torch.linalg.svdvals(torch.where(finite, unit, 0.0))
     rank = entropy(values / values.sum().clamp_min(1e-12)).exp()
-    return torch.where(finite, rank, math.nan)
+    return torch.where(finite, rank, math.nan).to(features.device)
 
 
 @torch.no_grad()

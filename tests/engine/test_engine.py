@@ -6,6 +6,7 @@ import torch
 from poa_ds.engine import engine
 from poa_ds.run import environment
 from poa_ds.system import dist
+from poa_ds.system.errors import UserError
 
 
 def test_a_process_takes_its_gpu_before_its_first_collective(
@@ -32,3 +33,13 @@ def test_a_process_takes_its_gpu_before_its_first_collective(
     engine.start_processes("cuda")
     environment.say_differences()
     assert done == [("device", 1), ("join", "nccl"), ("gather", None)]
+
+
+def test_a_rank_that_sees_one_gpu_alone_is_told_how_to_see_all(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert engine.pick_device() == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(UserError, match=r"local rank 3 has no GPU: 1 visible.*--gpus-per-node"):
+        engine.pick_device()

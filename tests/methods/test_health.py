@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from poa_ds.methods import health
 
@@ -66,3 +68,22 @@ def test_each_head_counts_alike() -> None:
     one = health.figures(torch.randn(4, 8), [torch.eye(4), torch.full((4, 6), 1 / 6)])
     assert abs(one["health/target_entropy"] - 0.5) < 1e-6
     assert abs(one["health/prototype_usage"] - 1) < 1e-6
+
+
+class Solved(TorchDispatchMode):
+    """Notes on which devices matrices are decomposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "svd" in str(func):
+            self.devices.append(args[0].device.type)
+        return func(*args, **kwargs or {})
+
+
+def test_a_gpu_decomposes_no_matrix_and_gets_the_figure() -> None:
+    with FakeTensorMode(), Solved() as solved:
+        found = health.effective_rank(torch.empty(100, 64, device="cuda"))
+    assert solved.devices == ["cpu"] and found.device.type == "cuda"
