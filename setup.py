@@ -29,6 +29,7 @@ setup(
     package_data={
         "poa_kernels": ["*.json"],
         "poa_ds.ds_configs": ["*"],
+        "poa_ds.bench.methods": ["tables/*"],
         "poa_ds.plan": ["*.json"],
         "poa_ds.report": ["page_parts/*"],
     },

@@ -169,6 +169,11 @@ COMMANDS = {
         "everything that is to be measured on a GPU, one report; the same command continues",
         "poa-ds bench gpu --budget 30m --out runs/bench_gpu",
     ),
+    "bench methods": Command(
+        "poa_ds.bench.methods.command",
+        "variants of a recipe (methods, or one change at a time) on several seeds, in one table",
+        "poa-ds bench methods --table methods --seeds 0 1 2 --out runs/methods",
+    ),
     "bench step": Command(
         "poa_ds.bench.step",
         "time and memory of a training step beside a plain three-pass implementation",

@@ -1,0 +1,81 @@
+"""What the runs of a table have given so far, read from their folders."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from poa_ds.bench.methods.runs import Run
+from poa_ds.evaluate import results
+from poa_ds.system.errors import UserError
+from poa_ds.system.run_folder import RunFolder
+from poa_ds.track import metrics_file
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one variant and seed, by as many runs as it takes. knn: size -> percent at report_k.
+
+    seconds: of the steps alone. whole: no run of it is missing.
+    """
+
+    variant: str
+    seed: int
+    knn: Mapping[str, float]
+    protocol: Mapping[str, Any]
+    runs: int
+    images: int
+    flops: float
+    seconds: float
+    whole: bool
+
+
+def read(runs: Sequence[Run]) -> list[Result]:
+    """Of every variant and seed that has one finished run at least, in the order of the runs.
+
+    UserError: they were not all measured by one protocol.
+    """
+    found = []
+    for variant, seed in dict.fromkeys((run.variant, run.seed) for run in runs):
+        of_both = [run for run in runs if (run.variant, run.seed) == (variant, seed)]
+        done = [run for run in of_both if run.done]
+        if done:
+            found.append(_result(done, whole=len(done) == len(of_both)))
+    for result in found:
+        if result.protocol != found[0].protocol:
+            raise UserError(
+                f"{result.variant}, seed {result.seed}, was measured in another way than"
+                f" {found[0].variant}, seed {found[0].seed}: their k-NN cannot be compared"
+            )
+    return found
+
+
+def _result(done: Sequence[Run], *, whole: bool) -> Result:
+    knn: dict[str, float] = {}
+    protocol: Mapping[str, Any] = {}
+    for run in done:
+        newest = results.newest(results.read(RunFolder(run.folder).knn), run.steps)
+        for size in run.sizes:
+            if size in newest:  # one whose features were not finite is not
+                accuracies, protocol = newest[size]
+                knn[size] = accuracies[run.recipe.evaluation.report_k]
+    return Result(
+        done[0].variant,
+        done[0].seed,
+        knn,
+        protocol,
+        len(done),
+        sum(run.images for run in done),
+        sum(run.flops() or 0.0 for run in done),
+        sum(map(seconds, done)),
+        whole,
+    )
+
+
+def seconds(run: Run) -> float:
+    """Of all steps that were logged, waiting for data included, evaluations and saves not."""
+    found, before = 0.0, 0
+    for row in metrics_file.read_rows(RunFolder(run.folder).metrics):
+        if "speed/step_ms" in row:
+            found += (row["step"] - before) * row["speed/step_ms"] / 1000
+            before = row["step"]
+    return found

@@ -1,0 +1,168 @@
+"""The runs of a table: which recipe each has, in which order they come, what each computes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from poa_ds.bench.methods.table import Table, Variant
+from poa_ds.recipe import derived, load
+from poa_ds.recipe.tree import Recipe
+from poa_ds.recipe.twin import twin
+from poa_ds.run import exit_status
+from poa_ds.system.errors import UsageError
+from poa_ds.system.run_folder import RunFolder
+from poa_ds.system.typed_yaml import parse
+
+Equal = Literal["images", "flops"]
+# of every run: what MLflow and the page would show is in the table
+OVERRIDES = ("tracking=none", "report=false", "evaluation.at_start=false")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says. images: of the training set. steps: None = the recipes'."""
+
+    out: Path
+    data: str
+    images: int
+    seeds: tuple[int, ...]
+    variants: tuple[str, ...]
+    steps: int | None = None
+    equal: Equal = "images"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training. sizes: of the table, those that it measures. teacher: the run it needs."""
+
+    name: str
+    variant: str
+    seed: int
+    sizes: tuple[str, ...]
+    recipe: Recipe
+    steps: int
+    teacher: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.recipe.output_dir)
+
+    @property
+    def images(self) -> int:
+        """How many it learns from, seen again ones counted again."""
+        return self.steps * self.recipe.batch.slots * self.recipe.batch.images_per_slot
+
+    @property
+    def done(self) -> bool:
+        """Whether it has come to its end; one that was stopped has not."""
+        ended = exit_status.read(self.folder)
+        return bool(ended and ended.status == exit_status.DONE and ended.step == self.steps)
+
+    def flops(self) -> float | None:
+        """Counted, two per multiply-add, without evaluations; None as long as its teacher lacks."""
+        if self.teacher and not RunFolder(Path(self.recipe.distill.teacher)).teachers.is_dir():
+            return None
+        return self.steps * _flops_per_step(replace(self.recipe, output_dir="", seed=0))
+
+
+@cache
+def _of_step(text: str) -> float:
+    from poa_ds.plan import step_time  # torch: seconds, which --help does without
+
+    recipe = load.kept(parse(text, source="a recipe"))
+    mean = step_time.draws(recipe, recipe.draws, 1).mean
+    return recipe.batch.slots * step_time.work(recipe).flops(mean)
+
+
+def _flops_per_step(recipe: Recipe) -> float:
+    return _of_step(load.to_yaml(recipe))
+
+
+def plan(table: Table, settings: Settings) -> list[Run]:
+    """All runs, seed by seed, teachers before those who learn from them."""
+    chosen = {name: table.variants[name] for name in settings.variants}
+    for name, variant in chosen.items():
+        if variant.teacher and variant.teacher not in chosen:
+            raise UsageError(
+                f"{name} learns from {variant.teacher}: give it to --only too (what is done is not"
+                " repeated)"
+            )
+    ordered = sorted(chosen.items(), key=lambda item: bool(item[1].teacher))
+    found = []
+    for seed in settings.seeds:
+        of_seed = [
+            run for name, v in ordered for run in _of_variant(table, name, v, settings, seed)
+        ]
+        found += _balanced(of_seed, table, settings) if settings.equal == "flops" else of_seed
+    return found
+
+
+def _of_variant(
+    table: Table, name: str, variant: Variant, settings: Settings, seed: int
+) -> Iterator[Run]:
+    runs, data = settings.out / "runs", Path(settings.data)
+    overrides = [*OVERRIDES, f"data.train={data / 'train'}", f"evaluation.queries={data / 'val'}"]
+    overrides += [
+        *table.head.set,
+        *variant.set,
+        f"seed={seed}",
+        f"output_dir={runs / name}_s{seed}",
+    ]
+    teacher = f"{variant.teacher}_s{seed}" if variant.teacher else ""
+    if teacher:
+        overrides.append(f"distill.teacher={runs / teacher}")
+    try:
+        recipe = load.recipe(Path(variant.recipe or table.head.recipe), overrides)
+        there = {str(subnet) for subnet in derived.space(recipe).subnets()}
+        sizes = tuple(size for size in table.head.sizes if size in there)
+        if not sizes:
+            raise UsageError(f"it has none of the sizes {', '.join(table.head.sizes)}")
+        recipe = _with_steps(recipe, settings.steps)
+        if variant.alone:
+            for size in sizes:
+                own = twin(recipe, derived.space(recipe).parse(size))
+                label = f"{name}_{size}_s{seed}"
+                own = replace(own, output_dir=str(runs / label))
+                yield _run(label, name, own, (size,), settings)
+            return
+    except UsageError as error:
+        raise UsageError(f"variant {name}: {error}") from error
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, sizes=sizes))
+    yield replace(_run(f"{name}_s{seed}", name, recipe, sizes, settings), teacher=teacher)
+
+
+def _run(
+    label: str, variant: str, recipe: Recipe, sizes: tuple[str, ...], settings: Settings
+) -> Run:
+    steps = derived.of(recipe, settings.images).steps
+    return Run(label, variant, recipe.seed, sizes, recipe, steps)
+
+
+def _with_steps(recipe: Recipe, steps: float | None) -> Recipe:
+    """About so many steps in all: the epochs, which schedules count in, become shorter."""
+    if steps is None:
+        return recipe
+    per_epoch = max(1, round(steps / recipe.schedule.epochs))
+    return replace(recipe, schedule=replace(recipe.schedule, steps_per_epoch=per_epoch))
+
+
+def _balanced(runs: Sequence[Run], table: Table, settings: Settings) -> list[Run]:
+    """The runs of a seed with steps that give every variant the FLOPs of table.head.against."""
+    if table.head.against not in settings.variants:
+        raise UsageError(f"--equal flops: --only needs {table.head.against}, whose FLOPs count")
+    totals: dict[str, float | None] = {}
+    for name in settings.variants:
+        counted = [run.flops() for run in runs if run.variant == name]
+        totals[name] = None if None in counted else sum(counted)
+    found = []
+    for run in runs:
+        total = totals[run.variant]
+        if total is None:  # it cannot begin yet: its teacher comes first
+            found.append(run)
+            continue
+        steps = run.steps * totals[table.head.against] / total
+        recipe = _with_steps(run.recipe, steps)
+        found.append(replace(run, recipe=recipe, steps=derived.of(recipe, settings.images).steps))
+    return found

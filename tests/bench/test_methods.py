@@ -1,0 +1,197 @@
+"""`poa-ds bench methods`: which runs a table has, what of them counts, and that it goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from poa_ds.bench.methods import report, table
+from poa_ds.bench.methods.results import Result
+from poa_ds.bench.methods.runs import Settings, plan
+from poa_ds.cli import main
+from poa_ds.recipe import derived
+from poa_ds.run import exit_status
+from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.run_folder import RunFolder
+from tests.support.shards import make_shards
+
+ROOT = Path(__file__).parents[2]
+TINY = """
+recipe: photos
+against: poa
+sizes: [32x2, 64x2]
+set: [evaluation.every_epochs=0, batch.images_per_slot=4, "evaluation.k=[5, 20]", data.workers=0,
+      checkpoint.every_epochs=0.5]
+variants:
+  poa: {set: ["backbone.width={max: 64, step: 32}", "backbone.depth.max=2", "backbone.names={}"]}
+  alone: {alone: true}
+  broken: {set: [evaluation.bank=/no/such/folder]}
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Callable[..., Settings]:
+    def made(read: table.Table, **changed: object) -> Settings:
+        whole = Settings(tmp_path / "out", "data", 2850, (0, 1), tuple(read.variants), 100)
+        return replace(whole, **changed)
+
+    return made
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[str], str]:
+    def made(text: str) -> str:
+        (tmp_path / "mine.yaml").write_text(text)
+        return str(tmp_path / "mine.yaml")
+
+    return made
+
+
+@pytest.mark.parametrize("name", table.names())
+def test_every_shipped_table_has_recipes_that_train(name: str, settings) -> None:
+    """Each is checked by the recipe's own rules; the same images for all, and every size of it."""
+    read = table.read(name)
+    found = plan(read, settings(read, seeds=(3,)))
+    assert len({run.name for run in found}) == len(found)
+    assert {run.variant for run in found} == set(read.variants)
+    assert {run.steps for run in found} == {100} and {run.seed for run in found} == {3}
+    assert len({run.images for run in found}) == 1
+    for run in found:
+        every = {str(subnet) for subnet in derived.space(run.recipe).subnets()}
+        assert set(run.sizes) <= every and run.recipe.data.train == "data/train"
+    against = [run for run in found if run.variant == read.head.against]
+    assert set(against[0].sizes) == set(read.head.sizes)
+
+
+def test_who_learns_from_another_run_comes_after_it_and_of_the_same_seed(settings) -> None:
+    read = table.read("methods")
+    found = plan(read, settings(read))
+    for at, run in enumerate(found):
+        if run.variant == "seed":
+            [teacher] = [other for other in found[:at] if other.name == run.teacher]
+            assert (teacher.seed, str(teacher.folder)) == (run.seed, run.recipe.distill.teacher)
+    with pytest.raises(UsageError, match="learns from poa"):
+        plan(read, settings(read, variants=("dspnet", "seed")))
+
+
+def test_equal_flops_give_all_runs_of_a_variant_what_the_first_has_alone(settings) -> None:
+    """By counts of their own: steps times the operations of one, from another recipe's text."""
+    read = table.read("methods")
+    found = plan(
+        read, settings(read, equal="flops", seeds=(0,), variants=("poa", "alone", "dspnet"))
+    )
+    totals = {name: sum(r.flops() for r in found if r.variant == name) for name in ("poa", "alone")}
+    one_step_each_epoch = sum(
+        r.recipe.schedule.epochs * r.flops() / r.steps for r in found if r.variant == "alone"
+    )
+    assert abs(totals["alone"] - totals["poa"]) <= one_step_each_epoch / 2
+    steps = {run.variant: run.steps for run in found}
+    assert steps["poa"] == 100 and steps["alone"] < 100 and steps["dspnet"] < 100
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sizes: [32x2]", "variants"),
+        ("recipe: photos\nagainst: b\nsizes: [32x2]\nvariants: {a: {}}", "against 'b' is none"),
+        ("recipe: photos\nagainst: a\nvariants: {a: {}}", "sizes is empty"),
+        ("against: a\nsizes: [32x2]\nvariants: {a: {}}", "a has no recipe"),
+        ("recipe: photos\nagainst: a\nsizes: [32x2]\nvariants: {a: {alon: true}}", "alone"),
+        ("recipe: photos\nagainst: a\nsizes: [32x2]\nvariants: {a/b: {}}", "letters"),
+        ("recipe: photos\nagainst: a\nsizes: [32x2]\nvariants: {a: {teacher: a}}", "must be a"),
+    ],
+)
+def test_a_mistake_in_a_table_is_named(text: str, said: str, written) -> None:
+    with pytest.raises(UsageError, match=said):
+        table.read(written(text))
+
+
+def test_a_variant_that_no_run_can_have_is_named(settings, written) -> None:
+    read = table.read(written(TINY.replace("depth.max=2", "depth.max=1")))
+    with pytest.raises(UsageError, match=r"variant poa: .*backbone\.depth"):
+        plan(read, settings(read))
+    with pytest.raises(UserError, match="poa-ds shard photos"):
+        main_of = ["--table", written(TINY), "--data", "/no/such", "--dry-run"]
+        _called(main_of)
+
+
+def _called(words: list[str]) -> None:
+    from argparse import ArgumentParser
+
+    from poa_ds.bench.methods import command
+
+    parser = ArgumentParser()
+    command.add_arguments(parser)
+    command.run(parser.parse_args(words))
+
+
+def _result(variant: str, seed: int, **knn: float) -> Result:
+    found = {size.removeprefix("w"): value for size, value in knn.items()}
+    return Result(variant, seed, found, {}, 1, 64, 1e12, 60.0, whole=True)
+
+
+def test_differences_are_of_the_seeds_that_both_have() -> None:
+    """By hand: seed 2 of the second does not count, the order of the seeds neither."""
+    found = [_result("a", 0, w32x2=70.0), _result("a", 1, w32x2=74.0)]
+    found += [_result("b", 1, w32x2=75.0), _result("b", 0, w32x2=71.5), _result("b", 2, w32x2=0.0)]
+    difference = report.difference(found, "b", "a", "32x2")
+    assert sorted(difference.values) == [1.0, 1.5]
+    assert abs(difference.error - 12.7062 * 0.25) < 1e-3 and difference.verdict == "not shown"
+    assert report.difference(found, "b", "a", "64x2") is None
+
+
+def _started(words: list[str], out: Path) -> subprocess.Popen:
+    """The program, as soon as its first training has done a step."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "poa_ds.cli", *words],
+        cwd=ROOT,
+        env=os.environ | {"DS_ACCELERATOR": "cpu"},
+        stdout=subprocess.DEVNULL,
+    )
+    log = out / "logs" / "poa_s5.log"
+    while child.poll() is None and not (log.exists() and "step 10:" in log.read_text()):
+        time.sleep(0.05)
+    return child
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_same_command_goes_on_and_a_failure_stops_no_other(
+    tmp_path: Path, written, capsys: pytest.CaptureFixture
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    make_shards(data / "train", 48)
+    make_shards(data / "val", 24, first=48)
+    words = ["bench", "methods", "--table", written(TINY), "--seeds", "5", "--data", str(data)]
+    words += ["--steps", "40", "--out", str(out)]
+    child = _started(words, out)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    first = out / "runs" / "poa_s5"
+    while not exit_status.read(first):  # it hears of the kill, and saves
+        time.sleep(0.1)
+    while RunFolder(first).path.joinpath("lock.json").exists():
+        time.sleep(0.1)
+    assert main(words) == 1  # one is missing at the end
+    said = capsys.readouterr().out
+    assert "broken_s5 failed: " in said and "/no/such/folder" in said
+    found = json.loads((out / "table.json").read_text())
+    assert found["missing"] == ["broken_s5"]
+    for name, count in (("poa", 1), ("alone", 2)):
+        [seed] = found["variants"][name]["seeds"]
+        assert set(seed["knn"]) == {"32x2", "64x2"} and seed["runs"] == count and seed["whole"]
+        assert seed["images"] == 40 * 8 * count and seed["seconds"] > 0 and seed["flops"] > 0
+    poa, alone = (found["variants"][name]["seeds"][0]["knn"] for name in ("poa", "alone"))
+    gap = found["variants"]["alone"]["difference"]["32x2"]
+    assert gap["mean"] == pytest.approx(alone["32x2"] - poa["32x2"]) and gap["error"] is None
+    assert main([*words, "--only", "poa", "alone"]) == 0  # nothing is left to be done
+    assert "steps" not in capsys.readouterr().out.partition("#")[0]
+    with pytest.raises(UserError, match="another recipe"):
+        runs_again = [*words[2:], "--only", "poa"]
+        _called([w if w != "40" else "50" for w in runs_again])
