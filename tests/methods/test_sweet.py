@@ -139,6 +139,17 @@ def test_two_ranks_are_one_process_in_every_stage(tmp_path: Path, noise: float) 
 
 
 @pytest.mark.slow
+def test_four_ranks_with_a_size_each_are_one_process(tmp_path: Path) -> None:
+    """Every rank enters other blocks, and under ZeRO-3 none waits for another."""
+    changed = tree([6, 24, 24])
+    one = launch(WORKER, 1, tmp_path / "one", stages=[0], steps=[0, 3], recipe=changed)["0"]
+    four = launch(WORKER, 4, tmp_path / "four", stages=[1, 2, 3], steps=[0, 3], recipe=changed)
+    assert any(len(set(record["sizes"])) > 1 for record in one)
+    for records in four.values():
+        assert_same_run(records, one)
+
+
+@pytest.mark.slow
 def test_a_run_continues_at_another_stage_on_other_ranks(tmp_path: Path) -> None:
     changed = tree([6, 24, 24])
     first = launch(WORKER, 2, tmp_path / "two", stages=[3], steps=[0, 2], save=4, recipe=changed)
