@@ -81,7 +81,8 @@ class Job:
         batch, objective = self.recipe.batch, self.recipe.objective
         schedules = derived.schedules(self.recipe, batch.slots * batch.images_per_slot)
         values = schedules.at(schedules.total_steps // 2)
-        return dataclasses.replace(values, ibot_active=objective.ibot > 0, last_layer_factor=1.0)
+        on = {"last_layer_factor": 1.0, "all_sizes": True}
+        return dataclasses.replace(values, ibot_active=objective.ibot > 0, **on)
 
     def batches(self, number: int) -> list[Batch]:
         """All slots of one step: random crops in their final form, masks as in training."""

@@ -30,7 +30,10 @@ class Method(Protocol):
         ...
 
     def sizes(self, step: int, slot: int) -> tuple[Subnet, ...]:
-        """The students of that slot, the intact one first; the same number for all slots."""
+        """The students of that slot, the intact one first; the same number for all slots.
+
+        Where `values.all_sizes` of the step is false, the intact one learns alone.
+        """
         ...
 
     def targets(

@@ -91,7 +91,9 @@ class Poa:
     def loss(
         self, networks: Networks, batch: Batch, target: Assignments, values: StepValues
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        subnets = self.sizes(batch.step, batch.slot)
+        subnets, weights = self.sizes(batch.step, batch.slot), self.weights
+        if not values.all_sizes:  # so on all ranks
+            subnets, weights = subnets[:1], (1.0,)
         crops = [c for c in (batch.global_crops, batch.local_crops) if len(c)]
         terms = slot_terms(
             networks.student,
@@ -103,7 +105,7 @@ class Poa:
             drop_path=stochastic_depth.draw(self.recipe, networks.backbone, batch, crops, subnets),
             imitates=self.imitation > 0,
         )
-        total = terms.total(self.weights, self.objective, imitation=self.imitation)
+        total = terms.total(weights, self.objective, imitation=self.imitation)
         return total, terms.detached()
 
     def figures(self, target: Assignments) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ RULES = (
         "earlier and later ones cannot be compared",
         "objective.intact_weight objective.dino objective.ibot objective.koleo"
         " objective.student_temperature objective.sinkhorn_iterations"
-        " slimmable.weights slimmable.imitation"
+        " slimmable.weights slimmable.imitation slimmable.slow_start"
         " distill.teacher_temperature distill.student_temperature distill.imitation"
         " crops.global_scale"
         " crops.local_count crops.local_size crops.local_scale augmentation.flip"

@@ -120,7 +120,14 @@ def schedules(recipe: Recipe, images: int) -> Schedules:
         momentum_end=schedule.momentum_end,
         temperature_start=schedule.teacher_temperature_start,
         temperature=schedule.teacher_temperature,
+        alone_steps=alone_steps(recipe, numbers.steps),
     )
+
+
+def alone_steps(recipe: Recipe, steps: int) -> int:
+    """At the start of so many steps, those in which the intact student learns alone."""
+    dspnet = recipe.objective.method == "dspnet"
+    return round(recipe.slimmable.slow_start * steps) if dspnet else 0
 
 
 def _evaluation_share(recipe: Recipe, images: int, images_per_epoch: int) -> float:
@@ -170,6 +177,8 @@ def _size_rows(recipe: Recipe, images: int) -> list[tuple[str, str]]:
 def _schedule_rows(recipe: Recipe, images: int) -> list[tuple[str, str]]:
     numbers, schedule = of(recipe, images), recipe.schedule
     end = schedules(recipe, images).at(numbers.steps - 1)
+    alone = alone_steps(recipe, numbers.steps)
+    smaller = f", smaller sizes at step {alone:,}" if alone else ""
     return [
         (
             "steps",
@@ -190,7 +199,7 @@ def _schedule_rows(recipe: Recipe, images: int) -> list[tuple[str, str]]:
         (
             "starts",
             f"prototypes at step {numbers.freeze_steps:,},"
-            f" iBOT at step {numbers.ibot_start_step:,}",
+            f" iBOT at step {numbers.ibot_start_step:,}{smaller}",
         ),
         ("precision", recipe.precision),
         ("checkpoint", _describe_checkpoints(recipe, numbers)),

@@ -6,7 +6,10 @@ from math import cos, pi
 
 @dataclass(frozen=True)
 class StepValues:
-    """The numbers of one step; `last_layer_factor` multiplies the prototypes' learning rate."""
+    """The numbers of one step; `last_layer_factor` multiplies the prototypes' learning rate.
+
+    all_sizes: whether smaller students learn beside the intact one.
+    """
 
     lr: float
     weight_decay: float
@@ -14,6 +17,7 @@ class StepValues:
     teacher_temperature: float
     last_layer_factor: float
     ibot_active: bool
+    all_sizes: bool = True
 
 
 def linear(step: int, steps: int, *, start: float, end: float) -> float:
@@ -66,6 +70,7 @@ class Schedules:
     momentum_end: float
     temperature_start: float
     temperature: float
+    alone_steps: int = 0  # at the start, of the intact student
 
     def at(self, step: int) -> StepValues:
         """The values of step `step` (from 0), in constant time."""
@@ -88,6 +93,7 @@ class Schedules:
             teacher_temperature=self.teacher_temperature(step),
             last_layer_factor=0.0 if step < self.freeze_steps else 1.0,
             ibot_active=step >= self.ibot_start_step,
+            all_sizes=step >= self.alone_steps,
         )
 
     def teacher_temperature(self, step: int) -> float:

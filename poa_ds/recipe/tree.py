@@ -63,6 +63,8 @@ class Slimmable:
     weights: Literal["equal", "poa", "slimclr"] = "equal"
     # of the others towards the intact one, beside the terms towards the teacher
     imitation: NotNegative = 0.0
+    # share of the run, from its start, in which the intact one learns alone
+    slow_start: Annotated[float, Bounds(0, 1, open_high=True)] = 0.0
 
 
 @dataclass(frozen=True)

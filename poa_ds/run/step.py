@@ -77,7 +77,8 @@ class Stepper:
         report = engine.step(update, finite=finite, stop=stop())
         if report.applied:
             self.state = state
-        sizes = [self.elastic(b.step, b.slot) for b in batches]
+        last = -1 if values.all_sizes else 0
+        sizes = [method.sizes(b.step, b.slot)[last] for b in batches]
         if not report.finite:
             self._name_the_culprit(batches, sizes, by_name, report.gradient_norms)
         means = {name: slots.mean() for name, slots in by_name.items()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from poa_ds.cli import main
+from poa_ds.data.batch import Batch
 from poa_ds.methods.method import method
 from poa_ds.methods.terms import slot_terms
 from poa_ds.model.space import Subnet
@@ -48,6 +49,50 @@ def test_one_listed_size_is_one_size_alone(weights: str) -> None:
     assert_the_same(one_step(recipe), one_step(as_method(recipe, "single")))
 
 
+def test_one_listed_size_is_a_slow_loop_over_views_patches_and_heads_in_float64() -> None:
+    objective = {"method": "dspnet", "koleo": 0.0, "dino": 0.7, "ibot": 1.3}
+    recipe = recipe_with(**tree(64, backbone__drop_path=0.0) | {"objective": objective})
+    own, batch = method(recipe), in_float64(made_batch(recipe, 9, 1))
+    networks = own.networks().double()
+    student = networks.student
+    values = derived.schedules(recipe, 10**6).at(9)
+    [target], _ = own.targets(networks, [batch], values, {})
+    total, _ = own.loss(networks, batch, target, values)
+    crops, masks = [batch.global_crops, batch.local_crops], [batch.masks, None]
+    [whole, small] = student.backbone.streams(crops, own.sizes(9, 1), masks)[0]
+    images, views, wanted = batch.size, 2 + recipe.crops.local_count, []
+    for head, prototypes in enumerate(recipe.heads.prototypes):
+
+        def said(token: Tensor, head: int = head) -> Tensor:
+            row, w = student.heads(token[None])[head]
+            return torch.log_softmax((row @ w.T)[0] / 0.1, 0)
+
+        targets = target.targets(head)
+        assert targets.global_cls.shape == (2, images, prototypes)
+        dino, ibot, patch = [], [], 0
+        for image in range(images):
+            for view in range(views):
+                tokens = (
+                    whole[view * images + image] if view < 2 else small[(view - 2) * images + image]
+                )
+                dino += [
+                    -(targets.global_cls[crop, image] * said(tokens[0])).sum()
+                    for crop in range(2)
+                    if crop != view
+                ]
+        for crop in range(2 * images):
+            places = [p for p in range(batch.masks.shape[1]) if batch.masks[crop, p]]
+            rows = []
+            for place in places:
+                rows.append(-(targets.patches[patch] * said(whole[crop, 1 + place])).sum())
+                patch += 1
+            ibot.append(torch.stack(rows).mean() if rows else torch.zeros(()))
+        wanted.append(0.7 * torch.stack(dino).mean() + 1.3 * torch.stack(ibot).mean())
+    slow = torch.stack(wanted).mean()
+    torch.testing.assert_close(total, slow, rtol=1e-12, atol=0)
+    assert_equal_gradients(student, total, slow)
+
+
 def test_two_sizes_with_poas_weights_are_poa_with_that_draw() -> None:
     recipe = recipe_with(**tree(32, 64, slimmable={"weights": "poa", "imitation": 1.0}))
     poa = as_method(recipe, "poa")
@@ -58,10 +103,7 @@ def test_two_sizes_with_poas_weights_are_poa_with_that_draw() -> None:
 def test_the_total_is_the_weighted_sum_of_each_size_alone_in_float64() -> None:
     recipe = recipe_with(**tree(32, 48, 64, backbone__drop_path=0.0, slimmable={"weights": "poa"}))
     own = method(recipe)
-    networks, made = own.networks().double(), made_batch(recipe, 9, 1)
-    batch = type(made).of(
-        made.global_crops.double(), made.local_crops.double(), made.masks, step=9, slot=1
-    )
+    networks, batch = own.networks().double(), in_float64(made_batch(recipe, 9, 1))
     values = derived.schedules(recipe, 10**6).at(9)
     [target], _ = own.targets(networks, [batch], values, {})
     total, _ = own.loss(networks, batch, target, values)
@@ -74,9 +116,21 @@ def test_the_total_is_the_weighted_sum_of_each_size_alone_in_float64() -> None:
         assert_nothing_beyond(size, share, parameters)
         wanted = wanted + share
     torch.testing.assert_close(total, wanted, rtol=1e-12, atol=0)
+    assert_equal_gradients(networks.student, total, wanted)
+
+
+def in_float64(made: Batch) -> Batch:
+    crops = made.global_crops.double(), made.local_crops.double()
+    batch = type(made).of(*crops, made.masks, step=made.step, slot=made.slot)
+    counts = made.masks.sum(1, keepdim=True).double().expand_as(made.masks)
+    return replace(batch, mask_weights=1 / counts[made.masks])
+
+
+def assert_equal_gradients(student: torch.nn.Module, one: Tensor, other: Tensor) -> None:
+    parameters = dict(student.named_parameters())
     names, tensors = list(parameters), list(parameters.values())
-    got, slow = (torch.autograd.grad(x, tensors, allow_unused=True) for x in (total, wanted))
-    for name, a, b in zip(names, got, slow, strict=True):
+    got, wanted = (torch.autograd.grad(x, tensors, allow_unused=True) for x in (one, other))
+    for name, a, b in zip(names, got, wanted, strict=True):
         if b is not None:
             apart = (a - b).norm() / b.norm().clamp_min(1e-30)
             # positions are resized in float32
@@ -90,6 +144,20 @@ def assert_nothing_beyond(size: Subnet, share: Tensor, parameters: dict[str, Ten
     hidden = 4 * size.width
     assert gradient[:hidden, : size.width].abs().sum() > 0
     assert not gradient[hidden:].any() and not gradient[:, size.width :].any()
+
+
+def test_at_a_slow_start_the_whole_network_learns_alone() -> None:
+    started = recipe_with(**tree(32, 48, 64, slimmable={"slow_start": 0.5}))
+    images = 10**6  # 20 steps
+    at = derived.schedules(started, images).at
+    assert [at(step).all_sizes for step in (0, 9, 10, 19)] == [False, False, True, True]
+    assert "smaller sizes at step 10" in derived.describe(started, images)
+    wanted = one_step(as_method(started, "single"))  # step 9
+    assert_the_same(one_step(started), wanted)
+    at_once = recipe_with(**tree(32, 48, 64))
+    assert one_step(at_once)[0].keys() > wanted[0].keys()
+    with pytest.raises(UsageError, match=r"slimmable.slow_start"):
+        recipe_with(**tree(32, 64, slimmable={"slow_start": 1.0}))
 
 
 def test_weights_by_hand() -> None:
@@ -133,9 +201,10 @@ def test_a_plan_counts_all_students(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
-    changed = tree(32, 48, 64)
+    changed = tree(32, 48, 64, slimmable={"slow_start": 0.05})  # the first of 20 steps
     one = launch(WORKER, 1, tmp_path / "one", stages=[0], steps=[0, 3], recipe=changed)["0"]
     two = launch(WORKER, 2, tmp_path / "two", stages=[2, 3], steps=[0, 3], recipe=changed)
+    assert [("elastic_dino" in r["terms"]) for r in one] == [False, True, True]
     for records in two.values():
         assert_same_run(records, one)
 
