@@ -27,19 +27,20 @@ class Seen:
 def see(network: nn.Module, images: Tensor) -> Seen:
     """Of a plain vision transformer; attention: of its last block, the mean of its heads."""
     kept: list[Tensor] = []
+    first = network.num_prefix_tokens  # the class token and registers
 
     def keep(attention: nn.Module, inputs: tuple[Tensor]) -> None:
         packed = attention.qkv(inputs[0]).unflatten(-1, (3, attention.heads, -1))
         q, k, _ = packed.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, 1 + N, D) each
         scores = q[:, :, :1] @ k.transpose(-1, -2) * k.shape[-1] ** -0.5
-        kept.append(scores.softmax(-1)[:, :, 0, 1:].mean(1))
+        kept.append(scores.softmax(-1)[:, :, 0, first:].mean(1))
 
     hook = network.blocks[-1].attn.register_forward_pre_hook(keep)
     try:
         tokens = network.forward_features(images)
     finally:
         hook.remove()
-    return Seen(tokens[:, 0], tokens[:, 1:], kept[0])
+    return Seen(tokens[:, 0], tokens[:, first:], kept[0])
 
 
 def scores(features: Tensor, count: int = COMPONENTS) -> Tensor:

@@ -193,7 +193,7 @@ def check(folder: Path, model: ElasticBackbone, subnet: Subnet, images: Tensor) 
     images: normalised float (B, 3, rows, columns).
     """
     wanted, network = model(images, subnet), reload(folder)
-    tokens = form.of(model.kind).tokens(network.forward_features(images))
+    tokens = form.of(model.kind).tokens(network.forward_features(images), model.shape)
     feature = network(images)  # what users call: the class feature alone
     return max((wanted - tokens).abs().max().item(), (wanted[:, 0] - feature).abs().max().item())
 

@@ -77,10 +77,10 @@ def _positions_of_any_size(vit: nn.Module, rows: Tensor, columns: Tensor) -> Ten
     """What the plain ViT's `positions` gives, as arithmetic that a trace keeps for all sizes."""
     side = vit.grid
     trained = (rows == side) & (columns == side)
-    table = vit.pos_embed[:, 1:].float().unflatten(1, (side, side))
+    table = vit.pos_embed[:, vit.placed :].float().unflatten(1, (side, side))
     down, across = (_bicubic(count, side, trained) for count in (rows, columns))
     table = torch.einsum("rs,ct,bstd->brcd", down, across, table).flatten(1, 2)
-    return torch.cat((vit.pos_embed[:, :1], table.to(vit.pos_embed.dtype)), dim=1)
+    return torch.cat((vit.pos_embed[:, : vit.placed], table.to(vit.pos_embed.dtype)), dim=1)
 
 
 def _bicubic(count: Tensor, side: int, trained: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Form(Protocol):
     def feature(self, features: Tensor) -> Tensor:
         """What the plain network's forward_features gives -> class features."""
 
-    def tokens(self, features: Tensor) -> Tensor:
+    def tokens(self, features: Tensor, shape: Shape) -> Tensor:
         """What the plain network's forward_features gives -> tokens of the elastic one."""
 
 

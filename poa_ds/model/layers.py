@@ -13,9 +13,9 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
+from poa_ds.model.shape import gated_units
 from poa_ds.system.transfer import send
 from poa_kernels.add_ln import Rows, add_norm_rows, add_rows, norm_rows
 from poa_kernels.attention import attention
@@ -252,6 +252,25 @@ class Mlp(nn.Module):
         return fc2(*[gelu(h, fc1.bias) for h in before], outs=widths)
 
 
+class SwiGlu(nn.Module):
+    """A gated MLP, silu(gate) x value. units: of the intact network; a slice has gated_units.
+
+    The rows of fc1 are stored unit by unit (unit, gate|value), so that a slice is a prefix.
+    """
+
+    def __init__(self, dim: int, units: int) -> None:
+        super().__init__()
+        self.dim, self.units = dim, units
+        self.fc1, self.fc2 = ElasticLinear(dim, 2 * units), ElasticLinear(units, dim)
+
+    def forward(self, *streams: Tensor) -> tuple[Tensor, ...]:
+        widths = [x.shape[-1] for x in streams]
+        units = [gated_units(self.units, self.dim, width) for width in widths]
+        both = self.fc1(*streams, outs=[2 * count for count in units])
+        pairs = [h.unflatten(-1, (-1, 2)).unbind(-1) for h in both]
+        return self.fc2(*[F.silu(gate) * value for gate, value in pairs], outs=widths)
+
+
 class Block(nn.Module):
     """A transformer block that all streams pass together.
 
@@ -262,12 +281,19 @@ class Block(nn.Module):
     linear: type[nn.Module] = ElasticLinear
 
     def __init__(
-        self, dim: int, head_dim: int, mlp_ratio: int, layer_scale: float, eps: float = 1e-6
+        self,
+        dim: int,
+        head_dim: int,
+        mlp_ratio: int,
+        layer_scale: float,
+        *,
+        eps: float,
+        swiglu: int = 0,
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = ElasticLayerNorm(dim, eps), ElasticLayerNorm(dim, eps)
         self.attn = Attention(dim, head_dim, self.linear)
-        self.mlp = Mlp(dim, mlp_ratio, self.linear)
+        self.mlp = SwiGlu(dim, swiglu) if swiglu else Mlp(dim, mlp_ratio, self.linear)
         self.ls1, self.ls2 = LayerScale(dim, layer_scale), LayerScale(dim, layer_scale)
 
     def forward(self, *streams: Tensor, plan: BlockPlan) -> tuple[Tensor, ...]:
@@ -314,13 +340,3 @@ def initialise(modules: Sequence[nn.Module], scheme: str) -> None:
             else:
                 nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-
-
-def head_major(qkv: Tensor, head_dim: int) -> Tensor:
-    """Rows (q|k|v, head, channel) -> (head, q|k|v, channel). Weight (3C, in) or bias (3C,)."""
-    return rearrange(qkv, "(q h d) ... -> (h q d) ...", q=3, d=head_dim).contiguous()
-
-
-def third_major(qkv: Tensor, head_dim: int) -> Tensor:
-    """The inverse of `head_major`."""
-    return rearrange(qkv, "(h q d) ... -> (q h d) ...", q=3, d=head_dim).contiguous()

@@ -41,6 +41,11 @@ class Backbone:
     patch_size: Count = 16
     head_dim: Count = 64  # of vit, tucker and swin, as are mlp_ratio and drop_path
     mlp_ratio: Count = 4
+    registers: CountOrNone = 0  # of vit: tokens that stand for no patch, left out of the features
+    norm_eps: Positive = 1e-6  # of vit
+    # of vit: units of the intact network's gated MLP (SwiGLU), in proportion those of a slice, in
+    # eights; 0: GELU and mlp_ratio
+    swiglu: CountOrNone = 0
     window: Annotated[int, Bounds(2)] = 7  # of swin
     norm_groups: Count = 32  # of resnet
     layer_scale: Positive = 1e-5  # of vit and tucker, as is residual

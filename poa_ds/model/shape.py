@@ -104,6 +104,23 @@ def heads_divide(options: Backbone) -> Iterator[str]:
         )
 
 
+def vit_parts(options: Backbone) -> list[str]:
+    """The keys of parts that only a ViT has, where they are not as in the published recipes."""
+    standard, keys = Backbone(), ("registers", "norm_eps", "swiglu")
+    return [key for key in keys if getattr(options, key) != getattr(standard, key)]
+
+
+def no_vit_parts(options: Backbone) -> Iterator[str]:
+    for key in vit_parts(options):
+        yield f"backbone.{key} is vit's: {options.name} takes no other, remove it"
+
+
+def gated_units(whole: int, widest: int, width: int) -> int:
+    """Units of the gated MLP of a slice: in proportion, rounded up to eights where it is none."""
+    units, rest = divmod(whole * width, widest)
+    return min(-(-whole * width // (8 * widest)) * 8, whole) if rest else units
+
+
 def no_template(options: Backbone) -> Iterator[str]:
     if options.template != Template():
         yield f"backbone.template is tucker's: {options.name} owns its matrices, remove it"

@@ -33,6 +33,7 @@ RULES = (
         "the parameters, or what they stand for, would be others",
         "backbone.name backbone.stages backbone.patch_size backbone.head_dim backbone.mlp_ratio"
         " backbone.window backbone.norm_groups backbone.input_scale backbone.width.max"
+        " backbone.registers backbone.norm_eps backbone.swiglu"
         " backbone.template.ranks"
         " backbone.widths backbone.depth.max"
         " heads.prototypes heads.hidden heads.bottleneck heads.layers heads.separate_ibot"

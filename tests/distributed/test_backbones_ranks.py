@@ -40,6 +40,16 @@ def test_two_ranks_of_zero_2_and_3_equal_one_process(kind: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_registers_and_gated_mlps_pass_every_stage(tmp_path: Path) -> None:
+    recipe = {"backbone__registers": 2, "backbone__swiglu": 88, "backbone__norm_eps": 1e-5}
+    one = launch(WORKER, 1, tmp_path / "one", stages=[0], steps=[0, 3], recipe=recipe)["0"]
+    two = launch(WORKER, 2, tmp_path / "two", stages=[1, 2, 3], steps=[0, 3], recipe=recipe)
+    assert one[0]["teacher"] != one[2]["teacher"]
+    for records in two.values():
+        assert_same_run(records, one)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_checkpoints_load_on_other_ranks_and_stages(kind: str, tmp_path: Path) -> None:
     recipe = {"backbone": BACKBONES[kind], "backbone__activation_checkpointing": True}

@@ -130,7 +130,7 @@ def test_an_onnx_file_of_dynamic_size_equals_the_elastic_network_at_any_size(
     for rows, columns in ((64, 64), (96, 96), (40, 40), (72, 48), (45, 59)):
         images = torch.randn(3, 3, rows, columns)
         wanted, tokens = model(images, subnet), network.forward_features(images)
-        found = form.of(kind).tokens(tokens)
+        found = form.of(kind).tokens(tokens, model.shape)
         assert found.shape == wanted.shape
         assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max(), (rows, columns)
         assert (network(images) - wanted[:, 0]).abs().max() < 1e-4 * wanted.abs().max()
@@ -208,7 +208,7 @@ def test_all_of_the_published_model_sizes_extract_exactly_in_float64() -> None:
             plain = found.module.Network(**arguments).double()
             plain.load_state_dict(state, strict=True)
             with torch.no_grad():
-                tokens = found.tokens(plain.forward_features(images))
+                tokens = found.tokens(plain.forward_features(images), model.shape)
             assert (tokens - model(images, subnet)).abs().max() < 1e-9, subnet
 
 

@@ -12,7 +12,7 @@ from poa_ds import cli
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.export import import_poa
 from poa_ds.model.heads import HeadBank
-from poa_ds.model.layers import head_major, third_major
+from poa_ds.model.row_orders import head_major, third_major
 from poa_ds.model.space import Subnet
 from poa_ds.model.vit.names import from_published, to_timm
 from poa_ds.system.errors import UserError
@@ -77,7 +77,7 @@ def test_names_of_timm_are_read_and_written() -> None:
     with torch.no_grad():
         difference = model(images, Subnet(192, 6)) - plain.eval().forward_features(images)
     assert difference.abs().max() < 1e-5
-    back = to_timm(ours, head_dim=32)
+    back = to_timm(ours, model.shape)
     assert back.keys() == state.keys() and all(torch.equal(back[n], state[n]) for n in state)
 
 

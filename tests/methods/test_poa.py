@@ -13,7 +13,7 @@ from poa_ds.methods import targets
 from poa_ds.methods.terms import Terms, slot_terms
 from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank
-from poa_ds.model.layers import third_major
+from poa_ds.model.row_orders import third_major
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit.names import from_published
 from poa_ds.model.vit.network import ElasticViT

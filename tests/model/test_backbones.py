@@ -16,9 +16,9 @@ from poa_ds.methods.terms import slot_terms
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.branch import Branch
 from poa_ds.model.heads import HeadBank
-from poa_ds.model.layers import third_major
 from poa_ds.model.resnet import names as resnet_names
 from poa_ds.model.resnet.network import ElasticResNet
+from poa_ds.model.row_orders import third_major
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin import names as swin_names
 from poa_ds.model.swin.network import ElasticSwin, position_major

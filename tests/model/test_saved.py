@@ -16,6 +16,11 @@ CASES = {
     "vit": {},
     "vit without stochastic depth": {"backbone__drop_path": 0.0},
     "vit, one resolution": {"crops__local_count": 0},
+    "vit with registers and SwiGLU": {
+        "backbone__registers": 3,
+        "backbone__swiglu": 88,
+        "backbone__norm_eps": 1e-5,
+    },
     "tucker": {"backbone": TUCKER},
     "swin": {"backbone": BACKBONES["swin"]},
     "swin without stochastic depth": {"backbone": BACKBONES["swin"] | {"drop_path": 0.0}},

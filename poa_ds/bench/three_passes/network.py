@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from poa_ds.model.backbone import DropPath, ElasticBackbone
 from poa_ds.model.layers import scale_inputs
+from poa_ds.model.shape import vit_parts
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.recipe import derived
 from poa_ds.recipe.backbone import backbone
@@ -273,7 +274,8 @@ class Network(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         name = recipe.backbone.name
-        self.backbone = PLAIN[name](recipe) if name in PLAIN else backbone(recipe)
+        plain = name in PLAIN and not vit_parts(recipe.backbone)
+        self.backbone = PLAIN[name](recipe) if plain else backbone(recipe)
         self.heads = HeadBank(recipe)
         self.ibot_heads = HeadBank(recipe) if recipe.heads.separate_ibot else None
         scale_inputs(self, recipe.backbone.input_scale)

@@ -162,7 +162,7 @@ class ResNetForm:
         return reduce(features, "n c r k -> n c", "mean")
 
     @staticmethod
-    def tokens(features: Tensor) -> Tensor:
+    def tokens(features: Tensor, shape: ResNetShape) -> Tensor:
         return pooled(rearrange(features, "n c r k -> n r k c"))
 
 

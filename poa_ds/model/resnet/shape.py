@@ -10,6 +10,7 @@ from poa_ds.model.shape import (
     Stages,
     map_sides,
     no_template,
+    no_vit_parts,
     spread_stages,
     stages_are_right,
     undivided,
@@ -54,7 +55,11 @@ class ResNetShape:
 
     @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
-        yield from (*stages_are_right(options, (0, 1, 2, 3)), *no_template(options))
+        yield from (
+            *stages_are_right(options, (0, 1, 2, 3)),
+            *no_template(options),
+            *no_vit_parts(options),
+        )
         if options.patch_size != ResNetShape.patch_size:
             yield f"backbone.patch_size {options.patch_size}: resnet's stem reduces by 4, write 4"
         for width in (*widths(options), widest(options) // 2):

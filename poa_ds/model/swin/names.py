@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poa_ds.model.backbone import pooled
 from poa_ds.model.form import backbone_part, blocks_of, stages_of
-from poa_ds.model.layers import head_major, third_major
+from poa_ds.model.row_orders import head_major, third_major
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin import plain
 from poa_ds.model.swin.network import ElasticSwin, channel_major, position_major
@@ -285,7 +285,7 @@ class SwinForm:
         return reduce(features, "n r k c -> n c", "mean")
 
     @staticmethod
-    def tokens(features: Tensor) -> Tensor:
+    def tokens(features: Tensor, shape: SwinShape) -> Tensor:
         return pooled(features)
 
 

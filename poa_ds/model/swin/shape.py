@@ -10,6 +10,7 @@ from poa_ds.model.shape import (
     heads_divide,
     map_sides,
     no_template,
+    no_vit_parts,
     spread_stages,
     stages_are_right,
     undivided,
@@ -57,7 +58,7 @@ class SwinShape:
 
     @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
-        yield from (*heads_divide(options), *no_template(options))
+        yield from (*heads_divide(options), *no_template(options), *no_vit_parts(options))
         yield from stages_are_right(options, (SwinShape.elastic,))
 
     def features(self, subnet: Subnet) -> int:

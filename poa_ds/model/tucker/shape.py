@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from poa_ds.model.options import Backbone, Range, Template
-from poa_ds.model.shape import heads_divide, widest
+from poa_ds.model.shape import heads_divide, no_vit_parts, widest
 from poa_ds.model.space import Depth
 from poa_ds.model.vit.shape import VitShape
 
@@ -49,7 +49,7 @@ class TuckerShape(VitShape):
 
     @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
-        yield from heads_divide(options)
+        yield from (*heads_divide(options), *no_vit_parts(options))
         if options.stages != Backbone().stages:
             yield "backbone.stages belongs to swin and resnet: tucker has backbone.depth"
         full = full_ranks(widest(options), options.depth.max, options.mlp_ratio)

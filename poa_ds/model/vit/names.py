@@ -6,14 +6,16 @@ elsewhere q|k|v first (q|k|v, head, channel).
 
 import re
 from collections.abc import Mapping
+from math import inf, nextafter
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from poa_ds.model.form import backbone_part, blocks_of
-from poa_ds.model.layers import head_major, third_major
 from poa_ds.model.options import Backbone
+from poa_ds.model.row_orders import gate_major, head_major, third_major, unit_major
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit import plain
 from poa_ds.model.vit.network import ElasticViT
@@ -21,9 +23,11 @@ from poa_ds.model.vit.shape import VitShape
 from poa_kernels.slices import alpha
 
 ARCHITECTURE = "vit_small_patch16_224"  # of timm; model_args override every number of it
+GATED = "vit_giant_patch14_dinov2"  # the same, with SwiGLU
+EPS = plain.EPS  # of timm's norms
 # (published pattern, ours): longest first where one contains another
 _BACKBONE = (
-    (r"^(cls_token|pos_embed|mask_token)$", r"embed.\1"),
+    (r"^(cls_token|pos_embed|reg_token|mask_token)$", r"embed.\1"),
     (r"^patch_embed\.proj\.", "embed.patch."),
     (r"\.(norm[12])\.norm\.", r".\1."),
     (r"^norm\.norm\.", "norm."),
@@ -62,13 +66,40 @@ def to_published(
     return theirs
 
 
-def to_timm(state: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
-    """Our ViT's state dict under the names and layout of timm and DINOv2."""
+def to_timm(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
+    """Our ViT's state dict under the names and layout of timm and DINOv2.
+
+    With registers the class token's position is part of it, as timm has it then.
+    """
     theirs: dict[str, Tensor] = {}
     for name, tensor in state.items():
         plain = name.replace("embed.patch.", "patch_embed.proj.", 1).removeprefix("embed.")
-        theirs[plain] = third_major(tensor, head_dim) if ".attn.qkv." in name else tensor
+        if ".attn.qkv." in name:
+            tensor = third_major(tensor, shape.head_dim)
+        elif ".mlp.fc1." in name and shape.swiglu:
+            tensor = gate_major(tensor)
+        theirs[plain] = tensor
+    if shape.registers:
+        own, positions = theirs["pos_embed"][:, :1], theirs["pos_embed"][:, 1:]
+        theirs |= {"cls_token": theirs["cls_token"] + own, "pos_embed": positions.contiguous()}
     return theirs
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """The ratio of which int(ratio * width) is `hidden`, as timm reads it."""
+    ratio = hidden / width
+    return ratio if int(ratio * width) == hidden else nextafter(ratio, inf)
+
+
+def from_timm(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
+    """The inverse of `to_timm`; with registers the class token's position is zero."""
+    ours = from_published(state, shape.head_dim)
+    for name in [name for name in ours if shape.swiglu and ".mlp.fc1." in name]:
+        ours[name] = unit_major(ours[name])
+    if shape.registers:
+        positions = ours["embed.pos_embed"]
+        ours["embed.pos_embed"] = F.pad(positions, (0, 0, 1, 0))
+    return ours
 
 
 class VitForm:
@@ -110,14 +141,16 @@ class VitForm:
     @staticmethod
     def extract(model: ElasticViT, subnet: Subnet, dtype: torch.dtype) -> dict[str, Tensor]:
         whole, width = model.space.intact.width, subnet.width
-        factor = alpha(whole, width, model.input_scale)
+        first, second = model.shape.hidden(width)
 
         def cut(name: str, tensor: Tensor) -> Tensor:
-            if name in ("embed.cls_token", "embed.pos_embed"):
+            if name in ("embed.cls_token", "embed.pos_embed", "embed.reg_token"):
                 return tensor[..., :width]
-            rows = len(tensor) * width // whole
+            rows = first if ".mlp.fc1." in name else len(tensor) * width // whole
             if tensor.ndim == 2:  # a linear layer
-                return tensor[:rows, : tensor.shape[1] * width // whole] * factor
+                columns = second if ".mlp.fc2." in name else width
+                factor = alpha(tensor.shape[1], columns, model.input_scale)
+                return tensor[:rows, :columns] * factor
             return tensor[:rows]
 
         place = {block: i for i, block in enumerate(model.members(subnet))}
@@ -132,44 +165,57 @@ class VitForm:
             exact = tensor if tensor.dtype == torch.float64 else tensor.float()
             if name != "embed.mask_token":
                 kept[name] = cut(name, exact).to("cpu", dtype).contiguous()
-        return to_timm(kept, model.head_dim)
+        return to_timm(kept, model.shape)
 
     @staticmethod
     def from_plain(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
-        return from_published(state, shape.head_dim)
+        return from_timm(state, shape)
 
     @staticmethod
     def arguments(
         shape: VitShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:
         layer_scale = any(name.endswith(".gamma") for name in state)
+        hidden, _ = shape.hidden(subnet.width)
+        extra: dict[str, Any] = {}
+        if shape.registers:
+            extra |= {"reg_tokens": shape.registers, "no_embed_class": True}
+        if shape.norm_eps != EPS:
+            extra["norm_eps"] = shape.norm_eps
+        if shape.swiglu:
+            extra["gated"] = True
         return ARCHITECTURE, {
             "img_size": shape.image_size,
             "patch_size": shape.patch_size,
             "embed_dim": subnet.width,
             "depth": subnet.depth,
             "num_heads": subnet.width // shape.head_dim,
-            "mlp_ratio": shape.mlp_ratio,
+            "mlp_ratio": _ratio(hidden, subnet.width) if shape.swiglu else shape.mlp_ratio,
             "init_values": shape.layer_scale if layer_scale else None,
+            **extra,
         }
 
     @classmethod
     def timm(
         cls, shape: VitShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-        return *cls.arguments(shape, subnet, state), dict(state)
+        name, arguments = cls.arguments(shape, subnet, state)
+        gated = arguments.pop("gated", False)  # timm's by the name of its network
+        return GATED if gated else name, arguments, dict(state)
 
     @staticmethod
     def not_timm(shape: VitShape, subnet: Subnet) -> str:
-        return ""
+        return f"its norms have an eps of {EPS:g}" if shape.norm_eps != EPS else ""
 
     @staticmethod
     def feature(features: Tensor) -> Tensor:
         return features[:, 0]
 
     @staticmethod
-    def tokens(features: Tensor) -> Tensor:
-        return features
+    def tokens(features: Tensor, shape: VitShape) -> Tensor:
+        if not shape.registers:
+            return features
+        return torch.cat((features[:, :1], features[:, 1 + shape.registers :]), dim=1)
 
 
 FORM = VitForm()

@@ -24,28 +24,35 @@ from poa_kernels.slices import wide
 
 
 class Embed(nn.Module):
-    """Images -> tokens: patch projection, mask token, class token, positions.
+    """Images -> tokens: patch projection, mask token, class token, registers, positions.
 
     Nothing here mixes channels after the projection, so one pass at full width serves every
     stream: a narrower one is a column prefix.
     """
 
-    def __init__(self, dim: int, image_size: int, patch_size: int) -> None:
+    def __init__(self, dim: int, image_size: int, patch_size: int, registers: int) -> None:
         super().__init__()
         self.patch = nn.Conv2d(3, dim, patch_size, stride=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        if registers:  # after the class token, without positions
+            self.reg_token = nn.Parameter(torch.zeros(1, registers, dim))
+        self.registers = registers
         self.grid = image_size // patch_size
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, dim))
 
     def forward(self, images: Tensor, masks: Tensor | None) -> Tensor:
-        """images (B, 3, S, S), masks (B, N) bool or None -> tokens (B, 1 + N, C)."""
+        """images (B, 3, S, S), masks (B, N) bool or None -> tokens (B, 1 + registers + N, C)."""
         x = self.patch(images.to(self.patch.weight.dtype))
         positions = self._positions(x.shape[-2], x.shape[-1])
         x = rearrange(x, "n c r k -> n (r k) c")
         if masks is not None:
             x = torch.where(masks.unsqueeze(-1), self.mask_token, x)
-        return torch.cat((repeat(self.cls_token, "1 1 c -> n 1 c", n=len(x)), x), dim=1) + positions
+        x = torch.cat((repeat(self.cls_token, "1 1 c -> n 1 c", n=len(x)), x), dim=1) + positions
+        if not self.registers:
+            return x
+        registers = repeat(self.reg_token, "1 r c -> n r c", n=len(x))
+        return torch.cat((x[:, :1], registers, x[:, 1:]), dim=1)
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         """(1, 1 + rows * columns, C): bicubic from the trained grid, in float32.
@@ -81,6 +88,9 @@ class ElasticViT(ElasticBackbone):
         head_dim: int = Backbone.head_dim,
         mlp_ratio: int = Backbone.mlp_ratio,
         layer_scale: float = Backbone.layer_scale,
+        registers: int = Backbone.registers,
+        norm_eps: float = Backbone.norm_eps,
+        swiglu: int = Backbone.swiglu,
         init: str = Backbone.init,
         residual: str = Backbone.residual,
         activation_checkpointing: bool = False,
@@ -94,17 +104,23 @@ class ElasticViT(ElasticBackbone):
             head_dim=head_dim,
             mlp_ratio=mlp_ratio,
             layer_scale=layer_scale,
+            registers=registers,
+            norm_eps=norm_eps,
+            swiglu=swiglu,
         )
         super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
         self.head_dim, self.residual = head_dim, residual
-        self.embed = Embed(dim, image_size, patch_size)
+        self.embed = Embed(dim, image_size, patch_size, registers)
         self.blocks = nn.ModuleList(
-            self.block(dim, head_dim, mlp_ratio, layer_scale) for _ in range(depth)
+            self.block(dim, head_dim, mlp_ratio, layer_scale, eps=norm_eps, swiglu=swiglu)
+            for _ in range(depth)
         )
-        self.norm = ElasticLayerNorm(dim, 1e-6)
+        self.norm = ElasticLayerNorm(dim, norm_eps)
         initialise(list(self.modules()), init)
         nn.init.trunc_normal_(self.embed.pos_embed, std=0.02)
         nn.init.normal_(self.embed.cls_token, std=1e-6)
+        if registers:
+            nn.init.normal_(self.embed.reg_token, std=1e-6)
 
     @classmethod
     def of(cls, options: Backbone, image_size: int, space: ElasticSpace) -> "ElasticViT":
@@ -115,6 +131,9 @@ class ElasticViT(ElasticBackbone):
             head_dim=options.head_dim,
             mlp_ratio=options.mlp_ratio,
             layer_scale=options.layer_scale,
+            registers=options.registers,
+            norm_eps=options.norm_eps,
+            swiglu=options.swiglu,
             init=options.init,
             residual=options.residual,
             activation_checkpointing=options.activation_checkpointing,
@@ -139,7 +158,10 @@ class ElasticViT(ElasticBackbone):
         return BlockPlan(layout, chosen, drops)
 
     def leave(self, streams: Streams, layout: Packing) -> list[list[Tensor]]:
-        return [layout.split(self.norm.finely(x)) for x in streams]
+        tokens = [layout.split(self.norm.finely(x)) for x in streams]
+        if not (registers := self.embed.registers):
+            return tokens
+        return [[torch.cat((t[:, :1], t[:, 1 + registers :]), 1) for t in of] for of in tokens]
 
     def draw_branches(
         self,
@@ -157,8 +179,12 @@ class ElasticViT(ElasticBackbone):
 
     def packing(self, crops: Sequence[Tensor]) -> Packing:
         """How the tokens of these crops will be packed."""
+        first = 1 + self.embed.registers
         return Packing(
-            tuple((len(images), 1 + (images.shape[-1] // self.patch_size) ** 2) for images in crops)
+            tuple(
+                (len(images), first + (images.shape[-1] // self.patch_size) ** 2)
+                for images in crops
+            )
         )
 
 

@@ -3,7 +3,9 @@
     from model import load
     network = load()                           # or load("folder")
     features = network(images)                 # (B, 3, S, S), normalised -> (B, C)
-    tokens = network.forward_features(images)  # -> (B, 1 + N, C), the class token first
+    tokens = network.forward_features(images)  # -> (B, 1 + N, C), the class token first; registers
+                                               # stand between: network.num_prefix_tokens tokens
+                                               # before those of patches
 
 Parameters and arguments have the names of timm. Away from the resolution of the training it
 resizes the position embedding as the training did, which timm does in another way.
@@ -43,6 +45,18 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class GatedMlp(nn.Module):
+    """SwiGLU; hidden: rows of fc1, the gates' before the values'."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden // 2, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(F.silu(gate) * value)
+
+
 class LayerScale(nn.Module):
     def __init__(self, dim: int, init: float) -> None:
         super().__init__()
@@ -53,14 +67,16 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, dim: int, heads: int, mlp_ratio: int, init_values: float | None) -> None:
+    def __init__(
+        self, dim: int, heads: int, mlp: nn.Module, init_values: float | None, eps: float
+    ) -> None:
         super().__init__()
 
         def scale() -> nn.Module:
             return nn.Identity() if init_values is None else LayerScale(dim, init_values)
 
-        self.norm1, self.norm2 = nn.LayerNorm(dim, EPS), nn.LayerNorm(dim, EPS)
-        self.attn, self.mlp = Attention(dim, heads), Mlp(dim, mlp_ratio * dim)
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps), nn.LayerNorm(dim, eps)
+        self.attn, self.mlp = Attention(dim, heads), mlp
         self.ls1, self.ls2 = scale(), scale()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +94,10 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(nn.Module):
-    """init_values: None = no LayerScale. img_size: of the training."""
+    """init_values: None = no LayerScale. img_size: of the training.
+
+    gated: SwiGLU. no_embed_class: the table of positions has none for the class token.
+    """
 
     def __init__(
         self,
@@ -88,37 +107,58 @@ class ViT(nn.Module):
         num_heads: int,
         img_size: int = 224,
         patch_size: int = 16,
-        mlp_ratio: int = 4,
+        mlp_ratio: float = 4,
         init_values: float | None = 1e-5,
+        reg_tokens: int = 0,
+        no_embed_class: bool = False,
+        norm_eps: float = EPS,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.grid = img_size // patch_size
         self.patch_embed = PatchEmbed(embed_dim, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, embed_dim))
+        self.reg_token = None
+        if reg_tokens:
+            self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim))
+        self.num_prefix_tokens, self.placed = 1 + reg_tokens, 0 if no_embed_class else 1
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.placed + self.grid**2, embed_dim))
+        mlp, hidden = GatedMlp if gated else Mlp, int(embed_dim * mlp_ratio)
         self.blocks = nn.Sequential(
-            *(Block(embed_dim, num_heads, mlp_ratio, init_values) for _ in range(depth))
+            *(
+                Block(embed_dim, num_heads, mlp(embed_dim, hidden), init_values, norm_eps)
+                for _ in range(depth)
+            )
         )
-        self.norm = nn.LayerNorm(embed_dim, EPS)
+        self.norm = nn.LayerNorm(embed_dim, norm_eps)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """(1, 1 + rows x columns, C): bicubic, in float32, with the offset of the training."""
+        """(1, placed + rows x columns, C): bicubic, in float32, with the offset of the training."""
         side = self.grid
         if rows == columns == side:
             return self.pos_embed
-        table = self.pos_embed[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        table = (
+            self.pos_embed[:, self.placed :].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        )
         scale = ((rows + 0.1) / side, (columns + 0.1) / side)
         table = F.interpolate(table, scale_factor=scale, mode="bicubic")
         table = table.permute(0, 2, 3, 1).flatten(1, 2).to(self.pos_embed.dtype)
-        return torch.cat((self.pos_embed[:, :1], table), dim=1)
+        return torch.cat((self.pos_embed[:, : self.placed], table), dim=1)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Normalised tokens (B, 1 + N, C), the class token first."""
+        """Normalised tokens (B, num_prefix_tokens + N, C), the class token first."""
         x = self.patch_embed(images)
         positions = self.positions(x.shape[2], x.shape[3])
         x = x.flatten(2).transpose(1, 2)
-        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
-        return self.norm(self.blocks(x + positions))
+        cls_token = self.cls_token.expand(x.shape[0], -1, -1)
+        if self.placed:
+            x = torch.cat((cls_token, x), dim=1) + positions
+            cls_token, x = x[:, :1], x[:, 1:]
+        else:
+            x = x + positions
+        if self.reg_token is not None:
+            x = torch.cat((self.reg_token.expand(x.shape[0], -1, -1), x), dim=1)
+        return self.norm(self.blocks(torch.cat((cls_token, x), dim=1)))
 
     def forward(self, images: Tensor) -> Tensor:
         """The class feature (B, C): the class token."""

@@ -3,6 +3,7 @@
 from poa_ds.model.options import Backbone
 from poa_ds.model.saved import FLOAT, ROW_NUMBER, Named, Saved, SavedBlock, Streams, added
 from poa_ds.model.space import spread
+from poa_ds.model.vit.shape import VitShape
 
 
 def computed(options: Backbone, sequences: int) -> float:
@@ -19,7 +20,9 @@ def residual(streams: Streams) -> int:
 def saved(streams: Streams) -> Saved:
     """Bytes that all streams keep."""
     options, b, r = streams.options, streams.bytes_per_number, residual(streams)
-    lengths = [(n, 1 + (side // options.patch_size) ** 2) for n, side in streams.crops]
+    lengths = [
+        (n, 1 + options.registers + (side // options.patch_size) ** 2) for n, side in streams.crops
+    ]
     rows = sum(n * tokens for n, tokens in lengths)
     some = sum(computed(options, n) * tokens for n, tokens in lengths)
     drops = options.drop_path > 0
@@ -45,11 +48,11 @@ def saved(streams: Streams) -> Saved:
 def _in_block(streams: Streams, c: int, rows: float) -> Named:
     """One block for one stream of width c on `rows` rows."""
     options, b, r = streams.options, streams.bytes_per_number, residual(streams)
-    hidden = options.mlp_ratio * c
+    first, second = VitShape.of(options, streams.image_size).hidden(c)
     return {
         "inputs of the norms": rows * (2 * c * r + 4 * FLOAT),
         "inputs of qkv and fc1": rows * 2 * c * b,
         "attention: q, k, v, result twice": rows * (5 * c * b + c // options.head_dim * FLOAT),
-        "MLP: before and after GELU": rows * 2 * hidden * b,
+        "MLP: before and after GELU": rows * (first + second * (2 if options.swiglu else 1)) * b,
         "results of both branches": rows * 2 * c * b,
     }

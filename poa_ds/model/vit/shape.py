@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from poa_ds.model.options import Backbone, Range
-from poa_ds.model.shape import heads_divide, no_template, undivided, values, widest
+from poa_ds.model.shape import gated_units, heads_divide, no_template, undivided, values, widest
 from poa_ds.model.space import Depth, ElasticSpace, Subnet, spread
 
 
@@ -19,6 +19,9 @@ class VitShape:
     head_dim: int
     mlp_ratio: int
     layer_scale: float
+    registers: int = 0
+    norm_eps: float = 1e-6
+    swiglu: int = 0
 
     @classmethod
     def of(cls, options: Backbone, image_size: int) -> "VitShape":
@@ -30,6 +33,9 @@ class VitShape:
             head_dim=options.head_dim,
             mlp_ratio=options.mlp_ratio,
             layer_scale=options.layer_scale,
+            registers=options.registers,
+            norm_eps=options.norm_eps,
+            swiglu=options.swiglu,
         )
 
     @staticmethod
@@ -63,18 +69,26 @@ class VitShape:
     def multiple(self) -> tuple[int, str]:
         return self.patch_size, f"backbone.patch_size {self.patch_size}"
 
+    def hidden(self, width: int) -> tuple[int, int]:
+        """Of a size's MLP: channels that leave its first layer, and that enter the second."""
+        if self.swiglu:
+            units = gated_units(self.swiglu, self.widest, width)
+            return 2 * units, units
+        return self.mlp_ratio * width, self.mlp_ratio * width
+
     def parameters(self, subnet: Subnet) -> int:
-        c, hidden = subnet.width, self.mlp_ratio * subnet.width
-        per_block = 4 * c * c + 2 * c * hidden + hidden + 5 * c + 4 * c + 2 * c
-        embed = c * (3 * self.patch_size**2 + 1) + c * (2 + self.grid(self.image_size) ** 2)
+        c, (first, second) = subnet.width, self.hidden(subnet.width)
+        per_block = 4 * c * c + c * (first + second) + first + 5 * c + 4 * c + 2 * c
+        tokens = 2 + self.registers + self.grid(self.image_size) ** 2
+        embed = c * (3 * self.patch_size**2 + 1) + c * tokens
         return embed + subnet.depth * per_block + 2 * c
 
     def flops(self, subnet: Subnet, image_size: int) -> float:
-        tokens = 1 + self.grid(image_size) ** 2
-        c = subnet.width
-        linear = (4 + 2 * self.mlp_ratio) * c * c * tokens
+        seen = self.grid(image_size) ** 2
+        tokens, c = 1 + self.registers + seen, subnet.width
+        linear = (4 * c + sum(self.hidden(c))) * c * tokens
         attention = 2 * tokens * tokens * c
-        patches = (tokens - 1) * c * 3 * self.patch_size**2
+        patches = seen * c * 3 * self.patch_size**2
         return 2.0 * (subnet.depth * (linear + attention) + patches)
 
     def making(self) -> float:

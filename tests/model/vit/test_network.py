@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from poa_ds.model.layers import Packing, draw_drops, third_major
+from poa_ds.model.layers import Packing, draw_drops
+from poa_ds.model.row_orders import third_major
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit.names import from_published
 from poa_ds.model.vit.network import ElasticViT

@@ -59,7 +59,7 @@ class BagForm:
         return features[:, 0]
 
     @staticmethod
-    def tokens(features: Tensor) -> Tensor:
+    def tokens(features: Tensor, shape: BagShape) -> Tensor:
         return features
 
 
