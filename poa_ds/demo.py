@@ -7,11 +7,12 @@ import argparse
 import os
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from poa_ds.system import lock, paths
+from poa_ds.system import lock, paths, terminal
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.processes import LOOK_SECONDS, Group, beside_python, free_port
@@ -128,5 +129,6 @@ def _call(program: str, *words: object, environment: Mapping[str, str] | None = 
         raise
     finally:
         group.signal(signal.SIGKILL)
+        terminal.restore(sys.stderr, os.environ)
     if status:
         raise UserError(f"the demo stops: {program} ended with status {status}, see above")

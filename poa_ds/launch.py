@@ -18,7 +18,7 @@ from types import FrameType
 from poa_ds import train
 from poa_ds.checkpoint import folders
 from poa_ds.run import exit_status, remote
-from poa_ds.system import limits, paths
+from poa_ds.system import limits, paths, terminal
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.processes import Group, beside_python, free_port
@@ -182,6 +182,7 @@ def _attempt(start: Start, asked: Asked) -> int:
             _await(record, asked)
     finally:
         group.signal(signal.SIGKILL)
+        terminal.restore(sys.stderr, os.environ)
     left = record()
     if asked.numbers:
         return _asked_status(asked, left)

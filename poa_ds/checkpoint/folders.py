@@ -48,7 +48,7 @@ def listed(root: Path) -> list[Path]:
         names = os.listdir(root)
     except OSError as error:
         raise UserError(f"{root} cannot be listed: {error.strerror}") from error
-    return sorted((root / name for name in names if re.fullmatch(r"step\d+", name)), key=_step)
+    return sorted((root / name for name in names if re.fullmatch(r"step\d+", name)), key=step_of)
 
 
 def newest(root: Path) -> Path | None:
@@ -60,7 +60,7 @@ def newest(root: Path) -> Path | None:
     return next(whole, None)
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step"))
 
 
@@ -193,7 +193,7 @@ def clean(root: Path) -> None:
 def discard(root: Path, folder: Path) -> None:
     """Remove what there is of a checkpoint that could not be completed."""
     # a disk that takes no writes may refuse this as well; the next start cleans up
-    shutil.rmtree(partial_of(root, _step(folder)), ignore_errors=True)
+    shutil.rmtree(partial_of(root, step_of(folder)), ignore_errors=True)
 
 
 def prune(root: Path, newest: Path, *, keep_last: int, keep_every_steps: int) -> None:
@@ -203,8 +203,8 @@ def prune(root: Path, newest: Path, *, keep_last: int, keep_every_steps: int) ->
     damaged, the run has gone back behind them and will replace them.
     """
     sound = 0
-    for folder in reversed([f for f in listed(root) if _step(f) <= _step(newest)]):
-        milestone = keep_every_steps and _step(folder) % keep_every_steps == 0
+    for folder in reversed([f for f in listed(root) if step_of(f) <= step_of(newest)]):
+        milestone = keep_every_steps and step_of(folder) % keep_every_steps == 0
         if sound >= keep_last and not milestone:
             going = _beside(folder, "gone")  # at once, so that none is ever half there
             folder.rename(going)

@@ -76,7 +76,7 @@ def after_an_error(folder: Path) -> str:
     done = _steps_done(files)
     if newest is None:
         return f"after step {done:,}: nothing is saved yet; the same command starts anew"
-    step = int(newest.name.removeprefix("step"))
+    step = folders.step_of(newest)
     again = f"; steps {step + 1:,} to {done:,} are taken again" if done > step else ""
     return "\n".join(
         [
@@ -203,11 +203,10 @@ def _commands(files: RunFolder, taken: Line) -> list[str]:
 
 
 def _report(files: RunFolder) -> list[str]:
-    page = files.path / "report.html"
-    if page.is_file():
-        return [f"report          {page}"]
-    run = shlex.quote(str(files.path))
-    return [f"report          poa-ds report {run} --out {shlex.quote(str(page))}"]
+    if files.report.is_file():
+        return [f"report          {files.report}"]
+    run, page = (shlex.quote(str(path)) for path in (files.path, files.report))
+    return [f"report          poa-ds report {run} --out {page}"]
 
 
 def _kept(files: RunFolder) -> list[str]:

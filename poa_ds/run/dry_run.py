@@ -5,6 +5,7 @@ from pathlib import Path
 from poa_ds.checkpoint.state import RunState
 from poa_ds.run import exit_status
 from poa_ds.run.journal import Journal
+from poa_ds.run.screen import Screen
 from poa_ds.run.setup import Setup
 from poa_ds.system.events import Events
 from poa_ds.system.run_folder import RunFolder
@@ -18,10 +19,8 @@ def dry_run(setup: Setup) -> int:
     state, tracker = RunState(), Tracker.silent(setup.recipe)
     events = Events(RunFolder(Path(setup.recipe.output_dir)).events, fresh=False, writes=False)
     batches = setup.batches(first_step=0)
-    with (
-        setup.closing(tracker),
-        Journal(setup, tracker, events, first_step=0, last_step=STEPS) as journal,
-    ):
+    journal = Journal(setup, tracker, events, Screen.nowhere(), last_step=STEPS)
+    with setup.closing(tracker):
         while state.step < STEPS:
             step = setup.step(state, batches, examine=journal.has_row(state.step + 1))
             journal.write(state, step)

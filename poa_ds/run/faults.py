@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from poa_ds.run import exit_status
-from poa_ds.system import last_words, limits
+from poa_ds.system import last_words, limits, terminal
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 
@@ -117,6 +117,7 @@ def taken_over(message: str) -> NoReturn:
 
 def leave(number: int) -> NoReturn:
     """End this process at once: no thread, loader process or lost connection holds it up."""
+    terminal.close_all()
     sys.stdout.flush()
     sys.stderr.flush()
     for child in multiprocessing.active_children():

@@ -1,15 +1,12 @@
 """What a run says of itself every `log_every` steps: a row of metrics, a line, and warnings."""
 
-import sys
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Self
 
 import torch
-from tqdm import tqdm
 
 from poa_ds.checkpoint.state import RunState
 from poa_ds.recipe import derived
+from poa_ds.run.screen import Screen
 from poa_ds.run.setup import Setup, Step
 from poa_ds.system import dist
 from poa_ds.system.console import say, tell
@@ -21,23 +18,23 @@ from poa_ds.track.tracker import Tracker
 
 
 class Journal:
-    """Writes to the tracker and to the terminal; every call on all ranks, inside of its context."""
+    """Writes to the tracker and to the terminal; every call on all ranks."""
 
     def __init__(
         self,
         setup: Setup,
         tracker: Tracker,
         events: Events,
+        screen: Screen,
         *,
-        first_step: int,
         last_step: int,
         earlier: Iterable[Row] = (),
     ) -> None:
         """earlier: the rows of a run that goes on; what was said of them is not said again."""
         self._recipe, self._engine, self._clock = setup.recipe, setup.engine, setup.clock
         self._space = derived.space(setup.recipe)
-        self._tracker, self._events = tracker, events
-        self._first_step, self._last_step = first_step, last_step
+        self._tracker, self._events, self._screen = tracker, events, screen
+        self._last_step = last_step
         self._numbers = setup.numbers
         self._alarms = Alarms(warmup_steps=setup.numbers.warmup_steps)
         for row in earlier:
@@ -51,7 +48,7 @@ class Journal:
 
     def write(self, state: RunState, step: Step) -> None:
         """The step that is done: its row, where it has one."""
-        self._bar.update()
+        self._screen.step(state.step)
         if not step.result.applied:
             self._events.append(state.step, "skipped", "not all numbers were finite")
         if not self.has_row(state.step):
@@ -66,22 +63,24 @@ class Journal:
             say(line)
         for notice in notices:
             self._events.append(notice.step, notice.kind, notice.text)
-        speed = figure(row["speed/images_per_second"])
-        self._bar.set_postfix_str(f"loss {row['loss/total']:.3f}, {speed} im/s")
         self._tracker.log(state.step, row)
-        if self._bar.disable:
-            loss, left = f"loss {row['loss/total']:.4f}", self._left(state.step)
-            tell(f"step {state.step:,}: {loss}, {speed} images/s{left}")
+        seconds, of_evaluations = self._left(state.step)
+        self._screen.row(
+            row | {"step": state.step},
+            seconds_left=seconds,
+            evaluation_seconds_left=of_evaluations,
+        )
+        if not self._screen.replaces_lines:
+            left = f", {duration(seconds)} left" if state.step < self._last_step else ""
+            tell(f"step {state.step:,}: {in_a_log(row)}{left}")
 
-    def _left(self, step: int) -> str:
-        """How long the run goes on, evaluations and checkpoints counted; empty at its end."""
-        if step == self._last_step:
-            return ""
+    def _left(self, step: int) -> tuple[float, float]:
+        """Seconds that the run goes on, evaluations and checkpoints counted; of evaluations."""
         # this step's own, where they are due, come after its line
         evaluations = self._numbers.evaluations_between(step - 1, self._last_step)
         saves = self._numbers.checkpoints_between(step - 1, self._last_step)
         seconds = self._clock.left(self._last_step - step, evaluations, saves)
-        return f", {duration(seconds)} left"
+        return seconds, evaluations * self._clock.evaluation_seconds
 
     def _row(self, state: RunState, step: Step) -> dict[str, float]:
         result, values = step.result, step.values
@@ -105,13 +104,15 @@ class Journal:
         scale = self._engine.loss_scale
         return row if scale is None else row | {"loss_scale": scale}
 
-    def __enter__(self) -> Self:
-        hidden = not (dist.is_main() and sys.stderr.isatty())
-        first, last = self._first_step, self._last_step
-        self._bar = tqdm(total=last, initial=first, desc="training", unit="step", disable=hidden)
-        return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
+def in_a_log(row: Row) -> str:
+    """What a log says of a row of metrics."""
+    norms = [x for name, x in row.items() if name.startswith("gradient_norm/")]
+    wait = 100 * row["speed/data_wait_ms"] / row["speed/step_ms"]
+    memory = row.get("memory/device_gib", row["memory/host_gib"])
+    return (
+        f"loss {row['loss/total']:.4f}, lr {row['schedule/lr']:.3g}, "
+        f"grad {' / '.join(f'{x:.2g}' for x in norms)}, "
+        f"{figure(row['speed/images_per_second'])} images/s, data wait {wait:.0f} %, "
+        f"memory {memory:.1f} GiB"
+    )

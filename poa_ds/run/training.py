@@ -12,10 +12,13 @@ What becomes of SIGTERM, SIGUSR1, SIGHUP, or the end of the launcher:
 """
 
 import json
+import os
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
+from poa_ds.checkpoint import folders
 from poa_ds.checkpoint.saver import Saver
 from poa_ds.checkpoint.state import RunState, snapshot
 from poa_ds.recipe import derived, load
@@ -24,7 +27,9 @@ from poa_ds.run.evaluations import Evaluations
 from poa_ds.run.journal import Journal
 from poa_ds.run.pages import Pages
 from poa_ds.run.resume import resume
+from poa_ds.run.screen import Screen
 from poa_ds.run.setup import CLOSING_SECONDS, Setup, Step
+from poa_ds.run.standing import Standing
 from poa_ds.system import dist
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
@@ -32,6 +37,7 @@ from poa_ds.system.events import Events
 from poa_ds.system.files import replace_text
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.stopping import Stopped
+from poa_ds.track.alarms import judged_from
 from poa_ds.track.metrics_file import read_rows
 from poa_ds.track.tracker import Tracker
 
@@ -63,15 +69,16 @@ class Training:
         self.evaluations = Evaluations(
             setup, self.tracker, first_step=first_step, between_batches=self._between_batches
         )
+        self.screen = self._screen(first_step)
         self.journal = self._journal(first_step)
         self.batches = setup.batches(self.state.step)
 
     def run(self) -> int:
         """All steps that are left; the exit status, STOPPED where all ranks agreed to stop."""
         with self.setup.closing(self.tracker), self.pages:
-            if self.evaluations.owes(self.state.step):
-                self.evaluate()
-            with self.journal:
+            with self.screen:
+                if self.evaluations.owes(self.state.step):
+                    self.evaluate()
                 while self.goes_on():
                     step = self.step()
                     self.check(step)
@@ -79,6 +86,8 @@ class Training:
                     if self.evaluation_is_due():
                         self.evaluate()
                     self.saver.poll()
+                    if self.saver.newest:
+                        self.screen.saved(folders.step_of(self.saver.newest))
                     if self.checkpoint_is_due():
                         self.save()
             return self.finish()
@@ -120,6 +129,8 @@ class Training:
         self.watchdog.beat(f"evaluation after step {self.state.step:,}", slow=True)
         try:
             self.evaluations.evaluate(self.state.step)
+            if self.evaluations.rows:
+                self.screen.evaluated(self.evaluations.rows[-1])
             self.pages.write()
         except Stopped:
             self.stopping = True
@@ -225,6 +236,26 @@ class Training:
             parameters={size: count(size) for size in sizes},
         )
 
+    def _screen(self, first_step: int | None) -> Screen:
+        recipe, rows = self.recipe, self.evaluations.rows
+        standing = Standing(
+            recipe.mlflow.run_name or self.output.path.absolute().name,
+            self.state.step,
+            self.numbers.steps,
+            knn=rows[-1] if rows else None,
+            report_k=recipe.evaluation.report_k,
+            sizes={name: str(size) for name, size in derived.space(recipe).names.items()},
+            saved=first_step,
+            judged_from=judged_from(self.numbers.warmup_steps),
+        )
+        return Screen(
+            standing,
+            self.output.report,
+            draws_there=dist.is_main(),
+            stream=sys.stderr,
+            environment=os.environ,
+        )
+
     def _journal(self, first_step: int | None) -> Journal:
         """A journal that knows the rows before this run's first step."""
         known = first_step is not None and dist.is_main()
@@ -232,7 +263,7 @@ class Training:
             self.setup,
             self.tracker,
             self.events,
-            first_step=self.state.step,
+            self.screen,
             last_step=self.numbers.steps,
             earlier=read_rows(self.output.metrics) if known else (),
         )

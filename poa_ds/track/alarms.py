@@ -47,6 +47,11 @@ WINDOW, FEWEST = 50, 10  # rows that a loss is compared with
 LEAST_DEVIATION = 0.01  # of the median: a loss that hardly moves has no deviation of its own
 
 
+def judged_from(warmup_steps: int) -> int:
+    """The first step at which signs of a collapse count."""
+    return max(warmup_steps, UNJUDGED_STEPS) + 1
+
+
 class LossWindow:
     """How far a loss is above the recent ones, in robust standard deviations."""
 
@@ -93,7 +98,7 @@ class Alarms:
 
     def __init__(self, *, warmup_steps: int) -> None:
         """At first only spikes count: networks begin with features that are all alike."""
-        self._unjudged_steps = max(warmup_steps, UNJUDGED_STEPS)
+        self._judged_from = judged_from(warmup_steps)
         self._losses = LossWindow()
         self._on: set[Sign] = set()
 
@@ -105,7 +110,7 @@ class Alarms:
         said = []
         for sign in SIGNS:
             value = {**row, **own}.get(sign.metric)
-            judged = sign.always or step > self._unjudged_steps
+            judged = sign.always or step >= self._judged_from
             if value is None or not math.isfinite(value) or not judged:
                 continue
             was_on = sign in self._on

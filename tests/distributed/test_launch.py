@@ -220,12 +220,13 @@ def test_a_terminal_that_closes_stops_the_run_saved(
         screen, terminal = pty.openpty()
     except OSError as error:
         pytest.skip(f"no terminals here: {error}")
-    termios.tcsetwinsize(terminal, (24, 100))  # no bar where there is no room for one
+    termios.tcsetwinsize(terminal, (24, 100))
     ends = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
-    first = subprocess.Popen(["setsid", "--ctty", *command], env=environment(), cwd=ROOT, **ends)
+    settings = environment() | {"TERM": "xterm"}
+    first = subprocess.Popen(["setsid", "--ctty", *command], env=settings, cwd=ROOT, **ends)
     os.close(terminal)
     said = b""
-    while not re.search(rb"[2-9]/100 ", said):  # the bar of a terminal
+    while not re.search(rb"[2-9]/100 ", said):  # the lines at its foot
         said += os.read(screen, 4096)
     os.close(screen)
     first.wait(timeout=PATIENCE_SECONDS)

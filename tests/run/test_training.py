@@ -133,8 +133,9 @@ def test_a_log_tells_rate_time_left_and_that_the_first_evaluation_begins(
         saved = [save[s] for s in SAVES if s < step][-1:]
         to_come += sum(saved) * sum(s >= step for s in SAVES)
         left = duration((12 - step) * usual + to_come)
-        assert re.fullmatch(rf"step {step}: loss [\d.]+, [\d.,]+ images/s, {left} left", line), line
-    assert lines[-1].endswith("images/s")
+        assert line.startswith(f"step {step}: loss") and line.endswith(f" GiB, {left} left"), line
+        assert re.search(r", lr [\d.e-]+, grad [\d.]+ / [\d.]+, [\d.,]+ images/s, data wait", line)
+    assert lines[-1].endswith("GiB") and "\x1b" not in printed
 
 
 def test_a_finished_run_says_so_and_changes_nothing(whole: tuple[Path, str], shards: Path) -> None:
