@@ -148,6 +148,11 @@ COMMANDS = {
         run="convert",
         arguments="add_convert_arguments",
     ),
+    "mlflow": Command(
+        "poa_ds.track.mlflow_ui",
+        "MLflow's pages of a run, by a link that lands on the curves of all its sizes",
+        "poa-ds mlflow runs/photos --port 5001",
+    ),
     "mlflow-sync": Command(
         "poa_ds.track.mlflow_sync",
         "bring into MLflow what a run's folder has and the store lacks; nothing comes twice",

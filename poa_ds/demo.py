@@ -74,8 +74,7 @@ def _report(out: Path, model: Path) -> None:
     plots.save(plots.heat_map(last, title=title), out / "heat_map.png")
     gains = {size: value - floors.random[size] for size, value in last.items()}
     least, most = (pick(gains, key=gains.__getitem__) for pick in (min, max))
-    store = f"sqlite:///{RunFolder(out.resolve()).mlflow_store}"
-    mlflow = shlex.join([str(beside_python("mlflow")), "ui", "--backend-store-uri", store])
+    mlflow = shlex.join([str(beside_python("poa-ds")), "mlflow", str(out)])
     tell(
         f"""
 {len(last)} sizes from one run. Their k-NN top-1: {min(last.values()):.1f} to \
@@ -87,9 +86,7 @@ the curves of every size, with both floors   {out / "curves.png"}
 the last accuracies over width and depth     {out / "heat_map.png"}
 one size as a timm model                     {model}
 the run: recipe, metrics, checkpoints, ...   {out}
-the curves in the browser: experiment photos, Chart view; open the run (+), and choose "Show all
-runs" at the eye above it (MLflow shows 10 of them otherwise): the chart knn_top1 has every size
-  {mlflow}"""
+the curves of every size in MLflow           {mlflow}"""
     )
 
 

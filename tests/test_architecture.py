@@ -37,7 +37,7 @@ PROGRAMS = {"train", "launch", "demo", "cli"}  # the modules that stand in poa_d
 # libraries that are slow to import, that change often, or that not every machine has
 IMPORTERS = {
     "deepspeed": {"poa_ds.engine.engine"},
-    "mlflow": {"poa_ds.track.mlflow_store"},
+    "mlflow": {"poa_ds.track.mlflow_client"},
     "plotly": {"poa_ds.report.page"},
     "webdataset": {"poa_ds.data.stream"},
     "triton": {"poa_kernels"},

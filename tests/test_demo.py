@@ -59,7 +59,7 @@ def test_an_interrupted_demo_leaves_no_process_continues_and_learns(tmp_path: Pa
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(out) in str(p.info["cmdline"])]
 
     text = finish(start(out))
-    assert "continues at step" in text and "mlflow ui --backend-store-uri sqlite:///" in text
+    assert "continues at step" in text and f"poa-ds mlflow {out}" in text
     page = RunFolder(out).report
     assert f"one page for the browser, with all of it     {page}" in text and page.is_file()
     over_random, over_pixels = gains(out)

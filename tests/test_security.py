@@ -7,7 +7,7 @@ from poa_ds.data.image.opening import FORMATS, LARGEST, REDUCED_BYTES
 from poa_ds.data.store import fetch
 from poa_ds.data.store.remote import MANIFEST_BYTES
 from poa_ds.run.remote import CARRIED
-from poa_ds.track.mlflow_store import ENVIRONMENT
+from poa_ds.track.mlflow_client import ENVIRONMENT
 from tests.test_architecture import ROOT, imports, modules
 
 TEXT = (ROOT / "docs" / "security.md").read_text()

@@ -98,6 +98,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def answers(port: int) -> bool:
+    """Whether a program of this machine takes connections at that port."""
+    with socket.socket() as probe:
+        probe.settimeout(LOOK_SECONDS)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def beside_python(program: str) -> Path:
     """The program of this environment, relative to here where that is shorter to type."""
     path = Path(sys.executable).parent / program

@@ -1,15 +1,10 @@
 """One training run in an MLflow store: the run, a run for each size, points, pictures, files.
 
-Every call may take seconds and may raise, and may be made again then: nothing comes twice. The only
-importer of mlflow, and only when a store is opened.
+Every call may take seconds and may raise, and may be made again then: nothing comes twice.
 """
 
-import logging
-import os
 import re
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +12,13 @@ from typing import Any, Literal
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.console import say
-from poa_ds.system.files import publish
-from poa_ds.system.lock import alone
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import flat, plain
 from poa_ds.track import mlflow_ids
-from poa_ds.track.destination import SQLITE, Destination
+from poa_ds.track.destination import Destination
 from poa_ds.track.logged_points import AllSteps, LastSteps
 from poa_ds.track.metrics_file import rows_after, split_by_size, values_of
+from poa_ds.track.mlflow_client import connect
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 RUN_TAG = "poa_run"  # has `key` of the ids: the run is found by it where the ids do not help
@@ -32,23 +26,6 @@ RUN_TAG = "poa_run"  # has `key` of the ids: the run is found by it where the id
 # MLflow's limits for one log_batch call
 MOST_METRICS, MOST_PARAMS, LONGEST_PARAM = 1000, 100, 6000
 ROWS_AT_A_TIME = 200
-# few retries, short time-outs: MLflow's own would hold on to a dead server for minutes per call
-ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-
-# A fork (data loader workers) in the middle of an import leaves that module's lock taken for ever
-# in the child, so forks wait for the import of mlflow.
-IMPORTING = threading.RLock()
-os.register_at_fork(
-    before=IMPORTING.acquire,
-    after_in_parent=IMPORTING.release,
-    after_in_child=IMPORTING.release,
-)
 
 
 def open_store(
@@ -62,21 +39,7 @@ def open_store(
     keeps_ids: bool = True,
 ) -> "MlflowStore":
     """The store at a place, mlflow being imported on the way; see MlflowStore for the rest."""
-    uri, credentials = place.connection()
-    os.environ.update(credentials)
-    with IMPORTING:
-        import PIL.Image  # noqa: F401 - mlflow would import it later
-        from mlflow import MlflowClient, entities
-
-    # what goes wrong is raised, and said in one line; they would print tracebacks and retries
-    for name in ("mlflow", "urllib3"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    file = place.file
-    # of two that make a database at once one fails, and may leave it half made for good
-    with alone(file.with_name(f".{file.name}.lock")) if file else nullcontext():
-        if file and not file.exists():
-            _make(file)
-        client = MlflowClient(uri)
+    client, entities = connect(place, makes=True)
     return MlflowStore(
         client,
         entities,
@@ -88,20 +51,6 @@ def open_store(
         mode=mode,
         keeps_ids=keeps_ids,
     )
-
-
-def _make(file: Path) -> None:
-    """A new database: one that a kill left half made would never become whole."""
-    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    making = file.with_name(f".{file.name}.making")
-    for leftover in (making, making.with_name(f"{making.name}-journal")):
-        leftover.unlink(missing_ok=True)
-    store = SqlAlchemyStore(f"{SQLITE}{making}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
-    store.engine.dispose()
-    with open(making, "rb") as whole:
-        publish(whole, file)
 
 
 class MlflowStore:

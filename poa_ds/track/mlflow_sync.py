@@ -17,7 +17,6 @@ from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
-from poa_ds.system.addresses import without_passwords
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.json_text import parse_object
@@ -26,6 +25,7 @@ from poa_ds.system.progress import progress
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.track import metrics_file, mlflow_ids, mlflow_store, tracker
 from poa_ds.track.destination import Destination, destination
+from poa_ds.track.mlflow_client import failure, set_environment
 from poa_ds.track.mlflow_store import MlflowStore
 
 
@@ -60,9 +60,8 @@ class Added:
 def run(args: argparse.Namespace) -> int:
     """Fill the store; the exit status."""
     folder = args.folder.resolve()
-    recipe, rows = _recipe(args.folder), _rows(args.folder)
-    for name, value in mlflow_store.ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    recipe, rows = recipe_of(args.folder), _rows(args.folder)
+    set_environment()
     place = destination(recipe, folder, os.environ, elsewhere=args.uri)
     own = args.uri in ("", recipe.mlflow.uri)
     with alone(folder):  # two would make each run, table and picture twice
@@ -88,14 +87,9 @@ def _sync(
         added = _fill(store, recipe, named, rows)
         if _is_complete(folder, rows):
             store.close("FINISHED", rows[-1]["time"])
-    except UserError:
-        raise
-    except ImportError as error:
-        raise UserError(f"mlflow is not installed here: {error}") from error
     except Exception as error:  # MLflow's and its libraries' own, of many kinds
-        cause = without_passwords(" ".join(f"{type(error).__name__}: {error}".split()))[:400]
         again = "what is there stays, the same command goes on"
-        raise UserError(f"MLflow at {place.uri} failed ({again}): {cause}") from error
+        raise failure(error, place, again) from error
     children = len(ids["children"])
     tell(f"added {added}; run {ids['run']} and {children} runs of sizes, {place.experiment}")
 
@@ -126,7 +120,8 @@ def _evaluations(rows: list[metrics_file.Row]) -> Iterator[tuple[int, dict[Subne
             yield row["step"], {size: points[0][1] for size, points in curves.items()}
 
 
-def _recipe(folder: Path) -> Recipe:
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe that the run keeps. UserError: it is none."""
     path = RunFolder(folder).recipe
     if not path.is_file():
         raise UserError(f"{path} is absent: {folder} is no output directory of a run")

@@ -22,7 +22,8 @@ from poa_ds.system.run_folder import RunFolder
 from poa_ds.track import mlflow_ids
 from poa_ds.track.destination import destination
 from poa_ds.track.metrics_file import Floors, MetricsFile, Row, knn_values, read_rows, values_of
-from poa_ds.track.mlflow_store import ENVIRONMENT, IMPORTING, MlflowStore, Status, open_store
+from poa_ds.track.mlflow_client import IMPORTING, set_environment
+from poa_ds.track.mlflow_store import MlflowStore, Status, open_store
 
 FINAL_ERRORS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
@@ -199,8 +200,7 @@ def _in_background(
     mode: Literal["new", "resume"],
 ) -> Background[MlflowStore]:
     """The thread that talks to MLflow. What it hears of ids it notes in `ids`."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     folder = output_dir.resolve()
     place = destination(recipe, folder, os.environ)
     background = Background(

@@ -18,7 +18,7 @@ import pytest
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Mlflow, Recipe
 from poa_ds.system.errors import UserError
-from poa_ds.track import mlflow_store
+from poa_ds.track import mlflow_client
 from poa_ds.track.metrics_file import Floors, read_rows
 from poa_ds.track.tracker import Tracker
 
@@ -289,7 +289,7 @@ def test_a_fork_waits_for_the_import_of_mlflow() -> None:
     held = threading.Event()
 
     def importing() -> None:
-        with mlflow_store.IMPORTING:
+        with mlflow_client.IMPORTING:
             held.set()
             time.sleep(0.3)
 
