@@ -114,6 +114,11 @@ COMMANDS = {
         "one page about runs, to open in a browser: choose a size, see how the training went",
         "poa-ds report runs/photos --out report.html",
     ),
+    "compare": Command(
+        "poa_ds.bench.compare.command",
+        "runs side by side: each size's k-NN and cost, who is ahead where, a picture",
+        "poa-ds compare runs/photos runs/photos_dspnet --by images --out compared.png",
+    ),
     "extract": Command(
         "poa_ds.export.extract",
         "one size as a model of its own",

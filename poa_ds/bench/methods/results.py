@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from poa_ds.bench import cost
 from poa_ds.bench.methods.runs import Run
 from poa_ds.evaluate import results
 from poa_ds.system.errors import UserError
 from poa_ds.system.run_folder import RunFolder
-from poa_ds.track import metrics_file
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,6 @@ def _result(done: Sequence[Run], *, whole: bool) -> Result:
         len(done),
         sum(run.images for run in done),
         sum(run.flops() or 0.0 for run in done),
-        sum(map(seconds, done)),
+        sum(max(cost.seconds(RunFolder(r.folder).metrics).values(), default=0.0) for r in done),
         whole,
     )
-
-
-def seconds(run: Run) -> float:
-    """Of all steps that were logged, waiting for data included, evaluations and saves not."""
-    found, before = 0.0, 0
-    for row in metrics_file.read_rows(RunFolder(run.folder).metrics):
-        if "speed/step_ms" in row:
-            found += (row["step"] - before) * row["speed/step_ms"] / 1000
-            before = row["step"]
-    return found

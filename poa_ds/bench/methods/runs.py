@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from poa_ds.bench import cost
 from poa_ds.bench.methods.table import Table, Variant
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
@@ -13,7 +13,6 @@ from poa_ds.recipe.twin import twin
 from poa_ds.run import exit_status
 from poa_ds.system.errors import UsageError
 from poa_ds.system.run_folder import RunFolder
-from poa_ds.system.typed_yaml import parse
 
 Equal = Literal["images", "flops"]
 # of every run: what MLflow and the page would show is in the table
@@ -52,7 +51,7 @@ class Run:
     @property
     def images(self) -> int:
         """How many it learns from, seen again ones counted again."""
-        return self.steps * self.recipe.batch.slots * self.recipe.batch.images_per_slot
+        return self.steps * cost.images_per_step(self.recipe)
 
     @property
     def done(self) -> bool:
@@ -64,20 +63,7 @@ class Run:
         """Counted, two per multiply-add, without evaluations; None as long as its teacher lacks."""
         if self.teacher and not RunFolder(Path(self.recipe.distill.teacher)).teachers.is_dir():
             return None
-        return self.steps * _flops_per_step(replace(self.recipe, output_dir="", seed=0))
-
-
-@cache
-def _of_step(text: str) -> float:
-    from poa_ds.plan import step_time  # torch: seconds, which --help does without
-
-    recipe = load.kept(parse(text, source="a recipe"))
-    mean = step_time.draws(recipe, recipe.draws, 1).mean
-    return recipe.batch.slots * step_time.work(recipe).flops(mean)
-
-
-def _flops_per_step(recipe: Recipe) -> float:
-    return _of_step(load.to_yaml(recipe))
+        return self.steps * cost.flops_per_step(self.recipe)
 
 
 def plan(table: Table, settings: Settings) -> list[Run]:

@@ -1,0 +1,47 @@
+"""What a training has cost by a step: images, counted operations, seconds of its steps."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from poa_ds.recipe import load
+from poa_ds.recipe.tree import Recipe
+from poa_ds.system.typed_yaml import parse
+from poa_ds.track import metrics_file
+
+
+def images_per_step(recipe: Recipe) -> int:
+    """Of all slots."""
+    return recipe.batch.slots * recipe.batch.images_per_slot
+
+
+def flops_per_step(recipe: Recipe) -> float:
+    """Counted, two per multiply-add, the mean over the sizes that are drawn.
+
+    UserError: the recipe's teacher, whose forward passes count, is not there.
+    """
+    return _counted(load.to_yaml(replace(recipe, output_dir="", seed=0)))
+
+
+@cache
+def _counted(text: str) -> float:
+    from poa_ds.plan import step_time  # torch: seconds, which --help does without
+
+    recipe = load.kept(parse(text, source="a recipe"))
+    mean = step_time.draws(recipe, recipe.draws, 1).mean
+    return recipe.batch.slots * step_time.work(recipe).flops(mean)
+
+
+def seconds(path: Path) -> Mapping[int, float]:
+    """Logged step of a metrics.jsonl -> time of all steps up to it, waiting for data included.
+
+    Evaluations and saves are not in it, nor the time between a stop and its continuation.
+    """
+    found, total, before = {}, 0.0, 0
+    for row in metrics_file.read_rows(path) if path.is_file() else ():
+        if "speed/step_ms" in row:
+            total += (row["step"] - before) * row["speed/step_ms"] / 1000
+            before = row["step"]
+            found[before] = total
+    return found
