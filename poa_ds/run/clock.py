@@ -24,6 +24,7 @@ class Clock:
         self.images_per_step = images_per_step
         self.seconds: list[float] = []
         self.evaluation_seconds = self.save_seconds = 0.0  # that the last one held up the steps
+        self._save_is_new = False  # no row has it yet
         self._recent: deque[float] = deque(maxlen=RECENT_ROWS)  # seconds of a step
         self.slow: bool | None = None  # whether data came too slowly; None: before the first row
         self.restart()
@@ -44,6 +45,10 @@ class Clock:
         self.steps += 1
         self.seconds.append(time.perf_counter())
 
+    def saved(self, seconds: float) -> None:
+        """A checkpoint held up the steps so long; the next row has it."""
+        self.save_seconds, self._save_is_new = seconds, True
+
     def take(self) -> dict[str, float]:
         """The figures since the last call."""
         elapsed, steps = time.perf_counter() - self.started, max(self.steps, 1)
@@ -55,6 +60,8 @@ class Clock:
         }
         if torch.cuda.is_available():
             row["memory/device_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if self._save_is_new:
+            row["speed/save_seconds"], self._save_is_new = self.save_seconds, False
         self._recent.append(elapsed / steps)
         self.restart()
         return row

@@ -155,8 +155,7 @@ class Training:
             copied=self.saver.background,
         )
         self.saver.begin(taken)
-        seconds = self.setup.clock.save_seconds = time.perf_counter() - start
-        self.tracker.log(self.state.step, {"speed/save_seconds": seconds})
+        self.setup.clock.saved(time.perf_counter() - start)
         self.setup.clock.restart()
         self._agree_to_stop()
 

@@ -43,3 +43,10 @@ def test_the_time_left_is_that_of_the_usual_step_and_of_the_last_evaluation_and_
         clock.recall(row | {"step": 1})
     clock.recall({"step": 2, "speed/evaluation_seconds": 30.0})
     assert clock.left(50, 2, 3) == 175
+
+
+def test_the_row_after_a_save_has_its_seconds() -> None:
+    clock = Clock(images_per_step=1)
+    clock.saved(8.0)
+    first, second = clock.take(), clock.take()
+    assert first["speed/save_seconds"] == 8 and "speed/save_seconds" not in second
