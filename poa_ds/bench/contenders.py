@@ -24,7 +24,7 @@ from poa_ds.data.batch import Batch
 from poa_ds.data.spec import batch_spec
 from poa_ds.data.store.order import MASKS, keyed
 from poa_ds.engine import engine
-from poa_ds.methods.poa import Poa
+from poa_ds.methods.method import Method, method
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.recipe import derived
 from poa_ds.recipe.schedules import StepValues
@@ -73,8 +73,26 @@ class Job:
 
     def sizes(self, number: int) -> tuple[tuple[Subnet, ...], ...]:
         """The students of each slot of one step."""
-        draws = Poa(self.recipe, self.space).sizes
-        return tuple(draws(number, slot) for slot in range(self.recipe.batch.slots))
+        sizes = self.method().sizes
+        return tuple(sizes(number, slot) for slot in range(self.recipe.batch.slots))
+
+    def method(self) -> Method:
+        """The recipe's, newly made; one that draws sizes draws the given one."""
+        found = method(self.recipe)
+        if self.size is not None:
+            found.space = self.space
+        return found
+
+    @property
+    def drawn(self) -> str:
+        """Which students learn, in words."""
+        found = {self.sizes(number) for number in range(16)}
+        if self.size is None and len(found) > 1:
+            return "elastic size as drawn"
+        first, *others = found.pop()[0]
+        if len(others) > 1:
+            return f"sizes {', '.join(map(str, (first, *others)))}"
+        return f"elastic size {others[0]}" if others else f"size {first}"
 
     def values(self) -> StepValues:
         """Those of the middle of the run, everything switched on."""
@@ -129,8 +147,8 @@ class ProcessMemory:
 
 def build(kind: Kind, job: Job) -> Step:
     """The contender's step: (batches of all slots, values) -> (loss, gradient norms)."""
-    method = Poa(job.recipe, job.space)
-    networks = method.networks()
+    own = job.method()
+    networks = own.networks()
     if kind == "three passes":
         return ThreePasses(job.recipe, job.space, networks.student.state_dict(), job.device).step
     if kind == "ours":
@@ -139,7 +157,7 @@ def build(kind: Kind, job: Job) -> Step:
         mode = "triton" if kind == "triton" else "reference"
         dispatch.select(mode, job.device, compiled=kind == "compiled")
     trained = engine.Engine(networks, job.recipe.optimizer, job.ds_config)
-    stepper = Stepper(job.recipe, trained, method)
+    stepper = Stepper(job.recipe, trained, own)
 
     def ours(batches: Sequence[Batch], values: StepValues) -> tuple[Tensor, dict]:
         result = stepper.step(batches, values)

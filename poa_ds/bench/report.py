@@ -107,8 +107,8 @@ class Report:
         return "\n".join(
             [
                 f"one training step: {self.arguments}",
-                f"slots {batch.slots}, images per slot {batch.images_per_slot}, elastic size "
-                f"{self.job.size or 'as drawn'}, {self.job.recipe.precision}, "
+                f"slots {batch.slots}, images per slot {batch.images_per_slot}, {self.job.drawn}, "
+                f"{self.job.recipe.precision}, "
                 f"LayerScale {self.job.recipe.backbone.layer_scale:g}; "
                 f"{len(first.steps)} steps of each, {order}",
                 f"{m.processor}, cores {m.cores}, threads {m.threads}, load {m.load:.1f}; "

@@ -21,7 +21,7 @@ from poa_ds.bench import report as bench_report
 from poa_ds.bench.contenders import Contender, Job, Kind, Sample
 from poa_ds.bench.report import Report, Result
 from poa_ds.engine import engine
-from poa_ds.recipe import derived, ds_json, load
+from poa_ds.recipe import checks, derived, ds_json, load
 from poa_ds.system import files, paths, rendezvous
 from poa_ds.system.arguments import count
 from poa_ds.system.console import say, tell
@@ -62,10 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--against",
-        default="three passes",
         metavar="NAMES",
-        help="which ways beside ours: three passes (the published one), plain (without kernels), "
-        "compiled (torch.compile), triton (every kernel), several, or all (%(default)s)",
+        help="which ways beside ours: three passes (the published one; poa alone, and its default),"
+        " plain (without kernels; the default of other methods), compiled (torch.compile), triton"
+        " (every kernel), several, or all",
     )
     parser.add_argument(
         "--profile", action="store_true", help="of each: launches, waits, idle GPU, operators"
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not args.json.parent.is_dir():
         raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
     job = prepare(args)
-    kinds = ("ours", *_others(args.against, job.device))
+    kinds = ("ours", *_others(args.against, job.device, job.recipe.objective.method))
     command = " ".join([f"--config {args.config}", *args.overrides])
 
     def kept(results: dict[Kind, Result], in_turns: bool) -> Report:
@@ -101,13 +101,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _others(names: str, device: str) -> tuple[Kind, ...]:
+def _others(names: str | None, device: str, method: str) -> tuple[Kind, ...]:
     impossible = {"ours"} | ({"triton"} if dispatch.unable(torch.device(device)) else set())
+    if method != "poa":
+        impossible |= {"three passes"}
+    names = names or ("three passes" if method == "poa" else "plain")
     allowed = [kind for kind in get_args(Kind) if kind not in impossible]
     chosen = allowed if names == "all" else [name.strip() for name in names.split(",")]
     for name in chosen:
         if name not in allowed:
-            raise UsageError(f"--against {name!r}: allowed are {', '.join(allowed)}, all")
+            raise UsageError(
+                f"--against {name!r}: allowed with objective.method {method} are"
+                f" {', '.join(allowed)}, all"
+            )
     return tuple(dict.fromkeys(chosen))
 
 
@@ -121,16 +127,15 @@ def prepare(args: argparse.Namespace) -> Job:
     recipe = load.recipe(args.config, overrides)
     if recipe.precision not in TOLERANCE:
         raise UsageError(f"precision {recipe.precision}: bench step measures fp32 and bf16")
-    if recipe.objective.method != "poa":
-        raise UsageError(
-            f"objective.method {recipe.objective.method}: bench step measures poa, beside other"
-            " ways to compute it"
-        )
-    if recipe.objective.centering != "sinkhorn":
+    method = recipe.objective.method
+    if args.size != "draw" and method in ("dspnet", "single"):
+        raise UsageError(f"--size {args.size}: {method} draws no size, leave it out")
+    if method == "poa" and recipe.objective.centering != "sinkhorn":
         raise UsageError(
             f"objective.centering {recipe.objective.centering}: the step that ours is measured "
             "against has sinkhorn only"
         )
+    checks.check_method(recipe)
     size = None if args.size == "draw" else derived.space(recipe).parse(args.size)
     ds_file = ds_json.read(args.deepspeed_config)
     if args.deepspeed_config is None and recipe.precision == "bf16":

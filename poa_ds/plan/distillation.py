@@ -92,5 +92,15 @@ def similarity_flops(students: Students) -> float:
     return 2.0 * products * teacher(students.recipe).width
 
 
+def least_flops(students: Students) -> float:
+    """Of heads and products with the queue where no similarity is made twice."""
+    recipe, form = students.recipe, derived.shape(students.recipe)
+    hidden, out = recipe.distill.hidden, teacher(recipe).width
+    entered = sum(form.features(subnet) for subnet in students.subnets)
+    heads = 3 * students.views * hidden * (entered + len(students.subnets) * out)
+    learned, targets = similarities(students)
+    return 2.0 * (heads + (2 * learned + TARGETS * targets) * out)
+
+
 def _imitates(students: Students) -> bool:
     return len(students.subnets) > 1 and students.recipe.distill.imitation > 0

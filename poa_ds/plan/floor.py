@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from poa_ds.model.space import Subnet
-from poa_ds.plan import state
+from poa_ds.plan import distillation, state
 from poa_ds.plan.students import Students
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 
-# fp32 bytes of each parameter: the weight, two moments and the moving average, read and written
-STATE = 4 * 2 * 4
+# fp32 bytes, read and written: of each parameter weight and two moments, of each moving average
+STATE, AVERAGE = 3 * 2 * 4, 2 * 4
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,15 @@ def products(recipe: Recipe, sizes: tuple[tuple[Subnet, ...], ...]) -> float:
 def update_bytes(recipe: Recipe) -> float:
     """Of one step's AdamW and moving average, where one GPU holds all parameters."""
     # the gradient is read; in half precision what student and teacher compute with is written
-    beside = 4 if recipe.precision == "fp32" else 2 + 2 * 2
-    return state.network(recipe).parameters * (STATE + beside)
+    gradient, written = (4, 0) if recipe.precision == "fp32" else (2, 2)
+    network = state.network(recipe)
+    students = network.parameters * (STATE + gradient + written)
+    return students + network.averaged * (AVERAGE + written)
 
 
 def least_masked(recipe: Recipe) -> int:
     """The fewest masked patches that a slot can have; 0 without iBOT."""
-    if not recipe.objective.ibot:
+    if not recipe.objective.ibot or distillation.is_frozen(recipe):
         return 0
     patches = derived.shape(recipe).grid(recipe.crops.global_size) ** 2
     count = int(2 * recipe.batch.images_per_slot * recipe.masks.probability)
@@ -64,12 +66,16 @@ def _slot(students: Students) -> float:
     recipe, form = students.recipe, derived.shape(students.recipe)
     intact, heads = derived.space(recipe).intact, recipe.heads
     images = 2 * recipe.batch.images_per_slot
-    backbones = images * form.flops(intact, recipe.crops.global_size)
+    distilled = distillation.is_frozen(recipe)
+    taught = distillation.cost(recipe).flops if distilled else None
+    backbones = images * (taught or form.flops(intact, recipe.crops.global_size))
     for subnet in students.subnets:
         backbones += 3 * sum(
             count * form.flops(subnet, side) * students.computed_share(count)
             for count, side in students.streams.crops
         )
+    if distilled:
+        return backbones + distillation.least_flops(students)
     rows = 3 * (students.cls_rows + students.patch_rows) + images + students.masked
     # a narrow student's features enter the first layer with as many columns as they have
     narrow = [form.features(subnet) for subnet in students.subnets]

@@ -77,6 +77,11 @@ def check_places(recipe: Recipe) -> None:
     _refuse([*missing, *method_checks.missing(recipe)])
 
 
+def check_method(recipe: Recipe) -> None:
+    """UsageError unless the recipe has what its method needs besides images."""
+    _refuse([*method_checks.missing(recipe)])
+
+
 def check_images(recipe: Recipe, images: int) -> None:
     """UsageError where the recipe's method needs more images than there are."""
     _refuse([*method_checks.data_problems(recipe, images)])

@@ -29,6 +29,7 @@ from poa_ds.methods.terms import slot_terms
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import ds_json, load
 from poa_ds.system.errors import UsageError, UserError
+from tests.support.teachers import make_teacher
 
 TINY = {
     "precision": "fp32",
@@ -215,6 +216,27 @@ def test_every_way_computes_the_same_step(tmp_path: Path, capfd) -> None:
         assert f"{kind} / ours" in printed
 
 
+@pytest.mark.slow  # two processes each
+@pytest.mark.parametrize("name", ["dspnet", "seed"])
+def test_steps_of_other_methods_are_measured(name: str, tmp_path: Path, capfd) -> None:
+    recipe, record = tmp_path / "tiny.yaml", tmp_path / "bench.json"
+    recipe.write_text(yaml.safe_dump(TINY))
+    words = ["--config", str(recipe), "--steps", "1", "--warmup", "1", "--json", str(record)]
+    words += [f"objective.method={name}", "backbone.depth={min: 3, max: 3, step: 1}"]
+    if name == "seed":
+        words += [f"distill.teacher={make_teacher(tmp_path / 'run')}", "crops.local_count=0"]
+        words += ["distill.queue=24", "distill.hidden=32", "--size", "32x3"]
+    assert main(["bench", "step", *words]) == 0
+    printed = capfd.readouterr().out
+    sizes = {"dspnet": "sizes 48x3, 32x3, 16x3", "seed": "elastic size 32x3"}[name]
+    assert f"images per slot 6, {sizes}, fp32" in printed and "plain / ours" in printed
+    found = json.loads(record.read_text())
+    assert (
+        found["sizes"][0][0] == {"dspnet": ["48x3", "32x3", "16x3"], "seed": ["48x3", "32x3"]}[name]
+    )
+    assert all(floor["flops"] > 0 for floor in found["floors"])
+
+
 def test_heads_and_losses_alone_agree_and_are_measured(tmp_path: Path, capfd) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(TINY))
@@ -287,7 +309,14 @@ def arguments(*words: str) -> argparse.Namespace:
         (["objective.centering=softmax"], "objective.centering softmax"),
         (["--size", "33x2"], "size '33x2' is not in the space"),
         (["--json", "no-such-folder/x.json"], "no-such-folder"),
-        (["--against", "plain,eager"], "--against 'eager': allowed are three passes, plain"),
+        (["--against", "plain,eager"], "--against 'eager': allowed with .* three passes, plain"),
+        (["objective.method=single", "--against", "three passes"], "with objective.method single"),
+        (["objective.method=dspnet", "--size", "32x2"], "--size 32x2: dspnet draws no size"),
+        (["objective.method=single", "--size", "32x2"], "--size 32x2: single draws no size"),
+        (
+            ["objective.method=seed", "crops.local_count=0", "distill.queue=1024"],
+            "distill.teacher is empty: give",
+        ),
         (["--deepspeed_config", "no-such.json"], "no-such.json"),
     ],
 )

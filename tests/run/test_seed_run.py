@@ -8,7 +8,6 @@ import pytest
 from safetensors.torch import load_file
 
 from poa_ds.cli import main
-from poa_ds.system.errors import UsageError
 from tests.run.test_training import run, shards  # noqa: F401 - a fixture
 from tests.support.teachers import make_teacher
 
@@ -50,11 +49,7 @@ def test_the_shipped_recipe_trains_continues_and_deploys_its_students(
     assert "not the file that this run was begun with" in said
 
 
-def test_a_plan_is_made_and_the_bench_of_steps_says_what_it_measures(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_plan_is_made(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     teacher = f"distill.teacher={make_teacher(tmp_path / 'teacher')}"
     words = ["plan", "--config", "photos_seed", "--nodes", "1", "--gpus", "2", teacher]
     assert main(words) == 0 and "64x3" in capsys.readouterr().out
-    assert main(["bench", "step", "--config", "photos_seed", teacher]) == UsageError.exit_status
-    assert "bench step measures poa" in capsys.readouterr().err
