@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from poa_kernels import dispatch
+from poa_kernels.compiled import compilable
 from poa_kernels.language import Case, blocks, jit, power_of_two, tl
 from poa_kernels.rows import add_to_rows, gather_rows
 from poa_kernels.slices import leading
@@ -110,7 +111,7 @@ def _plain_add_norm(
     return total, _plain_norm(total, weight, bias, eps, taken)
 
 
-_add, _norm, _add_norm = map(dispatch.compilable, (_plain_add, _plain_norm, _plain_add_norm))
+_add, _norm, _add_norm = map(compilable, (_plain_add, _plain_norm, _plain_add_norm))
 
 
 def _chosen(x: Tensor) -> str:

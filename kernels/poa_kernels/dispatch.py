@@ -6,22 +6,21 @@ it runs what PyTorch has.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
-from functools import cache, wraps
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from poa_kernels.compiled import is_on, switch
 from poa_kernels.language import DTYPES, INSTALLED, INTERPRETED
 
 Mode = Literal["auto", "reference", "triton"]
-Function = TypeVar("Function", bound=Callable)
 OURS = ("triton", "descriptors")  # what Triton compiles
 TABLE = Path(__file__).with_name("table.json")
 _mode: Mode = "auto"  # of this process, like torch.backends
-_compiled = False
 
 
 def select(mode: Mode, device: torch.device | str, *, compiled: bool = False) -> str:
@@ -30,12 +29,13 @@ def select(mode: Mode, device: torch.device | str, *, compiled: bool = False) ->
     compiled: the plain functions go through torch.compile. ValueError: "triton" on a device where
     no kernel can run.
     """
-    global _mode, _compiled
+    global _mode
     assert mode in get_args(Mode), mode
     reason = unable(torch.device(device))
     if mode == "triton" and reason:
         raise ValueError(f"kernels: triton is impossible here ({reason}); allowed: auto, reference")
-    _mode, _compiled = mode, compiled
+    _mode = mode
+    switch(compiled)
     return describe(torch.device(device))
 
 
@@ -48,24 +48,6 @@ def using(mode: Mode) -> Iterator[None]:
         yield
     finally:
         _mode = before
-
-
-def compilable(function: Function) -> Function:
-    """A pure function of tensors that torch.compile takes on where the recipe asks for it.
-
-    Compiled for all sizes at once: ranks that met a new size would make the others wait.
-    """
-    made: list[Function] = []
-
-    @wraps(function)
-    def chosen(*arguments, **named):
-        if not _compiled:
-            return function(*arguments, **named)
-        if not made:
-            made.append(torch.compile(function, dynamic=True))
-        return made[0](*arguments, **named)
-
-    return chosen
 
 
 def unable(device: torch.device) -> str:
@@ -148,7 +130,7 @@ def chip(device: torch.device) -> str:
 
 def describe(device: torch.device) -> str:
     """What runs, in one sentence."""
-    return _kernels(device) + ("; plain functions are compiled" if _compiled else "")
+    return _kernels(device) + ("; plain functions are compiled" if is_on() else "")
 
 
 def _kernels(device: torch.device) -> str:

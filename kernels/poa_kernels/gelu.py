@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from poa_kernels import dispatch
+from poa_kernels.compiled import compilable
 from poa_kernels.language import Case, blocks, jit, tl
 
 OPERATOR = "gelu"
@@ -26,8 +27,14 @@ def gelu(h: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     assert h.dim() == 2 and (bias is None or len(bias) >= h.shape[1])
     if dispatch.choose(OPERATOR, h) == "reference":
-        return F.gelu(h if bias is None else _Tap.apply(h, bias))
+        return _plain(h, bias)
     return _Gelu.apply(h, bias)
+
+
+@compilable
+def _plain(h: Tensor, bias: Tensor | None) -> Tensor:
+    """Reference."""
+    return F.gelu(h if bias is None else _Tap.apply(h, bias))
 
 
 class _Tap(torch.autograd.Function):

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from poa_kernels.compiled import compilable, varying
+
 LARGE = 1 << 24  # rows x prototypes: 64 MiB of float32
 # of a chunk likewise: the caches of a CPU profit from small ones, a GPU wants few launches
 CHUNK, CHUNK_ON_GPU = LARGE, 1 << 27
@@ -59,8 +61,7 @@ class _InChunks(torch.autograd.Function):
             log_q = F.log_softmax(logits, dim=-1, dtype=losses.dtype)
             for j, target in enumerate(targets):
                 links = target.index[part].unbind(1)
-                dots = [_dots(_distribution(target, i), log_q) * (i >= 0) for i in links]
-                losses[part, j] = -sum(dots)
+                losses[part, j] = -sum(_dots(*_asked(target, i), log_q, i) for i in links)
         return losses
 
     @staticmethod
@@ -80,7 +81,7 @@ class _InChunks(torch.autograd.Function):
             of_logits = F.softmax(logits, dim=-1, dtype=gradient.dtype)
             of_logits *= sum(weight for _, _, weight in links)[:, None]
             for target, link, weight in links:
-                of_logits.addcmul_(_distribution(target, link), weight[:, None], value=-1)
+                _subtract(of_logits, *_asked(target, link), weight)
             of_logits = of_logits.to(rows.dtype)
             of_rows[part] = of_logits @ prototypes
             of_prototypes += of_logits.t() @ rows[part]
@@ -97,21 +98,39 @@ def _logits(rows: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
     return (rows / temperature) @ prototypes.t()
 
 
-def _distribution(target, link: Tensor) -> Tensor:
-    """(n, K): the distribution that each row is linked with; any for -1."""
+def _asked(target, link: Tensor) -> tuple[Tensor, Tensor | None, float | Tensor]:
+    """Scores (n, K), bias and temperature of what each row is linked with; of any for -1.
+
+    Without a bias the scores are divided by the temperature already.
+    """
     rows = target.rows[link.clamp_min(0).long()]
     if target.bias is None:
-        scores = _logits(rows, target.prototypes, target.temperature)
-    else:
-        # rounded as when the bias was made of them, before the temperature; wide as the bias is
-        scores = rows @ target.prototypes.t()
-        scores = torch.add(target.bias, scores, alpha=1 / target.temperature)
+        return _logits(rows, target.prototypes, target.temperature), None, 1.0
+    # rounded as when the bias was made of them, before the temperature
+    scores = rows @ target.prototypes.t()
+    return scores, target.bias, varying(target.temperature, scores)
+
+
+def _distribution(scores: Tensor, bias: Tensor | None, temperature: float | Tensor) -> Tensor:
+    """(n, K): softmax(scores / temperature + bias), wide as the bias is."""
+    if isinstance(temperature, Tensor):
+        scores = scores.to(bias.dtype) / temperature + bias
+    elif bias is not None:
+        scores = torch.add(bias, scores, alpha=1 / temperature)
     return F.softmax(scores, dim=-1, dtype=_wide(scores))
 
 
-def _dots(p: Tensor, log_q: Tensor) -> Tensor:
-    """(n,): products of rows, in the memory of p. Not by bmm, which sums long rows slowly."""
-    return p.mul_(log_q).sum(1)
+@compilable
+def _dots(scores, bias, temperature, log_q: Tensor, link: Tensor) -> Tensor:
+    """(n,): products of rows, 0 for -1. Not by bmm, which sums long rows slowly."""
+    return _distribution(scores, bias, temperature).mul_(log_q).sum(1) * (link >= 0)
+
+
+@compilable
+def _subtract(of_logits: Tensor, scores, bias, temperature, weight: Tensor) -> None:
+    """of_logits -= weight x distribution, by rows and in place."""
+    distribution = _distribution(scores, bias, temperature)
+    of_logits.addcmul_(distribution, weight[:, None], value=-1)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -15,6 +15,7 @@ from poa_ds.system.printable import duration, figure
 from poa_ds.track.alarms import Alarms
 from poa_ds.track.metrics_file import Row
 from poa_ds.track.tracker import Tracker
+from poa_kernels.compiled import news
 
 
 class Journal:
@@ -51,6 +52,8 @@ class Journal:
         self._screen.step(state.step)
         if not step.result.applied:
             self._events.append(state.step, "skipped", "not all numbers were finite")
+        if dist.is_main() and (compiled := news()):
+            tell(f"step {state.step:,}: {compiled}")
         if not self.has_row(state.step):
             return
         row = self._row(state, step)

@@ -132,13 +132,3 @@ def test_every_row_is_the_default() -> None:
         return total + r * gamma, y, F.layer_norm(y, (40,), w, b, EPS)
 
     check(all_rows, plain, leaves("full width"), torch.float32)
-
-
-@pytest.mark.slow
-def test_compiled_plain_functions_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_compiled", True)
-    with dispatch.using("reference"):
-        for shape in ("odd width", "full width"):
-            added, taken = rows_of(shape, 1, factor=True), rows_of(shape, 2, factor=False)
-            plain = single_operations(added, taken)
-            check(fused(added, taken), plain, leaves(shape), torch.float32)

@@ -63,24 +63,6 @@ def test_a_chip_that_nobody_measured_runs_pytorch(monkeypatch: pytest.MonkeyPatc
         assert found == expected
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_plain_functions_are_compiled_once_and_for_all_sizes(
-    compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
-
-    def compile_function(function, *, dynamic: bool):
-        assert dynamic
-        made.append(function)
-        return lambda x: function(x) + 1
-
-    monkeypatch.setattr(torch, "compile", compile_function)
-    monkeypatch.setattr(dispatch, "_compiled", compiled)
-    function = dispatch.compilable(lambda x: x)
-    assert [function(1), function(5)] == ([2, 6] if compiled else [1, 5])
-    assert len(made) == compiled
-
-
 def alone(code: str, **environment: str) -> subprocess.CompletedProcess:
     inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))

@@ -13,6 +13,7 @@ from poa_ds.model.layers import Packing
 from poa_ds.model.options import Backbone
 from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.space import ElasticSpace, Subnet
+from poa_kernels.compiled import compilable
 from poa_kernels.slices import alpha, leading
 
 
@@ -63,6 +64,22 @@ class ElasticGroupNorm(nn.GroupNorm):
         weight, bias = leading(self.weight, c), leading(self.bias, c)
         return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
+    def rectified(self, x: Tensor) -> Tensor:
+        """ReLU of it."""
+        c = x.shape[1]
+        weight, bias = leading(self.weight, c), leading(self.bias, c)
+        return _rectified_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+@compilable
+def _rectified_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.relu(F.group_norm(x, groups, weight, bias, eps))
+
+
+@compilable
+def _rectified_sum(x: Tensor, y: Tensor) -> Tensor:
+    return F.relu(x + y)
+
 
 class Bottleneck(nn.Module):
     """A block that all streams pass together; its maps are those of stream 0, then of stream 1.
@@ -96,10 +113,10 @@ class Bottleneck(nn.Module):
         )
 
     def _one(self, x: Tensor, inner: int) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x, out=inner)))
-        y = F.relu(self.norm2(self.conv2(y, out=inner)))
+        y = self.norm1.rectified(self.conv1(x, out=inner))
+        y = self.norm2.rectified(self.conv2(y, out=inner))
         y = self.norm3(self.conv3(y, out=self.conv3.out_channels))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return _rectified_sum(y, x if self.downsample is None else self.downsample(x))
 
 
 class Stem(nn.Module):

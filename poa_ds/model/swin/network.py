@@ -16,6 +16,7 @@ from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin.shape import SwinShape
 from poa_ds.model.swin.windows import Maps, WindowAttention
 from poa_ds.system.transfer import send
+from poa_kernels.compiled import compilable
 
 EPS = 1e-5  # of all norms; source: the published class default
 
@@ -103,6 +104,7 @@ class SwinBlock(nn.Module):
         )
 
 
+@compilable
 def _added(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
     return x + branch if factor is None else torch.addcmul(x, branch, factor.to(branch.dtype))
 
