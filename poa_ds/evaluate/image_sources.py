@@ -100,14 +100,14 @@ class Files:
         return path.read_bytes()
 
 
-def below(root: Path) -> Files:
+def below(root: Path, option: str = "--images") -> Files:
     """All image files of a tree by the ends of their names, in sorted order.
 
     The first level of folders gives the labels. Hidden files and what file managers leave are
     passed over. UserError: there is no such folder, or no image in it.
     """
     if not root.is_dir():
-        raise UserError(f"--images {root}: no such folder")
+        raise UserError(f"{option} {root}: no such folder")
     names = []
     for folder, folders, files in os.walk(root, onerror=_raise):
         folders[:] = [name for name in folders if _counts(name)]
@@ -115,7 +115,7 @@ def below(root: Path) -> Files:
         names += [str((Path(folder) / name).relative_to(root)) for name in found]
     if not names:
         raise UserError(
-            f"--images {root}: no image in it (files are taken by the ends of their names: "
+            f"{option} {root}: no image in it (files are taken by the ends of their names: "
             f"{', '.join(sorted(SUFFIXES))})"
         )
     names.sort()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.data.image.views import center_view, decode
 from poa_ds.evaluate import image_sources
+from poa_ds.evaluate.bank import Bank, bank, marks, reference
 from poa_ds.evaluate.image_sources import Images
 from poa_ds.evaluate.look_page import View, page
 from poa_ds.evaluate.neighbours import subset
@@ -22,6 +23,7 @@ from poa_ds.system import arguments, paths
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.files import replace_text
+from poa_ds.system.progress import progress
 
 MORE_PATCHES = 16  # on a side than in training, so that the maps show something
 NEAREST, TOGETHER = 5, 16  # neighbours of an image; images in one batch
@@ -33,6 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
     )
     parser.add_argument("--images", type=paths.path, required=True, metavar="DIR", help="a tree")
+    parser.add_argument(
+        "--reference",
+        type=paths.place,
+        metavar="PLACE",
+        help="a tree or shards: neighbours are found among its images (among those of --images)",
+    )
+    parser.add_argument(
+        "--most-reference",
+        type=arguments.count,
+        default=2000,
+        metavar="N",
+        help="of its images, evenly spread (2000)",
+    )
     parser.add_argument("--sizes", help="all, or names and WIDTHxDEPTH, by commas (recipe's names)")
     parser.add_argument("--step", type=int, help="of the teacher (the newest)")
     parser.add_argument(
@@ -64,11 +79,17 @@ def run(args: argparse.Namespace) -> int:
     source = image_sources.below(args.images)
     rows = subset(len(source), args.most).tolist()
     flops = len(rows) * sum(model.flops(subnet, side) for subnet in subnets)
+    others = reference(args.reference, recipe.data) if args.reference else None
+    more = min(len(others), args.most_reference) if others is not None else 0
+    flops *= (len(rows) + more) / len(rows)
     counted = f"{len(rows)} of {len(source)} images at {side} px x {len(subnets)} sizes"
+    counted += f", and {more:,} to find neighbours in" if more else ""
     tell(f"{counted} = {flops:.2g} FLOPs")
     if args.dry_run:
         return 0
     keys, images = _images(source, rows, side)
+    if len(keys) < 2:
+        raise UserError(f"{len(keys)} images can be read: two are needed at least")
     seen = [_seen(network, images, recipe) for network in networks]
     about = (
         f"step {step:,}; {len(keys)} images at {side} px, {side // patch} x {side // patch} "
@@ -77,8 +98,13 @@ def run(args: argparse.Namespace) -> int:
     names = [f"{_name(model, subnet)} {subnet}".strip() for subnet in subnets]
     shown = min(args.shown, len(keys))
     pixels = images.permute(0, 2, 3, 1).numpy()
-    views = _views(names, seen, images, side // patch)
-    text = page(f"What sizes of {args.run.name} see", about, keys, pixels, views, shown)
+    found = bank(keys, images, [one.tokens for one in seen])
+    if others is not None:
+        found = _reference(others, args.most_reference, networks, recipe, side)
+    views = _views(names, seen, found, found.same(marks(images)), side // patch)
+    title = f"What sizes of {args.run.name} see"
+    apart = found if others is not None else None
+    text = page(title, about, keys, pixels, views, shown, apart)
     try:
         replace_text(args.out, text)
     except OSError as error:
@@ -111,9 +137,7 @@ def _images(source: Images, rows: Sequence[int], side: int) -> tuple[list[str], 
             keys.append(source.key(row))
         except (UserError, OSError) as error:
             say(f"warning: {source.key(row)} is left out: {error}")
-    if len(found) < 2:
-        raise UserError(f"{len(found)} images can be read: two are needed at least")
-    return keys, torch.stack(found)
+    return keys, torch.stack(found) if found else torch.empty(0, 3, side, side, dtype=torch.uint8)
 
 
 def _seen(network: nn.Module, images: Tensor, recipe: Recipe) -> Seen:
@@ -128,14 +152,33 @@ def _seen(network: nn.Module, images: Tensor, recipe: Recipe) -> Seen:
     )
 
 
-def _views(names: Sequence[str], seen: Sequence[Seen], images: Tensor, grid: int) -> list[View]:
-    _, same = images.flatten(1).unique(dim=0, return_inverse=True)
+def _reference(
+    source: Images, most: int, networks: Sequence[nn.Module], recipe: Recipe, side: int
+) -> Bank:
+    """The bank of other images, evenly spread where there are more: a batch at a time."""
+    rows, parts = subset(len(source), most).tolist(), []
+    starts = range(0, len(rows), TOGETHER)
+    for i in progress(starts, total=len(starts), label="reference", unit="batches"):
+        keys, images = _images(source, rows[i : i + TOGETHER], side)
+        if keys:
+            tokens = [_seen(network, images, recipe).tokens for network in networks]
+            parts.append(bank(keys, images, tokens))
+    if not parts:
+        raise UserError("--reference: none of its images can be read")
+    return Bank.joined(parts)
+
+
+def _views(
+    names: Sequence[str], seen: Sequence[Seen], others: Bank, same: Tensor, grid: int
+) -> list[View]:
+    """same (B, M): which image of the bank is the picture itself."""
     painted, spots = colours([one.patches for one in seen]), places([one.tokens for one in seen])
     views = []
-    for name, one, colour, spot in zip(names, seen, painted, spots, strict=True):
+    for i, (name, one, colour, spot) in enumerate(zip(names, seen, painted, spots, strict=True)):
+        found = nearest(one.tokens, others.tokens[i], same, NEAREST)
         near = [
             [(c, n) for c, n in zip(*pair, strict=True) if c > -torch.inf]
-            for pair in zip(*(x.tolist() for x in nearest(one.tokens, same, NEAREST)), strict=True)
+            for pair in zip(*(x.tolist() for x in found), strict=True)
         ]
         views.append(
             View(

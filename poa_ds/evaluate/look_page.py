@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-SIDE, THUMB = 128, 56  # pixels of a map and of a small picture
+from poa_ds.evaluate.bank import THUMB, Bank
+
+SIDE = 128  # pixels of a map
 STYLE = """
 body{font:15px system-ui,sans-serif;margin:24px;background:#f6f6f3;color:#1c1e21;max-width:1400px}
 td,th{padding:4px 6px;text-align:center;font-size:13px} img{border-radius:5px;display:block}
@@ -26,7 +28,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 class View:
     """What one size sees of B images; arrays lie in 0 .. 1.
 
-    near: of every image (cosine, number) of others, best first. places (B, 2): in the map.
+    near: of every image (cosine, number in the bank), best first. places (B, 2): in the map.
     """
 
     name: str
@@ -43,21 +45,29 @@ def page(
     images: np.ndarray,
     views: Sequence[View],
     shown: int,
+    bank: Bank | None = None,
 ) -> str:
-    """The document; images (B, S, S, 3) uint8, `shown` of them in the tables."""
-    thumbs = [f".i{n}{{background-image:url({_uri(x, THUMB)})}}" for n, x in enumerate(images)]
-    small = [
-        f'<span class="t i{n}" title="{html.escape(key)}"></span>' for n, key in enumerate(keys)
-    ]
+    """The document; images (B, S, S, 3) uint8, `shown` of them in the tables.
+
+    bank: where neighbours are other images than these.
+    """
+    thumbs = [_thumb("i", n, x) for n, x in enumerate(images)]
+    small = [_small("i", n, key) for n, key in enumerate(keys)]
+    others = small
+    if bank:
+        used = sorted({m for v in views for row in v.near[:shown] for _, m in row})
+        thumbs += [_thumb("r", n, bank.thumbs[n]) for n in used]
+        others = [_small("r", n, key) for n, key in enumerate(bank.keys)]
+    of = f" of {len(others):,} others" if bank else ""
     parts = [
         "<h2>Patch features and attention of the class token</h2>",
         "<p>Colours: three principal components of the patch features of all images together, "
         "those of each size turned onto those of the last. Attention: last block, mean of "
         "the heads, white is an image's 99th percentile.</p>",
         _maps(keys, images, views, shown),
-        "<h2>Nearest images, by the cosine of the class tokens</h2>",
+        f"<h2>Nearest images{of}, by the cosine of the class tokens</h2>",
         "<p>The same picture under another name is left out.</p>",
-        _neighbours(small, views, shown),
+        _neighbours(small, others, views, shown),
         "<h2>Maps: two principal components of the class tokens</h2>",
         "<p>Of each size turned onto those of the last.</p>",
     ]
@@ -84,14 +94,24 @@ def _maps(keys: Sequence[str], images: np.ndarray, views: Sequence[View], shown:
     return f'<div class="wide">{table}</div>'
 
 
-def _neighbours(small: Sequence[str], views: Sequence[View], shown: int) -> str:
+def _neighbours(
+    small: Sequence[str], others: Sequence[str], views: Sequence[View], shown: int
+) -> str:
     rows = []
     for n in range(shown):
         for place, view in enumerate(views):
             first = f'<td rowspan="{len(views)}">{small[n]}</td>' if place == 0 else ""
-            found = "".join(f"<td>{small[m]}<br>{cosine:.2f}</td>" for cosine, m in view.near[n])
+            found = "".join(f"<td>{others[m]}<br>{cosine:.2f}</td>" for cosine, m in view.near[n])
             rows.append(f"<tr>{first}<td>{html.escape(view.name)}</td>{found}</tr>")
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+
+
+def _thumb(kind: str, number: int, pixels: np.ndarray) -> str:
+    return f".{kind}{number}{{background-image:url({_uri(pixels, THUMB, exact=False)})}}"
+
+
+def _small(kind: str, number: int, key: str) -> str:
+    return f'<span class="t {kind}{number}" title="{html.escape(key)}"></span>'
 
 
 def _map(small: Sequence[str], places: np.ndarray) -> str:
@@ -103,16 +123,16 @@ def _map(small: Sequence[str], places: np.ndarray) -> str:
 
 
 def _picture(pixels: np.ndarray, name: str) -> str:
-    uri = _uri(pixels, min(SIDE, len(pixels)))
+    side = min(SIDE, len(pixels))
+    # what is not shrunk is a map: a lossy file would mix the colours of its patches
+    uri = _uri(pixels, side, exact=len(pixels) == side)
     return (
         f'<img class="pixels" width="{SIDE}" height="{SIDE}" title="{html.escape(name)}" '
         f'alt="{html.escape(name)}" src="{uri}">'
     )
 
 
-def _uri(pixels: np.ndarray, side: int) -> str:
+def _uri(pixels: np.ndarray, side: int, *, exact: bool) -> str:
     file = io.BytesIO()
-    # what is not shrunk is a map: a lossy file would mix the colours of its patches
-    exact = len(pixels) == side
     Image.fromarray(pixels).resize((side, side)).save(file, "WEBP", quality=82, lossless=exact)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -95,12 +95,12 @@ def brightness(attention: Tensor) -> Tensor:
     return (attention / attention.quantile(BRIGHTEST, dim=1, keepdim=True)).clamp(0, 1)
 
 
-def nearest(tokens: Tensor, same: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(cosines, numbers) (B, count) of the most similar other images, best first.
+def nearest(tokens: Tensor, bank: Tensor, same: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(cosines, numbers) (B, count) of the most similar rows of the bank (M, C), best first.
 
-    same (B,): equal numbers are one picture, which does not find itself: -inf where none is left.
+    same (B, M): those that are the same picture are no neighbours: -inf where none is left.
     """
-    unit = F.normalize(tokens.double(), dim=1)
-    alike = (unit @ unit.T).masked_fill(same[:, None] == same, -torch.inf)
-    found = alike.topk(min(count, len(tokens)), dim=1)
+    unit, other = (F.normalize(x.double(), dim=1) for x in (tokens, bank))
+    alike = (unit @ other.T).masked_fill(same, -torch.inf)
+    found = alike.topk(min(count, len(bank)), dim=1)
     return found.values, found.indices

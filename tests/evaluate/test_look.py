@@ -12,11 +12,12 @@ from PIL import Image
 from poa_ds.checkpoint.deployed import publish
 from poa_ds.cli import main
 from poa_ds.evaluate.features import random_weights
+from poa_ds.evaluate.look import NEAREST
 from poa_ds.evaluate.seeing import brightness, colours, nearest, places, scores, see
 from poa_ds.export.load import load
 from poa_ds.recipe import load as recipes
 from tests.evaluate.test_knn import RECIPE
-from tests.support.shards import image
+from tests.support.shards import image, make_shards
 from tests.support.teachers import make_teacher
 
 HOSTILE = '"><script>alert(1)<_script>.png'
@@ -90,7 +91,8 @@ def test_one_bright_patch_does_not_darken_the_others() -> None:
 
 def test_an_image_never_finds_itself_or_its_copy() -> None:
     tokens = torch.tensor([[1.0, 0], [1, 0], [1, 0.1], [0, 1]])
-    cosines, numbers = nearest(tokens, torch.tensor([0, 0, 1, 2]), 2)
+    same = torch.tensor([[i == j or {i, j} == {0, 1} for j in range(4)] for i in range(4)])
+    cosines, numbers = nearest(tokens, tokens, same, 2)
     assert numbers.tolist()[:2] == [[2, 3], [2, 3]]
     assert cosines[0, 0] == pytest.approx(1 / 1.01**0.5) and set(numbers[3].tolist()) <= {0, 1, 2}
 
@@ -107,6 +109,51 @@ def test_the_page_stands_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture
     assert text.count("<img ") == 3 * (1 + 2 * 2)
     assert text.count('class="map"') == 2
     assert text.count("background-image") == 6
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_neighbours_may_come_from_other_images(
+    shards: bool, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A tree and shards with the same images find the same, never the picture itself."""
+    run, tree = make_teacher(tmp_path / "run"), made_tree(tmp_path / "tree", 3)
+    other = tmp_path / "other"
+    if shards:
+        make_shards(other, 40)
+    else:
+        other.mkdir()
+        for number in range(40):
+            Image.fromarray(image(number, 60, 50)).save(other / f"{number:02d}.png")
+        (other / "cut.png").write_bytes((other / "01.png").read_bytes()[:70])
+    out, words = tmp_path / "look.html", ["--sizes", "32x2,48x3", "--images", str(tree)]
+    words += ["--reference", str(other), "--shown", "2", "--out", str(out)]
+    assert main(["look", str(run), *words]) == 0
+    printed = capsys.readouterr()
+    assert f"and {40 + (not shards)} to find neighbours in" in printed.out
+    assert ("cut.png is left out" in printed.err) is not shards
+    text = out.read_text()
+    assert "Nearest images of 40 others" in text
+    [table] = re.findall(r"Nearest images.*?<table>(.*?)</table>", text, re.S)
+    found = re.findall(r'"t r(\d+)" title="([^"]+)"></span><br>(-?[\d.]+)<', table)
+    assert len(found) == 2 * 2 * NEAREST
+    used = {number for number, _, _ in found}
+    assert used == set(re.findall(r"\.r(\d+)\{background", text))
+    if not shards:  # image 0 of the tree is also there under another name
+        first = [name for _, name, _ in found[: 2 * NEAREST]]
+        assert not {"00.png"} & set(first)
+    cosines = [float(cosine) for _, _, cosine in found[:NEAREST]]
+    assert cosines == sorted(cosines, reverse=True)
+
+
+def test_the_nearest_of_a_reference_are_those_of_a_slow_search(tmp_path: Path) -> None:
+    tokens, others = torch.randn(3, 6), torch.randn(20, 6)
+    cosines, numbers = nearest(tokens, others, torch.zeros(3, 20, dtype=torch.bool), 4)
+    for i, token in enumerate(tokens):
+        slow = sorted(
+            (-F.cosine_similarity(token, o, dim=0).item(), n) for n, o in enumerate(others)
+        )
+        assert numbers[i].tolist() == [n for _, n in slow[:4]]
+        assert cosines[i].tolist() == pytest.approx([-c for c, _ in slow[:4]], abs=1e-6)
 
 
 def test_a_dry_run_and_bad_input_write_nothing(
