@@ -22,7 +22,7 @@ from poa_ds.system.regular import check_regular
 
 Row = dict[str, Any]
 PIXELS = "knn_floor/raw_pixels"
-_OF_A_SIZE = re.compile(r"(knn_\w+)/(w\d+_d[\d-]+)")
+OF_A_SIZE = re.compile(r"(knn_\w+)/(w\d+_d[\d-]+)")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -153,30 +153,16 @@ def knn_curves(rows: Iterable[Row]) -> tuple[dict[Subnet, list[tuple[int, float]
     for row in rows:
         pixels = row.get(PIXELS, pixels)
         for name, percent in values_of(row).items():
-            match = _OF_A_SIZE.fullmatch(name)
+            match = OF_A_SIZE.fullmatch(name)
             if match is not None and match[1] == "knn_top1":
-                curves.setdefault(_size(match[2]), []).append((row["step"], percent))
+                curves.setdefault(size_of(match[2]), []).append((row["step"], percent))
             elif match is not None and match[1] == "knn_random":
-                random[_size(match[2])] = percent
+                random[size_of(match[2])] = percent
     return dict(sorted(curves.items())), Floors(pixels, random)
 
 
-def split_by_size(values: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The metrics for the run itself (key "") and those for the sizes' own runs (key: their label).
-
-    knn_top1/w0384_d12 is in both: as it stands in the run, as knn_top1 in the size's run.
-    """
-    parts: dict[str, dict[str, float]] = {"": {}}
-    for name, value in values.items():
-        match = _OF_A_SIZE.fullmatch(name)
-        if match is None or match[1] == "knn_top1":
-            parts[""][name] = value
-        if match is not None:
-            parts.setdefault(match[2], {})[match[1]] = value
-    return parts
-
-
-def _size(label: str) -> Subnet:
+def size_of(label: str) -> Subnet:
+    """The size that a label in a metric's name stands for."""
     size = Subnet.read(label)
     assert size is not None, label
     return size

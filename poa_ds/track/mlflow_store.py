@@ -14,14 +14,18 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system.console import say
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import flat, plain
+from poa_ds.system.versions import versions
 from poa_ds.track import mlflow_ids
 from poa_ds.track.destination import Destination
 from poa_ds.track.logged_points import AllSteps, LastSteps
-from poa_ds.track.metrics_file import rows_after, split_by_size, values_of
+from poa_ds.track.metrics_file import Floors, rows_after, size_of, values_of
 from poa_ds.track.mlflow_client import connect
+from poa_ds.track.mlflow_view import COMMIT, NOTE, SIZE, View
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 RUN_TAG = "poa_run"  # has `key` of the ids: the run is found by it where the ids do not help
+
+TABLE_STEP = "poa.table_step"  # of the table among the artifacts
 
 # MLflow's limits for one log_batch call
 MOST_METRICS, MOST_PARAMS, LONGEST_PARAM = 1000, 100, 6000
@@ -80,7 +84,7 @@ class MlflowStore:
         self._sizes = {size.label: (size, parameters) for size, parameters in sizes.items()}
         self._knowledge = AllSteps if mode == "sync" else LastSteps
         self._known: dict[str, LastSteps | AllSteps] = {}
-        self._offset, self._note = 0, ""
+        self._offset, self._view = 0, View(recipe)
         self.experiment = self._experiment_id()
         run = self._find()
         if run is None:
@@ -92,6 +96,9 @@ class MlflowStore:
         if mode == "resume" and run.data.params:
             self._resume(run, params)
         self._log_params(run, params)
+        made_by = {} if mode == "sync" else {COMMIT: versions()["commit"]}
+        self._tags = dict(run.data.tags)
+        self._tag(self._view.run_tags() | made_by)
         self._keep_ids()
 
     def catch_up(self) -> int:
@@ -104,7 +111,7 @@ class MlflowStore:
         while some := list(islice(rows, ROWS_AT_A_TIME)):
             points: dict[str, list] = {}
             for _, row in some:
-                for label, values in split_by_size(values_of(row)).items():
+                for label, values in self._view.by_run(values_of(row)).items():
                     run = self._run_of_size(label) if label else self._ids["run"]
                     points.setdefault(run, []).extend(
                         self._entities.Metric(name, x, round(1000 * row["time"]), row["step"])
@@ -124,36 +131,34 @@ class MlflowStore:
                 self._known[run].add(point.key, point.step)
 
     def has_picture(self, step: int) -> bool:
-        """Whether the heat map of that step is there, in both forms."""
-        return all(self._pictures(step))
-
-    def picture(self, step: int, figure: Any, pixels: Any) -> None:
-        """The heat map twice: with a step slider among the charts, and as a file."""
-        run, (slider, file) = self._ids["run"], self._pictures(step)
-        if not slider:
-            self._client.log_image(run, pixels, key="knn_heatmap", step=step)
-        if not file:
-            self._client.log_figure(run, figure, _heat_map(step))
-
-    def _pictures(self, step: int) -> tuple[bool, bool]:
+        """Whether the heat map of that step is there."""
         images = " ".join(self._artifacts("images"))
-        slider = re.search(rf"knn_heatmap\Wstep\W{step}\W\S*\.webp", images)  # written last
-        return slider is not None, _heat_map(step) in self._artifacts("knn")
+        # the smaller one of its two files is written last
+        return re.search(rf"knn_heatmap\Wstep\W{step}\W\S*\.webp", images) is not None
+
+    def picture(self, step: int, pixels: Any) -> None:
+        """The heat map, with a step slider among the charts."""
+        self._client.log_image(self._ids["run"], pixels, key="knn_heatmap", step=step)
 
     def table(self, step: int, text: str) -> bool:
-        """Whether the table of that step's k-NN accuracies was missing, and is there now."""
-        name = f"knn/table_{step:07d}.txt"
-        missing = name not in self._artifacts("knn")
-        if missing:
-            self._client.log_text(self._ids["run"], text, name)
-        return missing
+        """Whether that table of k-NN accuracies is the newest, and was not there."""
+        if step <= int(self._tags.get(TABLE_STEP, "-1")):
+            return False
+        self._client.log_text(self._ids["run"], text, "knn/table_last.txt")
+        self._tag({TABLE_STEP: str(step)})
+        return True
 
-    def protocol(self, protocol: Mapping[str, Any]) -> None:
-        """How the k-NN numbers were measured, shown as the run's description."""
-        note = "k-NN: " + ", ".join(f"{key} {value}" for key, value in protocol.items())
-        if note != self._note:
-            self._client.set_tag(self._ids["run"], "mlflow.note.content", note)
-            self._note = note
+    def note(
+        self, step: int, top1: Mapping[Subnet, float], floors: Floors, protocol: Mapping[str, Any]
+    ) -> None:
+        """Describe the run by the newest evaluation and how it was measured."""
+        self._tag({NOTE: self._view.note(step, top1, floors, protocol, self._folder)})
+
+    def _tag(self, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            if value and self._tags.get(key) != value:
+                self._client.set_tag(self._ids["run"], key, value)
+                self._tags[key] = value
 
     def artifact(self, path: Path, folder: str = "") -> None:
         log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
@@ -163,11 +168,16 @@ class MlflowStore:
         """What the run is, as far as its folder has it and the store has not."""
         there, folder = self._artifacts(""), RunFolder(self._folder)
         files = (folder.recipe, folder.deepspeed, folder.derived)
-        return [path for path in files if path.name not in there and path.is_file()]
+        lacking = [path for path in files if path.name not in there and path.is_file()]
+        page = folder.report  # written again and again
+        if page.is_file() and there.get(page.name) != page.stat().st_size:
+            lacking.append(page)
+        return lacking
 
-    def _artifacts(self, folder: str) -> set[str]:
+    def _artifacts(self, folder: str) -> dict[str, int]:
+        """Path -> bytes."""
         found = self._client.list_artifacts(self._ids["run"], folder or None)
-        return {item.path for item in found}
+        return {item.path: item.file_size for item in found}
 
     def close(self, status: Status, end: float | None = None) -> None:
         """End the runs now; at a time in seconds: those that have not ended so before."""
@@ -242,22 +252,36 @@ class MlflowStore:
         children, parent = self._ids["children"], self._ids["run"]
         if label in children and children[label] in self._known:
             return children[label]
+        size, parameters = self._sizes.get(label) or (size_of(label), None)
         run = self._alive(children[label]) if label in children else None
         if run is None:  # one made after the checkpoint that has the ids, or by a call that failed
             below = f"tags.`mlflow.parentRunId` = '{parent}'"
-            run = self._search(f"{below} AND attributes.run_name = '{label}'")
+            run = self._search(f"{below} AND tags.`{SIZE}` = '{size}'")
+            run = run or self._search(f"{below} AND attributes.run_name = '{label}'")
+        tags = self._view.size_tags(size)
         if run is None:
-            run = self._create(label, {"mlflow.parentRunId": parent})
-        size, parameters = self._sizes.get(label, (None, None))
-        if size is not None:
-            found = {"width": size.width, "depth": size.depth, "parameters": parameters}
-            known = {key: str(value) for key, value in found.items() if value is not None}
-            self._log_params(run, known)
+            name = self._view.name(size)
+            run = self._create(name, {"mlflow.parentRunId": parent, **tags})
+        elif SIZE not in run.data.tags:  # made by a version that called it by its label
+            self._client.update_run(run.info.run_id, name=self._view.name(size))
+            for key, value in tags.items():
+                self._client.set_tag(run.info.run_id, key, value)
+        found = {"width": size.width, "depth": size.depth, "parameters": parameters}
+        known = {key: str(value) for key, value in found.items() if value is not None}
+        self._log_params(run, known)
+        self._log_costs(run, size)
         self._remember(run)
         if children.get(label) != run.info.run_id:
             children[label] = run.info.run_id
             self._keep_ids()
         return children[label]
+
+    def _log_costs(self, run: Any, size: Subnet) -> None:
+        costs = self._view.costs(size)
+        if not costs.keys() <= run.data.metrics.keys():
+            begin = run.info.start_time
+            points = [self._entities.Metric(name, x, begin, 0) for name, x in costs.items()]
+            self._client.log_batch(run.info.run_id, metrics=points)
 
     def _log_params(self, run: Any, params: Mapping[str, str]) -> None:
         """Log those that the run lacks; none can be changed."""
@@ -269,10 +293,6 @@ class MlflowStore:
     def _keep_ids(self) -> None:
         if self._keeps_ids:
             mlflow_ids.keep(self._folder, self._ids)
-
-
-def _heat_map(step: int) -> str:
-    return f"knn/heatmap_{step:07d}.png"
 
 
 def _allowed(name: str) -> str:

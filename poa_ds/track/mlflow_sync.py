@@ -52,8 +52,8 @@ class Added:
 
     def __str__(self) -> str:
         return (
-            f"{self.points:,} points, {self.pictures} pictures, {self.tables} tables and "
-            f"{self.files} files"
+            f"{self.points:,} points, {self.pictures} pictures, "
+            f"{self.tables} table{'s' * (self.tables != 1)} and {self.files} files"
         )
 
 
@@ -99,25 +99,27 @@ def _fill(store: MlflowStore, recipe: Recipe, folder: Path, rows: list[metrics_f
     parts = ceil(len(rows) / mlflow_store.ROWS_AT_A_TIME)
     added.points = sum(progress(store.fill(), total=parts, label="metrics", unit="parts"))
     maps = list(_evaluations(rows))
-    for step, top1 in progress(maps, total=len(maps), label="pictures", unit="pictures"):
+    for step, top1, _ in progress(maps, total=len(maps), label="pictures", unit="pictures"):
         added.pictures += tracker.draw(store, step, top1, recipe.evaluation.report_k)
-    count = len(evaluations)
-    for evaluation in progress(evaluations, total=count, label="tables", unit="tables"):
-        added.tables += store.table(evaluation.step, results.table(evaluation))
     if evaluations:
-        store.protocol(evaluations[-1].protocol)
+        last = evaluations[-1]
+        added.tables += store.table(last.step, results.table(last))
+        if maps:
+            store.note(*maps[-1], last.protocol)
     for path in store.missing_files():
         store.artifact(path)
         added.files += 1
     return added
 
 
-def _evaluations(rows: list[metrics_file.Row]) -> Iterator[tuple[int, dict[Subnet, float]]]:
-    """(step, k-NN accuracies by size) of the rows that have some."""
+def _evaluations(
+    rows: list[metrics_file.Row],
+) -> Iterator[tuple[int, dict[Subnet, float], metrics_file.Floors]]:
+    """(step, k-NN accuracies by size, their floors) of the rows that have some."""
     for row in rows:
-        curves, _ = metrics_file.knn_curves([row])
+        curves, floors = metrics_file.knn_curves([row])
         if curves:
-            yield row["step"], {size: points[0][1] for size, points in curves.items()}
+            yield row["step"], {size: points[0][1] for size, points in curves.items()}, floors
 
 
 def recipe_of(folder: Path) -> Recipe:

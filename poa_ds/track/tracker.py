@@ -118,7 +118,8 @@ class Tracker:
         values = knn_values(top1, floors or Floors(), report_k=self._report_k)
         if self._record(step, values) and self._background:
             reported = {size: by_k[self._report_k] for size, by_k in top1.items()}
-            self._background.submit(lambda store: store.protocol(protocol))
+            found = floors or Floors()
+            self._background.submit(lambda store: store.note(step, reported, found, protocol))
             self._background.submit(lambda store: draw(store, step, reported, self._report_k))
             if table:
                 self._background.submit(lambda store: store.table(step, table))
@@ -235,5 +236,5 @@ def draw(store: MlflowStore, step: int, top1: Mapping[Subnet, float], k: int) ->
     with IMPORTING:
         from poa_ds.track import plots
     figure = plots.heat_map(top1, title=f"k-NN top-1 (k = {k}), step {step:,}")
-    store.picture(step, figure, plots.pixels(figure))
+    store.picture(step, plots.pixels(figure))
     return True

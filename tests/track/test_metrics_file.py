@@ -16,7 +16,6 @@ from poa_ds.track.metrics_file import (
     knn_values,
     read_rows,
     rows_after,
-    split_by_size,
     values_of,
 )
 
@@ -130,13 +129,3 @@ def test_knn_values_and_curves_are_each_other_s_inverse() -> None:
     curves, found = knn_curves(json.loads(json.dumps(rows)))
     assert curves == {SMALL: [(0, 51.0), (9, 61.0)], LARGE: [(0, 55.0)]}
     assert found == floors
-
-
-def test_a_size_s_metrics_go_to_its_own_run_too() -> None:
-    values = {"loss": 1.0} | knn_values(
-        {LARGE: {20: 55.0, 100: 54.0}}, Floors(27.0, {LARGE: 50.0}), report_k=20
-    )
-    assert split_by_size(values) == {
-        "": {"loss": 1.0, "knn_top1/w0096_d12": 55.0, "knn_floor/raw_pixels": 27.0},
-        "w0096_d12": {"knn_top1": 55.0, "knn_k20": 55.0, "knn_k100": 54.0, "knn_random": 50.0},
-    }

@@ -119,18 +119,23 @@ def test_a_run_that_was_never_recorded_becomes_the_same(
     assert sync(folder, "--uri", uri) == 0
     runs = recorded(uri, "photos")
     same(runs, whole)
-    run, child = runs["made"], runs["w0032_d02"]
+    run, child = runs["made"], runs["32x2 (small)"]
     assert run.status == "FINISHED" and child.parent == "made" and len(runs) == 3
     assert steps(run, "loss/total") == list(range(LAST + 1)) == steps(run, "odd_name_")
     assert child.params == {"width": "32", "depth": "2", "parameters": str(PARAMETERS[SMALL])}
-    assert {"config.yaml", "knn/heatmap_0000008.png", "knn/table_0000000.txt"} <= set(run.files)
+    assert {"config.yaml", "knn/table_last.txt"} <= set(run.files)
     first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     assert run.start == child.start == round(1000 * first["time"])
-    assert "added 40 points, 2 pictures, 2 tables and 3 files" in capsys.readouterr().out
+    assert "added 46 points, 2 pictures, 1 table and 3 files" in capsys.readouterr().out
     assert sync(folder, "--uri", uri) == 0
     assert recorded(uri, "photos") == runs
     assert "added 0 points, 0 pictures, 0 tables and 0 files" in capsys.readouterr().out
     assert "run" not in json.loads((folder / "mlflow.json").read_text())  # another store's
+    for text, files in (("a page", 1), ("a page", 0), ("another page", 1)):
+        (folder / "report.html").write_text(text)
+        assert sync(folder, "--uri", uri) == 0
+        assert f"0 tables and {files} files" in capsys.readouterr().out
+    assert recorded(uri, "photos")["made"].files == sorted([*run.files, "report.html"])
 
 
 @pytest.mark.slow
@@ -164,6 +169,30 @@ def test_only_what_is_missing_is_added(
     assert "added 11 points, 0 pictures" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("knows_children", [True, False])
+def test_runs_of_earlier_versions_get_what_they_lack(
+    whole: Whole, tmp_path: Path, knows_children: bool
+) -> None:
+    """They were called by their labels, without tags, costs and the run's own k-NN metrics."""
+    folder = copy(whole, tmp_path / "run", "mlflow.db", "mlflow.json")
+    if not knows_children:
+        ids = json.loads((folder / "mlflow.json").read_text())
+        (folder / "mlflow.json").write_text(json.dumps(ids | {"children": {}}))
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        for now, then in (("32x2 (small)", "w0032_d02"), ("96x4 (large)", "w0096_d04")):
+            assert database.execute(
+                f"UPDATE runs SET name = '{then}' WHERE name = '{now}'"
+            ).rowcount
+            database.execute(f"UPDATE tags SET value = '{then}' WHERE value = '{now}'")
+        assert database.execute("DELETE FROM tags WHERE key LIKE 'poa.%'").rowcount
+        for table in ("metrics", "latest_metrics"):
+            new = "key LIKE 'knn/%' OR key IN ('gflops', 'parameters')"
+            assert database.execute(f"DELETE FROM {table} WHERE {new}").rowcount
+    assert "w0032_d02" in recorded(f"sqlite:///{folder}/mlflow.db", "photos")
+    assert sync(folder) == 0
+    same(recorded(f"sqlite:///{folder}/mlflow.db", "photos"), whole)
+
+
 def test_training_goes_on_in_the_runs_that_a_sync_made(tmp_path: Path) -> None:
     """The server is down for the first half: sync fills in, and the second half goes there."""
     folder, uri = tmp_path / "run", f"sqlite:///{tmp_path}/store.db"
@@ -182,8 +211,8 @@ def test_training_goes_on_in_the_runs_that_a_sync_made(tmp_path: Path) -> None:
     assert tracker.ids == ids
     runs = recorded(uri, "photos")
     assert len(runs) == 3 and steps(runs["made"], "loss/total") == list(range(LAST + 1))
-    assert steps(runs["w0096_d04"], "knn_top1") == [0, LAST]
-    assert runs["w0096_d04"].status == runs["made"].status == "FINISHED"
+    assert steps(runs["96x4 (large)"], "knn_top1") == [0, LAST]
+    assert runs["96x4 (large)"].status == runs["made"].status == "FINISHED"
 
 
 def test_runs_that_the_checkpoint_does_not_know_are_found_by_their_names(
