@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
     )
     parser.add_argument("--images", type=paths.path, required=True, metavar="DIR", help="a tree")
+    parser.add_argument(
+        "--heads", action="store_true", help="below an attention that of each head by itself"
+    )
     parser.add_argument(
         "--reference",
         type=paths.place,
@@ -104,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     views = _views(names, seen, found, found.same(marks(images)), side // patch)
     title = f"What sizes of {args.run.name} see"
     apart = found if others is not None else None
+    if not args.heads:
+        views = [replace(view, heads=None) for view in views]
     text = page(title, about, keys, pixels, views, shown, apart)
     try:
         replace_text(args.out, text)
@@ -148,7 +154,7 @@ def _seen(network: nn.Module, images: Tensor, recipe: Recipe) -> Seen:
     return Seen(
         torch.cat([part.tokens for part in parts]),
         torch.cat([part.patches for part in parts]),
-        torch.cat([part.attention for part in parts]),
+        torch.cat([part.heads for part in parts]),
     )
 
 
@@ -185,6 +191,9 @@ def _views(
                 name,
                 colour.unflatten(1, (grid, grid)).numpy(),
                 brightness(one.attention).unflatten(1, (grid, grid)).numpy(),
+                brightness(one.heads.flatten(0, 1))
+                .reshape(*one.heads.shape[:2], grid, grid)
+                .numpy(),
                 near,
                 spot.numpy(),
             )

@@ -11,10 +11,11 @@ from PIL import Image
 
 from poa_ds.evaluate.bank import THUMB, Bank
 
-SIDE = 128  # pixels of a map
+SIDE, HEAD = 128, 42  # pixels of a map, and of that of a head: three in a row
 STYLE = """
 body{font:15px system-ui,sans-serif;margin:24px;background:#f6f6f3;color:#1c1e21;max-width:1400px}
 td,th{padding:4px 6px;text-align:center;font-size:13px} img{border-radius:5px;display:block}
+.heads{display:flex;flex-wrap:wrap;gap:1px;width:128px}
 .wide{overflow-x:auto} .pixels{image-rendering:pixelated}
 .t{display:inline-block;width:56px;height:56px;background-size:cover;border-radius:4px}
 .map{position:relative;width:min(600px,90vw);aspect-ratio:1;border:1px solid #8886;margin:8px 0}
@@ -34,6 +35,7 @@ class View:
     name: str
     colours: np.ndarray  # (B, rows, columns, 3)
     attention: np.ndarray  # (B, rows, columns)
+    heads: np.ndarray | None  # (B, heads, rows, columns), shown where they are given
     near: Sequence[Sequence[tuple[float, int]]]
     places: np.ndarray
 
@@ -63,7 +65,8 @@ def page(
         "<h2>Patch features and attention of the class token</h2>",
         "<p>Colours: three principal components of the patch features of all images together, "
         "those of each size turned onto those of the last. Attention: last block, mean of "
-        "the heads, white is an image's 99th percentile.</p>",
+        "the heads (below it, where asked for, each by itself), white is the 99th percentile of an "
+        "image.</p>",
         _maps(keys, images, views, shown),
         f"<h2>Nearest images{of}, by the cosine of the class tokens</h2>",
         "<p>The same picture under another name is left out.</p>",
@@ -87,8 +90,10 @@ def _maps(keys: Sequence[str], images: np.ndarray, views: Sequence[View], shown:
     for n in range(shown):
         cells = [_picture(images[n], keys[n])]
         for view in views:
-            grey = np.repeat(view.attention[n][..., None], 3, axis=-1)
-            cells += [_picture(np.uint8(255 * x + 0.5), "") for x in (view.colours[n], grey)]
+            heads = [] if view.heads is None else view.heads[n]
+            own = "".join(_picture(_grey(x), f"head {i}", HEAD) for i, x in enumerate(heads))
+            cells.append(_picture(np.uint8(255 * view.colours[n] + 0.5), ""))
+            cells.append(_picture(_grey(view.attention[n]), "") + f'<div class="heads">{own}</div>')
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     table = f"<table><tr><th>image</th>{heads}</tr>{''.join(rows)}</table>"
     return f'<div class="wide">{table}</div>'
@@ -122,12 +127,16 @@ def _map(small: Sequence[str], places: np.ndarray) -> str:
     return f'<div class="map">{"".join(spots)}</div>'
 
 
-def _picture(pixels: np.ndarray, name: str) -> str:
+def _grey(values: np.ndarray) -> np.ndarray:
+    return np.uint8(255 * np.repeat(values[..., None], 3, axis=-1) + 0.5)
+
+
+def _picture(pixels: np.ndarray, name: str, shown: int = SIDE) -> str:
     side = min(SIDE, len(pixels))
     # what is not shrunk is a map: a lossy file would mix the colours of its patches
     uri = _uri(pixels, side, exact=len(pixels) == side)
     return (
-        f'<img class="pixels" width="{SIDE}" height="{SIDE}" title="{html.escape(name)}" '
+        f'<img class="pixels" width="{shown}" height="{shown}" title="{html.escape(name)}" '
         f'alt="{html.escape(name)}" src="{uri}">'
     )
 

@@ -16,16 +16,21 @@ BRIGHTEST = (
 
 @dataclass(frozen=True)
 class Seen:
-    """Class tokens (B, C), patch tokens (B, N, C), attention of the class token (B, N)."""
+    """Class tokens (B, C), patch tokens (B, N, C), attention of the class token (B, heads, N)."""
 
     tokens: Tensor
     patches: Tensor
-    attention: Tensor
+    heads: Tensor
+
+    @property
+    def attention(self) -> Tensor:
+        """(B, N), the mean of the heads."""
+        return self.heads.mean(1)
 
 
 @torch.inference_mode()
 def see(network: nn.Module, images: Tensor) -> Seen:
-    """Of a plain vision transformer; attention: of its last block, the mean of its heads."""
+    """Of a plain vision transformer; attention: of its last block."""
     kept: list[Tensor] = []
     first = network.num_prefix_tokens  # the class token and registers
 
@@ -33,7 +38,7 @@ def see(network: nn.Module, images: Tensor) -> Seen:
         packed = attention.qkv(inputs[0]).unflatten(-1, (3, attention.heads, -1))
         q, k, _ = packed.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, 1 + N, D) each
         scores = q[:, :, :1] @ k.transpose(-1, -2) * k.shape[-1] ** -0.5
-        kept.append(scores.softmax(-1)[:, :, 0, first:].mean(1))
+        kept.append(scores.softmax(-1)[:, :, 0, first:])
 
     hook = network.blocks[-1].attn.register_forward_pre_hook(keep)
     try:

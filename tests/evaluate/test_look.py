@@ -78,6 +78,7 @@ def test_attention_is_that_of_the_last_block(
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
     tokens = network.forward_features(images)
     torch.testing.assert_close(seen.attention, calls[-1].mean(1)[:, 0, 1:], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(seen.heads, calls[-1][:, :, 0, 1:], atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(seen.tokens, tokens[:, 0])
     torch.testing.assert_close(seen.patches, tokens[:, 1:])
     assert seen.attention.shape == (2, 64)
@@ -109,6 +110,8 @@ def test_the_page_stands_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture
     assert text.count("<img ") == 3 * (1 + 2 * 2)
     assert text.count('class="map"') == 2
     assert text.count("background-image") == 6
+    assert main(["look", str(run), *words, "--out", str(out), "--shown", "3", "--heads"]) == 0
+    assert out.read_text().count('alt="head ') == 3 * (2 + 3)  # 16 channels a head
 
 
 @pytest.mark.parametrize("shards", [False, True])
