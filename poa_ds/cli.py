@@ -163,6 +163,12 @@ COMMANDS = {
         "bring into MLflow what a run's folder has and the store lacks; nothing comes twice",
         "poa-ds mlflow-sync runs/photos --uri http://localhost:5000",
     ),
+    "import": Command(
+        "poa_ds.export.import_weights",
+        "DINOv2 and other ViTs of timm's shapes -> a run of all sizes that the other commands read",
+        "poa-ds import dinov2_vits14_reg.safetensors --out runs/dinov2 --image-size 224"
+        " --rebase rotate --calibrate data/photos/train",
+    ),
     "import-poa": Command(
         "poa_ds.export.import_poa",
         "a checkpoint of the published POA code -> a run that the other commands read",

@@ -26,6 +26,7 @@ from poa_ds.system.typed_yaml import plain
 
 FORMAT = 1
 WEIGHTS, RECIPE, LATEST = "teacher.safetensors", "config.json", "latest"
+LICENCE = "LICENSE.weights"
 BACKBONE = "backbone."
 
 
@@ -38,14 +39,25 @@ def publish(run: Path, tensors: Mapping[str, Tensor], recipe: Recipe, step: int)
 
 
 def write_teacher(
-    folder: Path, tensors: Mapping[str, Tensor], recipe: Recipe, step: int, *, source: str = ""
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    recipe: Recipe,
+    step: int,
+    *,
+    source: str = "",
+    licence: str = "",
 ) -> None:
-    """Write `backbone.*`, `heads.*`, `ibot_heads.*` in float32 and the recipe into a new folder."""
+    """Write `backbone.*`, `heads.*`, `ibot_heads.*` in float32 and the recipe into a new folder.
+
+    licence: text that goes with the weights, into every export.
+    """
     about = {"format": FORMAT, "step": step, "source": source, "config": plain(recipe)}
     whole = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
     with whole_folder(folder) as partial:
         save_file(whole, partial / WEIGHTS, metadata={"format": "pt"})
         (partial / RECIPE).write_text(json.dumps(about, indent=1) + "\n")
+        if licence:
+            (partial / LICENCE).write_text(licence)
 
 
 def load_teacher(run: Path, step: int | None = None) -> tuple[ElasticBackbone, Recipe, int]:

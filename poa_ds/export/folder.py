@@ -13,6 +13,7 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from poa_ds.checkpoint.deployed import LICENCE
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.export import onnx_file
@@ -97,6 +98,9 @@ class Export:
             save_file(dict(state), weights, metadata={"format": "pt"})
         about = self._about(subnet, name, arguments)
         (folder / RECIPE).write_text(json.dumps(about, indent=2) + "\n")
+        licence = Path(self.source) / LICENCE
+        if licence.is_file():
+            (folder / LICENCE).write_text(licence.read_text())
 
     def _about(self, subnet: Subnet, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """config.json; its timm part is what `local-dir:` and `hf_hub:` read."""
@@ -160,7 +164,13 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    ours = {RECIPE, MODULE, "__pycache__", *WEIGHTS.values()}  # who imports MODULE leaves one
+    ours = {
+        RECIPE,
+        MODULE,
+        LICENCE,
+        "__pycache__",
+        *WEIGHTS.values(),
+    }  # who imports MODULE leaves one
     if names and (not names <= ours or MARK not in _json(folder / RECIPE)):
         raise UserError(f"{folder} exists and is not an export of poa-ds: name another --out")
 

@@ -3,7 +3,7 @@
 import argparse
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,10 +22,11 @@ from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.typed_yaml import brief
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: Path, parts: Sequence[str] = ("teacher",)) -> dict[str, Tensor]:
     """The teacher of a published checkpoint under its own names, without `module.`.
 
-    Reads {"teacher": {...}} or a bare state dict; only tensors, no code in it is run.
+    Reads {"teacher": {...}}, or another of the `parts`, or a bare state dict; only tensors, no
+    code in it is run.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -36,10 +37,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # of any kind, where bytes are taken for a pickle's instructions
         cause = f"{type(error).__name__}: {error}".split(". ")[0].split("\n")[0]
         raise UserError(f"{path} is damaged or no checkpoint of PyTorch ({cause})") from error
-    state = content.get("teacher", content) if isinstance(content, dict) else {}
+    state = {}
+    if isinstance(content, dict):
+        state = next((content[part] for part in parts if part in content), content)
     if not (isinstance(state, dict) and state and _names_tensors(state)):
         found = brief([*content]) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path} holds no `teacher` with named tensors, but {found}")
+        wanted = " or ".join(f"`{part}`" for part in parts)
+        raise UserError(f"{path} holds no {wanted} with named tensors, but {found}")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 

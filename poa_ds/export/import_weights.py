@@ -1,0 +1,256 @@
+"""`poa-ds import`: a ViT of another project as a run of all sizes."""
+
+import argparse
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from poa_ds.checkpoint.deployed import write_teacher
+from poa_ds.data.loader import eval_batches
+from poa_ds.data.store.index import ShardFolder
+from poa_ds.export.import_poa import read_checkpoint
+from poa_ds.export.rebase import Rebased, rebased, statistics
+from poa_ds.export.vit_weights import Found, at_resolution, recognised
+from poa_ds.model.vit.network import ElasticViT
+from poa_ds.recipe import derived, load
+from poa_ds.recipe.backbone import backbone
+from poa_ds.recipe.tree import Recipe
+from poa_ds.system import paths
+from poa_ds.system.console import tell
+from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.json_text import parse_object
+
+CALIBRATION = 512  # images that the basis is found on
+FEATURES = "original_features.safetensors"
+NAMES = ("model.safetensors", "pytorch_model.bin")  # of weights in a folder
+PARTS = ("teacher", "model", "state_dict")  # of a checkpoint that has more than a state dict
+LOCAL, RESIZE = 96 / 224, 256 / 224  # of the recipes: pixels of local crops, and before the crop
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds import`."""
+    parser.add_argument(
+        "source",
+        type=paths.path,
+        metavar="SOURCE",
+        help="a .safetensors or .pth file, or a folder with model.safetensors (and config.json), "
+        "such as a snapshot of the Hugging Face hub",
+    )
+    parser.add_argument(
+        "--out", type=paths.path, required=True, help="folder to write, new or empty"
+    )
+    parser.add_argument(
+        "--widths", type=_numbers, help="channels, such as 192,256,384 (heads from half of them on)"
+    )
+    parser.add_argument(
+        "--depths",
+        type=_numbers,
+        help="blocks, evenly spaced, such as 6,9,12 (half of them and more)",
+    )
+    parser.add_argument(
+        "--rebase",
+        choices=("none", "sort", "rotate"),
+        default="none",
+        help="another basis for the same network, in which slices keep more of it (%(default)s)",
+    )
+    parser.add_argument(
+        "--calibrate", type=paths.path, metavar="SHARDS", help="images that --rebase looks at"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        help="pixels; positions are resized once, as timm does (the source's, 518 for DINOv2)",
+    )
+    parser.add_argument("--head-dim", type=int, default=64, help="channels of a head (%(default)s)")
+    parser.add_argument(
+        "--input-scale",
+        type=float,
+        default=0.5,
+        help="backbone.input_scale of slices (%(default)s; 1 is that of networks trained as POA)",
+    )
+    parser.add_argument("--mean", type=_three, help="of the pixels (config.json, else ImageNet's)")
+    parser.add_argument("--std", type=_three, help="of the pixels (config.json, else ImageNet's)")
+    parser.add_argument(
+        "--licence",
+        type=paths.path,
+        metavar="FILE",
+        help="text that goes with the weights (a LICENSE file beside SOURCE)",
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list such as 192,256,384") from None
+
+
+def _three(text: str) -> tuple[float, float, float]:
+    try:
+        one, two, three = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list such as 0.5,0.5,0.5") from None
+    return one, two, three
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the network as the teacher of a run."""
+    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
+        raise UsageError(f"{args.out} exists and is not an empty folder: name a new one")
+    if (args.rebase != "none") != bool(args.calibrate):
+        raise UsageError("--rebase sort and rotate need --calibrate SHARDS, and none takes none")
+    weights = _weights(args.source)
+    state = read_weights(weights)
+    found = recognised(state, head_dim=args.head_dim, what=str(weights))
+    recipe = recipe_of(found, args, _pixels(weights, args))
+    network = imported(found, recipe)
+    moved = _rebased(network, recipe, args)
+    tensors = {f"backbone.{name}": tensor for name, tensor in moved.state.items()}
+    licence = _licence(weights, args.licence)
+    write_teacher(args.out, tensors, recipe, 0, source=str(weights), licence=licence)
+    if args.rebase != "none":
+        about = {"matrix": moved.matrix.float(), "bias": moved.bias.float()}
+        save_file({name: t.contiguous() for name, t in about.items()}, args.out / FEATURES)
+    _tell(args.out, found, recipe, bool(licence))
+    return 0
+
+
+def _weights(source: Path) -> Path:
+    if not source.is_dir():
+        return source
+    there = [source / name for name in NAMES if (source / name).is_file()]
+    if not there:
+        raise UserError(f"{source} holds no {' and no '.join(NAMES)}: name the file itself")
+    return there[0]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a safetensors file, or of a checkpoint of PyTorch, whose code is not run."""
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file. Nothing is downloaded here; of a network on the Hugging Face"
+            " hub `hf download REPOSITORY model.safetensors config.json` says where it lies"
+        )
+    if path.suffix != ".safetensors":
+        return read_checkpoint(path, PARTS)
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is missing or damaged: {error}") from error
+
+
+def _pixels(weights: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Mean and deviation of the pixels, as far as they are told."""
+    told: dict[str, Any] = {}
+    about = weights.parent / "config.json"
+    if about.is_file():
+        try:
+            found = parse_object(about.read_bytes()).get("pretrained_cfg", {})
+        except (OSError, ValueError) as error:
+            raise UserError(f"{about} cannot be read: {error}") from error
+        told = {
+            key: found[key] for key in ("mean", "std") if isinstance(found, dict) and key in found
+        }
+    return told | {key: list(v) for key in ("mean", "std") if (v := getattr(args, key))}
+
+
+def recipe_of(found: Found, args: argparse.Namespace, pixels: dict[str, Any]) -> Recipe:
+    """The recipe that describes the network and its sizes."""
+    side, patch = args.image_size or found.image_size, found.patch_size
+    least = -(-found.width // 2 // args.head_dim) * args.head_dim
+    widths = args.widths or tuple(range(least, found.width + 1, args.head_dim))
+    depths = args.depths or tuple(range(-(-found.depth // 2), found.depth + 1))
+    steps = {after - before for before, after in pairwise(depths)}
+    for key, values, largest in (("widths", widths, found.width), ("depths", depths, found.depth)):
+        if values[-1] != largest:
+            raise UsageError(f"--{key} must end with {largest}, the network's own: {[*values]}")
+    if len(steps) > 1:
+        raise UsageError(f"--depths {[*depths]} are not evenly spaced")
+    return load.from_dict(
+        {
+            "backbone": {
+                "widths": [*widths],
+                "depth": {"min": depths[0], "max": depths[-1], "step": min(steps, default=1)},
+                "patch_size": patch,
+                "head_dim": args.head_dim,
+                "mlp_ratio": found.mlp_ratio,
+                "registers": found.registers,
+                "swiglu": found.swiglu,
+                "layer_scale": 1.0,
+                "drop_path": 0.0,
+                "input_scale": args.input_scale,
+            },
+            "crops": {
+                "global_size": side,
+                "local_size": max(round(side * LOCAL / patch), 1) * patch,
+            },
+            "augmentation": pixels,
+            "evaluation": {"resize": round(side * RESIZE), "crop": side},
+        }
+    )
+
+
+@torch.no_grad()
+def imported(found: Found, recipe: Recipe) -> ElasticViT:
+    """The elastic network of the recipe with the tensors that were found, in their type."""
+    with torch.device("meta"):
+        network = backbone(recipe)
+    grid = recipe.crops.global_size // found.patch_size
+    table = at_resolution(found.tensors["embed.pos_embed"], grid)
+    network.load_state_dict(found.tensors | {"embed.pos_embed": table}, assign=True)
+    return cast(ElasticViT, network.requires_grad_(False).eval())
+
+
+def _rebased(network: ElasticViT, recipe: Recipe, args: argparse.Namespace) -> Rebased:
+    network = network.float()
+    batches = _images(recipe, args.calibrate) if args.calibrate else iter(())
+    if args.rebase == "none":
+        width = network.space.intact.width
+        return Rebased(network.state_dict(), torch.eye(width), torch.zeros(width))
+    return rebased(network, statistics(network, batches), args.rebase)
+
+
+def _images(recipe: Recipe, shards: Path) -> Iterator[Tensor]:
+    """CALIBRATION normalised images of the folder, spread evenly over it."""
+    folder, evaluation = ShardFolder.open(shards), recipe.evaluation
+    count = min(CALIBRATION, len(folder))
+    ids = [i * len(folder) // count for i in range(count)]
+    mean, std = (
+        255 * rearrange(torch.tensor(x), "c -> c 1 1")
+        for x in (recipe.augmentation.mean, recipe.augmentation.std)
+    )
+    sides = {"resize": evaluation.resize, "crop": evaluation.crop}
+    for images, _ in eval_batches(folder, ids, **sides, batch_size=16):
+        yield (images.float() - mean) / std
+
+
+def _licence(weights: Path, named: Path | None) -> str:
+    """The text of the licence; empty: none was found."""
+    if named is None:
+        named = next(iter(sorted(weights.parent.glob("LICENSE*"))), None)
+    try:
+        return named.read_text(errors="replace") if named else ""
+    except OSError as error:
+        raise UserError(f"--licence {named} cannot be read: {error.strerror}") from error
+
+
+def _tell(out: Path, found: Found, recipe: Recipe, licensed: bool) -> None:
+    intact, pixels = derived.space(recipe).intact, recipe.augmentation
+    kind = f"patches of {found.patch_size}, {found.registers} registers"
+    kind += f", SwiGLU of {found.swiglu}" if found.swiglu else ""
+    if not licensed:
+        tell("no licence text was found beside the weights: --licence FILE adds it to every export")
+    tell(
+        f"{intact}, {kind}, {recipe.crops.global_size} px, pixels normalised with"
+        f" mean {[*pixels.mean]} std {[*pixels.std]}: {out}\n"
+        f"  poa-ds sizes {out}\n"
+        f"  poa-ds eval knn {out} --bank SHARDS --queries SHARDS\n"
+        f"  poa-ds extract {out} --size {intact} --out MODEL --check"
+    )

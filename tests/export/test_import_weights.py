@@ -1,0 +1,231 @@
+"""Networks of timm with random weights, imported, re-based, sliced, given back: timm is witness."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from poa_ds import cli
+from poa_ds.checkpoint.deployed import load_teacher
+from poa_ds.export.extract import extract
+from poa_ds.export.import_weights import add_arguments, imported, read_weights, recipe_of
+from poa_ds.export.rebase import helmert, rebased, rotation, statistics
+from poa_ds.export.vit_weights import recognised
+from poa_ds.model.space import Subnet
+from poa_ds.model.vit.network import ElasticViT
+from poa_ds.system.errors import UserError
+from tests.support.shards import make_shards
+
+SMALL = {"embed_dim": 128, "depth": 3, "num_heads": 2, "num_classes": 0}
+NAMES = {  # timm's name, pixels of its positions
+    "vit_small_patch14_dinov2": 70,
+    "vit_small_patch14_reg4_dinov2": 70,
+    "vit_giant_patch14_dinov2": 70,
+    "vit_giant_patch14_reg4_dinov2": 70,
+    "vit_small_patch16_224": 64,
+    "deit_small_patch16_224": 64,
+    "deit3_small_patch16_224": 64,
+}
+
+
+def theirs(name: str, side: int, **changes: object) -> nn.Module:
+    """timm's network with random values everywhere, in float64."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, img_size=side, **SMALL | changes)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return network.double().eval()
+
+
+def ours(state: dict[str, torch.Tensor], *words: str) -> ElasticViT:
+    """Imported, in the type of the tensors."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(["x", "--out", "o", "--widths", "64,128", "--depths", "2,3", *words])
+    found = recognised(state, head_dim=64, what="x")
+    return imported(found, recipe_of(found, args, {}))
+
+
+def seen(network: nn.Module, images: torch.Tensor, registers: int) -> torch.Tensor:
+    tokens = network.forward_features(images)
+    return torch.cat((tokens[:, :1], tokens[:, 1 + registers :]), dim=1)
+
+
+INTACT = Subnet(128, 3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_intact_network_is_timms_at_its_size_and_at_another(name: str) -> None:
+    side = NAMES[name]
+    source = theirs(name, side)
+    registers = source.num_prefix_tokens - 1
+    for other in (side, side // 5 * 3 if "14" in name else 96):
+        network = ours(source.state_dict(), "--image-size", str(other))
+        witness = timm.create_model(name, img_size=other, **SMALL).double().eval()
+        filtered = timm.models.vision_transformer.checkpoint_filter_fn(source.state_dict(), witness)
+        witness.load_state_dict(filtered)
+        images = torch.randn(2, 3, other, other).double()
+        with torch.no_grad():
+            wanted, found = seen(witness, images, registers), network(images, INTACT)
+        assert wanted.std() > 0.1 and (found - wanted).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "dinov2" in name])
+def test_what_was_imported_is_extracted_with_every_bit(name: str) -> None:
+    source = theirs(name, NAMES[name])
+    back = extract(ours(source.state_dict()), INTACT, torch.float64)
+    assert back.keys() == source.state_dict().keys()
+    assert all(torch.equal(back[n], t) for n, t in source.state_dict().items())
+
+
+@pytest.mark.parametrize("way", ["none", "sort", "rotate"])
+@pytest.mark.parametrize("name", ["vit_giant_patch14_reg4_dinov2", "deit3_small_patch16_224"])
+def test_a_rebased_network_says_the_same(name: str, way: str) -> None:
+    source = theirs(name, NAMES[name])
+    network = ours(source.state_dict())
+    images = torch.randn(3, 3, NAMES[name], NAMES[name]).double()
+    masks = torch.rand(3, (network(images, INTACT).shape[1] - 1)) < 0.3
+    wanted = network(images, INTACT, masks)
+    found = rebased(network, statistics(network, [images]), way)
+    network.load_state_dict(found.state)
+    again = network(images, INTACT, masks)
+    assert (again @ found.matrix + found.bias - wanted).abs().max() < 1e-12 * wanted.abs().max()
+    if way != "none":
+        assert (again - wanted).abs().max() > 0.1  # it is another basis
+        stream = statistics(network, [images]).stream.diagonal()
+        assert way == "rotate" or (stream.diff() <= 1e-9 * stream.max()).all()
+
+
+def test_a_slice_of_the_rotated_stream_is_its_first_principal_components() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 24).double() @ torch.randn(24, 24).double()
+    x = x - x.mean(1, keepdim=True)
+    turn = rotation(x.T @ x)
+    one = torch.ones(24).double()
+    assert (turn @ turn.T - torch.eye(24)).abs().max() < 1e-13
+    assert (turn @ one - one).abs().max() < 1e-13
+    _, _, axes = torch.linalg.svd(x, full_matrices=False)  # another way to the components
+    for width in (2, 10, 23):
+        leading = F.layer_norm((x @ turn.T)[:, :width], (width,), eps=0.0)
+        scores = x @ axes[: width - 1].T
+        basis = helmert(width)[:, 1:]
+        signs = torch.sign(((x @ turn.T)[:, :width] @ basis * scores).sum(0))
+        wanted = F.layer_norm(scores * signs @ basis.T, (width,), eps=0.0)
+        assert (leading - wanted).abs().max() < 1e-12
+
+
+def test_rotation_keeps_more_of_the_features_in_a_slice_than_no_rotation() -> None:
+    """A stream whose energy lies in few directions, none of them a channel."""
+    torch.manual_seed(0)
+    directions = torch.randn(6, 64).double()
+    x = torch.randn(500, 6).double() @ directions
+    x = x - x.mean(1, keepdim=True)
+
+    def kept(y: torch.Tensor) -> float:
+        part = y[:, :8] - y[:, :8].mean(1, keepdim=True)
+        return (part.square().sum() / y.square().sum()).item()
+
+    assert kept(x @ rotation(x.T @ x).T) > 0.999 > 0.5 > kept(x)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    make_shards(tmp_path / "shards", 24)
+    return tmp_path / "shards"
+
+
+def test_the_command_writes_a_run_that_is_cut_and_given_back_to_timm(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = theirs("vit_small_patch14_reg4_dinov2", 70).float()
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    (tmp_path / "LICENSE.txt").write_text("Of the weights.\n")
+    run, words = tmp_path / "run", ["--widths", "64,128", "--depths", "2,3", "--image-size", "42"]
+    words += ["--rebase", "rotate", "--calibrate", str(images), "--out", str(run)]
+    assert cli.main(["import", str(tmp_path / "weights.safetensors"), *words]) == 0
+    assert "poa-ds extract" in capsys.readouterr().out
+    model, recipe, _ = load_teacher(run)
+    assert [*map(str, model.space.subnets())] == ["64x2", "64x3", "128x2", "128x3"]
+    assert recipe.backbone.input_scale == 0.5 and recipe.crops.global_size == 42
+    out = tmp_path / "out"
+    for size in ("64x2", "128x3"):
+        assert cli.main(["extract", str(run), "--size", size, "--out", str(out), "--check"]) == 0
+        assert (out / "LICENSE.weights").read_text() == "Of the weights.\n"
+        made = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+        pixels = torch.randn(2, 3, 42, 42)
+        with torch.no_grad():
+            assert (made(pixels) - model(pixels, Subnet.read(size))[:, 0]).abs().max() < 1e-4
+    assert cli.main(["sizes", str(run)]) == 0
+
+
+def test_a_checkpoint_of_dinov2s_own_names_is_read(tmp_path: Path) -> None:
+    source = theirs("vit_giant_patch14_dinov2", 70).state_dict()
+    named = {
+        n.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): t for n, t in source.items()
+    }
+    named |= {"mask_token": torch.ones(1, 128).double()}
+    torch.save({"teacher": {f"backbone.{n}": t for n, t in named.items()}}, tmp_path / "own.pth")
+    network = ours(read_weights(tmp_path / "own.pth"))
+    assert torch.equal(network.embed.mask_token, named["mask_token"])
+    back = extract(network, INTACT, torch.float64)
+    assert all(torch.equal(back[n], t) for n, t in source.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("vit_small_patch16_dinov3", "DINOv3"),
+        ("vit_base_patch16_clip_224", "CLIP"),
+        ("vit_base_patch16_siglip_224", "SigLIP"),
+        ("deit_small_distilled_patch16_224", "distilled"),
+        ("swin_tiny_patch4_window7_224", "Swin"),
+        ("resnet18", "patch_embed"),
+    ],
+)
+def test_what_is_not_supported_is_named(name: str, told: str) -> None:
+    with torch.device("meta"):
+        state = timm.create_model(name, num_classes=0).state_dict()
+    with pytest.raises(UserError, match=f"{told}.*supported are .*DINOv2"):
+        recognised(state, head_dim=64, what="x")
+
+
+def test_missing_left_over_and_misshapen_tensors_are_named() -> None:
+    state = theirs("vit_small_patch14_dinov2", 70).state_dict()
+    for change, told in (
+        ({"blocks.1.norm1.bias": None}, "missing: blocks.1.norm1.bias"),
+        ({"extra.weight": torch.ones(3)}, "unexpected: extra.weight"),
+        ({"norm.weight": torch.ones(3)}, r"another shape: norm.weight \[3\] instead of \[128\]"),
+        ({"pos_embed": torch.ones(1, 22, 128)}, "22 positions are no square"),
+    ):
+        wrong = {n: t for n, t in (state | change).items() if t is not None}
+        with pytest.raises(UserError, match=told):
+            recognised(wrong, head_dim=64, what="x")
+    with pytest.raises(UserError, match="--head-dim"):
+        recognised(state, head_dim=48, what="x")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--widths", "64"], "--widths must end with 128"),
+        (["--depths", "1,2,4"], "--depths must end with 3"),
+        (["--rebase", "sort"], "need --calibrate"),
+        (["--image-size", "50"], "crops.global_size 50 is not a multiple"),
+    ],
+)
+def test_wrong_use_is_told(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file(theirs("vit_small_patch14_dinov2", 70).state_dict(), tmp_path / "w.safetensors")
+    out = tmp_path / "out"
+    assert cli.main(["import", str(tmp_path / "w.safetensors"), "--out", str(out), *words]) != 0
+    assert told in capsys.readouterr().err
+    assert not out.exists()
+    assert cli.main(["import", str(tmp_path / "none.pth"), "--out", str(out)]) != 0
+    assert "Nothing is downloaded" in capsys.readouterr().err
