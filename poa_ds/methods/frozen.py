@@ -1,6 +1,7 @@
 """A finished network that teaches: read from a file, never trained, outside of the engine.
 
-Named by a recipe as RUN or RUN:SIZE (or one teacher's folder), or as an extracted model's folder.
+Named by a recipe as RUN or RUN:SIZE (or one teacher's folder), as an extracted model's folder, or
+as timm:NAME=FILE.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from poa_ds.checkpoint import deployed
+from poa_ds.methods import frozen_timm
 from poa_ds.model import form
 from poa_ds.model.architectures import ARCHITECTURES
 from poa_ds.model.projector import unit
@@ -42,8 +44,9 @@ class Cost:
 class Frozen:
     """Where the teacher is and what it expects; its weights are not read yet.
 
-    weights: the file that makes it what it is. size: of the elastic network in a run, "" of an
-    extracted model. width: of its embedding. mean, std: of the pixels it was trained on.
+    weights: the file that makes it what it is. size: of the elastic network in a run, "" of others.
+    width: of its embedding. mean, std: of the pixels it was trained on. timm: its name there, "" of
+    one of ours.
     """
 
     weights: Path
@@ -51,12 +54,14 @@ class Frozen:
     width: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    timm: str = ""
 
     def digest(self) -> Tensor:
         """The sha256 of weights, description and size as 32 numbers, for a checkpoint."""
         with open(self.weights, "rb") as file:
             found = hashlib.file_digest(file, "sha256")
-        found.update((self.weights.parent / ABOUT).read_bytes() + self.size.encode())
+        about = b"" if self.timm else (self.weights.parent / ABOUT).read_bytes()
+        found.update(about + (self.timm or self.size).encode())
         return torch.tensor(list(found.digest()), dtype=torch.float32)
 
     def network(self) -> Callable[[Tensor], Tensor]:
@@ -64,12 +69,16 @@ class Frozen:
         if self.size:
             model, _, _ = deployed.load_teacher(self.weights.parent)
             return _OneSize(model, model.space.parse(self.size)).eval()
+        if self.timm:
+            network = frozen_timm.built(self.timm, KEY)
+            return frozen_timm.load(network, self.weights, KEY)
         return _extracted_network(self.weights)
 
     def described(self, side: int, dtype: torch.dtype) -> str:
         """What it is and takes, on images of `side` pixels and in this type, in words."""
         count = self.cost(side).parameters
-        name = f"{self.weights.parent} {self.size}".rstrip()
+        ours = f"{self.weights.parent} {self.size}".rstrip()
+        name = f"{self.weights} in timm's {self.timm}" if self.timm else ours
         return (
             f"{name}, frozen: {count / 1e6:.3g} M parameters,"
             f" {figure(count * dtype.itemsize / 2**20)} MiB on each rank, outside of the engine"
@@ -83,7 +92,8 @@ class Frozen:
                 model, subnet = backbone(recipe), derived.space(recipe).parse(self.size)
                 flops = derived.shape(recipe).flops(subnet, side)
             else:
-                model = _plain(self.weights)
+                name = self.timm
+                model = frozen_timm.built(name, KEY) if name else _plain(self.weights)
                 with FlopCounterMode(display=False) as counter:
                     model(torch.empty(1, 3, side, side))
                 flops = float(counter.get_total_flops())
@@ -129,6 +139,8 @@ class Embedder:
 
 def find(text: str, side: int) -> Frozen:
     """The teacher that a recipe names, for images of `side` pixels. UserError: there is none."""
+    if text.startswith(frozen_timm.PREFIX):
+        return _of_timm(text, side)
     place, size = Path(text), ""
     if not place.exists() and ":" in text:
         before, _, size = text.rpartition(":")
@@ -154,6 +166,16 @@ def _of_run(place: Path, size: str, side: int) -> Frozen:
     pixels = recipe.augmentation
     width, mean, std = shape.features(subnet), tuple(pixels.mean), tuple(pixels.std)
     return Frozen(folder / deployed.WEIGHTS, str(subnet), width, mean, std)
+
+
+def _of_timm(text: str, side: int) -> Frozen:
+    name, weights = frozen_timm.parsed(text, KEY)
+    with torch.device("meta"):
+        network = frozen_timm.built(name, KEY)
+    frozen_timm.check_side(network, name, side, KEY)
+    pixels = network.pretrained_cfg
+    mean, std = tuple(pixels["mean"]), tuple(pixels["std"])
+    return Frozen(weights, "", network.num_features, mean, std, timm=name)
 
 
 def _extracted(weights: Path) -> Frozen:

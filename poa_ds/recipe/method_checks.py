@@ -16,8 +16,8 @@ def missing(recipe: Recipe) -> Iterable[str]:
     """What a run of the recipe's method needs besides images and an output directory."""
     if recipe.objective.method == "seed" and not recipe.distill.teacher:
         yield (
-            "distill.teacher is empty: give distill.teacher=RUN or RUN:SIZE, or a folder that"
-            " poa-ds extract wrote"
+            "distill.teacher is empty: give distill.teacher=RUN or RUN:SIZE, a folder that"
+            " poa-ds extract wrote, or timm:NAME=FILE"
         )
 
 

@@ -71,7 +71,8 @@ class Slimmable:
 class Distill:
     """Of objective.method seed."""
 
-    # a run (RUN or RUN:SIZE), or a folder that `poa-ds extract` wrote; it is not trained
+    # a run (RUN or RUN:SIZE), a folder that `poa-ds extract` wrote, or timm:NAME=FILE with the
+    # weights of a timm model as safetensors; it is not trained
     teacher: str = ""
     teacher_temperature: Positive = 0.01
     student_temperature: Positive = 0.2
