@@ -5,9 +5,9 @@ import dataclasses
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.data.places import open_folder
-from poa_ds.evaluate import results
+from poa_ds.evaluate import results, right
 from poa_ds.evaluate.features import Readout, random_weights
-from poa_ds.evaluate.knn import knn, raw_pixel_floor
+from poa_ds.evaluate.knn import answers, knn, raw_pixel_floor
 from poa_ds.evaluate.knn_protocol import KnnProtocol
 from poa_ds.evaluate.ranks import all_ranks
 from poa_ds.evaluate.results import KnnRow
@@ -51,7 +51,8 @@ def run_knn(args: argparse.Namespace) -> int:
         protocol = KnnProtocol.of(bank, open_folder(options.queries, recipe.data), options)
         protocol.say_doubts()
         bar = progress if dist.is_main() else None
-        found = knn(model.to(device), subnets, protocol, readout, progress=bar)
+        answered = answers(model.to(device), subnets, protocol, readout, progress=bar)
+        found = {subnet: of_size.percent() for subnet, of_size in answered.items()}
         pixels, untrained = None, None
         if args.floors:
             pixels = raw_pixel_floor(protocol, readout, progress=bar)
@@ -60,10 +61,11 @@ def run_knn(args: argparse.Namespace) -> int:
         how = protocol.record(readout.precision)
         row = KnnRow.of(step, how, found, raw_pixels=pixels, random_weights=untrained)
         if dist.is_main():
-            path = RunFolder.around(find_teacher(args.run, args.step)).knn
+            folder = RunFolder.around(find_teacher(args.run, args.step))
             tell(results.table(row))
-            results.append(path, row)
-            tell(f"added to {path}")
+            results.append(folder.right, right.row(step, how, options.report_k, answered))
+            results.append(folder.knn, row)
+            tell(f"added to {folder.knn}")
     return 0
 
 

@@ -12,11 +12,36 @@ from torch import Tensor
 
 from poa_ds.evaluate.features import Readout
 from poa_ds.evaluate.knn_protocol import KnnProtocol, Progress
+from poa_ds.evaluate.neighbours import Answers
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 
 FEATURE_BYTES = 8 << 30  # of features that a rank keeps at a time; more sizes take more passes
 PIXEL_SIDE = 32  # raw pixels are compared at this size or below
+
+
+def answers(
+    model: ElasticBackbone,
+    subnets: Sequence[Subnet],
+    protocol: KnnProtocol,
+    readout: Readout,
+    *,
+    progress: Progress | None = None,
+) -> dict[Subnet, Answers]:
+    """Which queries each size gets right, the same on every rank. A collective.
+
+    A k beyond the bank takes the whole bank. Memory: FEATURE_BYTES of features on the CPU; beyond
+    that, images are read once per group of sizes.
+    """
+    rows, was_training = protocol.rows_per_rank(), model.training
+    found: dict[Subnet, Answers] = {}
+    model.eval()
+    for group in _groups(subnets, lambda subnet: 4 * rows * model.feature_width(subnet)):
+        encode, place = readout.encoder(model, group), (readout.device, readout.workers)
+        measured = protocol.measure(encode, len(group), *place, progress=progress)
+        found.update(zip(group, measured, strict=True))
+    model.train(was_training)
+    return found
 
 
 def knn(
@@ -27,20 +52,9 @@ def knn(
     *,
     progress: Progress | None = None,
 ) -> dict[Subnet, dict[int, float]]:
-    """Percent top-1 of each size for each k, the same on every rank. A collective.
-
-    A k beyond the bank takes the whole bank. NaN where features are not finite. Memory:
-    FEATURE_BYTES of features on the CPU; beyond that, images are read once per group of sizes.
-    """
-    rows, was_training = protocol.rows_per_rank(), model.training
-    found: dict[Subnet, dict[int, float]] = {}
-    model.eval()
-    for group in _groups(subnets, lambda subnet: 4 * rows * model.feature_width(subnet)):
-        encode, place = readout.encoder(model, group), (readout.device, readout.workers)
-        measured = protocol.measure(encode, len(group), *place, progress=progress)
-        found.update(zip(group, measured, strict=True))
-    model.train(was_training)
-    return found
+    """Percent top-1 of each size for each k; NaN where features are not finite. A collective."""
+    found = answers(model, subnets, protocol, readout, progress=progress)
+    return {subnet: answered.percent() for subnet, answered in found.items()}
 
 
 def _groups(subnets: Sequence[Subnet], cost: Callable[[Subnet], int]) -> list[list[Subnet]]:
@@ -67,4 +81,5 @@ def raw_pixel_floor(
             pixels = F.interpolate(pixels, (PIXEL_SIDE,) * 2, mode="bicubic", antialias=True)
         return [rearrange(pixels, "n c h w -> n (c h w)")]
 
-    return protocol.measure(encode, 1, readout.device, readout.workers, progress=progress)[0]
+    [found] = protocol.measure(encode, 1, readout.device, readout.workers, progress=progress)
+    return found.percent()

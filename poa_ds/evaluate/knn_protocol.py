@@ -15,7 +15,7 @@ from torch import Tensor
 from poa_ds.data.batch import Bad
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import SampleError, ShardFolder
-from poa_ds.evaluate.neighbours import Bank, Deal, accuracies, subset
+from poa_ds.evaluate.neighbours import Answers, Bank, Deal, answers, subset
 from poa_ds.recipe.tree import Evaluation
 from poa_ds.system import dist
 from poa_ds.system.console import say
@@ -138,8 +138,8 @@ class KnnProtocol:
         workers: int,
         *,
         progress: Progress | None = None,
-    ) -> list[dict[int, float]]:
-        """Percent top-1 for each k, for each of the `kinds` features of `encode`. A collective."""
+    ) -> list[Answers]:
+        """Which queries each of the `kinds` features of `encode` gets right. A collective."""
 
         def blocks(split: Split, label: str) -> tuple[list[list[Tensor]], Tensor]:
             """(unit feature rows [kind][block] of this rank's share on the CPU, all labels)."""
@@ -159,7 +159,7 @@ class KnnProtocol:
         query_features, query_labels = blocks(self.queries, "k-NN queries")
         own = self._deal(self.bank).own()
         return [
-            accuracies(
+            answers(
                 Bank(bank_features[kind], own),
                 query_features[kind],
                 self._deal(self.queries),

@@ -4,7 +4,7 @@ Neighbours are ordered by (similarity, number in the bank), a bank row's feature
 the same batch and compared in the same block on any number of ranks: so 1 and N ranks agree.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -138,7 +138,25 @@ def vote(
     return {n: none.scatter_add(1, labels[:, :n], weights[:, :n]) for n in k}
 
 
-def accuracies(
+@dataclass(frozen=True)
+class Answers:
+    """What the vote said of one kind of features.
+
+    right: for each k (Q,) bool on the CPU, whether each query of all ranks is put into its class.
+    finite: whether all features are; else nothing is.
+    """
+
+    right: Mapping[int, Tensor]
+    finite: bool = True
+
+    def percent(self) -> dict[int, float]:
+        """Accuracy for each k; NaN without finite features."""
+        if not self.finite:
+            return dict.fromkeys(self.right, float("nan"))
+        return {k: 100 * int(right.sum()) / len(right) for k, right in self.right.items()}
+
+
+def answers(
     bank: Bank,
     queries: Sequence[Tensor],
     deal: Deal,
@@ -149,30 +167,32 @@ def accuracies(
     temperature: float,
     k: Sequence[int],
     device: torch.device,
-) -> dict[int, float]:
-    """Percent of the queries of all ranks that the vote puts into their class, for each k.
+) -> Answers:
+    """Of the queries of all ranks, the same on each, for each k.
 
     queries: this rank's blocks, as `deal` deals them. Labels: of every row of bank and queries. A
-    k beyond the bank takes the whole bank. NaN when any feature is not finite. A collective.
+    k beyond the bank takes the whole bank. A collective.
     """
     if not _all_finite([*bank.features, *queries], device):
-        return dict.fromkeys(k, float("nan"))
+        none = torch.zeros(deal.rows, dtype=torch.bool)
+        return Answers(dict.fromkeys(k, none), finite=False)
     bank, members, k = bank.near(device), bank_labels.to(device), sorted(set(k))
     most = min(k[-1], len(members))
     width = max([x.shape[1] for x in (*bank.features[:1], *queries[:1])], default=0)
     width = dist.on_host(
         dist.all_max(torch.tensor(width, device=device))
     )  # a rank may have no rows
-    right = torch.zeros(len(k), dtype=torch.int64, device=device)
+    right = torch.zeros(len(k), deal.rows, dtype=torch.int32, device=device)
     for turn in range(deal.rounds):
         span = deal.span(turn, dist.rank())
         own = queries[turn].to(device) if span else torch.zeros(0, width, device=device)
         similarity, numbers = read_keys(neighbours(own, turn, deal, bank, most))
         scores = vote(similarity, members[numbers], classes, temperature, k)
         truth = query_labels[span.start : span.stop].to(device)
-        right += torch.stack([(s.argmax(1) == truth).sum() for s in scores.values()])
-    counts = dist.on_host(dist.all_sum(right))
-    return {n: 100 * count / deal.rows for n, count in zip(k, counts, strict=True)}
+        found = torch.stack([s.argmax(1) == truth for s in scores.values()])
+        right[:, span.start : span.stop] = found
+    everywhere = torch.tensor(dist.on_host(dist.all_sum(right))).bool()
+    return Answers(dict(zip(k, everywhere, strict=True)))
 
 
 def _all_finite(tensors: Sequence[Tensor], device: torch.device) -> bool:

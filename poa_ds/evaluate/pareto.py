@@ -1,6 +1,6 @@
 """Which sizes are worth their cost: those that no other beats, and the cheapest good one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf, isnan
 
 
@@ -23,17 +23,22 @@ def front(points: Sequence[tuple[float | None, float | None]]) -> set[int]:
     return found
 
 
-def cheapest_not_worse(points: Sequence[tuple[float | None, float | None]]) -> int | None:
-    """Number of the first (worth, its error) that is within the highest one's error of it.
+def cheapest_not_worse(
+    points: Sequence[tuple[float | None, float | None]],
+    between: Callable[[int, int], float | None] = lambda number, highest: None,
+) -> int | None:
+    """Number of the first (worth, its error) that is not shown to be worse than the highest.
 
-    Points in the order of their cost; those without a worth do not count.
+    Points in the order of their cost; those without a worth do not count. between: the error of
+    the difference of two points; where it is not known, the highest one's own stands for it.
     """
-    known = [point for point in points if point[0] is not None]
+    known = [(*point, number) for number, point in enumerate(points) if point[0] is not None]
     if not known:
         return None
-    highest, error = max(known)
-    return next(
-        number
-        for number, (worth, _) in enumerate(points)
-        if worth is not None and highest - worth <= error
-    )
+    highest, error, top = max(known)
+
+    def allowed(number: int) -> float:
+        found = between(number, top)
+        return error if found is None else found
+
+    return next(number for worth, _, number in known if highest - worth <= allowed(number))

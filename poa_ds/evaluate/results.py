@@ -162,10 +162,16 @@ def describe(protocol: Mapping[str, Any]) -> str:
     )
 
 
-def keep_through(path: Path, step: int) -> None:
+class Stepped(Row, Protocol):
+    """A row of an evaluation."""
+
+    step: int
+
+
+def keep_through(path: Path, step: int, row: Callable[[str], Stepped] = KnnRow.from_json) -> None:
     """Drop the rows after `step`: a run that goes on from there writes them again."""
-    if not any(row.step > step for row in read(path)):
+    if not any(found.step > step for found in lines(path, row)):
         return
     with alone(path):
-        kept = [row.to_json() + "\n" for row in read(path) if row.step <= step]
+        kept = [found.to_json() + "\n" for found in lines(path, row) if found.step <= step]
         replace_text(path, "".join(kept))

@@ -13,6 +13,7 @@ from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.evaluate import latency_rows, results
 from poa_ds.evaluate.latency_rows import LatencyRow
 from poa_ds.evaluate.pareto import cheapest_not_worse, front
+from poa_ds.evaluate.right import Right, at, paired
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
@@ -31,7 +32,8 @@ class Row:
     """One size. gflops: of a forward pass of one image, two per multiply-add.
 
     error: of knn, 95 %, in points. best: the cheapest whose k-NN is not shown to be worse than the
-    highest: it lies within that one's error. latency: median milliseconds on this machine. front:
+    highest: it lies within the error of their difference, or within that one's own where it is not
+    known which queries were right. latency: median milliseconds on this machine. front:
     no size is better in cost or k-NN and as good in the other.
     """
 
@@ -61,8 +63,11 @@ def rows(
     latencies: Mapping[str, LatencyRow] | None = None,
     most_milliseconds: float = float("inf"),
     cost: str = "parameters",
+    right: Right | None = None,
 ) -> list[Row]:
     """Every size within the budget, cheapest first; measured: results.newest of the run.
+
+    right: answers of the same evaluation, of sizes that have one protocol.
 
     latencies: latency_rows.newest. A size without one is not within a budget of milliseconds.
     """
@@ -93,7 +98,13 @@ def rows(
         )
     # those whose cost was not measured come last
     fitting.sort(key=lambda row: (row.cost(cost) is None, row.cost(cost) or 0.0))
-    best = cheapest_not_worse([(row.knn, row.error) for row in fitting])
+    answers = [(right or {}).get(row.size) for row in fitting]
+
+    def between(number: int, highest: int) -> float | None:
+        first, second = answers[number], answers[highest]
+        return None if first is None or second is None else paired(first, second)[1]
+
+    best = cheapest_not_worse([(row.knn, row.error) for row in fitting], between)
     kept = front([(row.cost(cost), row.knn) for row in fitting])
     return [
         replace(row, best=number == best, front=number in kept)
@@ -125,10 +136,12 @@ def _knn(
     return accuracies[k], results.error(accuracies[k], protocol["queries"]["images"])
 
 
-def table(found: Sequence[Row], recipe: Recipe, title: str, *, cost: str = "") -> str:
+def table(
+    found: Sequence[Row], recipe: Recipe, title: str, *, cost: str = "", by_query: bool = False
+) -> str:
     """The rows as aligned text; a star for the best, or for the front of this cost.
 
-    Latencies are a column where any is known.
+    Latencies are a column where any is known. by_query: it is known which queries were right.
     """
     timed = any(row.latency is not None for row in found)
     name_width = max([len(row.name) for row in found] + [4])
@@ -154,7 +167,8 @@ def table(found: Sequence[Row], recipe: Recipe, title: str, *, cost: str = "") -
             f"* the front of {cost} and k-NN: no other is as good in both and better in one"
         )
     elif any(row.best for row in found):
-        lines.append("* the cheapest within the 95 % error of the highest: not shown to be worse")
+        of_what = "their difference, query by query" if by_query else "the highest"
+        lines.append(f"* the cheapest within the 95 % error of {of_what}: not shown to be worse")
     return "\n".join(lines)
 
 
@@ -227,6 +241,7 @@ def run(args: argparse.Namespace) -> int:
     folder = RunFolder.around(find_teacher(args.run, args.step))
     measured = results.newest(results.read(folder.knn), step)
     latencies = _latencies(folder.latency, args)
+    right = _right(folder.right, step, recipe.evaluation.report_k, measured)
     found = rows(
         model,
         recipe,
@@ -236,6 +251,7 @@ def run(args: argparse.Namespace) -> int:
         latencies=latencies,
         most_milliseconds=args.max_latency,
         cost=args.cost,
+        right=right,
     )
     if args.pareto:
         found = [row for row in found if row.front]
@@ -247,9 +263,18 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([asdict(row) for row in found], indent=1))
     else:
         title = f"{args.run}, step {step}: {len(found)} sizes"
-        tell(table(found, recipe, title, cost=args.cost if args.pareto else ""))
+        cost = args.cost if args.pareto else ""
+        tell(table(found, recipe, title, cost=cost, by_query=bool(right)))
         tell("\n".join(_remarks(measured, found, args.run, latencies)))
     return 0
+
+
+def _right(path: Path, step: int, k: int, measured: Mapping) -> Right:
+    """{} where the sizes were measured by several protocols."""
+    protocols = [protocol for _, protocol in measured.values()]
+    if not protocols or any(protocol != protocols[0] for protocol in protocols):
+        return {}
+    return at(path, step, k, protocols[0])
 
 
 def _latencies(path: Path, args: argparse.Namespace) -> Mapping[str, LatencyRow]:

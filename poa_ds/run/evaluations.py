@@ -8,11 +8,13 @@ import torch
 
 from poa_ds.checkpoint import deployed
 from poa_ds.data.places import open_folder
-from poa_ds.evaluate import results
+from poa_ds.evaluate import results, right
 from poa_ds.evaluate.features import Readout, random_weights
-from poa_ds.evaluate.knn import knn, raw_pixel_floor
+from poa_ds.evaluate.knn import answers, raw_pixel_floor
 from poa_ds.evaluate.knn_protocol import KnnProtocol
+from poa_ds.evaluate.neighbours import Answers
 from poa_ds.evaluate.results import KnnRow
+from poa_ds.evaluate.right import RightRow
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived
@@ -52,7 +54,9 @@ class Evaluations:
         self.subnets = derived.space(recipe).select(recipe.evaluation.sizes)
         self.path = RunFolder(self.output).knn
         if dist.is_main():
-            results.keep_through(self.path, -1 if first_step is None else first_step)
+            last = -1 if first_step is None else first_step
+            results.keep_through(RunFolder(self.output).right, last, RightRow.from_json)
+            results.keep_through(self.path, last)
         dist.barrier()
         self.rows = results.read(self.path)
         if recipe.evaluation.queries:
@@ -92,18 +96,21 @@ class Evaluations:
         model.load_state_dict(
             {n.removeprefix(BACKBONE): t for n, t in tensors.items() if n.startswith(BACKBONE)}
         )
-        measured, how = self._knn(model), self.protocol.record(self.readout.precision)
+        answered, how = self._answers(model), self.protocol.record(self.readout.precision)
+        measured = {subnet: of_size.percent() for subnet, of_size in answered.items()}
         pixels, random = self._floors(measured, how, step)
         row = KnnRow.of(step, how, measured, raw_pixels=pixels, random_weights=random)
         self.clock.evaluation_seconds = time.perf_counter() - start
         self._tell(step, row, measured, self.clock.evaluation_seconds)
         self.rows.append(row)
         if dist.is_main():  # last: what is in this file is not measured again
+            report_k = self.recipe.evaluation.report_k
+            results.append(RunFolder(self.output).right, right.row(step, how, report_k, answered))
             results.append(self.path, row)
 
-    def _knn(self, model: ElasticBackbone) -> dict[Subnet, dict[int, float]]:
+    def _answers(self, model: ElasticBackbone) -> dict[Subnet, Answers]:
         model = model.to(self.readout.device)
-        return knn(model, self.subnets, self.protocol, self.readout, progress=self._batches)
+        return answers(model, self.subnets, self.protocol, self.readout, progress=self._batches)
 
     def _floors(self, measured: dict, how: dict, step: int) -> tuple[dict, dict]:
         """(raw pixels, random weights), as they were measured before in the same way.
@@ -121,7 +128,10 @@ class Evaluations:
         if step == 0:
             return pixels, measured
         anew = any(row.random_weights for row in before)
-        return pixels, self._knn(random_weights(self.recipe)) if anew else {}
+        if not anew:
+            return pixels, {}
+        untrained = self._answers(random_weights(self.recipe))
+        return pixels, {subnet: of_size.percent() for subnet, of_size in untrained.items()}
 
     def _batches(self, items: Iterable, *, total: int, label: str, unit: str) -> Iterator:
         """The batches of this rank; ranks that have fewer wait here for the others."""

@@ -18,6 +18,7 @@ class RunFolder:
         self.derived = path / "derived.json"  # what the recipe amounts to: steps, rates, ...
         self.metrics = path / "metrics.jsonl"
         self.knn = path / "knn.jsonl"
+        self.right = path / "knn_right.jsonl"
         self.latency = path / "latency.jsonl"
         self.events = path / "events.jsonl"
         self.bad_samples = path / "bad_samples.jsonl"

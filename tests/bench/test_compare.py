@@ -6,11 +6,14 @@ import json
 from math import sqrt
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from poa_ds.bench import cost
 from poa_ds.bench.compare import runs
 from poa_ds.cli import main
+from poa_ds.evaluate import results
+from poa_ds.evaluate.right import RightRow
 from poa_ds.plan import step_time
 from poa_ds.recipe import load
 from poa_ds.system.run_folder import RunFolder
@@ -55,6 +58,27 @@ def test_accuracies_errors_and_leads_are_those_of_the_files(folders, capsys) -> 
         assert row["lead"]["shown"] == (abs(gap) > error)
     both = [row for row in found["sizes"] if row["lead"]]
     assert [row["size"] for row in both] == ["48x2", "48x3", "48x4"]
+
+
+def test_leads_are_paired_where_the_answers_were_kept(folders, capsys) -> None:
+    """48x2: the first gets 40 queries that the other does not, and the other none of its own."""
+    for folder, right in zip(folders, (540, 500), strict=True):
+        row = last(folder)
+        bits = np.arange(760) < right
+        row["knn"]["48x2"]["20"] = 100 * right / 760
+        path = folder / "knn.jsonl"
+        path.write_text(path.read_text() + json.dumps(row) + "\n")
+        results.append(
+            folder / "knn_right.jsonl", RightRow(row["step"], row["protocol"], 20, {"48x2": bits})
+        )
+    by_size = {row["size"]: row["lead"] for row in as_json(capsys, *folders)["sizes"]}
+    lead, share = by_size["48x2"], 40 / 760
+    assert lead["name"] == "long" and lead["points"] == pytest.approx(100 * share)
+    assert lead["error"] == pytest.approx(196 * sqrt(share * (1 - share) / 760))
+    assert lead["by_query"] and lead["shown"] and not by_size["48x3"]["by_query"]
+    assert main(["compare", *map(str, folders)]) == 0
+    said = capsys.readouterr().out
+    assert "long +5.3 ± 1.6\n" in said and "~ not paired" in said
 
 
 def test_at_equal_images_each_is_taken_where_the_cheapest_ends(folders, capsys) -> None:

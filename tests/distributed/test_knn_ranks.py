@@ -68,3 +68,5 @@ def test_any_number_of_ranks_gives_the_same_numbers(tmp_path: Path, ranks: int) 
         assert json.loads((tmp_path / f"rank{rank}.json").read_text()) == wanted
     assert cli.main(["eval", "knn", str(tmp_path), "--sizes", "all", "--floors"]) == 0
     assert results.read(tmp_path / "knn.jsonl")[1] == together
+    of_ranks, alone = (tmp_path / "knn_right.jsonl").read_text().splitlines()
+    assert of_ranks == alone  # query by query

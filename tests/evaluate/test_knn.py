@@ -15,14 +15,15 @@ from poa_ds.checkpoint.deployed import publish
 from poa_ds.data.image.views import center_view
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import ShardFolder
-from poa_ds.evaluate import results
+from poa_ds.evaluate import results, right
 from poa_ds.evaluate.features import Readout, features, random_weights
+from poa_ds.evaluate.knn import answers as answers_of
 from poa_ds.evaluate.knn import knn, raw_pixel_floor
 from poa_ds.evaluate.knn_protocol import KnnProtocol
 from poa_ds.evaluate.neighbours import (
     Bank,
     Deal,
-    accuracies,
+    answers,
     local_neighbours,
     read_keys,
     subset,
@@ -76,7 +77,7 @@ def test_probabilities_and_accuracy_are_the_published_ones() -> None:
     scores = vote(similarity, z["train_labels"][numbers], 8, case["T"], case["ks"])
     for k in case["ks"]:
         assert (scores[k] - z[f"proba_k{k}"]).abs().max() < 1e-6, k
-    found = accuracies(
+    found = answers(
         bank,
         list(z["test"].split(32)),
         Deal(96, 32),
@@ -86,7 +87,7 @@ def test_probabilities_and_accuracy_are_the_published_ones() -> None:
         temperature=case["T"],
         k=case["ks"],
         device=CPU,
-    )
+    ).percent()
     for k in case["ks"]:
         # stored as float32
         assert found[k] == pytest.approx(100 * case["results"][str(k)]["top-1"], abs=1e-5), k
@@ -97,8 +98,8 @@ def test_subsets_are_evenly_spread() -> None:
     assert subset(10, 0).tolist() == subset(10, 99).tolist() == list(range(10))
 
 
-def slow_knn(model, subnet, bank, queries, recipe) -> dict[int, float]:
-    """One image at a time, a Python loop over queries."""
+def slow_answers(model, subnet, bank, queries, recipe) -> dict[int, list[bool]]:
+    """Whether each query is right: one image at a time, a Python loop over queries."""
     options = recipe.augmentation
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (options.mean, options.std))
 
@@ -112,17 +113,16 @@ def slow_knn(model, subnet, bank, queries, recipe) -> dict[int, float]:
         numbers = [int(folder.key(i).removeprefix("image_")) for i in range(len(folder))]
         return [(feature(n), n % 3) for n in numbers]
 
-    known, right = samples(bank), dict.fromkeys(recipe.evaluation.k, 0)
-    asked = samples(queries)
-    for x, truth in asked:
+    known, right = samples(bank), {k: [] for k in recipe.evaluation.k}
+    for x, truth in samples(queries):
         near = sorted(((float(x @ y), label) for y, label in known), reverse=True)[:20]
         weights = [math.exp(s / 0.07) for s, _ in near]
         for k in right:
             score = [0.0, 0.0, 0.0]
             for w, (_, label) in list(zip(weights, near, strict=True))[:k]:
                 score[label] += w
-            right[k] += score.index(max(score)) == truth
-    return {k: 100 * n / len(asked) for k, n in right.items()}
+            right[k].append(score.index(max(score)) == truth)
+    return right
 
 
 def test_accuracy_of_every_size_equals_that_of_a_slow_loop(tmp_path: Path) -> None:
@@ -133,8 +133,11 @@ def test_accuracy_of_every_size_equals_that_of_a_slow_loop(tmp_path: Path) -> No
     protocol = KnnProtocol.of(bank, queries, recipe.evaluation)
     found = knn(model, subnets, protocol, Readout.of(recipe, CPU))
     assert list(found) == subnets and model.training
+    every = answers_of(model, subnets, protocol, Readout.of(recipe, CPU))
     for subnet in subnets:
-        assert found[subnet] == slow_knn(model, subnet, bank, queries, recipe)
+        by_k = slow_answers(model, subnet, bank, queries, recipe)
+        assert found[subnet] == {k: 100 * sum(r) / len(r) for k, r in by_k.items()}
+        assert {k: r.tolist() for k, r in every[subnet].right.items()} == by_k
 
 
 def test_sizes_that_do_not_fit_into_memory_take_another_pass(
@@ -277,6 +280,10 @@ def test_the_command_measures_prints_and_remembers(
     assert "raw pixels" in capsys.readouterr().out
     command = ["eval", "knn", str(tmp_path / "teacher" / "step00000000"), "--bank-images", "20"]
     assert cli.main([*command, "--sizes", "32x2"]) == 0
+    kept = right.at(tmp_path / "knn_right.jsonl", 20, 20, first[0].protocol)
+    assert {size: 100 * bits.mean() for size, bits in kept.items()} == pytest.approx(
+        {size: by_k[20] for size, by_k in first[0].knn.items()}
+    )
     row = results.read(tmp_path / "knn.jsonl")[1]
     assert row.step == 0 and row.protocol["bank"]["images"] == 20
     # step 0 has the weights of seed 0, which are the random floor

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from poa_ds.evaluate.neighbours import (
     Bank,
     Deal,
-    accuracies,
+    answers,
     local_neighbours,
     rank_keys,
     read_keys,
@@ -68,7 +68,7 @@ def test_the_bank_is_sent_before_the_first_turn(monkeypatch: pytest.MonkeyPatch)
     )
     rows = F.normalize(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)))
     labels, deal = torch.arange(12) % 3, Deal(12, 4)
-    found = accuracies(
+    found = answers(
         Bank([rows], [range(12)]),
         list(rows.split(4)),
         deal,
@@ -78,7 +78,7 @@ def test_the_bank_is_sent_before_the_first_turn(monkeypatch: pytest.MonkeyPatch)
         temperature=0.07,
         k=(1,),
         device=CPU,
-    )
+    ).percent()
     assert deal.rounds == 3 and asked == [CPU] and found == {1: 100.0}
 
 

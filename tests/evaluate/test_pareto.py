@@ -40,3 +40,12 @@ def test_the_cheapest_within_the_error_of_the_highest() -> None:
     assert cheapest_not_worse(points) == 3
     assert cheapest_not_worse([(None, None), (0.0, 0.0)]) == 1
     assert cheapest_not_worse([(None, None)]) is None
+
+
+def test_where_the_error_of_a_difference_is_known_it_decides() -> None:
+    points = [(70.0, 3.0), (71.5, 3.0), (None, None), (72.0, 3.0)]
+    errors = {(0, 3): 1.9, (1, 3): 0.6}
+    assert cheapest_not_worse(points) == 0
+    assert cheapest_not_worse(points, lambda number, highest: errors.get((number, highest))) == 1
+    errors[1, 3] = 0.4
+    assert cheapest_not_worse(points, lambda *pair: 0.0 if pair == (3, 3) else errors[pair]) == 3

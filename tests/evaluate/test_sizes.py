@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from poa_ds import cli
@@ -14,6 +15,7 @@ from poa_ds.evaluate import results, sizes
 from poa_ds.evaluate.features import random_weights
 from poa_ds.evaluate.latency_rows import LatencyRow, Place, processor
 from poa_ds.evaluate.results import KnnRow
+from poa_ds.evaluate.right import RightRow
 from poa_ds.model.space import Subnet
 from poa_ds.system.printable import short
 from tests.evaluate.test_knn import tiny
@@ -40,6 +42,24 @@ def measured(
     protocol["queries"] = {"images": queries, "of": 25_000}
     row = KnnRow.of(step, protocol, {s: {20: x} for s, x in knn.items()})
     results.append(folder / "knn.jsonl", row)
+
+
+def test_query_by_query_the_best_is_told_from_worse_ones_that_errors_of_their_own_hide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The small size gets no query right that the large one does not, and 20 of 1,000 less."""
+    run_folder(tmp_path)
+    small, large = Subnet(32, 2), Subnet(48, 3)
+    measured(tmp_path, {small: 68.0, large: 70.0}, queries=1000)
+    best = [row["size"] for row in found(capsys, tmp_path) if row["best"]]
+    assert best == ["32x2"]  # 2 points, where one accuracy alone has an error of 2.8
+    protocol = results.read(tmp_path / "knn.jsonl")[0].protocol
+    bits = {str(s): np.arange(1000) < n for s, n in ((small, 680), (large, 700))}
+    results.append(tmp_path / "knn_right.jsonl", RightRow(7, protocol, 20, bits))
+    best = [row["size"] for row in found(capsys, tmp_path) if row["best"]]
+    assert best == ["48x3"]  # 2.0 with an error of 0.9
+    assert cli.main(["sizes", str(tmp_path)]) == 0
+    assert "of their difference, query by query: not shown" in capsys.readouterr().out
 
 
 def found(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict]:

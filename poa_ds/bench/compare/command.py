@@ -7,6 +7,7 @@ from pathlib import Path
 
 from poa_ds.bench.compare import runs, table
 from poa_ds.bench.compare.runs import BY, By, Compared, Point
+from poa_ds.bench.compare.table import Row
 from poa_ds.evaluate import results
 from poa_ds.system import paths
 from poa_ds.system.arguments import count
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         at = f"at the same {args.by}" if args.by else "the last evaluation of each"
         title = f"k-NN top-1 in percent (k = {k}), {at}"
         tell(table.text(found, points, rows, title=title, marked=other))
-        tell("\n".join(_remarks(points, other)))
+        tell("\n".join(_remarks(points, rows, other)))
     if args.out:
         _draw(args.out, found, args.by or "images", k)
     return 0
@@ -76,13 +77,20 @@ def _differing(
     )
 
 
-def _remarks(points: Sequence[Point | None], other: Sequence[str]) -> list[str]:
+def _remarks(
+    points: Sequence[Point | None], rows: Sequence[Row], other: Sequence[str]
+) -> list[str]:
     known = [point for point in points if point is not None]
     lines = [
         f"k-NN: {results.describe(known[0].protocol)}",
         "±: 95 %, of these queries. Another seed moves a run too: poa-ds bench methods takes"
         " several.",
     ]
+    if any(row.lead and not row.lead.by_query for row in rows):
+        lines.append(
+            "~ not paired: which queries were right was not kept (poa-ds eval knn keeps it); the"
+            " error is too large then"
+        )
     if len(known) < len(points):
         lines.append(
             "-: not evaluated within what all of them had; evaluation.every_epochs says how often"

@@ -10,8 +10,9 @@ from matplotlib.ticker import MaxNLocator
 
 from poa_ds.bench.compare.runs import By, Compared
 from poa_ds.evaluate import results
+from poa_ds.evaluate.neighbours import subset
 
-MOST_PANELS = 12  # of more sizes an even choice is shown
+MOST_PANELS = 12
 MARKERS = "osD^vP*X"
 LABELS = {"images": "images seen", "steps": "step", "seconds": "time of the steps (s)"}
 TFLOP = 1e12
@@ -20,10 +21,7 @@ PIXELS_COLOUR, DASHES = "#b03060", (0, (6, 3))
 
 def curves(runs: Sequence[Compared], sizes: Sequence[str], *, by: By, title: str) -> Figure:
     """Percent top-1 with the 95 % error of its queries; at least one size."""
-    shown = sizes
-    if len(sizes) > MOST_PANELS:
-        last = len(sizes) - 1
-        shown = [sizes[round(i * last / (MOST_PANELS - 1))] for i in range(MOST_PANELS)]
+    shown = _chosen(runs, sizes)
     columns = min(4, len(shown))
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(3.3 * columns + 2.2, 2.7 * lines + 1), dpi=120)
@@ -46,6 +44,16 @@ def curves(runs: Sequence[Compared], sizes: Sequence[str], *, by: By, title: str
     figure.legend(handles=handles, loc="outside right center")
     figure.suptitle(title, size=12)
     return figure
+
+
+def _chosen(runs: Sequence[Compared], sizes: Sequence[str]) -> list[str]:
+    """MOST_PANELS of the sizes at most: first those that most runs have, evenly among equals."""
+    having = {size: sum(size in run.points[-1].knn for run in runs) for size in sizes}
+    found: set[str] = set()
+    for count in sorted(set(having.values()), reverse=True):
+        equal, free = [s for s in sizes if having[s] == count], MOST_PANELS - len(found)
+        found |= {equal[i] for i in subset(len(equal), free)} if free else set()
+    return [size for size in sizes if size in found]
 
 
 def _panel(

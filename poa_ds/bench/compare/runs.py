@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from poa_ds.bench import cost
-from poa_ds.evaluate import results
+from poa_ds.evaluate import results, right
+from poa_ds.evaluate.right import Right
 from poa_ds.recipe import load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
@@ -31,9 +32,15 @@ class Compared:
     """One run. random: size -> percent with random weights. pixels: of raw pixels."""
 
     name: str
+    folder: Path
+    k: int
     points: Sequence[Point]
     random: Mapping[str, float]
     pixels: float | None
+
+    def right(self, point: Point) -> Right:
+        """Size -> which queries it got right at that evaluation, where that was kept."""
+        return right.at(RunFolder(self.folder).right, point.step, self.k, point.protocol)
 
     def within(self, by: By, most: float) -> Point | None:
         """Its last evaluation that has cost no more."""
@@ -78,7 +85,7 @@ def _run(folder: Path, name: str, k: int) -> Compared:
         points[row.step] = Point(row.step, paid, {**before, **knn}, row.protocol)
         random |= {size: by_k[k] for size, by_k in row.random_weights.items() if k in by_k}
         pixels = row.raw_pixels.get(k, pixels)
-    return Compared(name, [points[step] for step in sorted(points)], random, pixels)
+    return Compared(name, folder, k, [points[step] for step in sorted(points)], random, pixels)
 
 
 def _flops(recipe: Recipe) -> float | None:

@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass
 from math import hypot
 from typing import Any
 
+import numpy as np
+
 from poa_ds.bench.compare.runs import Compared, Point
 from poa_ds.evaluate import results
+from poa_ds.evaluate.right import Right, paired
 from poa_ds.model.space import Subnet
 from poa_ds.system.printable import duration, short
 
@@ -17,18 +20,22 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class Lead:
-    """Of the best run of a size before the second one, in points. error: of this, 95 %."""
+    """Of the best run of a size before the second one, in points. error: of this, 95 %.
+
+    by_query: both answered the same queries, and it is known which of them each got right.
+    """
 
     name: str
     points: float
     error: float
+    by_query: bool
 
     @property
     def shown(self) -> bool:
         return self.points > self.error
 
     def __str__(self) -> str:
-        text = f"{self.name} {self.points:+.1f} ± {self.error:.1f}"
+        text = f"{self.name} {self.points:+.1f} ± {self.error:.1f}{'' if self.by_query else '~'}"
         return text if self.shown else f"not shown ({text})"
 
 
@@ -43,8 +50,9 @@ class Row:
 
 def rows(runs: Sequence[Compared], points: Sequence[Point | None]) -> list[Row]:
     """Every size that any of the runs has, small ones first."""
-    measured = [(run.name, point) for run, point in zip(runs, points, strict=True) if point]
-    sizes = {size for _, point in measured for size in point.knn}
+    both = zip(runs, points, strict=True)
+    measured = [(run.name, point, run.right(point)) for run, point in both if point]
+    sizes = {size for _, point, _ in measured for size in point.knn}
     return [_row(size, measured) for size in sorted(sizes, key=_order)]
 
 
@@ -54,18 +62,34 @@ def _order(size: str) -> tuple[int, tuple[int, ...]]:
     return subnet.width, subnet.stages
 
 
-def _row(size: str, measured: Sequence[tuple[str, Point]]) -> Row:
+def _row(size: str, measured: Sequence[tuple[str, Point, Right]]) -> Row:
     knn = {
         name: (p.knn[size], results.error(p.knn[size], p.protocol["queries"]["images"]))
-        for name, p in measured
+        for name, p, _ in measured
         if size in p.knn
     }
+    answers = {name: (p.protocol, right.get(size)) for name, p, right in measured}
     best, *others = sorted(knn, key=lambda name: -knn[name][0])
     lead = None
     if others:
         (first, e1), (second, e2) = knn[best], knn[others[0]]
-        lead = Lead(best, first - second, hypot(e1, e2))
+        error = _error(answers[best], answers[others[0]])
+        lead = Lead(
+            best,
+            first - second,
+            hypot(e1, e2) if error is None else error,
+            by_query=error is not None,
+        )
     return Row(size, knn, lead)
+
+
+def _error(
+    first: tuple[Mapping, np.ndarray | None], second: tuple[Mapping, np.ndarray | None]
+) -> float | None:
+    """Of the difference of two accuracies; None where it is not known which queries were right."""
+    if first[0] != second[0] or first[1] is None or second[1] is None:
+        return None
+    return paired(first[1], second[1])[1]
 
 
 def text(
