@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,7 +27,7 @@ from poa_ds.data.places import open_folder
 from poa_ds.data.workers import loaded
 from poa_ds.evaluate import image_sources
 from poa_ds.evaluate.embedding_files import Parts, is_there, publish
-from poa_ds.evaluate.features import Readout, features, features_and_mean
+from poa_ds.evaluate.features import Readout, features, features_and_mean, patch_features
 from poa_ds.evaluate.image_sources import Images, Shards
 from poa_ds.evaluate.knn_protocol import Encoder
 from poa_ds.evaluate.neighbours import Deal
@@ -39,7 +40,7 @@ from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.progress import progress
 
-READS = {"cls": features, "cls+avg": features_and_mean}
+READS = {"cls": features, "cls+avg": features_and_mean, "patches": patch_features}
 TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 PART_BATCHES = 16  # what a killed command may have to do again, per rank
 
@@ -69,10 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=list(READS),
         default="cls",
         help="class token, or with the mean of the patch tokens behind it (a Swin's or ResNet's "
-        "class token is that mean)",
+        "class token is that mean), or every patch token",
     )
     parser.add_argument("--normalise", action="store_true", help="rows of unit length")
-    parser.add_argument("--dtype", choices=list(TYPES), default="fp32", help="of the files")
+    parser.add_argument("--dtype", choices=list(TYPES), help="of the files (fp32; of patches fp16)")
     parser.add_argument(
         "--batch-size", type=arguments.count, help="images at a time (recipe's evaluation's)"
     )
@@ -90,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         subnets = model.space.select(args.sizes or [*model.space.names] or recipe.evaluation.sizes)
         images, readout = _images(args, recipe), Readout.of(recipe, device)
         block = args.batch_size or recipe.evaluation.batch_size
+        patches = args.what == "patches"
         setting = {
             "step": step,
             "weights_sha256": _sha256(find_teacher(args.run, args.step) / WEIGHTS),
@@ -98,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
             "sizes": [subnet.label for subnet in subnets],
             "feature": args.what,
             "unit_length": args.normalise,
-            "dtype": args.dtype,
+            "dtype": args.dtype or ("fp16" if patches else "fp32"),
             "resize": recipe.evaluation.resize,
             "crop": recipe.evaluation.crop,
             "mean": list(readout.mean),
@@ -113,7 +115,10 @@ def run(args: argparse.Namespace) -> int:
         _tell_cost(model, subnets, setting, args.out)
         if args.dry_run:
             return 0
-        parts, deal = Parts.beside(args.out), Deal(len(images), PART_BATCHES * block)
+        parts, deal = (
+            Parts.beside(args.out),
+            Deal(len(images), block * (1 if patches else PART_BATCHES)),
+        )
         if dist.is_main():
             parts.begin(setting)
         dist.barrier()
@@ -177,7 +182,7 @@ class Embedding:
             crops, bad = next(found)
             first = span.start + sum(len(x) for x in next(iter(rows.values())))
             for size, x in zip(rows, self.encode(crops.to(self.device)), strict=True):
-                x = F.normalize(x.float(), dim=1) if self.setting["unit_length"] else x.float()
+                x = F.normalize(x.float(), dim=-1) if self.setting["unit_length"] else x.float()
                 x[[row - first for row in bad]] = float("nan")
                 rows[size].append(x.to(TYPES[self.setting["dtype"]]).cpu().numpy())
             damaged |= bad
@@ -225,7 +230,7 @@ def _tell_cost(
     model: ElasticBackbone, subnets: Sequence[Subnet], setting: dict[str, Any], out: Path
 ) -> None:
     """The work and the disk that it takes; UserError where the disk has less. All ranks look."""
-    rows, times = setting["rows"], 1 + (setting["feature"] == "cls+avg")
+    rows, times = setting["rows"], _tokens(model, setting)
     flops = rows * sum(model.flops(subnet, setting["crop"]) for subnet in subnets)
     widths = times * sum(model.feature_width(subnet) for subnet in subnets)
     size = rows * widths * TYPES[setting["dtype"]].itemsize
@@ -233,11 +238,27 @@ def _tell_cost(
         tell(f"{rows:,} images x {len(subnets)} sizes = {flops:.2g} FLOPs, {size / 1e6:.3g} MB")
     there = next(folder for folder in out.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(there).free
+    largest = size // widths * times * max(model.feature_width(subnet) for subnet in subnets)
+    memory = psutil.virtual_memory().available
+    if 2 * largest > memory:  # all rows of one size, and the bytes of its file
+        raise UserError(
+            f"--out {out}: the rows of one size take {2 * largest / 1e9:.3g} GB of memory, there "
+            f"are {memory / 1e9:.3g} GB: fewer images"
+        )
     if 2 * size > free:
         raise UserError(
             f"--out {out}: parts and files take {2 * size / 1e9:.3g} GB, the disk has "
-            f"{free / 1e9:.3g} GB: fewer --sizes, or --dtype fp16"
+            f"{free / 1e9:.3g} GB: fewer --sizes or images, or --dtype fp16"
         )
+
+
+@torch.inference_mode()
+def _tokens(model: ElasticBackbone, setting: dict[str, Any]) -> int:
+    """How many features of the network's width an image gives."""
+    if setting["feature"] != "patches":
+        return 1 + (setting["feature"] == "cls+avg")
+    image = torch.zeros(1, 3, setting["crop"], setting["crop"])
+    return model(image, model.space.smallest).shape[1] - 1
 
 
 def _sha256(path: Path) -> str:

@@ -1,6 +1,7 @@
 """What `poa-ds embed` writes: parts while it works, and in the end one folder with every size."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Parts:
     def write(
         self, span: range, rows: Mapping[str, np.ndarray], damaged: Mapping[int, str]
     ) -> None:
-        """Keep the rows (n, C) of each size, and which images were damaged by what."""
+        """Keep the rows (n, C) or (n, N, C) of each size, and which images were damaged by what."""
         told = {"damaged": json.dumps({str(row): cause for row, cause in damaged.items()})}
         replace_bytes(self._path(span), save(dict(rows), metadata=told))
 
@@ -62,7 +63,7 @@ class Parts:
         return {int(row): cause for row, cause in found.items()}
 
     def whole(self, size: str, spans: Sequence[range]) -> np.ndarray:
-        """(n, C) of one size, from all parts."""
+        """(n, C) or (n, N, C) of one size, from all parts."""
         found = []
         for span in spans:
             with safe_open(self._path(span), framework="np") as part:
@@ -109,7 +110,7 @@ def publish(
     with whole_folder(out) as partial:
         for size in setting["sizes"]:
             rows = parts.whole(size, spans)
-            bad = ~np.isfinite(rows).all(1)
+            bad = ~np.isfinite(rows.reshape(len(rows), -1)).all(1)
             bad[list(damaged)] = False
             if bad.any():
                 strange[size] = int(bad.sum())
@@ -143,9 +144,8 @@ def _write(
         import pyarrow  # a second; needed here only
         import pyarrow.parquet
 
-        vectors = pyarrow.FixedSizeListArray.from_arrays(
-            pyarrow.array(rows.reshape(-1)), rows.shape[1]
-        )
+        length = math.prod(rows.shape[1:])
+        vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), length)
         columns = {"key": keys, "label": pyarrow.array(names, pyarrow.string())}
         pyarrow.parquet.write_table(pyarrow.table(columns | {"features": vectors}), path)
 

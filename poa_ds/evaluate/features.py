@@ -25,6 +25,11 @@ def features_and_mean(model: ElasticBackbone, images: Tensor, subnet: Subnet) ->
     return torch.cat((tokens[:, 0], tokens[:, 1:].mean(1)), dim=1)
 
 
+def patch_features(model: ElasticBackbone, images: Tensor, subnet: Subnet) -> Tensor:
+    """(B, N, width): the patch tokens, row by row of the image."""
+    return model(images, subnet)[:, 1:]
+
+
 @dataclass(frozen=True)
 class Readout:
     """How features are computed. "bf16" and "fp16" run in autocast; workers: loader processes."""

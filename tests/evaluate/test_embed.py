@@ -72,6 +72,29 @@ def test_rows_are_what_the_extracted_model_gives(run: Path, tree: Path, tmp_path
     assert [number for number, row in enumerate(rows) if "damaged" in row] == [DAMAGED]
 
 
+def test_patches_are_those_of_the_extracted_model_in_three_formats(
+    run: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    cut(tree / "ant" / f"{DAMAGED}.png")
+    for style in ("safetensors", "npy", "parquet"):
+        words = ("--images", tree, "--what", "patches", "--format", style)
+        assert embedded(run, tmp_path / style, *words) == 0
+    assert f"{2 * COUNT * 16 * (32 + 48) / 1e6:.3g} MB" in capsys.readouterr().out
+    whole = [number for number in range(COUNT) if number != DAMAGED]
+    pixels = np.stack([image(number, 32, 32) for number in range(COUNT)])
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    images = torch.from_numpy((pixels / np.float32(255) - mean) / std).permute(0, 3, 1, 2)
+    for size, label in zip(SIZES.split(","), LABELS, strict=True):
+        found = load_file(tmp_path / "safetensors" / f"{label}.safetensors")["features"]
+        assert found.dtype == np.float16 and np.isnan(found[DAMAGED]).all()
+        wanted = load(run, size).forward_features(images)[:, 1:].numpy()
+        np.testing.assert_allclose(found[whole], wanted[whole], atol=4e-3)  # fp16 below 4
+        np.testing.assert_array_equal(np.load(tmp_path / "npy" / f"{label}.npy"), found)
+        table = pyarrow.parquet.read_table(tmp_path / "parquet" / f"{label}.parquet")
+        rows = np.array(table["features"].to_pylist(), np.float16)
+        np.testing.assert_array_equal(rows.reshape(found.shape), found)
+
+
 def test_three_formats_hold_the_same(run: Path, tree: Path, tmp_path: Path) -> None:
     for style in ("safetensors", "npy", "parquet"):
         words = ("--images", tree, "--format", style, "--what", "cls+avg", "--normalise")
