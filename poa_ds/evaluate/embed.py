@@ -91,23 +91,10 @@ def run(args: argparse.Namespace) -> int:
         subnets = model.space.select(args.sizes or [*model.space.names] or recipe.evaluation.sizes)
         images, readout = _images(args, recipe), Readout.of(recipe, device)
         block = args.batch_size or recipe.evaluation.batch_size
-        patches = args.what == "patches"
-        setting = {
+        setting = _setting(args, recipe, images, readout) | {
             "step": step,
-            "weights_sha256": _sha256(find_teacher(args.run, args.step) / WEIGHTS),
-            "images_sha256": images.hash,
-            "rows": len(images),
             "sizes": [subnet.label for subnet in subnets],
-            "feature": args.what,
-            "unit_length": args.normalise,
-            "dtype": args.dtype or ("fp16" if patches else "fp32"),
-            "resize": recipe.evaluation.resize,
-            "crop": recipe.evaluation.crop,
-            "mean": list(readout.mean),
-            "std": list(readout.std),
-            "precision": readout.precision,
             "batch_size": block,
-            "format": args.format,
         }
         if is_there(args.out, setting):
             tell(f"{args.out} holds these features already")
@@ -117,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         parts, deal = (
             Parts.beside(args.out),
-            Deal(len(images), block * (1 if patches else PART_BATCHES)),
+            Deal(len(images), block * (1 if args.what == "patches" else PART_BATCHES)),
         )
         if dist.is_main():
             parts.begin(setting)
@@ -144,6 +131,26 @@ def run(args: argparse.Namespace) -> int:
         strange = dist.broadcast_object(strange)
         dist.barrier()
     return 1 if strange else 0
+
+
+def _setting(
+    args: argparse.Namespace, recipe: Recipe, images: Images, readout: Readout
+) -> dict[str, Any]:
+    """What the rows depend on: a folder with another setting holds other features."""
+    return {
+        "weights_sha256": _sha256(find_teacher(args.run, args.step) / WEIGHTS),
+        "images_sha256": images.hash,
+        "rows": len(images),
+        "feature": args.what,
+        "unit_length": args.normalise,
+        "dtype": args.dtype or ("fp16" if args.what == "patches" else "fp32"),
+        "resize": recipe.evaluation.resize,
+        "crop": recipe.evaluation.crop,
+        "mean": list(readout.mean),
+        "std": list(readout.std),
+        "precision": readout.precision,
+        "format": args.format,
+    }
 
 
 @dataclass(frozen=True)
