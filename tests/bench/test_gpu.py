@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,15 +13,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from poa_ds import train
-from poa_ds.bench.gpu import command, figures, parts, pictures, report, runner, table
+from poa_ds.bench.gpu import command, figures, parts, pictures, report, runner
 from poa_ds.bench.gpu.calls import Call, Outcome, Part, Scene
 from poa_ds.cli import COMMANDS
 from poa_ds.cli import main as cli
 from poa_ds.data.store.index import ShardFolder
+from poa_ds.plan.constants import Constant
 from poa_ds.recipe import ds_json, load
 from poa_ds.system.errors import UserError
 
@@ -90,6 +93,59 @@ def test_a_program_that_leaves_wrong_results_has_failed(scene: Scene, program):
     assert runner.again(scene.outcomes("machine")["a"])
 
 
+TRAINING = """
+import pathlib, signal, sys, time
+path = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+path.write_text((path.read_text() if path.exists() else "") + "x")
+while len(path.read_text()) < 2:
+    time.sleep(0.05)
+"""
+
+
+def test_a_training_stops_before_its_limit_and_goes_on(scene: Scene, program, monkeypatch):
+    path = scene.out / "steps"
+    monkeypatch.setattr(runner, "_before", lambda limit: path.exists)  # it has begun
+    words = (program("going_on", TRAINING), str(path))
+    call = Call("t", words, lambda: {"steps": len(path.read_text())}, goes_on=True)
+    part = Part("cifar", "", 1, (call,))
+    runner.run(scene, [part], 60)
+    found = scene.outcomes("cifar")["t"]
+    assert (found.status, found.figures) == ("unfinished", {"steps": 1})
+    runner.run(scene, [part], 60)
+    assert scene.outcomes("cifar")["t"].status == "done"
+
+
+@pytest.mark.parametrize(("seconds", "stopped"), [(600, 540), (40, 30)])
+def test_a_training_is_asked_a_minute_before_its_limit_or_sooner(monkeypatch, seconds, stopped):
+    now = [1000.0]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    before = runner._before(1000.0 + seconds)
+    for passed, asked in ((stopped - 1, False), (stopped + 1, True)):
+        now[0] = 1000.0 + passed
+        assert before() == asked
+
+
+def test_what_could_not_be_is_run_once_it_can(scene: Scene, program):
+    path = scene.out / "runs_of_it"
+    words = (program("counting", COUNTING), str(path), "0")
+    for impossible in ("no archive", "", ""):
+        call = Call("c", words, impossible=impossible)
+        runner.run(scene, [Part("cifar", "", 1, (call,))], 60)
+    assert scene.outcomes("cifar")["c"].status == "done" and path.read_text() == "x"
+
+
+def test_a_report_has_no_places_of_this_machine(scene: Scene, program):
+    cifar = scene.out.parent / "archive"
+    scene = Scene(scene.out, "cpu", smoke=True, cifar=cifar)
+    module = program("failing", "import sys\nsys.exit(sys.argv[1] + ' is bad')")
+    call = Call("c", (module, str(scene.out / "x"), str(cifar)))
+    runner.run(scene, [Part("machine", "", 1, (call,))], 60)
+    found = scene.outcomes("machine")["c"]
+    assert found.command == "python -m failing OUT/x CIFAR" and "OUT/x is bad" in found.why
+    assert scene.shown(f"{scene.out}more") == f"{scene.out}more"
+
+
 def test_at_its_limit_a_part_ends_with_all_its_processes(scene: Scene, program, monkeypatch):
     monkeypatch.setattr(runner, "LEAST_SECONDS", 0.5)
     pid = scene.out / "pid"
@@ -116,7 +172,7 @@ def test_every_command_of_every_part_is_one_that_its_program_takes(
 ):
     """Recipes, overrides and DeepSpeed files too, which a GPU is not needed for."""
     monkeypatch.setattr(parts, "PHOTOGRAPHS", packages)
-    found = parts.parts(Scene(tmp_path, device, smoke))
+    found = parts.parts(Scene(tmp_path, device, smoke, cifar=tmp_path))
     for call in (call for part in found for call in part.calls):
         for path, text in call.files.items():
             path.write_text(text)
@@ -156,49 +212,6 @@ def test_parts_share_the_budget_and_leave_what_they_do_not_need(scene: Scene, ca
     assert [line.rsplit(", ", 1)[1] for line in lines] == ["100 s", "400 s"]
 
 
-def measured(ours: float, theirs: float, use: str = "triton") -> table.Measured:
-    rows = [("eager", 9.0), ("compiled", theirs), ("triton", ours)]
-    found = [
-        {"comparison": "gelu 64", "contender": name, "milliseconds": ms, "wrong": False}
-        for name, ms in rows
-    ]
-    return table.Measured(
-        {"figures": found, "lines": {"gelu 64": ["gelu"]}}, {"gelu": {"use": use}}
-    )
-
-
-@pytest.mark.parametrize(
-    ("second", "why"),
-    [
-        (measured(1.029, 2.0), ""),
-        (measured(1.0, 1.941), ""),
-        (measured(1.031, 2.0), "gelu 64, ours: 1 ms, then 1.031 ms, 3.1 % apart"),
-        (measured(1.0, 1.93), "gelu 64, PyTorch's: 2 ms, then 1.93 ms, 3.5 % apart"),
-        (measured(1.0, 2.0, "reference"), "first triton, then reference"),
-    ],
-)
-def test_a_line_of_the_table_needs_two_measurements_that_agree(second: table.Measured, why: str):
-    assert table.disagreement("gelu", measured(1.0, 2.0), second) == why
-
-
-def test_the_written_table_has_the_lines_that_agree_and_keeps_the_others(tmp_path: Path):
-    lines = json.loads(table.dispatch.TABLE.read_text())
-    chip = table._chip()
-    for name, second in (("gelu", 1.0), ("add_ln", 2.0)):
-        changed = json.loads(json.dumps(lines))
-        changed[chip][name] |= {"use": "triton", "measured": "here"}
-        for turn, ms in ((1, 1.0), (2, second)):
-            record = {"figures": measured(ms, 3.0).record["figures"], "lines": {"gelu 64": [name]}}
-            (tmp_path / f"{name}.{turn}.json").write_text(json.dumps(record))
-            (tmp_path / f"{name}.{turn}.table.json").write_text(json.dumps(changed))
-    assert table.main([str(tmp_path), str(tmp_path / "table.json")]) == 0
-    written = json.loads((tmp_path / "table.json").read_text())
-    assert written[chip]["gelu"]["measured"] == "here"
-    assert written[chip]["add_ln"] == lines[chip]["add_ln"]
-    decisions = json.loads((tmp_path / "table.decisions.json").read_text())
-    assert "100.0 % apart" in decisions["add_ln"] and "twice" in decisions["gelu"]
-
-
 def test_verdicts_hold_the_figures_against_the_targets(tmp_path: Path):
     scene = Scene(tmp_path, "cuda", smoke=False)
     (tmp_path / "parts").mkdir()
@@ -206,8 +219,10 @@ def test_verdicts_hold_the_figures_against_the_targets(tmp_path: Path):
     published = Outcome("done", figures=found | {"three passes: peak GiB": 40.0})
     compiled = Outcome("failed", why="status 1")
     scene.keep("step", {parts.PUBLISHED_CALL: published, parts.COMPILED_CALL: compiled})
-    every, none = parts.parts(scene), (None, "a reason")
-    text = report.text(scene, every, "poa-ds bench gpu", {"processor": "H100"}, none)
+    every, found = parts.parts(scene), {"efficiency": Constant(0.41, "of the peak", "measured")}
+    text = report.text(scene, every, "poa-ds bench gpu", {"processor": "H100"}, ("h100", found))
+    assert "`--gpu h100 --measured plan.json`" in text
+    assert "| efficiency | 0.41 of the peak | measured |" in text
     rows = [line for line in text.splitlines() if "at least" in line or "at most" in line]
     assert [row.split(" | ")[1] for row in rows] == [
         "met: 1.70 |",
@@ -252,12 +267,25 @@ def test_a_budget_that_is_none_is_refused(text: str):
         command.duration(text)
 
 
+def a_cifar(folder: Path) -> None:
+    """The published batches with 300 images of noise."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
+        pixels = rng.integers(0, 256, (50, 3072), dtype=np.uint8)
+        batch = {"data": pixels, "labels": [n % 10 for n in range(50)]}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    names = pickle.dumps({"label_names": [f"c{n}" for n in range(10)]}, protocol=2)
+    (folder / "batches.meta").write_bytes(names)
+
+
 @pytest.mark.slow
 def test_interrupted_in_the_middle_the_same_command_continues(tmp_path: Path):
     """Trained, stopped, continued, and two more parts, as a smoke run on whatever is here."""
     out = tmp_path / "o"
     words = [sys.executable, "-m", "poa_ds.cli", "bench", "gpu", "--smoke", "--out", str(out)]
-    words += ["--only", "machine", "train", "loader"]
+    words += ["--only", "machine", "train", "cifar", "--cifar", str(tmp_path / "source")]
+    a_cifar(tmp_path / "source" / "cifar-10-batches-py")
     first = subprocess.Popen(words, start_new_session=True)
     while not (out / "runs" / "zero1" / "metrics.jsonl").exists():  # in the middle of a training
         assert first.poll() is None
@@ -275,8 +303,9 @@ def test_interrupted_in_the_middle_the_same_command_continues(tmp_path: Path):
     assert subprocess.run(words).returncode == 0
     assert (out / "records" / "machine.json").stat().st_mtime_ns == before
     text = Scene(out, "cpu", smoke=True).report.read_text()
-    for expected in ("continued after step", "knn_top1", "1 workers: images/s"):
+    for expected in ("continued after step", "step 2: knn_top1", "step 4: knn_top1"):
         assert expected in text
+    assert str(tmp_path) not in text and sys.prefix not in text
     assert "failed" not in text and "timed out" not in text
     found = figures.of_continuing(out / "runs" / "zero2")
     assert 0 < found["continued after step"] < found["steps"]

@@ -1,5 +1,6 @@
 """Constants that were measured on a GPU take the place of the assumed ones, and say so."""
 
+import dataclasses
 import json
 import statistics
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from poa_ds.bench.contenders import Job, ProcessMemory, Sample
-from poa_ds.bench.gpu import constants, figures
+from poa_ds.bench.gpu import constants, figures, parts
+from poa_ds.bench.gpu.calls import Outcome, Scene
 from poa_ds.bench.report import Machine, Report, Result
 from poa_ds.cli import main
 from poa_ds.plan import measured, state, step_time
@@ -44,6 +46,21 @@ def test_the_plan_of_a_measured_step_has_its_time() -> None:
     planned = step_time.step_time(recipe, network, one, cluster, Draws(share, share))
     assert planned.total == pytest.approx(statistics.median(seconds))
     assert 0.2 < found["efficiency"].value < 0.6
+
+
+def test_the_constants_are_those_of_the_folder_that_was_measured(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, "cuda", smoke=False)
+    for name in ("parts", "records"):
+        (tmp_path / name).mkdir()
+    assert "have to be measured" in constants.of_scene(scene)[1]
+    step = parts.step_record(scene, parts.VIT, parts.PUBLISHED)
+    step.write_text(json.dumps(record_of([0.2])))
+    scene.record("machine").write_text(json.dumps(RATES))
+    scene.keep("step", {parts.PUBLISHED_CALL: Outcome("failed", date="2026-11-27", commit="abc")})
+    kind, found = constants.of_scene(scene)
+    assert kind == "h100" and "2026-11-27, commit abc" in found["bandwidth"].source
+    smoke = dataclasses.replace(scene, smoke=True)
+    assert constants.of_scene(smoke) == (None, "no full run on a GPU")
 
 
 def test_a_gpu_that_the_plan_does_not_know_has_no_constants() -> None:

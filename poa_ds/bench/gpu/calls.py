@@ -1,6 +1,8 @@
 """What `poa-ds bench gpu` consists of: parts, and the programs that each part runs one by one."""
 
 import json
+import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,9 +11,11 @@ from typing import Literal
 from poa_ds.system import files, json_text
 from poa_ds.system.errors import UserError
 
+ROOT = Path(__file__).parents[3]
 Figures = dict[str, float | str]  # what it is, with its unit -> the figure
-# impossible: here it cannot exist, and `why` says for what reason. The last two are repeated
-Status = Literal["done", "impossible", "failed", "timed out"]
+# impossible: here it cannot exist, and `why` says for what reason. The last three are repeated, the
+# first of them goes on where it has stopped
+Status = Literal["done", "impossible", "unfinished", "failed", "timed out"]
 FINAL: tuple[Status, ...] = ("done", "impossible")
 
 
@@ -20,7 +24,8 @@ class Call:
     """One program. words: behind `python -m`.
 
     figures: read what it has left; UserError where that is not as it should be. expected: its exit
-    status. stop: when it is asked to stop (SIGTERM). fresh: a folder of an earlier attempt, removed
+    status. stop: when it is asked to stop (SIGTERM). goes_on: it is a training, which stops before
+    the limit and goes on when it is begun again. fresh: a folder of an earlier attempt, removed
     before. unless: a file whose presence means that nothing is to be done. files: written before.
     impossible: why it cannot be here; empty where it can.
     """
@@ -30,6 +35,7 @@ class Call:
     figures: Callable[[], Figures] = dict
     expected: int = 0
     stop: Callable[[], bool] | None = None
+    goes_on: bool = False
     fresh: Path | None = None
     unless: Path | None = None
     files: Mapping[Path, str] = field(default_factory=dict)
@@ -61,11 +67,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Scene:
-    """Where it is measured and how large. out: the folder of everything that is written."""
+    """Where it is measured and how large.
+
+    out: the folder of everything that is written. cifar: that of CIFAR-10's archive.
+    """
 
     out: Path
     device: Literal["cuda", "cpu"]
     smoke: bool
+    cifar: Path | None = None
 
     @property
     def shards(self) -> Path:
@@ -88,6 +98,15 @@ class Scene:
     def log(self, part: str, call: str) -> Path:
         """What a program has printed."""
         return self.out / "logs" / f"{part}.{call.replace(' ', '_').replace(',', '')}.log"
+
+    def shown(self, text: str) -> str:
+        """The text without the places of this machine: OUT and CIFAR stand for its folders."""
+        names = {self.out: "OUT", ROOT: "CHECKOUT", Path(sys.prefix): "PYTHON"}
+        if self.cifar:
+            names[self.cifar] = "CIFAR"
+        for folder in sorted(names, key=lambda folder: -len(str(folder))):
+            text = re.sub(rf"{re.escape(str(folder))}(?![\w.-])", names[folder], text)
+        return text
 
     def outcomes(self, part: str) -> dict[str, Outcome]:
         """Of the calls of a part so far, by their names."""

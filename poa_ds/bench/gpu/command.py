@@ -55,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only", nargs="+", choices=NAMES, metavar="PART", help=f"some of: {', '.join(NAMES)}"
     )
     parser.add_argument(
+        "--cifar",
+        type=paths.path,
+        metavar="DIR",
+        help="where CIFAR-10 is, as for `poa-ds shard cifar10 --source`: a run for the time left",
+    )
+    parser.add_argument(
         "--smoke", action="store_true", help="every part tiny, on a CPU too: checks the code"
     )
 
@@ -79,10 +85,9 @@ def _run(args: argparse.Namespace, identity: dict[str, str]) -> int:
     _check_same(out, identity | {"smoke": str(args.smoke)})
     for name in ("parts", "records", "records/kernels"):
         (out / name).mkdir(exist_ok=True)
-    scene = Scene(out, "cuda" if identity["device"] == "cuda" else "cpu", args.smoke)
-    every = parts(scene)
-    words = ["poa-ds", "bench", "gpu", "--out", str(args.out), *(["--smoke"] if args.smoke else [])]
-    command = shlex.join(words)
+    cifar = args.cifar and args.cifar.resolve()
+    scene = Scene(out, "cuda" if identity["device"] == "cuda" else "cpu", args.smoke, cifar)
+    every, command = parts(scene), _command(args)
     chosen = [part for part in every if not args.only or part.name in args.only]
     try:
         runner.run(scene, chosen, args.budget)
@@ -91,16 +96,27 @@ def _run(args: argparse.Namespace, identity: dict[str, str]) -> int:
         if kind is not None:
             files.replace_text(scene.constants, measured.text(kind, of_kind))
         files.replace_text(scene.report, report.text(scene, every, command, identity, found))
-    missing = [
-        f"{part.name}: {call.name}"
-        for part in chosen
-        for call in part.calls
-        if runner.again(scene.outcomes(part.name)[call.name])
-    ]
+    left: dict[str, list[str]] = {"unfinished": [], "missing": []}
+    for part in chosen:
+        outcomes = scene.outcomes(part.name)
+        for call in part.calls:
+            if runner.again(outcome := outcomes[call.name]):
+                kind = "unfinished" if outcome.status == "unfinished" else "missing"
+                left[kind].append(f"{part.name}: {call.name}")
     tell(f"report: {scene.report}")
-    if missing:
-        say(f"missing: {'; '.join(missing)}\nthe same command tries them again: {command}")
-    return 1 if missing else 0
+    for kind, names in left.items():
+        if names:
+            say(f"{kind}: {'; '.join(names)}")
+    if any(left.values()):
+        say(f"the same command goes on: {command}")
+    return 1 if left["missing"] else 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What goes on, whatever part of it was asked for."""
+    words = ["poa-ds", "bench", "gpu", "--out", str(args.out)]
+    words += ["--cifar", str(args.cifar)] if args.cifar else []
+    return shlex.join([*words, *(["--smoke"] if args.smoke else [])])
 
 
 def _identity() -> dict[str, str]:

@@ -16,6 +16,7 @@ from poa_ds.track.metrics_file import PIXELS, Row
 
 GIB = 2**30
 COPY, PRODUCT = "copy, TB/s", "bf16 product, TFLOP/s"  # of the machine's record
+KNN = "knn_top1/"
 RESUMED = "resume"  # the kind of a run's event
 
 
@@ -126,7 +127,7 @@ def of_training(folder: Path) -> Figures:
     found["skipped steps"] = steps[-1]["skipped_total"]
     for row in rows:
         for name, value in row.items():
-            if name.startswith("knn_top1/") or name == PIXELS:
+            if name.startswith(KNN) or name == PIXELS:
                 found[f"{name.replace('/', ' ')}, %"] = value
     return found
 
@@ -158,6 +159,25 @@ def of_continuing(folder: Path) -> Figures:
     if not resumed or not resumed[0]:
         raise UserError(f"{folder}: the run began anew, where it should have continued")
     return {"continued after step": resumed[0]} | found
+
+
+def of_curve(folder: Path) -> Figures:
+    """Of a run that has come to its end or was stopped: its speed, and every evaluation so far."""
+    ended, rows = exit_status.read(folder), _rows(folder)
+    if ended is None:
+        raise UserError(f"{folder}: the run has neither ended nor stopped")
+    steps = [row for row in rows if "loss/total" in row]
+    if not steps or not all(math.isfinite(row["loss/total"]) for row in steps):
+        raise UserError(f"{folder}: losses that are not finite")
+    found: Figures = {"steps": ended.step, "skipped steps": steps[-1]["skipped_total"]}
+    found["images/s"] = statistics.median(row["speed/images_per_second"] for row in steps)
+    waits = (row["speed/data_wait_ms"] / row["speed/step_ms"] for row in steps)
+    found["waits for the loader, % of a step"] = 100 * statistics.median(waits)
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith(KNN) or name == PIXELS:
+                found[f"step {row['step']:.0f}: {name.replace('/', ' ')}, %"] = value
+    return found
 
 
 def has_logged(folder: Path, step: int) -> bool:

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from poa_ds.bench.gpu import figures
-from poa_ds.bench.gpu.calls import Call, Part, Scene
+from poa_ds.bench.gpu.calls import ROOT, Call, Part, Scene
 from poa_ds.run import exit_status
 
 CLI = "poa_ds.cli"
 PHOTOGRAPHS = ("skimage", "sklearn")  # packages with the photographs of `poa-ds shard photos`
-NAMES = ("machine", "train", "kernels", "table", "step", "heads", "loader")
-KERNEL_TESTS = Path(__file__).parents[3] / "tests" / "kernels"
+NAMES = ("machine", "train", "kernels", "table", "step", "heads", "loader", "cifar")
+KERNEL_TESTS = ROOT / "tests" / "kernels"
 # in the order of the gain that is expected of them; each a part of comparisons' names
 OPERATORS = ("residual", "gelu", "prototype", "sinkhorn", "attention", "linear", "colours")
 VIT, PUBLISHED = "vit_l16_in1k", "three passes,plain"  # the latter: ways beside ours
@@ -32,6 +32,7 @@ def parts(scene: Scene) -> tuple[Part, ...]:
         Part("step", "A training step", 8, tuple(_step(scene))),
         Part("heads", "Heads and losses", 1, (_heads(scene),)),
         Part("loader", "The loader", 2, (*_shards(scene), _loader(scene))),
+        Part("cifar", "CIFAR-10", 8 if scene.cifar else 0, tuple(_cifar(scene))),
     )
     assert tuple(part.name for part in found) == NAMES
     return found
@@ -188,3 +189,30 @@ def _loader(scene: Scene) -> Call:
     return Call(
         "loader", (*words, "--json", str(record), *size), partial(figures.of_loader, record)
     )
+
+
+def _cifar(scene: Scene) -> Iterator[Call]:
+    """A training for the time that is left, with its k-NN curve."""
+    absent = "" if scene.cifar else "it needs --cifar DIR, the folder with its archive"
+    shards, folder = scene.out / "cifar", scene.out / "runs" / "cifar"
+    words = (CLI, "shard", "cifar10", "--source", str(scene.cifar), "--out", str(shards))
+    made = shards / "val" / "dataset.json"
+    yield Call("shards", words, fresh=shards, unless=made, impossible=absent)
+    # one large slot: a step of such a small network has as many launches as one of few images
+    size = ("precision=bf16", "batch.images_per_slot=512", "schedule.epochs=20")
+    epochs, every = 2, 10  # of each beginning; between evaluations
+    if scene.smoke:  # a CPU takes long for bf16
+        size = ("precision=fp32", "batch.images_per_slot=2", "schedule.epochs=2", "log_every=1")
+        size += ("schedule.steps_per_epoch=2", "evaluation.bank_images=50", "evaluation.k=[20]")
+        size += ("evaluation.query_images=20", "evaluation.at_start=false", "data.workers=1")
+        epochs = every = 1
+    begins = ("warmup_epochs", "ibot_start_epoch", "teacher_temperature_epochs")
+    words = (
+        *("poa_ds.train", "--config", "cifar10", "--deepspeed_config", "zero2", "tracking=none"),
+        *("batch.slots=1", *(f"schedule.{begin}={epochs}" for begin in begins)),
+        *(f"evaluation.every_epochs={every}", "evaluation.sizes=[small,large]"),
+        *(f"data.train={shards / 'train'}", f"evaluation.queries={shards / 'val'}"),
+        *(f"output_dir={folder}", *size),
+    )
+    curve = partial(figures.of_curve, folder)
+    yield Call("training", words, curve, goes_on=True, impossible=absent)

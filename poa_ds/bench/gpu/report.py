@@ -73,20 +73,23 @@ def text(
     versions = ", ".join(f"{name} {value}" for name, value in identity.items() if name != "device")
     smoke = "A smoke run: its figures say that the code works, nothing about speed.\n"
     cpu = "Not run on a GPU.\n"
-    return "\n".join(
-        [
-            "# `poa-ds bench gpu`",
-            "",
-            f"    {command}",
-            "",
-            f"{versions}. {' to '.join(dict.fromkeys((*dates[:1], *dates[-1:])))}, "
-            f"commit {', '.join(commits)}.",
-            *([cpu] if scene.device == "cpu" else []),
-            *([smoke] if scene.smoke else []),
-            *_targets(scene, outcomes),
-            *_constants(scene, for_plan),
-            *(line for part in every for line in _part(part, outcomes[part.name])),
-        ]
+    return scene.shown(
+        "\n".join(
+            [
+                "# `poa-ds bench gpu`",
+                "",
+                f"    {command}",
+                "",
+                f"{versions}. {' to '.join(dict.fromkeys((*dates[:1], *dates[-1:])))}, "
+                f"commit {', '.join(commits)}.",
+                "OUT stands for its folder, CHECKOUT for that of the code.\n",
+                *([cpu] if scene.device == "cpu" else []),
+                *([smoke] if scene.smoke else []),
+                *_targets(scene, outcomes),
+                *_constants(scene, for_plan),
+                *(line for part in every for line in _part(part, outcomes[part.name])),
+            ]
+        )
     )
 
 

@@ -7,18 +7,20 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from poa_ds.bench.gpu.calls import FINAL, Call, Outcome, Part, Scene
+from poa_ds.run import exit_status
 from poa_ds.system import versions
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.processes import LOOK_SECONDS, Group
 
 GRACE_SECONDS = 20.0  # between being asked to stop and being ended
+STOP_SECONDS = 60.0  # before its limit a training is asked to save and stop; in less time sooner
 TOLD = 1500  # bytes of a log's end, of which lines are shown
 TOLD_LINES = 3
 LEAST_SECONDS = 5.0  # nothing is begun in less
@@ -32,16 +34,18 @@ def run(scene: Scene, parts: Sequence[Part], budget: float) -> None:
     end, commit = time.monotonic() + budget, versions.versions()["commit"]
     for number, part in enumerate(parts):
         outcomes = scene.outcomes(part.name)
-        left = [c for c in part.calls if c.name not in outcomes or again(outcomes[c.name])]
+        left = [call for call in part.calls if _is_left(call, outcomes.get(call.name))]
         if not left:
             tell(f"{part.name}: done before")
             continue
         seconds = max(0.0, end - time.monotonic())
-        share = part.share / sum(other.share for other in parts[number:])
+        share = part.share / (sum(other.share for other in parts[number:]) or 1.0)
         limit = time.monotonic() + seconds * share
-        tell(f"{part.name}: {part.title.lower()}, {len(left)} programs, {seconds * share:.0f} s")
+        tell(f"{part.name}: {part.title}, {len(left)} programs, {seconds * share:.0f} s")
         for call in left:
-            outcome = replace(_outcome(scene, part, call, limit), commit=commit)
+            outcome = _outcome(scene, part, call, limit)
+            command, why = scene.shown(outcome.command), scene.shown(outcome.why)
+            outcome = replace(outcome, command=command, why=why, commit=commit)
             outcomes[call.name] = outcome
             scene.keep(part.name, outcomes)
             why = f": {outcome.why}" if outcome.why else ""
@@ -51,6 +55,13 @@ def run(scene: Scene, parts: Sequence[Part], budget: float) -> None:
 def again(outcome: Outcome) -> bool:
     """Whether the same command tries it again."""
     return outcome.status not in FINAL
+
+
+def _is_left(call: Call, before: Outcome | None) -> bool:
+    """Whether it is to be run. What could not exist may exist now."""
+    if before is None or again(before):
+        return True
+    return before.status == "impossible" and not call.impossible
 
 
 def _outcome(scene: Scene, part: Part, call: Call, limit: float) -> Outcome:
@@ -69,7 +80,11 @@ def _outcome(scene: Scene, part: Part, call: Call, limit: float) -> Outcome:
     if status is None:
         why = f"not done after {done.seconds:.0f} s, see {log.relative_to(scene.out)}"
         return replace(done, status="timed out", why=why)
-    if status != call.expected:
+    if call.goes_on and status == exit_status.STOPPED:
+        done = replace(
+            done, status="unfinished", why="stopped at its limit, and goes on from there"
+        )
+    elif status != call.expected:
         why = f"status {status}, see {log.relative_to(scene.out)}: {_end_of(log)}"
         return replace(done, status="failed", why=why)
     try:
@@ -88,7 +103,7 @@ def _prepare(scene: Scene, part: Part, call: Call) -> None:
 
 def _status(scene: Scene, call: Call, log: Path, limit: float) -> int | None:
     """How the program ended; None: it was stopped at the limit. Nothing of it is left then."""
-    stop = call.stop
+    stop = _before(limit) if call.goes_on else call.stop
     with log.open("wb") as output:
         command = [sys.executable, "-m", *call.words]
         with _group(Group(command, environment(scene.device), output=output)) as group:
@@ -100,6 +115,12 @@ def _status(scene: Scene, call: Call, log: Path, limit: float) -> int | None:
                     group.signal_first(signal.SIGTERM)
                     stop = None
             return status
+
+
+def _before(limit: float) -> Callable[[], bool]:
+    """Whether it is time for a training to stop, so that it has saved at the limit."""
+    last = limit - min(STOP_SECONDS, (limit - time.monotonic()) / 4)
+    return lambda: time.monotonic() > last
 
 
 @contextmanager
