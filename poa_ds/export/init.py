@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         found = fit(made, recipe, source, args.fit, steps)
         learned = str(found)
         tell(f"fit: loss {found.first:.4g} at first, {found.last:.4g} at the end")
-    about = f"from a template that was trained as {model.space.describe()}; {learned}"
+    about = f"from the template of {model.space.smallest} to {model.space.intact}; {learned}"
     export = Export(made, recipe, step, str(source), form, made=about)
     difference = export.write(size, extract(made, size), args.out, images)
     tell(f"{size}, {made.parameter_count(size):,} parameters, {about}: {args.out}")
