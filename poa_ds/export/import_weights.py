@@ -18,6 +18,7 @@ from poa_ds.data.store.index import ShardFolder
 from poa_ds.export.import_poa import read_checkpoint
 from poa_ds.export.rebase import Rebased, rebased, statistics
 from poa_ds.export.vit_weights import Found, at_resolution, recognised
+from poa_ds.model.options import Backbone
 from poa_ds.model.vit.network import ElasticViT
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.backbone import backbone
@@ -247,10 +248,16 @@ def _tell(out: Path, found: Found, recipe: Recipe, licensed: bool) -> None:
     kind += f", SwiGLU of {found.swiglu}" if found.swiglu else ""
     if not licensed:
         tell("no licence text was found beside the weights: --licence FILE adds it to every export")
+    options, standard = recipe.backbone, Backbone()
+    keys = "patch_size head_dim mlp_ratio registers swiglu input_scale".split()
+    values = {key: getattr(options, key) for key in keys}
+    told = [f"backbone.{k}={v}" for k, v in values.items() if v != getattr(standard, k)]
     tell(
         f"{intact}, {kind}, {recipe.crops.global_size} px, pixels normalised with"
         f" mean {[*pixels.mean]} std {[*pixels.std]}: {out}\n"
         f"  poa-ds sizes {out}\n"
         f"  poa-ds eval knn {out} --bank SHARDS --queries SHARDS\n"
-        f"  poa-ds extract {out} --size {intact} --out MODEL --check"
+        f"  poa-ds extract {out} --size {intact} --out MODEL --check\n"
+        f"a recipe that starts with it has {' '.join(told)} backbone.layer_scale=1,"
+        f" {intact} as its largest size and crops.global_size={recipe.crops.global_size}"
     )

@@ -15,10 +15,16 @@ from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.export.extract import extract
 from poa_ds.export.import_weights import add_arguments, imported, read_weights, recipe_of
 from poa_ds.export.rebase import helmert, rebased, rotation, statistics
+from poa_ds.export.start import begin
 from poa_ds.export.vit_weights import recognised
+from poa_ds.methods import frozen
+from poa_ds.methods.method import method
 from poa_ds.model.space import Subnet
 from poa_ds.model.vit.network import ElasticViT
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
+from poa_ds.system.typed_yaml import plain
+from tests.distributed.programs.worker import recipe_with
 from tests.support.shards import make_shards
 
 SMALL = {"embed_dim": 128, "depth": 3, "num_heads": 2, "num_classes": 0}
@@ -102,6 +108,41 @@ def test_a_rebased_network_says_the_same(name: str, way: str) -> None:
         assert way == "rotate" or (stream.diff() <= 1e-9 * stream.max()).all()
 
 
+def test_heads_and_units_stand_in_the_order_of_what_they_add_to_the_stream() -> None:
+    """Each part's own sum of squares, by a slow loop over what the layers read."""
+    network = ours(theirs("vit_giant_patch14_dinov2", 70).state_dict())
+    images = torch.randn(3, 3, 70, 70).double()
+    before = added(network, images)
+    assert not all(map(descending, before))  # no network is sorted by chance
+    network.load_state_dict(rebased(network, statistics(network, [images]), "sort").state)
+    after = added(network, images)
+    assert all(map(descending, after))
+    for one, other in zip(before, after, strict=True):
+        assert torch.allclose(one.sort().values, other.sort().values)
+
+
+def descending(values: torch.Tensor) -> bool:
+    return bool((values.diff() <= 1e-12 * values.max()).all())
+
+
+def added(network: ElasticViT, images: torch.Tensor) -> list[torch.Tensor]:
+    """Of each block, what each head adds to the stream, squared and summed; each unit likewise."""
+    found: list[torch.Tensor] = []
+
+    def measure(layer: nn.Linear, inputs: tuple[torch.Tensor, ...]) -> None:
+        x, size = inputs[0], 64 if layer.in_features == 128 else 1
+        parts = [x[:, i : i + 1] * layer.weight[:, i] for i in range(layer.in_features)]
+        squares = torch.stack([part.square().sum() for part in parts])
+        found.append(squares.unflatten(0, (-1, size)).sum(1))
+
+    layers = [layer for block in network.blocks for layer in (block.attn.proj, block.mlp.fc2)]
+    hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
+    network(images, INTACT)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 def test_a_slice_of_the_rotated_stream_is_its_first_principal_components() -> None:
     torch.manual_seed(0)
     x = torch.randn(200, 24).double() @ torch.randn(24, 24).double()
@@ -162,6 +203,27 @@ def test_the_command_writes_a_run_that_is_cut_and_given_back_to_timm(
         with torch.no_grad():
             assert (made(pixels) - model(pixels, Subnet.read(size))[:, 0]).abs().max() < 1e-4
     assert cli.main(["sizes", str(run)]) == 0
+    trains_from(run, model, recipe)
+
+
+def trains_from(run: Path, model: ElasticViT, recipe: Recipe) -> None:
+    """A recipe of method seed starts with the run, and learns from it."""
+    training = recipe_with(
+        backbone=plain(recipe.backbone),
+        crops=plain(recipe.crops) | {"local_count": 0},
+        evaluation={"crop": 42, "resize": 48},
+        start=str(run),
+        objective={"method": "seed", "ibot": 0, "koleo": 0},
+        distill={"teacher": str(run), "queue": 64},
+    )
+    networks, pixels = method(training).networks(), torch.randn(2, 3, 42, 42)
+    begin(networks, str(run))
+    student = networks.backbone.eval()
+    with torch.no_grad():
+        for subnet in model.space.subnets():
+            assert torch.equal(student(pixels, subnet), model(pixels, subnet))
+        teacher = frozen.find(str(run), 42).network()
+        assert (teacher(pixels) - model(pixels, INTACT)[:, 0]).abs().max() < 1e-5
 
 
 def test_a_checkpoint_of_dinov2s_own_names_is_read(tmp_path: Path) -> None:
