@@ -181,3 +181,39 @@ def test_what_the_run_wrote_down_is_shown_instead(tmp_path: Path):
         (0, "start", "2 ranks"),
         (20, "resume", HOSTILE),
     ]
+
+
+def test_a_folder_s_name_stays_text(tmp_path: Path):
+    folder = made_run(tmp_path / HOSTILE.replace("/", ";"), "mlflow.run_name=''", evaluations=1)
+    text = report(tmp_path / "report.html", folder)
+    [run] = data(text)["runs"]
+    assert run["name"] == folder.name and run["path"] == str(folder)
+    assert run["shell"] == f"'{folder}'"  # in the command to copy it is one word
+    assert "<b onmouseover" not in text and text.count("</script>") == 3
+
+
+def test_numbers_that_are_not_finite_are_counts_and_huge_ones_are_kept(tmp_path: Path):
+    """What a run that diverges writes: the tracker counts nan and inf, and leaves them out."""
+    folder = made_run(tmp_path / "run", evaluations=1, steps=30)
+    path = RunFolder(folder).metrics
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for count, row in enumerate(rows[-3:], start=1):
+        del row["loss/total"]
+        row |= {"nonfinite/loss/total": float(count), "gradient_norm/heads": 1e38}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    series = data(report(tmp_path / "report.html", folder))["runs"][0]["series"]
+    assert series["nonfinite/loss/total"] == {"steps": [28, 29, 30], "values": [1, 2, 3]}
+    assert series["loss/total"]["steps"] == [*range(1, 28)]
+    assert series["gradient_norm/heads"]["values"][-3:] == [1e38] * 3
+
+
+def test_a_nan_that_another_program_wrote_is_named_with_its_line(tmp_path: Path, capsys):
+    folder = made_run(tmp_path / "run", evaluations=1, steps=30)
+    path = RunFolder(folder).metrics
+    lines = path.read_text().splitlines()
+    lines[4] = '{"step": 5, "time": 1.0, "loss/total": NaN}'
+    path.write_text("\n".join(lines) + "\n")
+    words = ["report", str(folder), "--out", str(tmp_path / "x.html")]
+    assert main(words) == UserError.exit_status
+    said = capsys.readouterr().err
+    assert f"{path}, line 5 is damaged: 'loss/total' is 'nan', not a number" in said
