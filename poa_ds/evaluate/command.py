@@ -5,9 +5,9 @@ import dataclasses
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.data.places import open_folder
-from poa_ds.evaluate import results, right
+from poa_ds.evaluate import results
 from poa_ds.evaluate.features import Readout, random_weights
-from poa_ds.evaluate.knn import answers, knn, raw_pixel_floor
+from poa_ds.evaluate.knn import answers, knn, raw_pixel_floor, right_row
 from poa_ds.evaluate.knn_protocol import KnnProtocol
 from poa_ds.evaluate.ranks import all_ranks
 from poa_ds.evaluate.results import KnnRow
@@ -63,7 +63,7 @@ def run_knn(args: argparse.Namespace) -> int:
         if dist.is_main():
             folder = RunFolder.around(find_teacher(args.run, args.step))
             tell(results.table(row))
-            results.append(folder.right, right.row(step, how, options.report_k, answered))
+            results.append(folder.right, right_row(step, how, options.report_k, answered))
             results.append(folder.knn, row)
             tell(f"added to {folder.knn}")
     return 0

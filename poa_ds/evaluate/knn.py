@@ -4,7 +4,8 @@ The protocol of the field (docs/method.md 9): short side to 256 (bicubic), centr
 token, cosine, weights softmax(similarity / 0.07) over the largest k. All ranks take part.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -13,6 +14,7 @@ from torch import Tensor
 from poa_ds.evaluate.features import Readout
 from poa_ds.evaluate.knn_protocol import KnnProtocol, Progress
 from poa_ds.evaluate.neighbours import Answers
+from poa_ds.evaluate.right import RightRow
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 
@@ -55,6 +57,14 @@ def knn(
     """Percent top-1 of each size for each k; NaN where features are not finite. A collective."""
     found = answers(model, subnets, protocol, readout, progress=progress)
     return {subnet: answered.percent() for subnet, answered in found.items()}
+
+
+def right_row(
+    step: int, protocol: Mapping[str, Any], k: int, answered: Mapping[Subnet, Answers]
+) -> RightRow:
+    """What is kept of the answers: those for k of the sizes that have finite features."""
+    right = {str(s): a.right[k].numpy() for s, a in answered.items() if a.finite}
+    return RightRow.of(step, protocol, k, right)
 
 
 def _groups(subnets: Sequence[Subnet], cost: Callable[[Subnet], int]) -> list[list[Subnet]]:

@@ -7,7 +7,7 @@ hard for both. Kept for the k that is reported.
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from poa_ds.evaluate import results
-from poa_ds.evaluate.neighbours import Answers
-from poa_ds.model.space import Subnet
+from poa_ds.evaluate.results import Accuracies
 from poa_ds.system import json_text
 
 Right = Mapping[str, np.ndarray]  # size -> (Q,) bool, in the order of the queries
@@ -25,43 +24,42 @@ Right = Mapping[str, np.ndarray]  # size -> (Q,) bool, in the order of the queri
 
 @dataclass(frozen=True)
 class RightRow:
-    """Of one evaluation, as the row of knn.jsonl with this step and protocol."""
+    """Of one evaluation, as the row of knn.jsonl with this step and protocol.
+
+    packed: size -> a bit for each query, in base64: a file has many, of which few are looked at.
+    """
 
     step: int
     protocol: Mapping[str, Any]
     k: int
-    right: Right
+    packed: Mapping[str, str]
+
+    @classmethod
+    def of(cls, step: int, protocol: Mapping[str, Any], k: int, right: Right) -> "RightRow":
+        packed = {s: base64.b64encode(np.packbits(r).tobytes()).decode() for s, r in right.items()}
+        return cls(step, protocol, k, packed)
+
+    @property
+    def right(self) -> dict[str, np.ndarray]:
+        """Size -> (Q,) bool."""
+        count, bits = self.protocol["queries"]["images"], {}
+        for size, text in self.packed.items():
+            packed = np.frombuffer(base64.b64decode(text), np.uint8)
+            bits[size] = np.unpackbits(packed, count=count).astype(bool)
+        return bits
 
     def to_json(self) -> str:
-        bits = {size: _written(right) for size, right in self.right.items()}
-        row = {"step": self.step, "protocol": self.protocol, "k": self.k, "right": bits}
+        row = {"step": self.step, "protocol": self.protocol, "k": self.k, "right": self.packed}
         return json.dumps(row)
 
     @classmethod
     def from_json(cls, line: str) -> "RightRow":
         row = json_text.parse_object(line, step=int, protocol=dict, k=int, right=dict)
         count = row["protocol"]["queries"]["images"]
-        right = {size: _read(text, count) for size, text in row["right"].items()}
-        return cls(row["step"], row["protocol"], row["k"], right)
-
-
-def row(
-    step: int, protocol: Mapping[str, Any], k: int, answered: Mapping[Subnet, Answers]
-) -> RightRow:
-    """Of the sizes that have finite features."""
-    right = {str(s): a.right[k].numpy() for s, a in answered.items() if a.finite and k in a.right}
-    return RightRow(step, protocol, k, right)
-
-
-def _written(right: np.ndarray) -> str:
-    return base64.b64encode(np.packbits(right).tobytes()).decode()
-
-
-def _read(text: str, count: int) -> np.ndarray:
-    packed = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
-    if len(packed) != -(-count // 8):
-        raise ValueError(f"{8 * len(packed)} bits for {count} queries")
-    return np.unpackbits(packed, count=count).astype(bool)
+        for text in row["right"].values():
+            if (found := len(base64.b64decode(text, validate=True))) != -(-count // 8):
+                raise ValueError(f"{8 * found} bits for {count} queries")
+        return cls(row["step"], row["protocol"], row["k"], row["right"])
 
 
 def at(path: Path, step: int, k: int, protocol: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -75,6 +73,27 @@ def at(path: Path, step: int, k: int, protocol: Mapping[str, Any]) -> dict[str, 
         if (row.step, row.k) == (step, k) and row.protocol == protocol:
             found |= row.right
     return found
+
+
+def of_measured(
+    path: Path, step: int, k: int, measured: Mapping[str, tuple[Accuracies, Mapping]]
+) -> Right:
+    """The same of what results.newest has found; {} where that is of several protocols."""
+    protocols = [protocol for _, protocol in measured.values()]
+    if not protocols or any(protocol != protocols[0] for protocol in protocols):
+        return {}
+    return at(path, step, k, protocols[0])
+
+
+def between(right: Right, sizes: Sequence[str]) -> Callable[[int, int], float | None]:
+    """The error of the difference of two of the sizes, by their numbers; None: not known."""
+    answers = [right.get(size) for size in sizes]
+
+    def error(number: int, other: int) -> float | None:
+        first, second = answers[number], answers[other]
+        return None if first is None or second is None else paired(first, second)[1]
+
+    return error
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.evaluate import latency_rows, results
+from poa_ds.evaluate import right as of_right
 from poa_ds.evaluate.latency_rows import LatencyRow
 from poa_ds.evaluate.pareto import cheapest_not_worse, front
-from poa_ds.evaluate.right import Right, at, paired
+from poa_ds.evaluate.right import Right
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
@@ -98,12 +99,7 @@ def rows(
         )
     # those whose cost was not measured come last
     fitting.sort(key=lambda row: (row.cost(cost) is None, row.cost(cost) or 0.0))
-    answers = [(right or {}).get(row.size) for row in fitting]
-
-    def between(number: int, highest: int) -> float | None:
-        first, second = answers[number], answers[highest]
-        return None if first is None or second is None else paired(first, second)[1]
-
+    between = of_right.between(right or {}, [row.size for row in fitting])
     best = cheapest_not_worse([(row.knn, row.error) for row in fitting], between)
     kept = front([(row.cost(cost), row.knn) for row in fitting])
     return [
@@ -241,7 +237,7 @@ def run(args: argparse.Namespace) -> int:
     folder = RunFolder.around(find_teacher(args.run, args.step))
     measured = results.newest(results.read(folder.knn), step)
     latencies = _latencies(folder.latency, args)
-    right = _right(folder.right, step, recipe.evaluation.report_k, measured)
+    right = of_right.of_measured(folder.right, step, recipe.evaluation.report_k, measured)
     found = rows(
         model,
         recipe,
@@ -267,14 +263,6 @@ def run(args: argparse.Namespace) -> int:
         tell(table(found, recipe, title, cost=cost, by_query=bool(right)))
         tell("\n".join(_remarks(measured, found, args.run, latencies)))
     return 0
-
-
-def _right(path: Path, step: int, k: int, measured: Mapping) -> Right:
-    """{} where the sizes were measured by several protocols."""
-    protocols = [protocol for _, protocol in measured.values()]
-    if not protocols or any(protocol != protocols[0] for protocol in protocols):
-        return {}
-    return at(path, step, k, protocols[0])
 
 
 def _latencies(path: Path, args: argparse.Namespace) -> Mapping[str, LatencyRow]:

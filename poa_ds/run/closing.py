@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from poa_ds.checkpoint import folders
-from poa_ds.evaluate import results
+from poa_ds.evaluate import results, right
 from poa_ds.evaluate.pareto import cheapest_not_worse, front
 from poa_ds.evaluate.results import KnnRow
 from poa_ds.recipe import load
@@ -56,11 +56,22 @@ def at_the_end(folder: Path) -> str:
     files = RunFolder(folder)
     recipe, rows = load.kept_recipe(files.recipe), results.read(files.knn)
     lines = measured(recipe, rows)
-    best = cheapest_not_worse([(line.knn, line.error) for line in lines])
+    between = _between(files, recipe, rows, lines)
+    best = cheapest_not_worse([(line.knn, line.error) for line in lines], between)
     taken = lines[best if best is not None else -1]
     screen = [course(files), "", *_table(lines, best, recipe)]
     screen += _summary(lines, rows, recipe.evaluation.report_k)
     return "\n".join([*screen, "", *_commands(files, taken)])
+
+
+def _between(
+    files: RunFolder, recipe: Recipe, rows: Sequence[KnnRow], lines: Sequence[Line]
+) -> Callable[[int, int], float | None]:
+    """Errors of differences, as poa-ds sizes has them."""
+    step = rows[-1].step if rows else 0
+    newest = results.newest(rows, step)
+    kept = right.of_measured(files.right, step, recipe.evaluation.report_k, newest)
+    return right.between(kept, [line.size for line in lines])
 
 
 def at_a_stop(folder: Path) -> str:
@@ -186,7 +197,7 @@ def _summary(lines: Sequence[Line], rows: Sequence[KnnRow], k: int) -> list[str]
     return [
         f"{len(known)} sizes reach {least} to {most}",
         *([f"floors: {', '.join(said)}"] if said else []),
-        "* the cheapest within the 95 % error of the highest: not shown to be worse",
+        "* the cheapest that is not shown to be worse than the highest (95 % error)",
     ]
 
 

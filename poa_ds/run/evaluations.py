@@ -8,9 +8,9 @@ import torch
 
 from poa_ds.checkpoint import deployed
 from poa_ds.data.places import open_folder
-from poa_ds.evaluate import results, right
+from poa_ds.evaluate import results
 from poa_ds.evaluate.features import Readout, random_weights
-from poa_ds.evaluate.knn import answers, raw_pixel_floor
+from poa_ds.evaluate.knn import answers, raw_pixel_floor, right_row
 from poa_ds.evaluate.knn_protocol import KnnProtocol
 from poa_ds.evaluate.neighbours import Answers
 from poa_ds.evaluate.results import KnnRow
@@ -105,7 +105,7 @@ class Evaluations:
         self.rows.append(row)
         if dist.is_main():  # last: what is in this file is not measured again
             report_k = self.recipe.evaluation.report_k
-            results.append(RunFolder(self.output).right, right.row(step, how, report_k, answered))
+            results.append(RunFolder(self.output).right, right_row(step, how, report_k, answered))
             results.append(self.path, row)
 
     def _answers(self, model: ElasticBackbone) -> dict[Subnet, Answers]:

@@ -69,7 +69,8 @@ def test_leads_are_paired_where_the_answers_were_kept(folders, capsys) -> None:
         path = folder / "knn.jsonl"
         path.write_text(path.read_text() + json.dumps(row) + "\n")
         results.append(
-            folder / "knn_right.jsonl", RightRow(row["step"], row["protocol"], 20, {"48x2": bits})
+            folder / "knn_right.jsonl",
+            RightRow.of(row["step"], row["protocol"], 20, {"48x2": bits}),
         )
     by_size = {row["size"]: row["lead"] for row in as_json(capsys, *folders)["sizes"]}
     lead, share = by_size["48x2"], 40 / 760

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from poa_ds.evaluate import results, right
+from poa_ds.evaluate.knn import right_row
 from poa_ds.evaluate.neighbours import Answers
 from poa_ds.evaluate.right import RightRow, paired
 from poa_ds.model.space import Subnet
@@ -26,7 +27,7 @@ def test_what_is_kept_is_read_again(queries: int, tmp_path: Path) -> None:
     answered = {Subnet.read(s): Answers({20: torch.from_numpy(b)}) for s, b in bits.items()}
     nothing = torch.zeros(queries, dtype=torch.bool)
     answered[Subnet(64, 2)] = Answers({20: nothing}, finite=False)
-    results.append(path, right.row(5, protocol(queries), 20, answered))
+    results.append(path, right_row(5, protocol(queries), 20, answered))
     found = right.at(path, 5, 20, protocol(queries))
     assert found.keys() == bits.keys()
     assert all(np.array_equal(found[size], bits[size]) for size in bits)
@@ -38,7 +39,7 @@ def test_what_is_kept_is_read_again(queries: int, tmp_path: Path) -> None:
 def test_the_later_row_of_a_step_counts_and_later_steps_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "knn_right.jsonl"
     for step, value in ((5, False), (5, True), (9, True)):
-        results.append(path, RightRow(step, protocol(3), 20, {"32x2": np.full(3, value)}))
+        results.append(path, RightRow.of(step, protocol(3), 20, {"32x2": np.full(3, value)}))
     results.keep_through(path, 5, RightRow.from_json)
     assert right.at(path, 5, 20, protocol(3))["32x2"].all()
     assert right.at(path, 9, 20, protocol(3)) == {}

@@ -55,7 +55,7 @@ def test_query_by_query_the_best_is_told_from_worse_ones_that_errors_of_their_ow
     assert best == ["32x2"]  # 2 points, where one accuracy alone has an error of 2.8
     protocol = results.read(tmp_path / "knn.jsonl")[0].protocol
     bits = {str(s): np.arange(1000) < n for s, n in ((small, 680), (large, 700))}
-    results.append(tmp_path / "knn_right.jsonl", RightRow(7, protocol, 20, bits))
+    results.append(tmp_path / "knn_right.jsonl", RightRow.of(7, protocol, 20, bits))
     best = [row["size"] for row in found(capsys, tmp_path) if row["best"]]
     assert best == ["48x3"]  # 2.0 with an error of 0.9
     assert cli.main(["sizes", str(tmp_path)]) == 0

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from poa_ds.checkpoint import folders
+from poa_ds.evaluate import results
+from poa_ds.evaluate.right import RightRow
 from poa_ds.run import closing
 from poa_ds.system.events import Event, Events
 from poa_ds.system.run_folder import RunFolder
@@ -28,7 +31,7 @@ restarts 1, skipped steps 1, alarms 0
   96x4  large       469 K   0.0161     87.7 ± 2.3 %  +39.3
 15 sizes reach 69.1 % (32x2) to 87.7 % (96x4)
 floors: random weights 29.8 to 48.5 %, raw pixels 19.0 %
-* the cheapest within the 95 % error of the highest: not shown to be worse
+* the cheapest that is not shown to be worse than the highest (95 % error)
 
 report          poa-ds report 'a run' --out 'a run/report.html'
 choose a size   poa-ds sizes 'a run' --max-params 357K
@@ -67,6 +70,15 @@ def save(run: Path, step: int) -> Path:
 def test_a_whole_run_closes_with_its_sizes_and_three_commands(run: Path) -> None:
     assert closing.at_the_end(run) == WHOLE
     assert 1 + len(WHOLE.splitlines()) <= 24 and max(map(len, WHOLE.splitlines())) <= 80
+
+
+def test_it_chooses_query_by_query_where_the_answers_were_kept(run: Path) -> None:
+    """Whatever the largest gets wrong the second gets wrong too: 1.2 points are shown then."""
+    evaluated = results.read(RunFolder(run).knn)[-1]
+    bits = {s: np.arange(760) < round(7.6 * by_k[20]) for s, by_k in evaluated.knn.items()}
+    kept = RightRow.of(evaluated.step, evaluated.protocol, 20, bits)
+    results.append(RunFolder(run).right, kept)
+    assert "* 96x4  large" in closing.at_the_end(run)
 
 
 def test_465_sizes_fit_on_a_screen_and_the_best_is_among_them(tmp_path: Path) -> None:
