@@ -13,7 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from poa_ds import cli
+from poa_ds.export.extract import extract
+from poa_ds.model import form
 from poa_ds.model.architectures import ARCHITECTURES
+from poa_ds.recipe import load
+from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.methods import METHODS
 from tests.distributed.programs.launch import ROOT, launch
 from tests.support.shards import make_shards
@@ -117,6 +121,14 @@ def test_a_method_without_an_average_deploys_its_student(shards: Path, tmp_path:
     train(shards, tmp_path, "toy siamese", 2, "schedule.epochs=2", ranks=1)
     steps = [row["step"] for row in rows(run) if "loss/siamese" in row]
     assert steps == list(range(1, 21))
+
+
+def test_plain_names_of_the_toy_lead_back_for_start() -> None:
+    model = backbone(load.recipe(Path("photos"), RECIPE))
+    found = form.of("bag").from_plain(extract(model, model.space.intact), model.shape)
+    own = {name: t for name, t in model.state_dict().items() if "mask_token" not in name}
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in own.items())
 
 
 @pytest.mark.parametrize("method", ["toy dino", "toy siamese", "single"])
