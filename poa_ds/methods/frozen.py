@@ -28,6 +28,7 @@ from poa_ds.system.json_text import parse_object
 from poa_ds.system.printable import figure
 
 KEY = "distill.teacher"
+SIDES = ("crops.global_size", "crops.local_size")  # of what it sees
 EXTRACTED = ("model.safetensors", "state_dict.safetensors")
 ABOUT = "config.json"
 
@@ -137,10 +138,10 @@ class Embedder:
         return unit(self.network((images * self._factor + self._shift).to(self._dtype)))
 
 
-def find(text: str, side: int) -> Frozen:
-    """The teacher that a recipe names, for images of `side` pixels. UserError: there is none."""
+def find(text: str, *sides: int) -> Frozen:
+    """The teacher that a recipe names, for images of these pixels. UserError: there is none."""
     if text.startswith(frozen_timm.PREFIX):
-        return _of_timm(text, side)
+        return _of_timm(text, sides)
     place, size = Path(text), ""
     if not place.exists() and ":" in text:
         before, _, size = text.rpartition(":")
@@ -150,29 +151,29 @@ def find(text: str, side: int) -> Frozen:
     found = next((place / name for name in EXTRACTED if (place / name).is_file()), None)
     if found and size:
         raise UserError(f"{KEY} {text}: {place} is one extracted size, leave out :{size}")
-    return _extracted(found) if found else _of_run(place, size, side)
+    return _extracted(found) if found else _of_run(place, size, sides)
 
 
-def _of_run(place: Path, size: str, side: int) -> Frozen:
+def _of_run(place: Path, size: str, sides: Sequence[int]) -> Frozen:
     folder = deployed.find_teacher(place)
     recipe, _ = deployed.read_recipe(folder / deployed.RECIPE)
     space, shape = derived.space(recipe), derived.shape(recipe)
     subnet = space.parse(size) if size else space.intact
     multiple, name = shape.multiple()
-    if side % multiple:
-        raise UserError(
-            f"crops.global_size {side} is not a multiple of the {name} of {KEY} {place}"
-        )
+    for key, side in zip(SIDES, sides, strict=False):
+        if side % multiple:
+            raise UserError(f"{key} {side} is not a multiple of the {name} of {KEY} {place}")
     pixels = recipe.augmentation
     width, mean, std = shape.features(subnet), tuple(pixels.mean), tuple(pixels.std)
     return Frozen(folder / deployed.WEIGHTS, str(subnet), width, mean, std)
 
 
-def _of_timm(text: str, side: int) -> Frozen:
+def _of_timm(text: str, sides: Sequence[int]) -> Frozen:
     name, weights = frozen_timm.parsed(text, KEY)
     with torch.device("meta"):
         network = frozen_timm.built(name, KEY)
-    frozen_timm.check_side(network, name, side, KEY)
+    for what, side in zip(SIDES, sides, strict=False):
+        frozen_timm.check_side(network, f"{what} {side}", side, f"{KEY} {text}")
     pixels = network.pretrained_cfg
     mean, std = tuple(pixels["mean"]), tuple(pixels["std"])
     return Frozen(weights, "", network.num_features, mean, std, timm=name)

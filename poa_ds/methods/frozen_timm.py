@@ -53,14 +53,12 @@ def built(name: str, key: str) -> nn.Module:
         return timm.create_model(name, pretrained=False, num_classes=0)
 
 
-def check_side(network: nn.Module, name: str, side: int, key: str) -> None:
+def check_side(network: nn.Module, what: str, side: int, key: str) -> None:
     """UserError unless the network, which lies on the meta device, takes images of that side."""
     try:
         network(torch.empty(1, 3, side, side, device="meta"))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"crops.global_size {side}: {key} {PREFIX}{name} does not take such images: {error}"
-        ) from error
+        raise UserError(f"{what}: {key} does not take such images: {error}") from error
 
 
 def load(network: nn.Module, file: Path, key: str) -> nn.Module:

@@ -30,7 +30,7 @@ from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-QUEUE, TEACHER = "queue", "teacher_sha256"
+QUEUE, LOCAL_QUEUE, TEACHER = "queue", "local_queue", "teacher_sha256"
 
 
 class Student(nn.Module):
@@ -41,8 +41,8 @@ class Student(nn.Module):
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the teacher says of one slot: unit rows (2B, D) of the global crops, their mean
-    neighbours (2B, D), and the queue (K, D) that they were compared with.
+    """What the teacher says of crops (R) of one slot: their unit rows (R, D), their mean neighbours
+    (R, D), and the queue (K, D) that they were compared with.
     """
 
     own: Tensor
@@ -51,7 +51,9 @@ class Embeddings:
 
 
 class Seed:
-    """State: `queue`, the last K embeddings of the teacher, the newest last, and its sha256."""
+    """State: `queue`, the last K embeddings of the teacher, the newest last, and its sha256; of
+    local crops `local_queue`.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.space, self.options = recipe, derived.space(recipe), recipe.distill
@@ -59,7 +61,17 @@ class Seed:
 
     @cached_property
     def teacher(self) -> Frozen:
-        return frozen.find(self.options.teacher, self.recipe.crops.global_size)
+        crops = self.recipe.crops
+        sides = (crops.global_size, crops.local_size)[: len(self._queues)]
+        return frozen.find(self.options.teacher, *sides)
+
+    @property
+    def _queues(self) -> tuple[str, ...]:
+        """One for each kind of crops: global, local."""
+        return (QUEUE, LOCAL_QUEUE) if self.options.local else (QUEUE,)
+
+    def _crops(self, batch: Batch) -> list[Tensor]:
+        return [batch.global_crops, batch.local_crops][: len(self._queues)]
 
     def networks(self) -> Networks:
         torch.manual_seed(self.recipe.seed)
@@ -84,9 +96,9 @@ class Seed:
         batches: Sequence[Batch],
         values: StepValues,
         state: State,
-    ) -> tuple[list[Embeddings], State]:
+    ) -> tuple[list[tuple[Embeddings, ...]], State]:
         """All slots are compared with the queue of the steps before; then the first crop of each
-        image enters it, slot by slot, and the oldest leave.
+        image enters it, slot by slot, and the oldest leave. Local crops have a queue of their own.
         """
         teach = self._at_work(batches[0].global_crops.device)
         state = state or self._start(teach)
@@ -98,15 +110,19 @@ class Seed:
                 " that one (RUN/teacher/stepN names one of a run that goes on), or another"
                 " output_dir for a new run"
             )
-        queue, temperature = state[QUEUE], self.options.teacher_temperature
-        found = []
+        temperature, found, after = self.options.teacher_temperature, [], {TEACHER: teach.digest}
         for batch in batches:
-            own = teach(batch.global_crops)
-            mean = seed_loss.mean_neighbour(own, own, queue, temperature)
-            found.append(Embeddings(own, mean, queue))
-        firsts = [e.own[: b.size] for e, b in zip(found, batches, strict=True)]
-        entering = dist.all_rows(torch.cat(firsts))
-        return found, {QUEUE: torch.cat((queue[len(entering) :], entering)), TEACHER: teach.digest}
+            of_slot = []
+            for name, crops in zip(self._queues, self._crops(batch), strict=True):
+                own = teach(crops)
+                mean = seed_loss.mean_neighbour(own, own, state[name], temperature)
+                of_slot.append(Embeddings(own, mean, state[name]))
+            found.append(tuple(of_slot))
+        for kind, name in enumerate(self._queues):
+            firsts = [e[kind].own[: b.size] for e, b in zip(found, batches, strict=True)]
+            entering = dist.all_rows(torch.cat(firsts))
+            after[name] = torch.cat((state[name][len(entering) :], entering))
+        return found, after
 
     def _at_work(self, device: torch.device) -> Embedder:
         if self.embedder is None:
@@ -121,42 +137,56 @@ class Seed:
 
     def _start(self, teach: Embedder) -> State:
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        rows = torch.randn(self.options.queue, self.teacher.width, generator=generator)
-        return {QUEUE: unit(rows).to(teach.digest.device), TEACHER: teach.digest}
+        shape, found = (self.options.queue, self.teacher.width), {TEACHER: teach.digest}
+        for name in self._queues:
+            rows = torch.randn(shape, generator=generator)
+            found[name] = unit(rows).to(teach.digest.device)
+        return found
 
     def loss(
-        self, networks: Networks, batch: Batch, target: Embeddings, values: StepValues
+        self,
+        networks: Networks,
+        batch: Batch,
+        target: tuple[Embeddings, ...],
+        values: StepValues,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        subnets, crops = self.sizes(batch.step, batch.slot), [batch.global_crops]
+        subnets, crops = self.sizes(batch.step, batch.slot), self._crops(batch)
         own = networks.backbone
         drops = stochastic_depth.draw(self.recipe, own, batch, crops, subnets)
-        streams = own.streams(crops, subnets, [None], drops)
-        # clones: a view would keep all tokens
-        z = networks.student.projector(*[tokens[:, 0].clone() for [tokens] in streams])
-        students = z.split(len(target.own))
-        terms = [self._towards(student, target.mean, target) for student in students]
+        streams = own.streams(crops, subnets, [None] * len(crops), drops)
+        # copies: a view would keep all tokens
+        rows = [torch.cat([tokens[:, 0] for tokens in stream]) for stream in streams]
+        views = [len(e.own) for e in target]
+        students = [z.split(views) for z in networks.student.projector(*rows).split(sum(views))]
+        means = [e.mean for e in target]
+        terms = [self._towards(student, means, target) for student in students]
         named = dict(zip(("intact_seed", "elastic_seed"), terms, strict=False))
         weights = (self.recipe.objective.intact_weight,)
         weights = (*weights, 1 - weights[0]) if len(terms) > 1 else (1.0,)
         total = sum(weight * term for weight, term in zip(weights, terms, strict=True))
         if self.options.imitation and len(terms) > 1:
-            whole, s = students[0].detach(), self.options.student_temperature
-            mean = seed_loss.mean_neighbour(whole, target.own, target.queue, s)
-            named["imitation"] = self._towards(students[1], mean, target)
+            s = self.options.student_temperature
+            pairs = zip(students[0], target, strict=True)
+            means = [seed_loss.mean_neighbour(z.detach(), e.own, e.queue, s) for z, e in pairs]
+            named["imitation"] = self._towards(students[1], means, target)
             total = total + weights[1] * self.options.imitation * named["imitation"]
-        named["cosine"] = (students[0] * target.own).sum(-1).mean()
+        named["cosine"] = (students[0][0] * target[0].own).sum(-1).mean()
         return total, {name: x.detach() for name, x in named.items()}
 
-    def _towards(self, z: Tensor, mean: Tensor, target: Embeddings) -> Tensor:
-        temperature = self.options.student_temperature
-        return seed_loss.towards(z, target.own, mean, target.queue, temperature).mean()
+    def _towards(
+        self, student: Sequence[Tensor], means: Sequence[Tensor], target: Sequence[Embeddings]
+    ) -> Tensor:
+        """The mean over all views of one student's rows, kind by kind, towards these means."""
+        s = self.options.student_temperature
+        kinds = zip(student, means, target, strict=True)
+        return torch.cat([seed_loss.towards(z, e.own, m, e.queue, s) for z, m, e in kinds]).mean()
 
-    def figures(self, target: Embeddings) -> dict[str, Tensor]:
-        """neighbour_entropy: of the teacher's similarities, as a share of the largest; own_nearest:
-        share of the rows that none in the queue is as near to as themselves.
+    def figures(self, target: tuple[Embeddings, ...]) -> dict[str, Tensor]:
+        """Of the global crops. neighbour_entropy: of the teacher's similarities, as a share of the
+        largest; own_nearest: share of the rows that none in the queue is as near to as themselves.
         """
-        t, own = self.options.teacher_temperature, target.own
-        p = seed_loss.probabilities(own, own, target.queue, t)
+        t, own = self.options.teacher_temperature, target[0].own
+        p = seed_loss.probabilities(own, own, target[0].queue, t)
         return {
             "health/neighbour_entropy": health.target_entropy(p),
             "health/own_nearest": (p.argmax(1) == 0).float().mean(),

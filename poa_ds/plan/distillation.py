@@ -22,7 +22,9 @@ def is_frozen(recipe: Recipe) -> bool:
 
 def teacher(recipe: Recipe) -> Frozen:
     """UserError: there is none where the recipe says."""
-    return frozen.find(recipe.distill.teacher, recipe.crops.global_size)
+    crops = recipe.crops
+    sides = (crops.global_size, crops.local_size) if recipe.distill.local else (crops.global_size,)
+    return frozen.find(recipe.distill.teacher, *sides)
 
 
 def cost(recipe: Recipe) -> Cost:
@@ -35,14 +37,20 @@ def _cost(network: Frozen, side: int) -> Cost:
     return network.cost(side)
 
 
+def teacher_flops(students: Students) -> float:
+    """Of the teacher's pass of one slot."""
+    network = teacher(students.recipe)
+    return sum(n * _cost(network, side).flops for n, side in students.streams.crops)
+
+
 def described(recipe: Recipe) -> str:
     """The teacher in words."""
     return teacher(recipe).described(recipe.crops.global_size, TYPES[recipe.precision])
 
 
 def queue(recipe: Recipe) -> int:
-    """Numbers of the queue, float32 in memory and checkpoints."""
-    return recipe.distill.queue * teacher(recipe).width
+    """Numbers of the queue, or of both, float32 in memory and checkpoints."""
+    return (1 + recipe.distill.local) * recipe.distill.queue * teacher(recipe).width
 
 
 def saved(students: Students) -> Named:
@@ -62,12 +70,13 @@ def saved(students: Students) -> Named:
 def transient(students: Students, own_slots: int) -> Named:
     """Bytes of all `own_slots` slots of a rank at once, and while losses are made."""
     recipe, views = students.recipe, students.views
+    largest = max(count for count, _ in students.streams.crops)
     others = (own_slots - 1) * 2 * views * teacher(recipe).width
     return {
         "crops of all slots, float32": own_slots * students.streams.pixels * FLOAT,
         "the teacher's rows of the other slots": others * FLOAT,
         "queue, before and after the step": 2 * queue(recipe) * FLOAT,
-        "similarities at work": AT_ONCE * views * (1 + recipe.distill.queue) * FLOAT,
+        "similarities at work": AT_ONCE * largest * (1 + recipe.distill.queue) * FLOAT,
     }
 
 

@@ -67,8 +67,9 @@ def _slot(students: Students) -> float:
     intact, heads = derived.space(recipe).intact, recipe.heads
     images = 2 * recipe.batch.images_per_slot
     distilled = distillation.is_frozen(recipe)
-    taught = distillation.cost(recipe).flops if distilled else None
-    backbones = images * (taught or form.flops(intact, recipe.crops.global_size))
+    backbones = images * form.flops(intact, recipe.crops.global_size)
+    if distilled:
+        backbones = distillation.teacher_flops(students)
     for subnet in students.subnets:
         backbones += 3 * sum(
             count * form.flops(subnet, side) * students.computed_share(count)

@@ -116,13 +116,12 @@ def work(recipe: Recipe) -> Work:
 
 def _distilled(found: Work, students: Students) -> Work:
     """With a frozen teacher and its queue."""
-    recipe = students.recipe
     learned, targets = distillation.similarities(students)
     moved = learned * GENERAL["similarity_bytes"].value
     moved += targets * GENERAL["target_similarity_bytes"].value
     return replace(
         found,
-        teacher=students.views * distillation.cost(recipe).flops,
+        teacher=distillation.teacher_flops(students),
         heads=distillation.head_flops(students),
         score_bytes=moved,
         float32=distillation.similarity_flops(students),

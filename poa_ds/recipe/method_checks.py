@@ -45,11 +45,14 @@ def _seed(recipe: Recipe) -> Iterator[str]:
             f"distill.queue {queue:,} is not a multiple of the {rows:,} images of a step"
             f" (batch.slots x batch.images_per_slot): {near} or {near + rows} would be"
         )
-    if recipe.crops.local_count:
+    count = recipe.crops.local_count
+    if count and not recipe.distill.local:
         yield (
-            f"crops.local_count {recipe.crops.local_count}: seed learns from global crops alone,"
-            " write 0"
+            f"crops.local_count {count}: seed learns from global crops alone, write 0, or"
+            " distill.local=true"
         )
+    if recipe.distill.local and not count:
+        yield "distill.local true: crops.local_count is 0, give a number of local crops (such as 6)"
 
 
 def _dspnet(recipe: Recipe) -> Iterator[str]:

@@ -79,6 +79,8 @@ class Distill:
     queue: Count = 65536  # embeddings of the teacher that a view is compared with
     hidden: Count = 2048  # of the student's head
     imitation: NotNegative = 0.0  # of the smaller student towards the intact one
+    # local crops too, beside the teacher's embedding of the same crop, with a queue of their own
+    local: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_four_ranks_are_one_process_and_continue_to_the_bit(
     method: str, teacher: Path, tmp_path: Path
 ) -> None:
-    recipe = changes(teacher) if method == "seed" else tree(32, 48, 64)
+    recipe = tree(32, 48, 64)
+    if method == "seed":
+        recipe = changes(teacher, crops__local_count=3)
+        recipe["distill"] |= {"local": True}
     one = launch(WORKER, 1, tmp_path / "one", stages=[0], steps=[0, 3], save=5, recipe=recipe)
     four = launch(WORKER, 4, tmp_path / "four", stages=[1], steps=[0, 3], save=5, recipe=recipe)
     for part, wanted in (("1", "0"), ("1+", "0+")):

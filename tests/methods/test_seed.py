@@ -12,7 +12,7 @@ from poa_ds.cli import main
 from poa_ds.data.batch import Batch
 from poa_ds.methods import frozen
 from poa_ds.methods.method import method
-from poa_ds.methods.seed import QUEUE, Seed
+from poa_ds.methods.seed import LOCAL_QUEUE, QUEUE, Seed
 from poa_ds.recipe import derived
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
@@ -65,11 +65,11 @@ def test_the_queue_holds_the_last_first_crops_in_slot_order_and_none_of_its_own_
         slots = batches(recipe, step)
         found, after = seed.targets(None, slots, values(recipe, step), state)
         before = after[QUEUE][:0] if start is None else state[QUEUE]
-        start = found[0].queue if start is None else start
-        for slot, embeddings in zip(slots, found, strict=True):
+        start = found[0][0].queue if start is None else start
+        for slot, (embeddings,) in zip(slots, found, strict=True):
             torch.testing.assert_close(embeddings.own, embedded(teacher, slot.global_crops))
             assert step == 0 or torch.equal(embeddings.queue, before)
-        entered += [e.own[:IMAGES] for e in found]
+        entered += [e.own[:IMAGES] for (e,) in found]
         state = after
     torch.testing.assert_close(start.norm(dim=1), torch.ones(48))
     assert torch.equal(state[QUEUE], torch.cat(entered)[-48:])
@@ -95,26 +95,29 @@ def test_a_teacher_of_a_run_or_of_a_size_or_extracted_embeds_alike(
         torch.testing.assert_close(other, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("imitation", [0.0, 0.5])
+@pytest.mark.parametrize(("imitation", "local"), [(0.0, 0), (0.5, 0), (0.5, 3)])
 def test_the_loss_is_that_of_a_slow_loop_over_students_and_rows(
-    teacher: Path, imitation: float
+    teacher: Path, imitation: float, local: int
 ) -> None:
-    tree = changes(teacher)
-    tree["distill"]["imitation"] = imitation
+    tree = changes(teacher, crops__local_count=local)
+    tree["distill"] |= {"imitation": imitation, "local": bool(local)}
     recipe = recipe_with(backbone__drop_path=0.0, **tree)
     seed = method(recipe)
     networks, [batch, *_] = seed.networks(), batches(recipe, 2)
-    [target], _ = seed.targets(None, [batch], values(recipe, 2), {})
-    total, terms = seed.loss(networks, batch, target, values(recipe, 2))
+    [kinds], _ = seed.targets(None, [batch], values(recipe, 2), {})
+    target = [(own, e.queue) for e in kinds for own in e.own]  # row by row
+    assert len(target) == (2 + local) * IMAGES
+    total, terms = seed.loss(networks, batch, kinds, values(recipe, 2))
     said, t, s = [], 0.01, 0.2
     for subnet in seed.sizes(batch.step, batch.slot):
-        features = networks.backbone(batch.global_crops, subnet)[:, 0]
-        said.append(networks.student.projector(features))
+        crops = [batch.global_crops, batch.local_crops][: 1 + bool(local)]
+        features = [networks.backbone(images, subnet)[:, 0] for images in crops]
+        said.append(networks.student.projector(torch.cat(features)))
     found = []
     for z in said:
         rows = []
-        for row, own in zip(z, target.own, strict=True):
-            neighbours = torch.cat((own[None], target.queue))
+        for row, (own, queue) in zip(z, target, strict=True):
+            neighbours = torch.cat((own[None], queue))
             p = torch.softmax(neighbours @ own / t, 0)
             rows.append(-(p * torch.log_softmax(neighbours @ row / s, 0)).sum())
         found.append(torch.stack(rows).mean())
@@ -123,8 +126,8 @@ def test_the_loss_is_that_of_a_slow_loop_over_students_and_rows(
     wanted = 0.8 * found[0] + 0.2 * found[1]
     if imitation:
         copied = []
-        for small, whole, own in zip(said[1], said[0].detach(), target.own, strict=True):
-            neighbours = torch.cat((own[None], target.queue))
+        for small, whole, (own, queue) in zip(said[1], said[0].detach(), target, strict=True):
+            neighbours = torch.cat((own[None], queue))
             p = torch.softmax(neighbours @ whole / s, 0)
             copied.append(-(p * torch.log_softmax(neighbours @ small / s, 0)).sum())
         wanted = wanted + 0.2 * imitation * torch.stack(copied).mean()
@@ -136,6 +139,24 @@ def test_the_loss_is_that_of_a_slow_loop_over_students_and_rows(
         assert (a is None) == (b is None), name
         if a is not None:
             assert (a - b).norm() <= 2e-5 * b.norm() + 1e-7, name
+
+
+def test_local_crops_have_a_queue_of_the_first_of_each_image(teacher: Path) -> None:
+    tree = changes(teacher, crops__local_count=3)
+    tree["distill"]["local"] = True
+    recipe = recipe_with(**tree)
+    seed, state, entered = Seed(recipe), {}, []
+    for step in range(4):
+        slots = batches(recipe, step)
+        found, state = seed.targets(None, slots, values(recipe, step), state)
+        for slot, (whole, local) in zip(slots, found, strict=True):
+            torch.testing.assert_close(local.own, embedded(teacher, slot.local_crops))
+            assert len(local.own) == 3 * IMAGES and not torch.equal(whole.queue, local.queue)
+            entered.append(local.own[:IMAGES])
+    assert torch.equal(state[LOCAL_QUEUE], torch.cat(entered)[-48:])
+    assert len(state[QUEUE]) == 48
+    with pytest.raises(UsageError, match=r"distill.local true: crops.local_count is 0, give"):
+        recipe_with(**tree | {"crops__local_count": 0})
 
 
 def test_a_space_of_one_size_has_one_student(teacher: Path) -> None:

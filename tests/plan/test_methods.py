@@ -29,11 +29,13 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bytes_of_other_methods_are_what_was_counted(teacher: Path, tmp_path: Path) -> None:
     imitating = changes(teacher)
     imitating["distill"] = imitating["distill"] | {"imitation": 1.0}
+    local = imitating["distill"] | {"local": True}
     shapes = {
         "all sizes": tree(32, 48, 64),
         "large heads": tree(32, 64, heads={"prototypes": [130_000], "bottleneck": 4}),
         "from a teacher": changes(teacher),
         "from a teacher, imitating": imitating,
+        "of local crops too": changes(teacher, crops__local_count=3) | {"distill": local},
     }
     found = measured(tmp_path, 1, [1], shapes)
     check_state(found, shapes, world=1)
