@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from poa_ds.checkpoint import deployed
-from poa_ds.methods import frozen_timm
+from poa_ds.methods import frozen_head, frozen_timm
 from poa_ds.model import form
 from poa_ds.model.architectures import ARCHITECTURES
 from poa_ds.model.projector import unit
@@ -30,7 +30,7 @@ from poa_ds.system.printable import figure
 KEY = "distill.teacher"
 SIDES = ("crops.global_size", "crops.local_size")  # of what it sees
 EXTRACTED = ("model.safetensors", "state_dict.safetensors")
-ABOUT = "config.json"
+ABOUT, HEAD = "config.json", "head0"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Frozen:
 
     weights: the file that makes it what it is. size: of the elastic network in a run, "" of others.
     width: of its embedding. mean, std: of the pixels it was trained on. timm: its name there, "" of
-    one of ours.
+    one of ours. head: prototype head 0 of the run embeds.
     """
 
     weights: Path
@@ -56,6 +56,7 @@ class Frozen:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     timm: str = ""
+    head: bool = False
 
     def digest(self) -> Tensor:
         """The sha256 of weights, description and size as 32 numbers, for a checkpoint."""
@@ -63,13 +64,15 @@ class Frozen:
             found = hashlib.file_digest(file, "sha256")
         about = b"" if self.timm else (self.weights.parent / ABOUT).read_bytes()
         found.update(about + (self.timm or self.size).encode())
+        found.update(HEAD.encode() if self.head else b"")
         return torch.tensor(list(found.digest()), dtype=torch.float32)
 
     def network(self) -> Callable[[Tensor], Tensor]:
         """Images -> class features (B, C), in eval mode, float32, on the CPU."""
         if self.size:
-            model, _, _ = deployed.load_teacher(self.weights.parent)
-            return _OneSize(model, model.space.parse(self.size)).eval()
+            model, recipe, _ = deployed.load_teacher(self.weights.parent)
+            head = frozen_head.read(self.weights, recipe) if self.head else None
+            return _OneSize(model, model.space.parse(self.size), head).eval()
         if self.timm:
             network = frozen_timm.built(self.timm, KEY)
             return frozen_timm.load(network, self.weights, KEY)
@@ -78,7 +81,8 @@ class Frozen:
     def described(self, side: int, dtype: torch.dtype) -> str:
         """What it is and takes, on images of `side` pixels and in this type, in words."""
         count = self.cost(side).parameters
-        ours = f"{self.weights.parent} {self.size}".rstrip()
+        head = f" {HEAD}" if self.head else ""
+        ours = f"{self.weights.parent} {self.size}".rstrip() + head
         name = f"{self.weights} in timm's {self.timm}" if self.timm else ours
         return (
             f"{name}, frozen: {count / 1e6:.3g} M parameters,"
@@ -90,8 +94,11 @@ class Frozen:
         with torch.device("meta"):
             if self.size:
                 recipe, _ = deployed.read_recipe(self.weights.parent / deployed.RECIPE)
-                model, subnet = backbone(recipe), derived.space(recipe).parse(self.size)
-                flops = derived.shape(recipe).flops(subnet, side)
+                subnet, shape = derived.space(recipe).parse(self.size), derived.shape(recipe)
+                head = frozen_head.built(recipe) if self.head else None
+                model, flops = _OneSize(backbone(recipe), subnet, head), shape.flops(subnet, side)
+                if head:
+                    flops += frozen_head.flops(recipe, shape.features(subnet))
             else:
                 name = self.timm
                 model = frozen_timm.built(name, KEY) if name else _plain(self.weights)
@@ -102,12 +109,13 @@ class Frozen:
 
 
 class _OneSize(nn.Module):
-    def __init__(self, model: nn.Module, subnet: Subnet) -> None:
+    def __init__(self, model: nn.Module, subnet: Subnet, head: nn.Module | None) -> None:
         super().__init__()
-        self.model, self.subnet = model, subnet
+        self.model, self.subnet, self.head = model, subnet, head
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images, self.subnet)[:, 0]
+        feature = self.model(images, self.subnet)[:, 0]
+        return self.head(feature)[0] if self.head else feature
 
 
 class Embedder:
@@ -138,9 +146,11 @@ class Embedder:
         return unit(self.network((images * self._factor + self._shift).to(self._dtype)))
 
 
-def find(text: str, *sides: int) -> Frozen:
+def find(text: str, *sides: int, embedding: str = "class") -> Frozen:
     """The teacher that a recipe names, for images of these pixels. UserError: there is none."""
+    head = embedding == HEAD
     if text.startswith(frozen_timm.PREFIX):
+        _without_head(text, head)
         return _of_timm(text, sides)
     place, size = Path(text), ""
     if not place.exists() and ":" in text:
@@ -151,10 +161,21 @@ def find(text: str, *sides: int) -> Frozen:
     found = next((place / name for name in EXTRACTED if (place / name).is_file()), None)
     if found and size:
         raise UserError(f"{KEY} {text}: {place} is one extracted size, leave out :{size}")
-    return _extracted(found) if found else _of_run(place, size, sides)
+    if found:
+        _without_head(text, head)
+        return _extracted(found)
+    return _of_run(place, size, sides, head=head)
 
 
-def _of_run(place: Path, size: str, sides: Sequence[int]) -> Frozen:
+def _without_head(text: str, wanted: bool) -> None:
+    if wanted:
+        raise UserError(
+            f"distill.embedding {HEAD}: {KEY} {text} has no prototype heads, which runs alone have;"
+            " leave distill.embedding out"
+        )
+
+
+def _of_run(place: Path, size: str, sides: Sequence[int], *, head: bool) -> Frozen:
     folder = deployed.find_teacher(place)
     recipe, _ = deployed.read_recipe(folder / deployed.RECIPE)
     space, shape = derived.space(recipe), derived.shape(recipe)
@@ -165,7 +186,11 @@ def _of_run(place: Path, size: str, sides: Sequence[int]) -> Frozen:
             raise UserError(f"{key} {side} is not a multiple of the {name} of {KEY} {place}")
     pixels = recipe.augmentation
     width, mean, std = shape.features(subnet), tuple(pixels.mean), tuple(pixels.std)
-    return Frozen(folder / deployed.WEIGHTS, str(subnet), width, mean, std)
+    weights = folder / deployed.WEIGHTS
+    if head:
+        _without_head(str(place), not frozen_head.has_one(weights))
+        width = recipe.heads.bottleneck
+    return Frozen(weights, str(subnet), width, mean, std, head=head)
 
 
 def _of_timm(text: str, sides: Sequence[int]) -> Frozen:

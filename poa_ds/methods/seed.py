@@ -63,7 +63,7 @@ class Seed:
     def teacher(self) -> Frozen:
         crops = self.recipe.crops
         sides = (crops.global_size, crops.local_size)[: len(self._queues)]
-        return frozen.find(self.options.teacher, *sides)
+        return frozen.find(self.options.teacher, *sides, embedding=self.options.embedding)
 
     @property
     def _queues(self) -> tuple[str, ...]:

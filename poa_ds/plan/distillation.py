@@ -24,7 +24,7 @@ def teacher(recipe: Recipe) -> Frozen:
     """UserError: there is none where the recipe says."""
     crops = recipe.crops
     sides = (crops.global_size, crops.local_size) if recipe.distill.local else (crops.global_size,)
-    return frozen.find(recipe.distill.teacher, *sides)
+    return frozen.find(recipe.distill.teacher, *sides, embedding=recipe.distill.embedding)
 
 
 def cost(recipe: Recipe) -> Cost:

@@ -39,7 +39,11 @@ RULES = (
         " heads.prototypes heads.hidden heads.bottleneck heads.layers heads.separate_ibot"
         " distill.hidden crops.global_size",
     ),
-    Rule("must not", "a checkpoint holds the whole queue", "distill.queue distill.local"),
+    Rule(
+        "must not",
+        "a checkpoint holds the whole queue",
+        "distill.queue distill.local distill.embedding",
+    ),
     Rule("must not", "what is trained, and how, would be another", "objective.method"),
     Rule(
         "must not",

@@ -74,6 +74,8 @@ class Distill:
     # a run (RUN or RUN:SIZE), a folder that `poa-ds extract` wrote, or timm:NAME=FILE with the
     # weights of a timm model as safetensors; it is not trained
     teacher: str = ""
+    # of the teacher: its class feature; or, of a run, what prototype head 0 makes of it
+    embedding: Literal["class", "head0"] = "class"
     teacher_temperature: Positive = 0.01
     student_temperature: Positive = 0.2
     queue: Count = 65536  # embeddings of the teacher that a view is compared with

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from poa_ds.checkpoint import deployed
 from poa_ds.cli import main
 from poa_ds.data.batch import Batch
 from poa_ds.methods import frozen
 from poa_ds.methods.method import method
 from poa_ds.methods.seed import LOCAL_QUEUE, QUEUE, Seed
-from poa_ds.recipe import derived
+from poa_ds.recipe import derived, load
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
@@ -21,7 +22,7 @@ from tests.distributed.programs.launch import launch
 from tests.distributed.programs.worker import IMAGES, SLOTS, made_batch, recipe_with
 from tests.distributed.test_backbones_ranks import BACKBONES
 from tests.support.same_run import assert_same_run
-from tests.support.teachers import make_teacher
+from tests.support.teachers import RECIPE, make_teacher
 
 WORKER = "tests.distributed.programs.worker"
 
@@ -93,6 +94,32 @@ def test_a_teacher_of_a_run_or_of_a_size_or_extracted_embeds_alike(
         pixels = images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
         other = frozen.Embedder(found, (0.5,) * 3, (0.25,) * 3, **own)((pixels - 0.5) / 0.25)
         torch.testing.assert_close(other, wanted, rtol=0, atol=1e-5)
+
+
+def test_head_0_of_a_run_may_embed(teacher: Path, tmp_path: Path) -> None:
+    options = load.from_dict(RECIPE | {"heads": {"prototypes": [8, 9], "hidden": 24}})
+    own = method(options).networks().teacher
+    run, images = tmp_path / "run", torch.randn(3, 3, 32, 32)
+    tensors = {name: t + 0.01 * torch.randn_like(t) for name, t in own.state_dict().items()}
+    deployed.publish(run, tensors, options, 3)
+    own.load_state_dict(tensors)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    for size in ("48x3", "32x2"):
+        found = frozen.find(f"{run}:{size}", 32, embedding="head0")
+        feature = own.backbone(images, own.backbone.space.parse(size))[:, 0]
+        [(wanted, _), _] = own.heads(feature)
+        cpu = {"dtype": torch.float32, "device": torch.device("cpu")}
+        got = frozen.Embedder(found, mean, std, **cpu)(images)
+        assert found.width == got.shape[1] == 256
+        torch.testing.assert_close(got, wanted.detach(), rtol=0, atol=1e-5)
+        plain = frozen.find(f"{run}:{size}", 32)
+        assert not torch.equal(found.digest(), plain.digest())
+        mlp = int(size[:2]) * 24 + 24 * 24 + 24 * 256
+        assert found.cost(32).flops - plain.cost(32).flops == 2 * mlp
+    tree = changes(teacher)
+    tree["distill"]["embedding"] = "head0"
+    with pytest.raises(UserError, match=r"distill.embedding head0: .* has no prototype heads"):
+        method(recipe_with(**tree)).networks()
 
 
 @pytest.mark.parametrize(("imitation", "local"), [(0.0, 0), (0.5, 0), (0.5, 3)])
@@ -184,6 +211,26 @@ def test_another_teacher_than_at_the_beginning_is_refused(teacher: Path, tmp_pat
         changed = recipe_with(**changes(other))
         with pytest.raises(UserError, match="not the file that this run was begun with"):
             Seed(changed).targets(None, batches(changed, 1), values(changed, 1), state)
+
+
+def test_the_teacher_is_in_no_network_and_learns_nothing(teacher: Path) -> None:
+    recipe = recipe_with(**changes(teacher))
+    seed = Seed(recipe)
+    networks, state = seed.networks(), {}
+    optimizer = torch.optim.SGD(networks.parameters(), lr=0.1)
+    for step in range(3):
+        slots = batches(recipe, step)
+        targets, state = seed.targets(None, slots, values(recipe, step), state)
+        for slot, target in zip(slots, targets, strict=True):
+            seed.loss(networks, slot, target, values(recipe, step))[0].backward()
+        optimizer.step()
+    own = {p.data_ptr() for p in networks.parameters()}
+    found, wanted = seed.embedder.network.state_dict(), seed.teacher.network().state_dict()
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, wanted[name]) and tensor.data_ptr() not in own, name
+    assert not any(p.requires_grad for p in seed.embedder.network.parameters())
+    assert networks.teacher is None and not networks.averaged()
 
 
 @pytest.mark.parametrize("changed", ["config.json", "state_dict.safetensors"])
