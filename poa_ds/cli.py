@@ -89,6 +89,11 @@ COMMANDS = {
         run="run_knn",
         arguments="add_knn_arguments",
     ),
+    "eval logistic": Command(
+        "poa_ds.evaluate.logistic_command",
+        "logistic regression on features that embed has written, from all labels or a few",
+        "poa-ds eval logistic --train features/train --val features/val --subset 10%",
+    ),
     "embed": Command(
         "poa_ds.evaluate.embed",
         "features of any images, by any sizes of a run -> safetensors, npy or parquet",
