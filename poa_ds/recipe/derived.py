@@ -139,16 +139,25 @@ def _evaluation_share(recipe: Recipe, images: int, images_per_epoch: int) -> flo
     if not evaluation.queries:
         return 0.0
     sizes = space(recipe)
-    menu = sizes.menu()
-    elastic = sum(sizes.cost(subnet) for subnet in menu) / len(menu)
     views = 2 * crops.global_size**2 + crops.local_count * crops.local_size**2
-    step = (2 * crops.global_size**2 + 3 * (1 + elastic) * views) / patch**2  # per image
+    step = (2 * crops.global_size**2 + 3 * _students(recipe) * views) / patch**2  # per image
     chosen: list[Subnet] = sizes.select(evaluation.sizes)
     forwards = (evaluation.crop / patch) ** 2 * sum(sizes.cost(subnet) for subnet in chosen)
     bank = evaluation.bank_images or images
     times = recipe.schedule.epochs / evaluation.every_epochs if evaluation.every_epochs else 1.0
     times += evaluation.at_start
     return times * bank * forwards / (recipe.schedule.epochs * images_per_epoch * step)
+
+
+def _students(recipe: Recipe) -> float:
+    """Work of all students of a slot, on average, 1 = the intact one."""
+    sizes, method = space(recipe), recipe.objective.method
+    menu = sizes.menu()
+    if method == "dspnet":
+        return sum(sizes.cost(subnet) for subnet in sizes.subnets())
+    if method == "single" or (method == "seed" and menu == [sizes.intact]):
+        return 1.0
+    return 1.0 + sum(sizes.cost(subnet) for subnet in menu) / len(menu)
 
 
 def describe(recipe: Recipe, images: int) -> str:
@@ -162,8 +171,10 @@ def _size_rows(recipe: Recipe, images: int) -> list[tuple[str, str]]:
     numbers, sizes, batch = of(recipe, images), space(recipe), recipe.batch
     names = recipe.backbone.names.items()
     count = len(sizes.subnets())
+    learn = {"dspnet": "all in every step", "single": "the largest alone"}
+    how = learn.get(recipe.objective.method, f"drawn {recipe.draws}")
     return [
-        ("sizes", f"{count:,} from {sizes.smallest} to {sizes.intact}, drawn {recipe.draws}"),
+        ("sizes", f"{count:,} from {sizes.smallest} to {sizes.intact}, {how}"),
         ("names", ", ".join(f"{name} = {size}" for name, size in names) or "none"),
         (
             "images",

@@ -160,6 +160,17 @@ def test_at_a_slow_start_the_whole_network_learns_alone() -> None:
         recipe_with(**tree(32, 64, slimmable={"slow_start": 1.0}))
 
 
+def test_what_a_run_says_of_its_sizes_and_evaluations_follows_its_method() -> None:
+    recipe = recipe_with(**tree(32, 64, evaluation={"queries": "val", "resize": 32, "crop": 32}))
+    assert "2 from 32x3 to 64x3, all in every step" in derived.describe(recipe, 1000)
+    alone = as_method(recipe, "single")
+    assert "the largest alone" in derived.describe(alone, 1000)
+    joint, one = (derived.of(r, 1000).evaluation_share for r in (recipe, alone))
+    views, whole = 2 * 32**2 + 3 * 16**2, 2 * 32**2  # pixels of the students, of the teacher
+    cost = derived.space(recipe).cost(Subnet(32, 3))
+    assert one / joint == pytest.approx((whole + 3 * (1 + cost) * views) / (whole + 3 * views))
+
+
 def test_weights_by_hand() -> None:
     def weights(name: str) -> tuple[float, ...]:
         found = method(recipe_with(**tree(16, 32, 48, 64, slimmable={"weights": name}))).weights
