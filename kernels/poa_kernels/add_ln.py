@@ -88,9 +88,9 @@ def _plain_add(
     gamma = leading(gamma, x.shape[1])
     if rows is None:
         return torch.addcmul(x, branch, gamma)  # one pass over the rows
-    scaled = branch * gamma.to(x.dtype)
+    scaled = branch * gamma
     if factor is not None:
-        scaled = scaled * factor[:, None].to(x.dtype)
+        scaled = scaled * factor[:, None].to(scaled.dtype)
     return add_to_rows(x, rows, scaled)
 
 
@@ -98,9 +98,8 @@ def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: Tenso
     """Reference."""
     c = x.shape[1]
     kept = x if rows is None else gather_rows(x, rows)
-    weight, bias = leading(weight, c), leading(bias, c)
-    y = F.layer_norm(kept, (c,), weight.to(x.dtype), bias.to(x.dtype), eps)
-    return y.to(weight.dtype)
+    kept = kept.to(weight.dtype)  # y, which is no finer, loses nothing by it
+    return F.layer_norm(kept, (c,), leading(weight, c), leading(bias, c), eps)
 
 
 def _plain_add_norm(

@@ -66,8 +66,8 @@ def test_values_and_all_gradients(shape: str, dtype: torch.dtype, factor: bool) 
 def test_the_stream_may_be_finer_than_what_is_added(shape: str, mode: str) -> None:
     """x_new has float32, y the precision of the parameters, a gradient that of its tensor."""
     added, taken = rows_of(shape, 1, factor=True), rows_of(shape, 2, factor=False)
-    x, *others = leaves(shape)
-    inputs = [x.float(), *(other.half() for other in others)]
+    x, branch, gamma, *norm = leaves(shape)
+    inputs = [x.float(), *(low.half() for low in (branch, gamma / 1000, *norm))]
     ours = [x.to(DEVICE).requires_grad_() for x in inputs]
     exact = [x.detach().double().requires_grad_() for x in inputs]
     with dispatch.using(mode):
@@ -82,7 +82,7 @@ def test_the_stream_may_be_finer_than_what_is_added(shape: str, mode: str) -> No
     kinds = [x.dtype for x in (total, y, *ours)]
     assert kinds[:2] == [torch.float, torch.half] and kinds == [x.dtype for x in got]
     for a, b in zip(got, [*wanted, *(x.grad for x in exact)], strict=True):
-        limit = 2e-6 if a.dtype == torch.float else 2e-3
+        limit = 2e-6 if a is total else 3e-3
         assert (a.cpu().double() - b).norm() <= limit * b.norm() + 1e-12, (a, b)
 
 

@@ -47,7 +47,10 @@ SHAPES = {
 }
 OTHERS = {kind: {"backbone": backbone} for kind, backbone in BACKBONES.items()}
 OTHERS["half"] = {"precision": "bf16", "heads__hidden": 256}
-OTHERS["half, sums in fp32"] = OTHERS["half"] | {"backbone__residual": "fp32"}
+OTHERS["half, sums in fp32"] = OTHERS["half"] | {
+    "backbone__residual": "fp32",
+    "backbone__drop_path": 0.0,
+}
 RARE = {
     "swin without stochastic depth": {
         "backbone": BACKBONES["swin"] | {"drop_path": 0.0, "window": 4}

@@ -35,8 +35,8 @@ def saved(streams: Streams) -> Saved:
             entry += 0 if shared else rows * c * r
             if index in members[number]:
                 inside.append(_in_block(streams, c, some))
-                if shared and not drops:  # a prefix of the intact stream: no memory of its own
-                    inside.append({"inputs of the norms": -rows * c * r})
+                if shared and not drops and r == b:  # a prefix of the intact stream
+                    inside.append({"inputs of the norms": -rows * c * b})
         blocks.append(SavedBlock(entry, added(*inside)))
     branches = 2 * sum(map(len, members)) if drops else 0
     kept = branches * (some * (ROW_NUMBER + FLOAT) + rows * FLOAT)
@@ -47,10 +47,10 @@ def saved(streams: Streams) -> Saved:
 
 def _in_block(streams: Streams, c: int, rows: float) -> Named:
     """One block for one stream of width c on `rows` rows."""
-    options, b, r = streams.options, streams.bytes_per_number, residual(streams)
+    options, b = streams.options, streams.bytes_per_number
     first, second = VitShape.of(options, streams.image_size).hidden(c)
     return {
-        "inputs of the norms": rows * (2 * c * r + 4 * FLOAT),
+        "inputs of the norms": rows * (2 * c * b + 4 * FLOAT),
         "inputs of qkv and fc1": rows * 2 * c * b,
         "attention: q, k, v, result twice": rows * (5 * c * b + c // options.head_dim * FLOAT),
         "MLP: before and after GELU": rows * (first + second * (2 if options.swiglu else 1)) * b,
