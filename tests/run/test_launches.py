@@ -22,7 +22,10 @@ from poa_ds.data.image import photometric
 from poa_ds.data.image.masks import batch_masks
 from poa_ds.data.spec import photometric_spec
 from poa_ds.engine.networks import Networks
+from poa_ds.evaluate.features import Readout
+from poa_ds.evaluate.neighbours import Bank, local_neighbours
 from poa_ds.methods.method import Method, method
+from poa_ds.model import layers
 from poa_ds.model.swin import windows
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
@@ -30,6 +33,7 @@ from poa_ds.system.transfer import send
 from poa_kernels import prototype_ce_chunks
 from tests.support.counted import Counted, counted
 
+EVALUATION = 1_500  # launches of one batch and two sizes
 OTHERS = ("swin_b_in1k", "resnet152x2_in1k")
 
 
@@ -138,6 +142,39 @@ def test_a_slot_waits_for_nothing_and_keeps_to_its_budget(
     assert launches["index_put"] <= budget.sorted, (
         "x[rows]: gather_rows where no row is taken twice"
     )
+
+
+@pytest.mark.slow
+def test_an_evaluation_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of two sizes, and their neighbours in a bank that lies on the device."""
+    recipe, device = load.recipe(Path("vit_l16_in1k")), torch.device("cuda")
+    made, hollow = method(recipe), FakeTensorMode(allow_non_fake_inputs=True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
+    model = hollow_networks(made, hollow, "cuda").teacher.backbone
+    sizes = (derived.space(recipe).smallest, derived.space(recipe).intact)
+    with counted(hollow) as count:
+        encode = Readout.of(recipe, device).encoder(model, sizes)
+        count.clear()  # mean and std, once
+        found = encode(torch.empty(8, 3, 224, 224, dtype=torch.uint8, device=device))
+        bank = [Bank([x.float()] * 3, [range(8)] * 3).near(device) for x in found]
+        pairs = zip(found, bank, strict=True)
+        keys = [local_neighbours([x.float()], rows, 5)[0] for x, rows in pairs]
+    assert [k.device.type for k in keys] == ["cuda", "cuda"] and not count.faults, count.faults
+    assert count.launches.total() <= EVALUATION, count.launches.most_common(20)
+
+
+def test_what_waited_once_is_noticed_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of the host that are not page-locked: stochastic depth, the colours."""
+    hollow = FakeTensorMode(allow_non_fake_inputs=True)
+    for module in (layers, photometric):
+        monkeypatch.setattr(module, "send", torch.Tensor.to)
+    recipe = load.recipe(Path("photos"))
+    batch = a_batch(recipe)
+    with counted(hollow) as count:
+        layers.draw_drops(layers.Packing(((4, 5),)), 0.4, torch.Generator(), device="cuda")
+        batch.pin_memory().to("cuda").augmented(photometric_spec(recipe))
+    for place in ("poa_ds/model/layers.py:", "poa_ds/data/image/photometric.py:"):
+        assert any(f"waits, {place}" in fault for fault in count.faults), count.faults
 
 
 def test_the_count_notices_what_a_gpu_would_wait_for() -> None:
