@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from poa_ds.cli import main
 from poa_ds.evaluate import logistic
@@ -25,6 +26,7 @@ def clouds(count: int, *, apart: float = 1.0, seed: int = 0) -> tuple[torch.Tens
     return centres[labels] + noise * torch.tensor([1, 1, 1, 3, 0.2]).double(), labels
 
 
+@pytest.mark.slow  # scikit-learn takes seconds to import
 @pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
 def test_it_finds_what_scikit_learn_finds(c: float) -> None:
     sklearn = pytest.importorskip("sklearn.linear_model")
@@ -92,6 +94,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "f_train", tmp_path / "f_val"
 
 
+@pytest.mark.slow
 def test_the_command_measures_every_size(
     folders: tuple[Path, Path], capsys: pytest.CaptureFixture
 ) -> None:
@@ -102,8 +105,6 @@ def test_the_command_measures_every_size(
     assert [row["size"] for row in rows] == ["w0032_d02", "w0048_d03"]
     for row in rows:
         assert row["train_images"] == 40 and row["held_out"] is None and row["converged"]
-    from safetensors.numpy import load_file
-
     train, val = (load_file(folder / "w0048_d03.safetensors") for folder in folders)
     sklearn = pytest.importorskip("sklearn.linear_model")
     other = sklearn.LogisticRegression(C=10, tol=1e-8, max_iter=5000)
