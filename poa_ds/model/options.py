@@ -50,7 +50,7 @@ class Backbone:
     norm_groups: Count = 32  # of resnet
     layer_scale: Positive = 1e-5  # of vit and tucker, as is residual
     # what blocks add to is kept in the recipe's `precision`, or in fp32 (docs/method.md 2)
-    residual: Literal["precision", "fp32"] = "precision"
+    residual: Literal["precision", "fp32"] = "fp32"
     template: Template = field(default_factory=Template)  # of tucker
     drop_path: Annotated[float, Bounds(0, 1, open_high=True)] = 0.2
     # a slice's input is scaled by (width / active width) ** input_scale; 1 is published

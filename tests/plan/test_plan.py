@@ -47,10 +47,8 @@ SHAPES = {
 }
 OTHERS = {kind: {"backbone": backbone} for kind, backbone in BACKBONES.items()}
 OTHERS["half"] = {"precision": "bf16", "heads__hidden": 256}
-OTHERS["half, sums in fp32"] = OTHERS["half"] | {
-    "backbone__residual": "fp32",
-    "backbone__drop_path": 0.0,
-}
+OTHERS["half, nothing dropped"] = OTHERS["half"] | {"backbone__drop_path": 0.0}
+OTHERS["half, sums too"] = OTHERS["half"] | {"backbone__residual": "precision"}
 RARE = {
     "swin without stochastic depth": {
         "backbone": BACKBONES["swin"] | {"drop_path": 0.0, "window": 4}

@@ -49,7 +49,7 @@ class Budget:
 
 
 BUDGETS = {
-    "vit_l16_in1k": Budget(6_100, 575, 300, 4),
+    "vit_l16_in1k": Budget(6_450, 700, 300, 4),
     "swin_b_in1k": Budget(6_200, 730, 350, 41),
     "resnet152x2_in1k": Budget(6_700, 410, 100, 4),
 }
