@@ -70,7 +70,7 @@ def test_bf16_targets_are_the_distributions_that_were_balanced(
     target = Target(shown.patches[0], shown.patch_prototypes[0], temperature, bias, rows[:, None])
     ways = {
         "whole": found.targets(0).patches,
-        "in chunks": prototype_ce_chunks._distribution(target, rows),
+        "in chunks": prototype_ce_chunks._distribution(*prototype_ce_chunks._asked(target, rows)),
         "kernel's table": losses.targets(target.scores(), temperature, bias),
     }
     for name, got in ways.items():

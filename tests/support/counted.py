@@ -4,12 +4,12 @@ Tensors of the host stay real, so that draws and numbers of rows are what they w
 backward pass asks the driver for its streams, so it runs on hollow tensors of the CPU instead.
 """
 
-import re
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -23,6 +23,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+import poa_ds
+import poa_kernels
 from poa_kernels import dispatch
 
 # they make a record, not a kernel
@@ -31,7 +33,8 @@ split_with_sizes expand unsqueeze squeeze narrow as_strided detach alias unflatt
 diagonal lift_fresh lift_fresh_copy _reshape_alias empty new_empty empty_like empty_strided
 new_empty_strided""".split()
 
-OWN = re.compile(r"poa_(ds|kernels)/.*")
+# of an installation or a checkout, whatever the folders above it are called
+PACKAGES = tuple(Path(module.__file__).parent for module in (poa_ds, poa_kernels))
 
 
 class Counted(TorchDispatchMode):
@@ -99,8 +102,13 @@ class Counted(TorchDispatchMode):
 def where() -> str:
     """The innermost line of this project that is being run."""
     frames = reversed(traceback.extract_stack(sys._getframe(2)))
-    own = ((OWN.search(frame.filename), frame.lineno) for frame in frames)
-    return next((f"{found[0]}:{line}" for found, line in own if found), "in the test")
+    own = (
+        f"{package.name}/{Path(frame.filename).relative_to(package).as_posix()}:{frame.lineno}"
+        for frame in frames
+        for package in PACKAGES
+        if Path(frame.filename).is_relative_to(package)
+    )
+    return next(own, "in the test")
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
