@@ -7,7 +7,7 @@ backward pass asks the driver for its streams, so it runs on hollow tensors of t
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
@@ -101,14 +101,16 @@ class Counted(TorchDispatchMode):
 
 def where() -> str:
     """The innermost line of this project that is being run."""
-    frames = reversed(traceback.extract_stack(sys._getframe(2)))
-    own = (
-        f"{package.name}/{Path(frame.filename).relative_to(package).as_posix()}:{frame.lineno}"
-        for frame in frames
-        for package in PACKAGES
-        if Path(frame.filename).is_relative_to(package)
-    )
-    return next(own, "in the test")
+    return innermost(traceback.extract_stack(sys._getframe(2)), PACKAGES) or "in the test"
+
+
+def innermost(frames: traceback.StackSummary, packages: Iterable[Path]) -> str | None:
+    """`package/file:line` of the last frame that is in one of these folders of packages."""
+    for frame in reversed(frames):
+        for package in packages:
+            if (file := Path(frame.filename)).is_relative_to(package):
+                return f"{package.name}/{file.relative_to(package).as_posix()}:{frame.lineno}"
+    return None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:

@@ -4,7 +4,6 @@ python -m tests.distributed.programs.step_end OUT '{"stages": [2], "bf16": {}}'
 """
 
 import json
-import re
 import sys
 import traceback
 from collections import Counter
@@ -12,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
+import deepspeed
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,9 +22,10 @@ from poa_ds.methods.method import method
 from poa_ds.recipe import ds_json
 from poa_ds.system import dist
 from tests.distributed.programs.worker import recipe_with
-from tests.support.counted import VIEWS
+from tests.support.counted import PACKAGES, VIEWS, innermost
 
 ZERO = "deepspeed/runtime/zero/"  # the backward pass itself is called elsewhere
+ASKING = (*PACKAGES, Path(deepspeed.__file__).parent)
 READS = ("_local_scalar_dense", "is_nonzero")  # of a value that may be the device's
 
 
@@ -46,11 +47,8 @@ class Operators(TorchDispatchMode):
 
 
 def place() -> str:
-    """The innermost line outside of PyTorch."""
-    for frame in reversed(traceback.extract_stack(sys._getframe(2))):
-        if found := re.search(r"(poa_ds|poa_kernels|deepspeed)/.*", frame.filename):
-            return f"{found[0]}:{frame.lineno}"
-    return "elsewhere"
+    """The innermost line of this project or of DeepSpeed."""
+    return innermost(traceback.extract_stack(sys._getframe(2)), ASKING) or "elsewhere"
 
 
 def step_end(stage: int, bf16: dict) -> dict[str, Counter[str]]:
