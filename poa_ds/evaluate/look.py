@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -105,11 +104,10 @@ def run(args: argparse.Namespace) -> int:
     found = bank(keys, images, [one.tokens for one in seen])
     if others is not None:
         found = _reference(others, args.most_reference, networks, recipe, side)
-    views = _views(names, seen, found, found.same(marks(images)), side // patch)
+    same = found.same(marks(images))
+    views = _views(names, seen, found, same, side // patch, heads=args.heads)
     title = f"What sizes of {args.run.name} see"
     apart = found if others is not None else None
-    if not args.heads:
-        views = [replace(view, heads=None) for view in views]
     text = page(title, about, keys, pixels, views, shown, apart)
     try:
         replace_text(args.out, text)
@@ -175,9 +173,15 @@ def _reference(
 
 
 def _views(
-    names: Sequence[str], seen: Sequence[Seen], others: Bank, same: Tensor, grid: int
+    names: Sequence[str],
+    seen: Sequence[Seen],
+    others: Bank,
+    same: Tensor,
+    grid: int,
+    *,
+    heads: bool,
 ) -> list[View]:
-    """same (B, M): which image of the bank is the picture itself."""
+    """same (B, M): which image of the bank is the picture itself. heads: each by itself too."""
     painted, spots = colours([one.patches for one in seen]), places([one.tokens for one in seen])
     views = []
     for i, (name, one, colour, spot) in enumerate(zip(names, seen, painted, spots, strict=True)):
@@ -186,14 +190,16 @@ def _views(
             [(c, n) for c, n in zip(*pair, strict=True) if c > -torch.inf]
             for pair in zip(*(x.tolist() for x in found), strict=True)
         ]
+        each = None
+        if heads:
+            each = brightness(one.heads.flatten(0, 1))
+            each = each.reshape(*one.heads.shape[:2], grid, grid).numpy()
         views.append(
             View(
                 name,
                 colour.unflatten(1, (grid, grid)).numpy(),
                 brightness(one.attention).unflatten(1, (grid, grid)).numpy(),
-                brightness(one.heads.flatten(0, 1))
-                .reshape(*one.heads.shape[:2], grid, grid)
-                .numpy(),
+                each,
                 near,
                 spot.numpy(),
             )

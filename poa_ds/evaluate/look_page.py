@@ -90,8 +90,8 @@ def _maps(keys: Sequence[str], images: np.ndarray, views: Sequence[View], shown:
     for n in range(shown):
         cells = [_picture(images[n], keys[n])]
         for view in views:
-            heads = [] if view.heads is None else view.heads[n]
-            own = "".join(_picture(_grey(x), f"head {i}", HEAD) for i, x in enumerate(heads))
+            each = [] if view.heads is None else view.heads[n]
+            own = "".join(_picture(_grey(x), f"head {i}", HEAD) for i, x in enumerate(each))
             cells.append(_picture(np.uint8(255 * view.colours[n] + 0.5), ""))
             cells.append(_picture(_grey(view.attention[n]), "") + f'<div class="heads">{own}</div>')
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")

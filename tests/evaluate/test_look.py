@@ -109,16 +109,20 @@ def test_the_page_stands_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not re.search(r"(?:src|href)=\"(?!data:)|url\((?!data:)|https?:", text)
     assert text.count("<img ") == 3 * (1 + 2 * 2)
     assert text.count('class="map"') == 2
+    header = r"<th>image</th><th>[^<]*32x2</th><th>attention</th><th>[^<]*48x3</th>"
+    assert re.search(header, text)
     assert text.count("background-image") == 6
     assert main(["look", str(run), *words, "--out", str(out), "--shown", "3", "--heads"]) == 0
-    assert out.read_text().count('alt="head ') == 3 * (2 + 3)  # 16 channels a head
+    text = out.read_text()
+    assert text.count('alt="head ') == 3 * (2 + 3)  # 16 channels a head
+    assert re.search(header, text)
 
 
 @pytest.mark.parametrize("shards", [False, True])
 def test_neighbours_may_come_from_other_images(
     shards: bool, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A tree and shards with the same images find the same, never the picture itself."""
+    """Of a tree or of shards, never the picture itself, nearest first."""
     run, tree = make_teacher(tmp_path / "run"), made_tree(tmp_path / "tree", 3)
     other = tmp_path / "other"
     if shards:
