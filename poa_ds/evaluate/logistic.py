@@ -50,6 +50,7 @@ def fit(x: Tensor, labels: Tensor, classes: int, c: float, *, start: Tensor | No
     solver = torch.optim.LBFGS(
         [weight],
         max_iter=ROUND,
+        max_eval=10 * ROUND,
         history_size=10,
         tolerance_grad=1e-12,
         tolerance_change=0.0,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from poa_ds.evaluate import logistic, results
 from poa_ds.evaluate.embedding_files import ABOUT
-from poa_ds.system import paths
+from poa_ds.system import arguments, paths
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.json_text import parse_object
@@ -83,12 +83,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="FOLDER",
             help=f"features {what}: what `poa-ds embed` has written",
         )
-    parser.add_argument("--c", type=float, help="strength of the data (chosen on held-out images)")
+    parser.add_argument(
+        "--c", type=arguments.positive, help="strength of the data (chosen on held-out images)"
+    )
     parser.add_argument(
         "--subset", type=percent, default=1.0, metavar="SHARE", help="of each class, e.g. 10%%"
     )
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -105,8 +107,8 @@ def percent(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Print what each size reaches; 1 where one is not converged."""
-    if args.c is not None and args.c <= 0:
-        raise UsageError(f"--c {args.c:g} is not above 0")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no CUDA device here")
     train, val = Embedding.at(args.train), Embedding.at(args.val)
     check_alike(train, val)
     sizes = [size for size in train.about["files"] if size in val.about["files"]]

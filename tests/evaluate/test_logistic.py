@@ -131,10 +131,14 @@ def test_what_cannot_be_compared_is_refused(
         (["--train", train, "--val", patches], "holds patches"),
         (["--train", train, "--val", unit], "differ in unit_length"),
         (["--train", train, "--val", str(tmp_path)], "holds no features"),
-        (["--train", train, "--val", val, "--c", "0"], "--c 0 is not above 0"),
     ):
         assert main(["eval", "logistic", *more]) in (1, 2)
         assert named in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["eval", "logistic", "--train", train, "--val", val, "--subset", "10"])
-    assert "is not a share" in capsys.readouterr().err
+    for option, value, named in (
+        ("--subset", "10", "is not a share"),
+        *(("--c", c, "is not a number above 0") for c in ("0", "nan", "inf")),
+        ("--device", "gpu", "invalid choice"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["eval", "logistic", "--train", train, "--val", val, option, value])
+        assert named in capsys.readouterr().err
