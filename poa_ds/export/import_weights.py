@@ -24,6 +24,7 @@ from poa_ds.recipe import derived, load
 from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
+from poa_ds.system.arguments import count
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.json_text import parse_object
@@ -66,10 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--image-size",
-        type=int,
+        type=count,
         help="pixels; positions are resized once, as timm does (the source's, 518 for DINOv2)",
     )
-    parser.add_argument("--head-dim", type=int, default=64, help="channels of a head (%(default)s)")
+    parser.add_argument(
+        "--head-dim", type=count, help="channels of a head (64; 80 at a width of 1280, as in ViT-H)"
+    )
     parser.add_argument(
         "--input-scale",
         type=float,
@@ -165,8 +168,8 @@ def _pixels(weights: Path, args: argparse.Namespace) -> dict[str, Any]:
 def recipe_of(found: Found, args: argparse.Namespace, pixels: dict[str, Any]) -> Recipe:
     """The recipe that describes the network and its sizes."""
     side, patch = args.image_size or found.image_size, found.patch_size
-    least = -(-found.width // 2 // args.head_dim) * args.head_dim
-    widths = args.widths or tuple(range(least, found.width + 1, args.head_dim))
+    least = -(-found.width // 2 // found.head_dim) * found.head_dim
+    widths = args.widths or tuple(range(least, found.width + 1, found.head_dim))
     depths = args.depths or tuple(range(-(-found.depth // 2), found.depth + 1))
     steps = {after - before for before, after in pairwise(depths)}
     for key, values, largest in (("widths", widths, found.width), ("depths", depths, found.depth)):
@@ -180,7 +183,7 @@ def recipe_of(found: Found, args: argparse.Namespace, pixels: dict[str, Any]) ->
                 "widths": [*widths],
                 "depth": {"min": depths[0], "max": depths[-1], "step": min(steps, default=1)},
                 "patch_size": patch,
-                "head_dim": args.head_dim,
+                "head_dim": found.head_dim,
                 "mlp_ratio": found.mlp_ratio,
                 "registers": found.registers,
                 "swiglu": found.swiglu,

@@ -23,6 +23,7 @@ SUPPORTED = (
     "supported are ViTs with learned positions, a class token and a final norm: DINOv2 (S, B, L, g;"
     " with registers or without), DeiT, DeiT III, and timm's plain ViTs"
 )
+HEAD_DIM, HEAD_DIMS = 64, {1280: 80}  # channels of a head, at some widths: no tensor tells them
 DROPPED = re.compile(r"^(head|head_dist|pre_logits|fc)\.|^teacher_|^(dino|ibot)_head\.")
 RENAMED = (("register_tokens", "reg_token"), (".mlp.w12.", ".mlp.fc1."), (".mlp.w3.", ".mlp.fc2."))
 # (a part of a tensor's name, whose it is)
@@ -52,6 +53,7 @@ class Found:
 
     width: int
     depth: int
+    head_dim: int
     patch_size: int
     image_size: int
     mlp_ratio: int
@@ -60,11 +62,11 @@ class Found:
     tensors: dict[str, Tensor]  # of an ElasticViT of this one size
 
 
-def recognised(state: Mapping[str, Tensor], *, head_dim: int, what: str) -> Found:
+def recognised(state: Mapping[str, Tensor], *, head_dim: int | None, what: str) -> Found:
     """The network whose state this is.
 
-    what: the file, for errors. Tensors keep their type. UserError: none that is supported; it says
-    what it seems to be.
+    head_dim: None is what its family has. what: the file, for errors. Tensors keep their type.
+    UserError: none that is supported; it says what it seems to be.
     """
     own = _backbone(state)
     _refuse_strangers(own, what)
@@ -75,6 +77,7 @@ def recognised(state: Mapping[str, Tensor], *, head_dim: int, what: str) -> Foun
     except KeyError as error:
         raise UserError(f"{what} has no {error}, as a ViT would: {SUPPORTED}") from error
     width, depth = qkv.shape[1], 1 + max(int(m[1]) for n in own if (m := _BLOCK.match(n)))
+    head_dim = head_dim or HEAD_DIMS.get(width, HEAD_DIM)
     if width % head_dim or len(qkv) != 3 * width:
         raise UserError(
             f"{what}: a width of {width} does not divide into heads of {head_dim} channels: say"
@@ -92,6 +95,7 @@ def recognised(state: Mapping[str, Tensor], *, head_dim: int, what: str) -> Foun
     found = Found(
         width=width,
         depth=depth,
+        head_dim=head_dim,
         patch_size=patch.shape[-1],
         image_size=side * patch.shape[-1],
         mlp_ratio=4 if gated else len(fc1) // width,

@@ -257,6 +257,17 @@ def test_what_is_not_supported_is_named(name: str, told: str) -> None:
         recognised(state, head_dim=64, what="x")
 
 
+@pytest.mark.parametrize(
+    "name", ["vit_huge_patch14_224", "deit3_huge_patch14_224", "vit_giant_patch14_dinov2"]
+)
+def test_heads_have_the_channels_of_their_family(name: str) -> None:
+    """Which no tensor tells: 80 of 1280 in ViT-H, 64 elsewhere."""
+    with torch.device("meta"):
+        network = timm.create_model(name, depth=1, num_classes=0)
+    found = recognised(network.state_dict(), head_dim=None, what="x")
+    assert found.head_dim == network.blocks[0].attn.head_dim
+
+
 def test_missing_left_over_and_misshapen_tensors_are_named() -> None:
     state = theirs("vit_small_patch14_dinov2", 70).state_dict()
     for change, told in (
@@ -278,6 +289,7 @@ def test_missing_left_over_and_misshapen_tensors_are_named() -> None:
         (["--widths", "64"], "--widths must end with 128"),
         (["--depths", "1,2,4"], "--depths must end with 3"),
         (["--rebase", "sort"], "need --calibrate"),
+        (["--head-dim", "48"], "does not divide into heads of 48"),
         (["--image-size", "50"], "crops.global_size 50 is not a multiple"),
     ],
 )

@@ -107,7 +107,7 @@ class VitForm:
 
     module = plain
     first_conv, classifier, pool = "patch_embed.proj", "head", "token"
-    features = "the tokens (B, 1 + N, C), the class token first"
+    features = "the tokens (B, 1 + registers + N, C): class token, registers, patches"
     fixed_size = True
     note = (
         "elsewhere timm resizes the position embedding differently from the training, so features"
