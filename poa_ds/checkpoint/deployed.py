@@ -21,21 +21,26 @@ from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_text, whole_folder
 from poa_ds.system.json_text import parse_object
 from poa_ds.system.regular import check_regular
-from poa_ds.system.run_folder import RunFolder
+from poa_ds.system.run_folder import LICENCE, RunFolder
 from poa_ds.system.typed_yaml import plain
 
 FORMAT = 1
 WEIGHTS, RECIPE, LATEST = "teacher.safetensors", "config.json", "latest"
-LICENCE = "LICENSE.weights"
 BACKBONE = "backbone."
 
 
 def publish(run: Path, tensors: Mapping[str, Tensor], recipe: Recipe, step: int) -> Path:
     """The folder RUN/teacher/step<step>, written whole; `latest` names it afterwards."""
     folder = RunFolder(run).teacher(step)
-    write_teacher(folder, tensors, recipe, step)
+    write_teacher(folder, tensors, recipe, step, licence=licence_of(run))
     replace_text(folder.parent / LATEST, folder.name + "\n")
     return folder
+
+
+def licence_of(folder: Path) -> str:
+    """What goes with the weights of a run, a teacher or an exported model; empty: nothing."""
+    text = folder / LICENCE
+    return text.read_text() if text.is_file() else ""
 
 
 def write_teacher(

@@ -13,7 +13,7 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from poa_ds.checkpoint.deployed import LICENCE
+from poa_ds.checkpoint.deployed import licence_of
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.export import onnx_file
@@ -26,6 +26,7 @@ from poa_ds.system.errors import UserError
 from poa_ds.system.files import whole_folder
 from poa_ds.system.json_text import parse
 from poa_ds.system.regular import check_regular
+from poa_ds.system.run_folder import LICENCE
 
 Style = Literal["timm", "state-dict", "onnx"]
 WEIGHTS: dict[Style, str] = {
@@ -98,9 +99,8 @@ class Export:
             save_file(dict(state), weights, metadata={"format": "pt"})
         about = self._about(subnet, name, arguments)
         (folder / RECIPE).write_text(json.dumps(about, indent=2) + "\n")
-        licence = Path(self.source) / LICENCE
-        if licence.is_file():
-            (folder / LICENCE).write_text(licence.read_text())
+        if licence := licence_of(Path(self.source)):
+            (folder / LICENCE).write_text(licence)
 
     def _about(self, subnet: Subnet, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """config.json; its timm part is what `local-dir:` and `hf_hub:` read."""

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from poa_ds.checkpoint.deployed import differences, load_teacher
+from poa_ds.checkpoint.deployed import differences, find_teacher, licence_of, load_teacher
 from poa_ds.engine.networks import Networks
 from poa_ds.export.extract import extract
 from poa_ds.export.folder import RECIPE, WEIGHTS
@@ -21,6 +21,7 @@ from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 from poa_ds.system.errors import UserError
 from poa_ds.system.json_text import parse_object
+from poa_ds.system.run_folder import named
 
 START_ONLY = "init_values"  # an argument of plain networks that says how they would begin
 
@@ -41,14 +42,16 @@ def begin(networks: Networks, start: str) -> None:
             average.copy_(parameter)
 
 
+def licence(start: str) -> str:
+    """What goes with the weights that `start` names; empty: nothing."""
+    place, _ = named(start)
+    extracted = any((place / name).is_file() for name in WEIGHTS.values())
+    return licence_of(place if extracted else find_teacher(place))
+
+
 def _tensors(start: str, own: ElasticBackbone) -> dict[str, Tensor]:
     """A backbone that fits, under the names of `own`."""
-    place, size = Path(start), ""
-    if not place.exists() and ":" in start:
-        before, _, size = start.rpartition(":")
-        place = Path(before)
-    if not place.is_dir():
-        raise UserError(f"there is no folder {place}")
+    place, size = named(start)
     if (place / WEIGHTS["onnx"]).is_file():
         raise UserError("an ONNX file has no weights by name: extract it with --format state-dict")
     for style in ("timm", "state-dict"):

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 
-from poa_ds.checkpoint.deployed import find_teacher, load_teacher, write_teacher
+from poa_ds.checkpoint.deployed import find_teacher, licence_of, load_teacher, write_teacher
 from poa_ds.model import form
 from poa_ds.model.options import Template
 from poa_ds.recipe import derived, load
@@ -47,14 +47,17 @@ def run(args: argparse.Namespace) -> int:
     found = form.of(model.kind)
     if found.module is not form.of(KIND).module:
         raise UserError(f"{args.run} is a {found.title}: a template is of the matrices of a ViT")
+    if recipe.backbone.registers or recipe.backbone.swiglu:
+        raise UserError(f"{args.run} has registers or a gated MLP, and a template has neither")
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise UsageError(f"--out {args.out} exists and is not an empty folder: name a new one")
     recipe = _templated(recipe, args.ranks)
     made = backbone(recipe)
     error = made.take(model.plain_state())
     tensors = {f"backbone.{name}": tensor for name, tensor in made.state_dict().items()}
-    source = str(find_teacher(args.run, args.step))
-    write_teacher(args.out, tensors, recipe, step, source=source)
+    source = find_teacher(args.run, args.step)
+    licence = licence_of(source)
+    write_teacher(args.out, tensors, recipe, step, source=str(source), licence=licence)
     before, after = (sum(p.numel() for p in network.parameters()) for network in (model, made))
     ranks = ", ".join(map(str, derived.shape(recipe).ranks))
     tell(

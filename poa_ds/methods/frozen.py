@@ -26,6 +26,7 @@ from poa_ds.recipe.backbone import backbone
 from poa_ds.system.errors import UserError
 from poa_ds.system.json_text import parse_object
 from poa_ds.system.printable import figure
+from poa_ds.system.run_folder import named
 
 KEY = "distill.teacher"
 SIDES = ("crops.global_size", "crops.local_size")  # of what it sees
@@ -152,12 +153,10 @@ def find(text: str, *sides: int, embedding: str = "class") -> Frozen:
     if text.startswith(frozen_timm.PREFIX):
         _without_head(text, head)
         return _of_timm(text, sides)
-    place, size = Path(text), ""
-    if not place.exists() and ":" in text:
-        before, _, size = text.rpartition(":")
-        place = Path(before)
-    if not place.is_dir():
-        raise UserError(f"{KEY} {text}: there is no folder {place}")
+    try:
+        place, size = named(text)
+    except UserError as error:
+        raise UserError(f"{KEY} {text}: {error}") from error
     found = next((place / name for name in EXTRACTED if (place / name).is_file()), None)
     if found and size:
         raise UserError(f"{KEY} {text}: {place} is one extracted size, leave out :{size}")

@@ -21,6 +21,7 @@ from pathlib import Path
 from poa_ds.checkpoint import folders
 from poa_ds.checkpoint.saver import Saver
 from poa_ds.checkpoint.state import RunState, snapshot
+from poa_ds.export.start import licence
 from poa_ds.recipe import derived, load
 from poa_ds.run import bad_samples, closing, exit_status
 from poa_ds.run.evaluations import Evaluations
@@ -57,6 +58,8 @@ class Training:
         first_step = self.state.step if resumed else None
         if dist.is_main():
             self._keep_recipe()
+            if resumed is None:
+                self._keep_licence()
             exit_status.forget(self.output.path)
             bad_samples.keep_through(self.output.bad_samples, -1 if resumed is None else first_step)
         self.events = Events(self.output.events, fresh=resumed is None, writes=dist.is_main())
@@ -197,6 +200,12 @@ class Training:
         self.watchdog.beat(f"evaluation after step {self.state.step:,}", slow=True)
         if self._any_wants_to_stop():
             raise Stopped
+
+    def _keep_licence(self) -> None:
+        """Of the weights that the run begins with; its teachers and exports get it too."""
+        self.output.licence.unlink(missing_ok=True)
+        if self.setup.begins_with and (text := licence(self.setup.begins_with)):
+            replace_text(self.output.licence, text)
 
     def _keep_recipe(self) -> None:
         """Write what this run is into its folder."""

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from poa_ds.system.errors import UserError
+
 TEACHERS = "teacher"
+LICENCE = "LICENSE.weights"  # beside a teacher, an exported model, in a run
 
 
 class RunFolder:
@@ -24,6 +27,7 @@ class RunFolder:
         self.bad_samples = path / "bad_samples.jsonl"
         self.report = path / "report.html"
         self.ended = path / "ended.json"
+        self.licence = path / LICENCE  # of the weights that the run began with
         self.checkpoints = path / "checkpoints"  # step00000300/, ..., latest
         self.teachers = path / TEACHERS  # step00000300/, ..., latest
         self.mlflow_ids = path / "mlflow.json"
@@ -41,3 +45,14 @@ class RunFolder:
     def bad_step(self, step: int, rank: int) -> Path:
         """What a rank's last step was, of too many in a row whose numbers were not finite."""
         return self.path / f"bad_step{step:08d}_rank{rank:05d}.json"
+
+
+def named(text: str) -> tuple[Path, str]:
+    """(folder, size) of FOLDER or FOLDER:SIZE; no size: empty. UserError: there is no folder."""
+    place, size = Path(text), ""
+    if not place.exists() and ":" in text:
+        before, _, size = text.rpartition(":")
+        place = Path(before)
+    if not place.is_dir():
+        raise UserError(f"there is no folder {place}")
+    return place, size

@@ -17,12 +17,16 @@ def test_a_run_begins_where_another_ended_and_continues_without_it(
     first, second = tmp_path / "first", tmp_path / "second"
     short = ("schedule.steps_per_epoch=4", "checkpoint.every_epochs=1", "evaluation.every_epochs=1")
     run(command(shards, first, *short))
+    [*_, teacher] = sorted((first / "teacher").glob("step*"))
+    (teacher / "LICENSE.weights").write_text("Of the weights.")
     words = command(shards, second, *short, f"start={first}")
     assert f"begins with    {first}" in run(words)
     ended, begun = ((folder / "knn.jsonl").read_text().splitlines() for folder in (first, second))
     assert (
         json.loads(begun[0])["knn"] == json.loads(ended[-1])["knn"] != json.loads(ended[0])["knn"]
     )
+    [*_, teacher] = sorted((second / "teacher").glob("step*"))
+    assert (teacher / "LICENSE.weights").read_text() == "Of the weights."
     shutil.rmtree(first)
     printed = run([*words, "schedule.epochs=2"])
     assert "continues at step 4" in printed and "begins with" not in printed
