@@ -19,6 +19,8 @@ def images_per_step(recipe: Recipe) -> int:
 def flops_per_step(recipe: Recipe) -> float:
     """Counted, two per multiply-add, the mean over the sizes that are drawn.
 
+    The steps of DSPNet's slow start are counted as the others, so that it comes out too dear.
+
     UserError: the recipe's teacher, whose forward passes count, is not there.
     """
     return _counted(load.to_yaml(replace(recipe, output_dir="", seed=0)))
@@ -34,14 +36,16 @@ def _counted(text: str) -> float:
 
 
 def seconds(path: Path) -> Mapping[int, float]:
-    """Logged step of a metrics.jsonl -> time of all steps up to it, waiting for data included.
+    """Step of a metrics.jsonl -> time of all steps up to it, waiting for data included.
 
+    A step without a row took the mean in the row behind it, which is of all since the row before.
     Evaluations and saves are not in it, nor the time between a stop and its continuation.
     """
     found, total, before = {}, 0.0, 0
     for row in metrics_file.read_rows(path) if path.is_file() else ():
         if "speed/step_ms" in row:
-            total += (row["step"] - before) * row["speed/step_ms"] / 1000
+            for step in range(before + 1, row["step"] + 1):
+                total += row["speed/step_ms"] / 1000
+                found[step] = total
             before = row["step"]
-            found[before] = total
     return found

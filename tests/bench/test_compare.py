@@ -107,7 +107,11 @@ def test_a_logged_step_stands_for_those_before_it(tmp_path: Path) -> None:
     rows.append({"step": 30, "time": 2.0, "speed/step_ms": 50.0})
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert cost.seconds(path) == {10: 1.0, 30: 2.0}
+    found = cost.seconds(path)
+    assert [*found] == [*range(1, 31)]
+    assert {step: found[step] for step in (5, 10, 20, 30)} == pytest.approx(
+        {5: 0.5, 10: 1.0, 20: 1.5, 30: 2.0}
+    )
 
 
 def test_csv_and_the_text_say_the_same(folders, capsys) -> None:
@@ -164,4 +168,4 @@ def test_the_picture_is_drawn(folders, tmp_path: Path, capsys) -> None:
     out = tmp_path / "compared.png"
     assert main(["compare", *map(str, folders), "--by", "flops", "--out", str(out)]) == 0
     assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert f"drawn: {out}" in capsys.readouterr().out
+    assert f"drawn: {out}" in capsys.readouterr().err

@@ -43,9 +43,17 @@ def test_the_written_table_has_the_lines_that_agree_and_keeps_the_others(tmp_pat
             record = {"figures": measured(ms, 3.0).record["figures"], "lines": {"gelu 64": [name]}}
             (tmp_path / f"{name}.{turn}.json").write_text(json.dumps(record))
             (tmp_path / f"{name}.{turn}.table.json").write_text(json.dumps(changed))
-    assert table.main([str(tmp_path), str(tmp_path / "table.json")]) == 0
-    written = json.loads((tmp_path / "table.json").read_text())
+    tests, target = tmp_path / "tests.json", tmp_path / "made.json"
+    words = [str(tmp_path), str(target), str(tests)]
+    for outcome in ({}, {"tests": {"status": "failed"}}):
+        tests.write_text(json.dumps(outcome))
+        assert table.main(words) == 0
+        assert json.loads(target.read_text()) == lines
+    assert "have not passed" in target.with_suffix(".decisions.json").read_text()
+    tests.write_text(json.dumps({"tests": {"status": "done"}}))
+    assert table.main(words) == 0
+    written = json.loads(target.read_text())
     assert written[chip]["gelu"]["measured"] == "here"
     assert written[chip]["add_ln"] == lines[chip]["add_ln"]
-    decisions = json.loads((tmp_path / "table.decisions.json").read_text())
+    decisions = json.loads(target.with_suffix(".decisions.json").read_text())
     assert "100.0 % apart" in decisions["add_ln"] and "twice" in decisions["gelu"]

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from poa_ds.bench.methods import report, table
+from poa_ds.bench.methods import report, results, table
 from poa_ds.bench.methods.results import Result
 from poa_ds.bench.methods.runs import Settings, plan
 from poa_ds.cli import main
@@ -106,11 +107,29 @@ def test_equal_flops_give_all_runs_of_a_variant_what_the_first_has_alone(setting
         ("recipe: photos\nagainst: a\nsizes: [32x2]\nvariants: {a: {alon: true}}", "alone"),
         ("recipe: photos\nagainst: a\nsizes: [32x2]\nvariants: {a/b: {}}", "letters"),
         ("recipe: photos\nagainst: a\nsizes: [32x2]\nvariants: {a: {teacher: a}}", "must be a"),
+        (
+            "recipe: photos\nagainst: a\nsizes: [32x2]\n"
+            "variants: {a: {}, b: {alone: true, teacher: a}}",
+            "exclude each other",
+        ),
     ],
 )
 def test_a_mistake_in_a_table_is_named(text: str, said: str, written) -> None:
     with pytest.raises(UsageError, match=said):
         table.read(written(text))
+
+
+def test_runs_that_would_see_other_images_or_have_unknown_flops_are_refused(
+    settings, written
+) -> None:
+    twice = TINY + "  twice: {set: [batch.images_per_slot=8]}\n"
+    read = table.read(written(twice))
+    with pytest.raises(UsageError, match=r"do not see as many.* twice_s0 1,600"):
+        plan(read, settings(read))
+    read = table.read("methods")
+    read = replace(read, head=replace(read.head, against="seed"))
+    with pytest.raises(UsageError, match="seed has a teacher"):
+        plan(read, settings(read, equal="flops"))
 
 
 def test_a_variant_that_no_run_can_have_is_named(settings, written) -> None:
@@ -145,6 +164,25 @@ def test_differences_are_of_the_seeds_that_both_have() -> None:
     assert sorted(difference.values) == [1.0, 1.5]
     assert abs(difference.error - 12.7062 * 0.25) < 1e-3 and difference.verdict == "not shown"
     assert report.difference(found, "b", "a", "64x2") is None
+
+
+def test_a_mean_is_of_those_that_have_every_size() -> None:
+    """The narrow one lacks the better size, and is no worse for it."""
+    found = [_result("a", s, w32x2=70.0, w64x2=80.0) for s in (0, 1)]
+    found += [_result("b", s, w32x2=70.0) for s in (0, 1)]
+    assert report.accuracy(found, "a", report.ALL).mean == 75.0
+    assert report.accuracy(found, "b", report.ALL) is None
+    assert report.difference(found, "b", "a", report.ALL) is None
+
+
+def test_a_variant_without_finite_features_does_not_stop_the_table(monkeypatch) -> None:
+    nothing = _result("a", 0)
+    some = replace(_result("b", 0, w32x2=70.0), protocol={"k": [20]})
+    made = iter([nothing, some])
+    monkeypatch.setattr(results, "_result", lambda done, whole: next(made))
+    run = SimpleNamespace(done=True, seed=0)
+    runs = [SimpleNamespace(**vars(run), variant=name) for name in "ab"]
+    assert results.read(runs) == [nothing, some]
 
 
 def _started(words: list[str], out: Path) -> subprocess.Popen:

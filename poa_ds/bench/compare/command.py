@@ -11,7 +11,7 @@ from poa_ds.bench.compare.table import Row
 from poa_ds.evaluate import results
 from poa_ds.system import paths
 from poa_ds.system.arguments import count
-from poa_ds.system.console import tell
+from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 
 
@@ -86,7 +86,7 @@ def _remarks(
         "±: 95 %, of these queries. Another seed moves a run too: poa-ds bench methods takes"
         " several.",
     ]
-    if any(row.lead and not row.lead.by_query for row in rows):
+    if not other and any(row.lead and not row.lead.by_query for row in rows):
         lines.append(
             "~ not paired: which queries were right was not kept (poa-ds eval knn keeps it); the"
             " error is too large then"
@@ -110,4 +110,4 @@ def _draw(path: Path, found: Sequence[Compared], by: By, k: int) -> None:
         plots.save(figure, path)
     except OSError as error:
         raise UserError(f"--out {path} cannot be written: {error.strerror}") from error
-    tell(f"drawn: {path}")
+    say(f"drawn: {path}")

@@ -27,6 +27,7 @@ class Call:
     status. stop: when it is asked to stop (SIGTERM). goes_on: it is a training, which stops before
     the limit and goes on when it is begun again. fresh: a folder of an earlier attempt, removed
     before. unless: a file whose presence means that nothing is to be done. files: written before.
+    collects: it reads what the part's other calls have left, and is made anew behind any of them.
     impossible: why it cannot be here; empty where it can.
     """
 
@@ -39,6 +40,7 @@ class Call:
     fresh: Path | None = None
     unless: Path | None = None
     files: Mapping[Path, str] = field(default_factory=dict)
+    collects: bool = False
     impossible: str = ""
 
 
@@ -110,7 +112,7 @@ class Scene:
 
     def outcomes(self, part: str) -> dict[str, Outcome]:
         """Of the calls of a part so far, by their names."""
-        path = self._outcomes(part)
+        path = self.outcomes_file(part)
         if not path.exists():
             return {}
         try:
@@ -122,7 +124,7 @@ class Scene:
     def keep(self, part: str, outcomes: Mapping[str, Outcome]) -> None:
         """On the disk when this returns."""
         found = {name: asdict(outcome) for name, outcome in outcomes.items()}
-        files.replace_text(self._outcomes(part), json.dumps(found, indent=1) + "\n")
+        files.replace_text(self.outcomes_file(part), json.dumps(found, indent=1) + "\n")
 
-    def _outcomes(self, part: str) -> Path:
+    def outcomes_file(self, part: str) -> Path:
         return self.out / "parts" / f"{part}.json"

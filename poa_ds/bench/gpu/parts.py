@@ -135,8 +135,9 @@ def _table(scene: Scene) -> Iterator[Call]:
     decisions = table.with_suffix(".decisions.json")
     yield Call(
         "table",
-        ("poa_ds.bench.gpu.table", str(folder), str(table)),
+        ("poa_ds.bench.gpu.table", str(folder), str(table), str(scene.outcomes_file("kernels"))),
         partial(figures.read, decisions),
+        collects=True,
         impossible=_on_gpu(scene, "a table of what is faster"),
     )
 

@@ -35,6 +35,8 @@ def run(scene: Scene, parts: Sequence[Part], budget: float) -> None:
     for number, part in enumerate(parts):
         outcomes = scene.outcomes(part.name)
         left = [call for call in part.calls if _is_left(call, outcomes.get(call.name))]
+        if left:
+            left = [call for call in part.calls if call in left or call.collects]
         if not left:
             tell(f"{part.name}: done before")
             continue

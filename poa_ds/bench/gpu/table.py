@@ -1,7 +1,8 @@
-"""python -m poa_ds.bench.gpu.table FOLDER TABLE: the kernel table, where two measurements agree.
+"""python -m poa_ds.bench.gpu.table FOLDER TABLE TESTS: the table, where two measurements agree.
 
 FOLDER has NAME.1.json and NAME.2.json, the records of two runs of `python -m poa_kernels.bench`,
 and the tables that these wrote, NAME.1.table.json and NAME.2.table.json. TABLE is to be written.
+TESTS has the outcome of the kernel tests: no line is new unless they have passed here.
 """
 
 import json
@@ -59,7 +60,8 @@ def disagreement(operator: str, first: Measured, second: Measured) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    folder, target = map(Path, arguments)
+    folder, target, tests = map(Path, arguments)
+    passed = tests.exists() and figures.read(tests).get("tests", {}).get("status") == "done"
     chip, table = _chip(), json.loads(dispatch.TABLE.read_text(encoding="utf-8"))
     found: dict[str, str] = {}
     for path in sorted(folder.glob("*.1.table.json")):
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         first, second = (_measured(folder, f"{name}.{n}", chip) for n in (1, 2))
         for operator in first.operators():
             why = disagreement(operator, first, second)
+            why = why if passed else "the kernel tests have not passed here"
             line = first.lines[operator]
             found[operator] = f"as before: {why}" if why else f"{line['use']}, measured twice"
             if not why:

@@ -1,7 +1,5 @@
 """The table of a comparison: Markdown for people, JSON with every figure of every seed."""
 
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -28,11 +26,14 @@ def text(
     if not found:
         return "\n\n".join([*parts, "No run is finished yet.", *_missing(runs, outcomes)]) + "\n"
     k = runs[0].recipe.evaluation.report_k
-    half = knn_rows.error(75.0, found[0].protocol["queries"]["images"])
+    protocol = next((r.protocol for r in found if r.protocol), None)
+    if protocol is None:
+        return "\n\n".join([*parts, "No features are finite.", *_missing(runs, outcomes)]) + "\n"
+    half = knn_rows.error(75.0, protocol["queries"]["images"])
     parts += [
         f"{_where(outcomes)}",
         f"k-NN top-1 in percent, k = {k}: the mean over seeds with its 95 % error (t) between"
-        f" seeds. {knn_rows.describe(found[0].protocol)}: by the queries alone one accuracy has an"
+        f" seeds. {knn_rows.describe(protocol)}: by the queries alone one accuracy has an"
         f" error of about {half:.1f} points.",
         _markdown(["", "seeds", *_columns(table)], _accuracies(table, found)),
         f"Minus {table.head.against}, in points, paired by seed. `ahead`, `behind`: the whole"
@@ -52,7 +53,7 @@ def record(table: Table, runs: Sequence[Run], found: Sequence[Result]) -> dict[s
         "against": table.head.against,
         "sizes": list(table.head.sizes),
         "missing": [run.name for run in runs if not run.done],
-        "protocol": dict(found[0].protocol) if found else {},
+        "protocol": dict(next((r.protocol for r in found if r.protocol), {})),
         "variants": {
             variant: {
                 "k-NN": _json(table, lambda size, v=variant: accuracy(found, v, size)),
@@ -95,9 +96,9 @@ def _by_seed(found: Sequence[Result], variant: str, size: str) -> dict[int, floa
     """Seed -> accuracy of the size; under ALL the mean, of seeds that have every size."""
     if size != ALL:
         return {r.seed: r.knn[size] for r in found if r.variant == variant and size in r.knn}
-    return {
-        r.seed: fmean(r.knn.values()) for r in found if r.variant == variant and r.whole and r.knn
-    }
+    every = {size for r in found for size in r.knn}
+    having = [r for r in found if r.variant == variant and r.whole and r.knn.keys() == every]
+    return {r.seed: fmean(r.knn.values()) for r in having}
 
 
 def _columns(table: Table) -> list[str]:
@@ -156,18 +157,12 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _where(outcomes: Mapping[str, Outcome]) -> str:
-    """Machine, dates and commits of the runs."""
-    import torch  # seconds, which --help does without
-
-    from poa_ds.bench import report as bench_report
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    machine = bench_report.machine(device)
+    """Machines, dates and commits of the runs."""
+    machines = sorted({o.machine or "a machine that was not kept" for o in outcomes.values()})
     dates = sorted({o.date for o in outcomes.values() if not o.why})
     commits = sorted({o.commit[:12] for o in outcomes.values() if not o.why})
     return (
-        f"{machine.processor}, {machine.cores} cores (load {os.getloadavg()[0]:.0f} at the end),"
-        f" Python {platform.python_version()}, torch {torch.__version__}; {', '.join(dates)};"
+        f"{'; '.join(machines)}; {', '.join(dates)};"
         f" at {', '.join(filter(None, commits)) or 'no commit'}."
     )
 

@@ -40,11 +40,12 @@ def read(runs: Sequence[Run]) -> list[Result]:
         done = [run for run in of_both if run.done]
         if done:
             found.append(_result(done, whole=len(done) == len(of_both)))
-    for result in found:
-        if result.protocol != found[0].protocol:
+    known = [result for result in found if result.protocol]  # none: no features were finite
+    for result in known:
+        if result.protocol != known[0].protocol:
             raise UserError(
                 f"{result.variant}, seed {result.seed}, was measured in another way than"
-                f" {found[0].variant}, seed {found[0].seed}: their k-NN cannot be compared"
+                f" {known[0].variant}, seed {known[0].seed}: their k-NN cannot be compared"
             )
     return found
 

@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import platform
 import signal
 import sys
 import time
@@ -31,6 +32,7 @@ class Outcome:
     seconds: float
     date: str
     commit: str
+    machine: str = ""
 
 
 def run(plan: Callable[[], Sequence[Run]], out: Path) -> None:
@@ -109,11 +111,26 @@ def _train(run: Run, out: Path) -> Outcome:
         try:
             status = _wait(group, run.name, log)
         finally:  # asked first: it saves
-            group.signal_first(signal.SIGTERM)
-            group.wait(GRACE_SECONDS)
-            group.signal(signal.SIGKILL)
+            try:
+                group.signal_first(signal.SIGTERM)
+                group.wait(GRACE_SECONDS)
+            finally:  # a second interrupt does not wait
+                group.signal(signal.SIGKILL)
     why = "" if run.done else f"status {status}, {log}: {_end_of(log)}"
-    return Outcome(why, time.monotonic() - begun, _today(), versions.versions()["commit"])
+    seconds, commit = time.monotonic() - begun, versions.versions()["commit"]
+    return Outcome(why, seconds, _today(), commit, _machine())
+
+
+def _machine() -> str:
+    import torch  # seconds, which --help does without
+
+    from poa_ds.bench import report
+
+    found = report.machine("cuda" if torch.cuda.is_available() else "cpu")
+    return (
+        f"{found.processor}, {found.cores} cores (load {os.getloadavg()[0]:.0f}), Python"
+        f" {platform.python_version()}, torch {torch.__version__}"
+    )
 
 
 def _wait(group: Group, name: str, log: Path) -> int:

@@ -82,6 +82,9 @@ def plan(table: Table, settings: Settings) -> list[Run]:
             run for name, v in ordered for run in _of_variant(table, name, v, settings, seed)
         ]
         found += _balanced(of_seed, table, settings) if settings.equal == "flops" else of_seed
+    if settings.equal == "images" and len({run.images for run in found}) > 1:
+        seen = ", ".join(f"{run.name} {run.images:,}" for run in found)
+        raise UsageError(f"--equal images: the runs do not see as many (--steps): {seen}")
     return found
 
 
@@ -138,6 +141,11 @@ def _balanced(runs: Sequence[Run], table: Table, settings: Settings) -> list[Run
     """The runs of a seed with steps that give every variant the FLOPs of table.head.against."""
     if table.head.against not in settings.variants:
         raise UsageError(f"--equal flops: --only needs {table.head.against}, whose FLOPs count")
+    if table.variants[table.head.against].teacher:
+        raise UsageError(
+            f"--equal flops: {table.head.against} has a teacher, before whose end its FLOPs are not"
+            " known: compare with a variant that has none"
+        )
     totals: dict[str, float | None] = {}
     for name in settings.variants:
         counted = [run.flops() for run in runs if run.variant == name]

@@ -85,6 +85,8 @@ def _check(head: Head, variants: Mapping[str, Variant]) -> None:
     for name, variant in variants.items():
         if not (variant.recipe or head.recipe):
             raise UsageError(f"variants.{name} has no recipe, and the table has none for all")
+        if variant.alone and variant.teacher:
+            raise UsageError(f"variants.{name}: alone and teacher exclude each other")
         other = variants.get(variant.teacher)
         if variant.teacher and (other is None or other.teacher or other.alone):
             raise UsageError(
