@@ -85,6 +85,8 @@ def after_an_error(folder: Path) -> str:
     files = RunFolder(folder)
     newest = folders.newest(files.checkpoints)
     done = _steps_done(files)
+    if newest is None and folders.listed(files.checkpoints):
+        return f"after step {done:,}: no checkpoint in {files.checkpoints} is whole"
     if newest is None:
         return f"after step {done:,}: nothing is saved yet; the same command starts anew"
     step = folders.step_of(newest)

@@ -5,6 +5,7 @@ than 1 % of the time: after a page none is begun before the run has lasted 100 t
 """
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -63,18 +64,21 @@ class Pages:
             return
         self._writes, end = False, time.monotonic() + seconds
         self._end_process()  # it would show the run as it was
+        self._thread = None
         self._begin(0)
         if self._thread is not None:
             self._thread.join(end - time.monotonic())
             if self._thread.is_alive():
                 self._end_process()
                 say(f"warning: no report within {seconds:g} s; it is: poa-ds report {self._run}")
-            elif RunFolder(self._run).report.is_file():
+            elif not self._process.returncode and RunFolder(self._run).report.is_file():
                 self._tracker.artifact(RunFolder(self._run).report)
 
     def _begin(self, priority: int) -> None:
         page, self._given_up = RunFolder(self._run).report, False
         command = [sys.executable, "-m", "poa_ds.cli", "report", str(self._run), f"--out={page}"]
+        # DeepSpeed's launcher sends what a failing rank has started SIGTERM: this ends by itself
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             # in a group of its own: an interrupt of the terminal is the training's
             self._process = subprocess.Popen(
@@ -84,10 +88,13 @@ class Pages:
                 stderr=subprocess.PIPE,
                 process_group=0,
             )
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, priority)
+            if priority:  # else the training's own, which `nice` may have lowered
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, priority)
         except OSError as error:
             say(f"warning: the report is not written: {error}")
             return
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._thread = threading.Thread(
             target=self._watch, args=(self._process,), name="report", daemon=True
         )

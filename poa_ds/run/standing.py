@@ -2,7 +2,7 @@
 
 photos  step 250/500  50 %  ━━━━━━━━━─────────  0.48 steps/s  12 min left  (evaluations 2 min)
 loss 7.12 (-0.31 in 50 steps)   lr 0.0015   grad 2.3 / 0.6   skipped 0   health ok
-k-NN @ 250   15 sizes 69.8 to 75.4 ±3.1 %   gained 8.9-16.4   small 71.5   base 73.4
+k-NN @ 250   15 sizes 69.8 to 75.4 ±3.1 %   gained 8.9 to 16.4   small 71.5   base 73.4
 31 img/s   data wait 2 %   memory 1.9 GiB host   checkpoint 200 saved   runs/photos/report.html
 """
 

@@ -175,6 +175,7 @@ class Training:
         self.events.append(step, "stop" if self.stopping else "end", reason)
         if dist.is_main():
             exit_status.write(self.output.path, exit_status.Ended(number, step, reason))
+        self.watchdog.beat("writing the report", slow=True)
         self.pages.last(CLOSING_SECONDS if self.stopping else LAST_PAGE_SECONDS)
         if dist.is_main() and self.stopping:
             saved = f"saved at step {step:,}" if step else "before the first step"

@@ -20,6 +20,8 @@ def figure(value: float) -> str:
 
 def short(count: int) -> str:
     """A count with three significant digits: 40.2 K, 22.1 M, 304 M."""
+    if count >= 999_500_000:
+        return f"{count / 1e9:.3g} G"
     return f"{count / 1e6:.3g} M" if count >= 999_500 else f"{count / 1e3:.3g} K"
 
 

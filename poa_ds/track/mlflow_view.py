@@ -53,7 +53,8 @@ class View:
         if PIXELS in values:
             parts[""]["knn/raw_pixels"] = values[PIXELS]
         named = ((size, name) for size in top1 for name in self._names.get(size, ()))
-        return parts | {"": parts[""] | {f"knn/{name}": top1[size] for size, name in named}}
+        # the run's own metrics keep their names, whatever sizes are called
+        return parts | {"": {f"knn/{name}": top1[size] for size, name in named} | parts[""]}
 
     def name(self, size: Subnet) -> str:
         """Of a size's run: 384x12, or 384x12 (small)."""

@@ -117,10 +117,12 @@ class Tracker:
         """
         values = knn_values(top1, floors or Floors(), report_k=self._report_k)
         if self._record(step, values) and self._background:
-            reported = {size: by_k[self._report_k] for size, by_k in top1.items()}
+            of_sizes = {size: by_k[self._report_k] for size, by_k in top1.items()}
+            reported = {size: x for size, x in of_sizes.items() if math.isfinite(x)}
             found = floors or Floors()
-            self._background.submit(lambda store: store.note(step, reported, found, protocol))
-            self._background.submit(lambda store: draw(store, step, reported, self._report_k))
+            if reported:  # else the features of no size were finite
+                self._background.submit(lambda store: store.note(step, reported, found, protocol))
+                self._background.submit(lambda store: draw(store, step, reported, self._report_k))
             if table:
                 self._background.submit(lambda store: store.table(step, table))
 

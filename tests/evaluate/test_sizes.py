@@ -169,11 +169,12 @@ def test_wrong_options_are_named(
 
 
 def test_quantities() -> None:
-    assert [short(n) for n in (32_416, 999_499, 999_500, 303_350_784)] == [
+    assert [short(n) for n in (32_416, 999_499, 999_500, 303_350_784, 1_136_480_000)] == [
         "32.4 K",
         "999 K",
         "1 M",
         "303 M",
+        "1.14 G",
     ]
     assert sizes.quantity("25M") == 25e6 and sizes.quantity("0.3b") == 3e8
     assert sizes.quantity("800k") == 8e5 and sizes.quantity("5") == 5

@@ -115,7 +115,8 @@ def test_behind_an_error_stands_what_is_saved_and_which_steps_come_again(run: Pa
     )
     assert f"checkpoint      {folder}" in found
     (folder / "extra").unlink()  # a checkpoint that is not whole does not count
-    assert "nothing is saved" in closing.after_an_error(run)
+    said = f"no checkpoint in {run / 'checkpoints'} is whole"
+    assert said in closing.after_an_error(run)
 
 
 def test_a_stop_is_short_and_names_the_checkpoint_and_the_page_that_is_there(run: Path) -> None:

@@ -1,5 +1,7 @@
 """The page that a training writes: there when it should be, cheap, and never the end of a run."""
 
+import signal
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -65,6 +67,32 @@ def test_the_last_page_shows_the_end_and_is_written_once(tmp_path: Path) -> None
     page.unlink()
     written.last(PATIENCE_SECONDS)
     assert not page.exists()
+
+
+def test_what_ends_the_children_of_a_failing_rank_does_not_end_the_page(tmp_path: Path) -> None:
+    """As DeepSpeed's launcher does, with SIGTERM."""
+    folder = made_run(tmp_path / "run", evaluations=1)
+    written = Pages(folder, SILENT, writes=True)
+    ending = threading.Timer(0.3, lambda: written._process.send_signal(signal.SIGTERM))
+    ending.start()
+    written.last(PATIENCE_SECONDS)
+    ending.join()
+    assert RunFolder(folder).report.exists() and written._process.returncode == 0
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_training_of_lower_priority_writes_its_last_page_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may not be raised by everybody."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pages.os, "setpriority", refused)
+    folder = made_run(tmp_path / "run", evaluations=1)
+    Pages(folder, SILENT, writes=True).last(PATIENCE_SECONDS)
+    assert RunFolder(folder).report.exists() and not capsys.readouterr().err
 
 
 def test_a_failure_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -33,6 +33,12 @@ def test_the_run_has_the_best_and_the_named_sizes_and_each_size_its_own() -> Non
     assert View(RECIPE).by_run({"loss/total": 2.0}) == {"": {"loss/total": 2.0}}
 
 
+def test_a_size_called_best_does_not_hide_the_best() -> None:
+    recipe = load.recipe(PHOTOS, ["backbone.names={best: 32x2}"])
+    values = knn_values(TOP1, FLOORS, report_k=20)
+    assert View(recipe).by_run(values)[""]["knn/best"] == 70.0
+
+
 def test_sizes_are_called_by_width_depth_and_name() -> None:
     view = View(RECIPE)
     assert [view.name(size) for size in (SMALL, OTHER)] == ["32x2 (small)", "48x4"]

@@ -102,6 +102,18 @@ def test_values_that_are_not_finite_are_counted_not_drawn(store: Store) -> None:
     assert [(m.step, m.value) for m in history] == [(2, 1.0), (3, 2.0)]
 
 
+def test_a_size_without_finite_features_is_not_the_best_of_the_note(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    tracker = start(tmp_path)
+    tracker.log_knn(1, {SMALL: {20: float("nan")}, LARGE: {20: 65.0}}, FLOORS, PROTOCOL)
+    tracker.close(timeout_seconds=PATIENCE_SECONDS)
+    run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(tracker.ids["run"])
+    note = run.data.tags["mlflow.note.content"]
+    [best] = [line for line in note.splitlines() if "the best" in line]
+    assert "1024x24" in best and "65.0" in best and "nan" not in note
+
+
 def test_each_size_has_a_run_of_its_own_below_the_run(store: Store) -> None:
     from mlflow import MlflowClient
 
