@@ -98,7 +98,7 @@ def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: Tenso
     """Reference."""
     c = x.shape[1]
     kept = x if rows is None else gather_rows(x, rows)
-    kept = kept.to(weight.dtype)  # y, which is no finer, loses nothing by it
+    kept = kept.to(weight.dtype)  # rounded twice, to keep half as much; the kernel rounds once
     return F.layer_norm(kept, (c,), leading(weight, c), leading(bias, c), eps)
 
 
@@ -312,12 +312,16 @@ def cases(chip: str) -> Iterator[Case]:
     for kind, kernel in {"forward": _forward, "backward": _backward}.items():
         tile = dict(dispatch.entry(chip, f"{OPERATOR}.{kind}")["tiles"])
         warps, stages = tile.pop("num_warps"), tile.pop("num_stages")
-        for (function, (adds, norms)), columns in itertools.product(functions.items(), (512, 1024)):
+        every = itertools.product(functions.items(), (512, 1024), ("*bf16", "*fp32"))
+        for (function, (adds, norms)), columns, stream in every:
             constants = {"ADDS": adds, "NORMS": norms, "SCATTER": adds, "FACTOR": adds}
             constants |= {"GATHER": norms, "BC": columns} | tile
             constants |= {"HAS_TOTAL": True} if kind == "backward" else {}
+            own = types | dict.fromkeys(("x", "total", "of_total", "of_x"), stream)
             # x stands for what is not read
-            unread = {} if adds else dict.fromkeys(("inverse", "factor"), "*bf16")
-            unread |= {} if norms else {"inverse2": "*bf16"}
-            label = f"{OPERATOR}.{kind}, {function}, {columns}"
-            yield Case(label, kernel, types | unread, constants, warps, stages, ("width",))
+            if not adds:
+                own |= dict.fromkeys("branch gamma of_branch inverse factor".split(), stream)
+            if not norms:
+                own |= dict.fromkeys("weight bias y of_y inverse2".split(), stream)
+            label = f"{OPERATOR}.{kind}, {function}, {columns}, {stream[1:]} stream"
+            yield Case(label, kernel, own, constants, warps, stages, ("width",))

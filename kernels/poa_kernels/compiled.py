@@ -73,7 +73,7 @@ def _watched() -> Watch:
 
 
 def compilable(function: Function) -> Function:
-    """A pure function of tensors that is compiled where the recipe asks for it.
+    """A function of tensors that is compiled where the recipe asks for it.
 
     RuntimeError: it met more than LIMIT kinds of arguments.
     """

@@ -21,6 +21,7 @@ from poa_ds.model import form
 from poa_ds.model.architectures import ARCHITECTURES
 from poa_ds.model.projector import unit
 from poa_ds.model.space import Subnet
+from poa_ds.model.vit.names import GATED
 from poa_ds.recipe import derived
 from poa_ds.recipe.backbone import backbone
 from poa_ds.system.errors import UserError
@@ -196,11 +197,13 @@ def _of_timm(text: str, sides: Sequence[int]) -> Frozen:
     name, weights = frozen_timm.parsed(text, KEY)
     with torch.device("meta"):
         network = frozen_timm.built(name, KEY)
-    for what, side in zip(SIDES, sides, strict=False):
-        frozen_timm.check_side(network, f"{what} {side}", side, f"{KEY} {text}")
+    width, *_ = (
+        frozen_timm.channels(network, f"{what} {side}", side, f"{KEY} {text}")
+        for what, side in zip(SIDES, sides, strict=False)
+    )
     pixels = network.pretrained_cfg
     mean, std = tuple(pixels["mean"]), tuple(pixels["std"])
-    return Frozen(weights, "", network.num_features, mean, std, timm=name)
+    return Frozen(weights, "", width, mean, std, timm=name)
 
 
 def _extracted(weights: Path) -> Frozen:
@@ -234,7 +237,8 @@ def _plain(weights: Path) -> nn.Module:
     name = about["architecture"]
     kind = next((kind for kind in ARCHITECTURES if name.startswith(kind)), None)
     try:
-        return form.of(kind).module.Network(**about["model_args"])
+        gated = {"gated": True} if name == GATED else {}  # timm's tell it by the name alone
+        return form.of(kind).module.Network(**about["model_args"], **gated)
     except (KeyError, TypeError, RuntimeError) as error:
         raise _no_network(weights, error) from error
 

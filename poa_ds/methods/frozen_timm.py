@@ -30,14 +30,15 @@ def parsed(text: str, key: str) -> tuple[str, Path]:
             f"{key} {text}: {place} is no {ENDING} file; others may run code when they are read,"
             " save its state dict with safetensors.torch.save_file"
         )
-    if not Path(place).is_file():
+    file = Path(place).expanduser()
+    if not file.is_file():
         raise UserError(f"{key} {text}: there is no file {place}")
-    return name, Path(place)
+    return name, file
 
 
 def built(name: str, key: str) -> nn.Module:
-    """The network of that name with random weights, without its classifier; for images of any side
-    where timm has such an option. UserError: timm has no such network.
+    """The network of that name with random weights, in eval mode, without its classifier; for
+    images of any side where timm has such an option. UserError: timm has no such network.
     """
     try:
         import timm  # seconds, and not every machine has it
@@ -48,21 +49,22 @@ def built(name: str, key: str) -> nn.Module:
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
         raise UserError(f"{key} {PREFIX}{name}: timm {timm.__version__} has no such model; {hint}")
     try:
-        return timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
+        made = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
     except TypeError:  # an architecture that has no such option
-        return timm.create_model(name, pretrained=False, num_classes=0)
+        made = timm.create_model(name, pretrained=False, num_classes=0)
+    return made.eval()
 
 
-def check_side(network: nn.Module, what: str, side: int, key: str) -> None:
-    """UserError unless the network, which lies on the meta device, takes images of that side."""
+def channels(network: nn.Module, what: str, side: int, key: str) -> int:
+    """Of its embedding. UserError: the network, on the meta device, takes no such images."""
     try:
-        network(torch.empty(1, 3, side, side, device="meta"))
+        return network(torch.empty(1, 3, side, side, device="meta")).shape[1]
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(f"{what}: {key} does not take such images: {error}") from error
 
 
 def load(network: nn.Module, file: Path, key: str) -> nn.Module:
-    """The network with the weights of the file, all of them but the classifier's, in eval mode."""
+    """The network with the weights of the file, all of them but the classifier's."""
     try:
         found = load_file(file)
     except (OSError, SafetensorError) as error:
@@ -74,9 +76,9 @@ def load(network: nn.Module, file: Path, key: str) -> nn.Module:
     kept = {n: t for n, t in found.items() if n not in left}
     problems = differences(_shapes(wanted), _shapes(kept))
     if problems:
-        raise UserError(f"{key}: {file} does not fit {PREFIX}'s network: {'; '.join(problems)}")
+        raise UserError(f"{key}: {file} does not fit that network: {'; '.join(problems)}")
     network.load_state_dict(kept, strict=True)
-    return network.eval()
+    return network
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

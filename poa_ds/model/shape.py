@@ -72,7 +72,8 @@ def one_size(options: Backbone, subnet: Subnet) -> Backbone:
     """The options of a backbone that has this size alone."""
     found = kind(options).of_depth(options, subnet.depth)
     width = Range(subnet.width, subnet.width, options.width.step)
-    return replace(found, width=width, widths=())
+    units = gated_units(options.swiglu, widest(options), subnet.width)
+    return replace(found, width=width, widths=(), swiglu=units)
 
 
 def kind(options: Backbone) -> type[Shape]:
@@ -119,6 +120,11 @@ def gated_units(whole: int, widest: int, width: int) -> int:
     """Units of the gated MLP of a slice: in proportion, rounded up to eights where it is none."""
     units, rest = divmod(whole * width, widest)
     return min(-(-whole * width // (8 * widest)) * 8, whole) if rest else units
+
+
+def no_residual(options: Backbone) -> Iterator[str]:
+    if options.residual != Backbone.residual:
+        yield f"backbone.residual is of vit and tucker: {options.name} has no such sum, remove it"
 
 
 def no_template(options: Backbone) -> Iterator[str]:

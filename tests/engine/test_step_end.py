@@ -1,4 +1,7 @@
-"""The end of a step at ViT-L's structure: what it launches, and what it reads from the device."""
+"""The end of a step at ViT-L's structure: what it launches, and what it reads from the device.
+
+Seen are reads by item and tolist, on a CPU: no copies to the host, which are test_launches.py's.
+"""
 
 from collections import Counter
 from pathlib import Path

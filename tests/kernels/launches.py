@@ -72,8 +72,8 @@ def seen(made: set[Launch]):
     return hook
 
 
-def leaf(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.bfloat16, requires_grad=True)
+def leaf(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, requires_grad=True)
 
 
 def back(*outputs: Tensor) -> None:
@@ -87,11 +87,13 @@ def linears(width: int, rows: tuple[int, int]) -> None:
         back(*two_stream_linear(streams, leaf(up * DIM, down * DIM), leaf(up * DIM), outs))
 
 
-def block(width: int, rows: int) -> None:
+def block(width: int, rows: int, stream: torch.dtype) -> None:
+    """stream: of what the branches are added to."""
     kept = torch.arange(max(rows * 4 // 5, 1))
     kept = add_ln.Rows.of(kept, rows, torch.ones(len(kept)))
     gamma, weight, bias = leaf(DIM), leaf(DIM), leaf(DIM)
-    x, y = add_ln.norm_rows(leaf(rows, width), weight, bias, eps=1e-6, taken=kept)
+    x = leaf(rows, width, dtype=stream)
+    x, y = add_ln.norm_rows(x, weight, bias, eps=1e-6, taken=kept)
     x, y = add_ln.add_norm_rows(x, y, gamma, weight, bias, eps=1e-6, added=kept, taken=kept)
     back(add_ln.add_rows(x, y, gamma, added=kept))
     back(gelu(leaf(rows, 4 * width), leaf(4 * DIM)))
@@ -129,7 +131,8 @@ def main() -> None:
         for _ in range(uses):
             rows = rng.randint(1, 40), rng.choice((1, 16, 33))
             linears(width, rows)
-            block(width, rows[1])
+            for stream in (torch.bfloat16, torch.float32):
+                block(width, rows[1], stream)
     choose = dispatch.choose
     dispatch.choose = lambda *_, **__: "descriptors"
     linears(640, (7, 16))

@@ -16,7 +16,7 @@ from tests.methods.test_seed import batches, changes, values
 
 CLASSIFIER = ("head.", "fc.")
 ANY_SIDE = {"test_vit": {"dynamic_img_size": True}, "test_resnet": {}}
-SIDE = {"test_vit": 32, "test_resnet": 64}  # any, but not the resolution of their training
+SIDE = {"test_vit": 32, "test_resnet": 32}  # any, but not the resolution of their training
 
 
 def saved(name: str, folder: Path, seed: int = 0) -> Path:
@@ -44,6 +44,17 @@ def test_it_embeds_as_timm_does_and_costs_what_it_does(name: str, tmp_path: Path
     torch.testing.assert_close(got, F.normalize(wanted, dim=-1), rtol=0, atol=1e-5)
     without = sum(p.numel() for n, p in whole.named_parameters() if not n.startswith(CLASSIFIER))
     assert found.cost(side).parameters == without and found.cost(side).flops > 1e6
+
+
+def test_the_width_is_that_of_what_comes_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a layer stands between the features and the classifier. `~` is the home."""
+    name, file = "mobilenetv3_small_050", tmp_path / "weights.safetensors"
+    file.touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = frozen.find(f"timm:{name}=~/weights.safetensors", 32)
+    assert found.width == 1024 != timm.create_model(name).num_features
 
 
 def test_another_file_than_at_the_beginning_is_refused(tmp_path: Path) -> None:

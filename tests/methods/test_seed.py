@@ -96,6 +96,21 @@ def test_a_teacher_of_a_run_or_of_a_size_or_extracted_embeds_alike(
         torch.testing.assert_close(other, wanted, rtol=0, atol=1e-5)
 
 
+def test_a_gated_size_that_was_written_for_timm_embeds(tmp_path: Path) -> None:
+    """Of which only the architecture's name says that it is gated."""
+    backbone = RECIPE.get("backbone", {}) | {"swiglu": 96}
+    recipe = load.from_dict(RECIPE | {"backbone": backbone})
+    model = method(recipe).networks().backbone
+    tensors = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+    deployed.write_teacher(tmp_path / "run", tensors, recipe, 3)
+    out = tmp_path / "timm"
+    assert main(["extract", str(tmp_path / "run"), "--size", "32x2", "--out", str(out)]) == 0
+    found, images = frozen.find(str(out), 32), torch.randn(2, 3, 32, 32)
+    assert found.cost(32).parameters == sum(p.numel() for p in found.network().parameters())
+    wanted = model.eval()(images, model.space.parse("32x2"))[:, 0]
+    torch.testing.assert_close(found.network()(images), wanted, rtol=0, atol=1e-5)
+
+
 def test_head_0_of_a_run_may_embed(teacher: Path, tmp_path: Path) -> None:
     options = load.from_dict(RECIPE | {"heads": {"prototypes": [8, 9], "hidden": 24}})
     own = method(options).networks().teacher

@@ -38,6 +38,8 @@ def test_names_and_labels_of_sizes_with_stages() -> None:
         ("swin", {"stages": [[2, 2], [2, 2], [6, 18]]}, "has 3 stages"),
         ("swin", {"patch_size": 16}, "crops.global_size 224 is not a multiple of 8 x"),
         ("swin", {"depth": {"min": 6, "max": 18, "step": 1}}, "depth is vit's"),
+        ("swin", {"residual": "precision"}, "residual is of vit and tucker"),
+        ("resnet", {"residual": "precision"}, "residual is of vit and tucker"),
         ("resnet", {"width": {"min": 64, "max": 128, "step": 16}}, "norm_groups 32"),
         ("resnet", {"patch_size": 16}, "stem reduces by 4"),
         ("resnet", {"stages": [[3, 3], [8, 4], [6, 36], [3, 3]]}, "must not exceed"),

@@ -49,6 +49,15 @@ def test_a_twin_has_that_size_alone_and_all_else_is_the_runs(
         assert network.parameter_count(subnet) == whole.parameter_count(subnet)
 
 
+def test_the_twin_of_a_gated_size_has_the_units_of_the_slice(tmp_path: Path) -> None:
+    run, before = kept(tmp_path, "photos", "backbone.swiglu=256")
+    for size in ("32x2", "64x3", "96x4"):
+        out, subnet = tmp_path / f"{size}.yaml", derived.space(before).parse(size)
+        assert main(["twin", str(run), "--size", size, "--out", str(out)]) == 0
+        own, whole = derived.shape(load.recipe(out)), derived.shape(before)
+        assert own.parameters(subnet) == whole.parameters(subnet)
+
+
 def test_without_a_file_it_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run, _ = kept(tmp_path, "photos")
     assert main(["twin", str(run), "--size", "32x2"]) == 0

@@ -9,6 +9,7 @@ from poa_ds.model.options import Backbone
 from poa_ds.model.shape import (
     Stages,
     map_sides,
+    no_residual,
     no_template,
     no_vit_parts,
     spread_stages,
@@ -59,6 +60,7 @@ class ResNetShape:
             *stages_are_right(options, (0, 1, 2, 3)),
             *no_template(options),
             *no_vit_parts(options),
+            *no_residual(options),
         )
         if options.patch_size != ResNetShape.patch_size:
             yield f"backbone.patch_size {options.patch_size}: resnet's stem reduces by 4, write 4"

@@ -9,6 +9,7 @@ from poa_ds.model.shape import (
     Stages,
     heads_divide,
     map_sides,
+    no_residual,
     no_template,
     no_vit_parts,
     spread_stages,
@@ -59,6 +60,7 @@ class SwinShape:
     @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
         yield from (*heads_divide(options), *no_template(options), *no_vit_parts(options))
+        yield from no_residual(options)
         yield from stages_are_right(options, (SwinShape.elastic,))
 
     def features(self, subnet: Subnet) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from poa_ds.model.tucker.shape import ATTENTION, Ranks, slices
+from poa_kernels.slices import wide
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,7 @@ class Template(nn.Module):
 
     def exact_blocks(self) -> tuple[Matrices, ...]:
         """`blocks` in float32 or better, whatever the precision of the factors."""
-        factors = {
-            n: p if p.dtype == torch.float64 else p.float() for n, p in self.named_parameters()
-        }
+        factors = {name: wide(p) for name, p in self.named_parameters()}
         parts = (part.unbind() for part in functional_call(self, factors, ()))
         return tuple(Matrices(*of_block) for of_block in zip(*parts, strict=True))
 
