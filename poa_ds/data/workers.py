@@ -6,6 +6,7 @@ traceback: the process that waits for the batch would wait for ever.
 
 import multiprocessing.queues
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ def loaded(dataset: Dataset, requests: Any, workers: int) -> Iterator[Any]:
     try:
         yield from loader
     except (RuntimeError, OSError, EOFError) as error:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises in here for each worker
         cause = last_words.heard() or limits.explained(error)
         if cause:
             raise UserError(f"loading images: {cause}") from error

@@ -1,6 +1,7 @@
 """Loader processes that cannot work: the run ends at once, with cause and remedy."""
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pytest
 from torch.utils.data import Dataset
 
 from poa_ds.data.workers import loaded
+from poa_ds.system import last_words
 from poa_ds.system.errors import UserError
 from tests.run.test_training import ROOT, command, environment
 from tests.support.shards import make_shards
@@ -61,6 +63,7 @@ def test_what_happens_beside_a_request_ends_the_loading(make: Callable, cause: s
     with pytest.raises(UserError, match=cause):
         list(loaded(Made(make), range(100), workers=2))
     assert time.monotonic() - began < 30
+    assert re.search(cause, f"loading images: {last_words.heard()}")  # whoever asks again
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 

@@ -133,7 +133,7 @@ def test_a_signal_stops_all_ranks_saved_and_leaves_nothing(
         assert not living(tmp_path)
         assert exit_status.read(tmp_path).status == exit_status.STOPPED
         assert exit_status.read(tmp_path).step == saved_step(tmp_path) == max(losses(tmp_path))
-        assert "restart" not in job.said()
+        assert "; restart" not in job.said() and "restarts 0," in job.said()
 
 
 @pytest.mark.slow
