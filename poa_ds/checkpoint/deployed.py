@@ -75,8 +75,7 @@ def load_teacher(run: Path, step: int | None = None) -> tuple[ElasticBackbone, R
     with torch.device("meta"):
         model = backbone(recipe)
     tensors = _read_backbone(folder / WEIGHTS)
-    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    problems = differences(wanted, {name: tuple(t.shape) for name, t in tensors.items()})
+    problems = differences(shapes(model.state_dict()), shapes(tensors))
     if problems:
         raise UserError(f"{folder / WEIGHTS} does not fit its {RECIPE}: {'; '.join(problems)}")
     model.load_state_dict(tensors, strict=True, assign=True)
@@ -143,6 +142,11 @@ def _read_backbone(path: Path) -> dict[str, Tensor]:
         if tensor.dtype != torch.float32:
             raise UserError(f"{path} is damaged: {name} is {tensor.dtype}, not torch.float32")
     return found
+
+
+def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Of named tensors, for `differences`."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def differences(

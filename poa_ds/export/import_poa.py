@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from poa_ds.checkpoint.deployed import differences, find_teacher, write_teacher
+from poa_ds.checkpoint.deployed import differences, find_teacher, shapes, write_teacher
 from poa_ds.export.published import described, heads_from_published
 from poa_ds.model import form
 from poa_ds.model.heads import HeadBank
@@ -86,7 +86,7 @@ def from_poa_teacher(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, T
     present = {name.split(".")[0] for name in ours}
     problems = differences(
         {name: shape for name, shape in wanted.items() if name.split(".")[0] in present},
-        {name: tuple(tensor.shape) for name, tensor in ours.items()},
+        shapes(ours),
     )
     if problems or "backbone" not in present:
         sizes = derived.space(recipe)

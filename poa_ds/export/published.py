@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from poa_ds.checkpoint.deployed import differences
+from poa_ds.checkpoint.deployed import differences, shapes
 from poa_ds.model import form
 from poa_ds.model.architectures import ARCHITECTURES
 from poa_ds.model.options import Backbone
@@ -31,10 +31,7 @@ def from_published(
     except (KeyError, ValueError) as error:
         raise ValueError(f"no published state of kind {kind!r}: {described(state)}") from error
     ours = found.from_published(own, model.shape)
-    problems = differences(
-        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
-        {name: tuple(tensor.shape) for name, tensor in ours.items()},
-    )
+    problems = differences(shapes(model.state_dict()), shapes(ours))
     if problems:
         what = f"no published state of kind {kind!r} with heads of {head_dim} channels"
         raise ValueError(f"{what} ({described(state)}): {'; '.join(problems)}")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from poa_ds.checkpoint.deployed import differences, find_teacher, licence_of, load_teacher
+from poa_ds.checkpoint.deployed import differences, find_teacher, licence_of, load_teacher, shapes
 from poa_ds.engine.networks import Networks
 from poa_ds.export.extract import extract
 from poa_ds.export.folder import RECIPE, WEIGHTS
@@ -115,11 +115,7 @@ def _check(
         if name != START_ONLY and theirs.get(name) != value
     ]
     if not problems:
-        shapes, their_shapes = (
-            {name: tuple(tensor.shape) for name, tensor in some.items()}
-            for some in (tensors, their_tensors)
-        )
-        problems = differences(shapes, their_shapes)
+        problems = differences(shapes(tensors), shapes(their_tensors))
     if problems:
         raise UserError(
             f"it does not fit the largest size of the recipe, {own.space.intact}:"

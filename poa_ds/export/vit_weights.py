@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from poa_ds.checkpoint.deployed import differences
+from poa_ds.checkpoint.deployed import differences, shapes
 from poa_ds.model.row_orders import unit_major
 from poa_ds.model.vit.names import from_published
 from poa_ds.system.errors import UserError
@@ -178,8 +178,7 @@ def _check(found: Found, what: str) -> None:
         for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
             wanted[f"blocks.{block}.{name}"] = (c,)
         wanted |= {f"blocks.{block}.{name}": (c,) for name in ("ls1.gamma", "ls2.gamma")}
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
-    if problems := differences(wanted, shapes):
+    if problems := differences(wanted, shapes(found.tensors)):
         raise UserError(f"{what}: {'; '.join(problems)} (our names): {SUPPORTED}")
 
 

@@ -1,14 +1,12 @@
 """Prototype head 0 of a run's network, without its prototypes: a teacher may embed with it."""
 
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from poa_ds.checkpoint.deployed import differences
+from poa_ds.checkpoint.deployed import differences, shapes
 from poa_ds.model.heads import PrototypeHead
 from poa_ds.model.layers import scale_inputs
 from poa_ds.recipe import derived
@@ -45,7 +43,7 @@ def read(weights: Path, recipe: Recipe) -> PrototypeHead:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{weights} is missing or damaged: {error}") from error
     wanted = {n: t for n, t in head.state_dict().items() if n not in PROTOTYPES}
-    problems = differences(_shapes(wanted), _shapes(found))
+    problems = differences(shapes(wanted), shapes(found))
     if problems:
         raise UserError(f"{weights} has no head 0 that fits: {'; '.join(problems)}")
     head.load_state_dict(found, strict=False)
@@ -66,7 +64,3 @@ def has_one(weights: Path) -> bool:
             return any(name.startswith(NAME) for name in file.keys())
     except (OSError, SafetensorError) as error:
         raise UserError(f"{weights} is missing or damaged: {error}") from error
-
-
-def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}

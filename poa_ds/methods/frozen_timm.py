@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from poa_ds.checkpoint.deployed import differences
+from poa_ds.checkpoint.deployed import differences, shapes
 from poa_ds.system.errors import UserError
 
 PREFIX, ENDING = "timm:", ".safetensors"
@@ -74,12 +74,8 @@ def load(network: nn.Module, file: Path, key: str) -> nn.Module:
     ends = (ends,) if isinstance(ends, str) else tuple(ends)
     left = [n for n in found if n not in wanted and n.startswith(tuple(f"{e}." for e in ends))]
     kept = {n: t for n, t in found.items() if n not in left}
-    problems = differences(_shapes(wanted), _shapes(kept))
+    problems = differences(shapes(wanted), shapes(kept))
     if problems:
         raise UserError(f"{key}: {file} does not fit that network: {'; '.join(problems)}")
     network.load_state_dict(kept, strict=True)
     return network
-
-
-def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}

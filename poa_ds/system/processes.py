@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -17,6 +18,7 @@ import psutil
 from poa_ds.system.errors import UserError
 
 LOOK_SECONDS = 0.2
+TOLD = 1500  # bytes of a log's end, of which lines are shown
 LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may be
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -77,6 +79,21 @@ class Group:
         """Signal the command itself."""
         self._first.send_signal(number)
 
+    @contextmanager
+    def ending(self, seconds: float, *, first: bool = False) -> Iterator[None]:
+        """Ended behind the block, however that is left: asked, and killed after that time.
+
+        first: the command alone is asked, which asks the others.
+        """
+        try:
+            yield
+        finally:
+            try:
+                (self.signal_first if first else self.signal)(signal.SIGTERM)
+                self.wait(seconds)
+            finally:  # a second interrupt does not wait
+                self.signal(signal.SIGKILL)
+
     def _alive(self) -> bool:
         """Zombies do not count: where nobody reaps orphans they stay for ever."""
         self._first.poll()
@@ -89,6 +106,13 @@ class Group:
             except (ProcessLookupError, psutil.NoSuchProcess):
                 continue  # it has just ended
         return False
+
+
+def last_lines(log: Path, lines: int = 3) -> str:
+    """What a program has printed last into that file, in one line."""
+    text = log.read_bytes()[-TOLD:].decode(errors="replace")
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    return " / ".join(found[-lines:]) or "it has printed nothing"
 
 
 def free_port() -> int:

@@ -7,8 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +16,10 @@ from poa_ds.run import exit_status
 from poa_ds.system import versions
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
-from poa_ds.system.processes import LOOK_SECONDS, Group
+from poa_ds.system.processes import LOOK_SECONDS, Group, last_lines
 
 GRACE_SECONDS = 20.0  # between being asked to stop and being ended
 STOP_SECONDS = 60.0  # before its limit a training is asked to save and stop; in less time sooner
-TOLD = 1500  # bytes of a log's end, of which lines are shown
-TOLD_LINES = 3
 LEAST_SECONDS = 5.0  # nothing is begun in less
 
 
@@ -87,7 +84,7 @@ def _outcome(scene: Scene, part: Part, call: Call, limit: float) -> Outcome:
             done, status="unfinished", why="stopped at its limit, and goes on from there"
         )
     elif status != call.expected:
-        why = f"status {status}, see {log.relative_to(scene.out)}: {_end_of(log)}"
+        why = f"status {status}, see {log.relative_to(scene.out)}: {last_lines(log)}"
         return replace(done, status="failed", why=why)
     try:
         return replace(done, figures=call.figures())
@@ -108,7 +105,8 @@ def _status(scene: Scene, call: Call, log: Path, limit: float) -> int | None:
     stop = _before(limit) if call.goes_on else call.stop
     with log.open("wb") as output:
         command = [sys.executable, "-m", *call.words]
-        with _group(Group(command, environment(scene.device), output=output)) as group:
+        group = Group(command, environment(scene.device), output=output)
+        with group.ending(GRACE_SECONDS):
             while (status := group.status()) is None:
                 time.sleep(LOOK_SECONDS)
                 if time.monotonic() > limit:
@@ -125,28 +123,8 @@ def _before(limit: float) -> Callable[[], bool]:
     return lambda: time.monotonic() > last
 
 
-@contextmanager
-def _group(group: Group) -> Iterator[Group]:
-    """Ended behind the block, however that is left: asked first, then killed."""
-    try:
-        yield group
-    finally:
-        try:
-            group.signal(signal.SIGTERM)
-            group.wait(GRACE_SECONDS)
-        finally:  # a second interrupt does not wait
-            group.signal(signal.SIGKILL)
-
-
 def environment(device: str) -> dict[str, str]:
     """What the programs run in: this one's, no interpreter where there is a GPU."""
     found = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     found["PYTHONUNBUFFERED"] = "1"
     return found | ({"DS_ACCELERATOR": "cpu"} if device == "cpu" else {})
-
-
-def _end_of(log: Path) -> str:
-    """The last lines of what a program has printed."""
-    text = log.read_bytes()[-TOLD:].decode(errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " / ".join(lines[-TOLD_LINES:]) or "it has printed nothing"

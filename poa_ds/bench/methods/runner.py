@@ -4,7 +4,6 @@ import datetime
 import json
 import os
 import platform
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +16,10 @@ from poa_ds.system import files, json_text, versions
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.printable import duration
-from poa_ds.system.processes import LOOK_SECONDS, Group
+from poa_ds.system.processes import LOOK_SECONDS, Group, last_lines
 
 GRACE_SECONDS = 60.0  # a training that is asked to stop saves first
 SAID_SECONDS = 60.0  # between two lines about a training
-TOLD, TOLD_LINES = 1500, 3  # bytes of a log's end, and its lines that are shown
 
 
 @dataclass(frozen=True)
@@ -108,15 +106,9 @@ def _train(run: Run, out: Path) -> Outcome:
     command = [sys.executable, "-m", "poa_ds.train", "--config", str(recipe)]
     with log.open("ab") as output:
         group = Group(command, _environment(), output=output)
-        try:
+        with group.ending(GRACE_SECONDS, first=True):
             status = _wait(group, run.name, log)
-        finally:  # asked first: it saves
-            try:
-                group.signal_first(signal.SIGTERM)
-                group.wait(GRACE_SECONDS)
-            finally:  # a second interrupt does not wait
-                group.signal(signal.SIGKILL)
-    why = "" if run.done else f"status {status}, {log}: {_end_of(log)}"
+    why = "" if run.done else f"status {status}, {log}: {last_lines(log)}"
     seconds, commit = time.monotonic() - begun, versions.versions()["commit"]
     return Outcome(why, seconds, _today(), commit, _machine())
 
@@ -139,7 +131,7 @@ def _wait(group: Group, name: str, log: Path) -> int:
         time.sleep(LOOK_SECONDS)
         if time.monotonic() - said >= SAID_SECONDS:
             said = time.monotonic()
-            tell(f"  {name}: {_end_of(log, 1)}")
+            tell(f"  {name}: {last_lines(log, 1)}")
     return status
 
 
@@ -149,13 +141,6 @@ def _environment() -> Mapping[str, str]:
 
     device = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}
     return {"OMP_NUM_THREADS": "1", **os.environ, **device, "PYTHONUNBUFFERED": "1"}
-
-
-def _end_of(log: Path, lines: int = TOLD_LINES) -> str:
-    """The last lines of what a program has printed."""
-    text = log.read_bytes()[-TOLD:].decode(errors="replace")
-    found = [line.strip() for line in text.splitlines() if line.strip()]
-    return " / ".join(found[-lines:]) or "it has printed nothing"
 
 
 def _today() -> str:
