@@ -6,7 +6,6 @@ traceback: the process that waits for the batch would wait for ever.
 
 import multiprocessing.queues
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -42,12 +41,17 @@ def loaded(dataset: Dataset, requests: Any, workers: int) -> Iterator[Any]:
     try:
         yield from loader
     except (RuntimeError, OSError, EOFError) as error:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises in here for each worker
-        cause = last_words.heard() or limits.explained(error)
-        if cause:
+        if cause := _cause(error):
             raise UserError(f"loading images: {cause}") from error
         raise
+
+
+def _cause(error: BaseException) -> str:
+    """In words; PyTorch raises in here, too, when it hears that a loader process has ended."""
+    try:
+        return last_words.heard() or limits.explained(error)
+    except RuntimeError as dead:
+        return _cause(dead)
 
 
 def _begin(saying: Connection, _: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from torch.utils.data import Dataset
 
+from poa_ds.data import workers
 from poa_ds.data.workers import loaded
 from poa_ds.system import last_words
 from poa_ds.system.errors import UserError
@@ -65,6 +66,24 @@ def test_what_happens_beside_a_request_ends_the_loading(make: Callable, cause: s
     assert time.monotonic() - began < 30
     assert re.search(cause, f"loading images: {last_words.heard()}")  # whoever asks again
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def test_the_news_that_a_loader_was_killed_may_come_while_its_lost_connection_is_explained() -> (
+    None
+):
+    """PyTorch raises it wherever the main thread is."""
+    saying = last_words.listen()  # open: another loader still works
+
+    def handler(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        assert "use fewer data.workers" in workers._cause(ConnectionResetError(104, "reset"))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        saying.close()
 
 
 def test_an_error_of_the_program_stays_what_it_is() -> None:
