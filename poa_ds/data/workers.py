@@ -41,17 +41,10 @@ def loaded(dataset: Dataset, requests: Any, workers: int) -> Iterator[Any]:
     try:
         yield from loader
     except (RuntimeError, OSError, EOFError) as error:
-        if cause := _cause(error):
+        cause = last_words.heard() or limits.explained(error)
+        if cause:
             raise UserError(f"loading images: {cause}") from error
         raise
-
-
-def _cause(error: BaseException) -> str:
-    """In words; PyTorch raises in here, too, when it hears that a loader process has ended."""
-    try:
-        return last_words.heard() or limits.explained(error)
-    except RuntimeError as dead:
-        return _cause(dead)
 
 
 def _begin(saying: Connection, _: int) -> None:

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 from torch.utils.data import Dataset
 
-from poa_ds.data import workers
 from poa_ds.data.workers import loaded
-from poa_ds.system import last_words
+from poa_ds.system import last_words, limits
 from poa_ds.system.errors import UserError
 from tests.run.test_training import ROOT, command, environment
 from tests.support.shards import make_shards
@@ -68,22 +67,25 @@ def test_what_happens_beside_a_request_ends_the_loading(make: Callable, cause: s
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def test_the_news_that_a_loader_was_killed_may_come_while_its_lost_connection_is_explained() -> (
-    None
-):
-    """PyTorch raises it wherever the main thread is."""
+def test_a_loader_is_told_to_be_killed_while_its_lost_connection_is_explained() -> None:
+    """PyTorch raises that wherever the main thread is: it is what must come out."""
+
+    def lost(request: int) -> int:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    def told(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
     saying = last_words.listen()  # open: another loader still works
-
-    def handler(*_: object) -> None:
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
-
-    before = signal.signal(signal.SIGALRM, handler)
+    before = signal.signal(signal.SIGALRM, told)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
-        assert "use fewer data.workers" in workers._cause(ConnectionResetError(104, "reset"))
+        with pytest.raises(RuntimeError) as caught:
+            list(loaded(Made(lost), range(3), workers=0))
     finally:
         signal.signal(signal.SIGALRM, before)
         saying.close()
+    assert limits.killed(caught.value)
 
 
 def test_an_error_of_the_program_stays_what_it_is() -> None:
