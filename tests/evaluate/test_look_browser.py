@@ -1,11 +1,5 @@
 """The page of `poa-ds look` in headless Chromium: the pixels it shows are what the sizes see."""
 
-import html
-import json
-import os
-import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +11,10 @@ from poa_ds.data.image.views import center_view, decode
 from poa_ds.evaluate.seeing import brightness, colours, see
 from poa_ds.export.load import load
 from tests.evaluate.test_look import made_tree
+from tests.support import chromium
 from tests.support.teachers import make_teacher
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="no Chromium: set CHROMIUM or install chromium"),
-]
+pytestmark = pytest.mark.slow
 SIZES, SIDE, GRID = ("32x2", "48x3"), 96, 12
 # what its own policy lets no page do: a program looks at it
 LOOK = """<script>const wrong = [];
@@ -61,15 +52,7 @@ def spoken(page: Path, *options: str) -> dict:
     text = page.read_text().replace(policy, f"{policy} script-src 'unsafe-inline';", 1)
     watched = page.with_suffix(".watched.html")
     watched.write_text(text.replace("<title>", f"{LOOK}<title>", 1))
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=60000")
-    place = f"--user-data-dir={page.parent / 'profile'}"
-    command = [CHROMIUM, *flags, *options, place, "--window-size=400,900", "--dump-dom"]
-    done = subprocess.run(
-        [*command, watched.as_uri()], capture_output=True, text=True, timeout=300, check=True
-    )
-    found = re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.S)
-    assert found, done.stdout[-2000:] + done.stderr[-2000:]
-    return json.loads(html.unescape(found[1]))
+    return chromium.said(watched, *options, "--window-size=400,900")
 
 
 def seen_by(run: Path, tree: Path) -> list[np.ndarray]:

@@ -4,25 +4,18 @@ A program behind the page's own points at curves, cells and dots and leaves what
 in its document, which Chromium prints.
 """
 
-import html
 import json
-import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from poa_ds.report import command, runs
 from poa_ds.system.run_folder import RunFolder
+from tests.support import chromium
 from tests.support.made_runs import made_run
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="no Chromium: set CHROMIUM or install chromium"),
-]
+pytestmark = pytest.mark.slow
 WATCH = """<script>window.wrong = [];
 addEventListener("error", e => wrong.push(e.message));
 addEventListener("unhandledrejection", e => wrong.push(String(e.reason)));
@@ -50,18 +43,7 @@ def spoken(page: Path, *, phone: bool = False) -> dict:
     if phone:
         opened = page.with_suffix(".frame.html")
         opened.write_text(FRAME.replace("report.watched.html", watched.name), "utf-8")
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=120000")
-    place = f"--user-data-dir={page.parent / 'profile'}"
-    done = subprocess.run(
-        [CHROMIUM, *options, place, "--window-size=1400,900", "--dump-dom", opened.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    found = re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.S)
-    assert found, done.stdout[-2000:] + done.stderr[-2000:]
-    return json.loads(html.unescape(found[1]))
+    return chromium.said(opened, "--window-size=1400,900")
 
 
 def measured(folder: Path) -> dict[tuple[str, int], float]:

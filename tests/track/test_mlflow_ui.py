@@ -20,8 +20,8 @@ from poa_ds.system.errors import UserError
 from poa_ds.system.processes import free_port
 from poa_ds.track import mlflow_ui
 from poa_ds.track.mlflow_ui import Place, chosen_port
-from tests.report.test_browser import CHROMIUM
 from tests.run.test_training import ROOT, environment
+from tests.support import chromium
 from tests.support.made_runs import made_run
 
 PATIENCE_SECONDS = 300.0
@@ -126,7 +126,8 @@ def test_the_page_behind_the_link_has_the_curves_and_ctrl_c_leaves_no_process(
     ) as process:
         try:
             link = next(line.strip() for line in process.stdout if "/#/metric?" in line)
-            shown = _page(link, tmp_path) if CHROMIUM else ""
+            absent = chromium.missing()
+            shown = "" if absent else chromium.dumped(link, folder=tmp_path, seconds=60)
             monkeypatch.setenv("MLFLOW_TRACKING_URI", link.partition("/#")[0])
             assert main(["mlflow", str(tracked), "--no-open"]) == 0
             assert link in capsys.readouterr().out
@@ -138,20 +139,7 @@ def test_the_page_behind_the_link_has_the_curves_and_ctrl_c_leaves_no_process(
             assert not alive
         finally:
             process.kill()
-    if not CHROMIUM:
-        pytest.skip("no Chromium: set CHROMIUM or install chromium")
+    chromium.check()
     row = [json.loads(line) for line in (tracked / "knn.jsonl").open()][-1]
     for by_k in row["knn"].values():
         assert f"{by_k['20']:g} (step={row['step']})" in shown
-
-
-def _page(link: str, folder: Path) -> str:
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=60000")
-    place = f"--user-data-dir={folder / 'profile'}"
-    return subprocess.run(
-        [CHROMIUM, *options, place, "--dump-dom", link],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=True,
-    ).stdout
