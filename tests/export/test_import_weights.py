@@ -1,6 +1,7 @@
 """Networks of timm with random weights, imported, re-based, sliced, given back: timm is witness."""
 
 import argparse
+import json
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,8 @@ def test_the_command_writes_a_run_that_is_cut_and_given_back_to_timm(
     for size in ("64x2", "128x3"):
         assert cli.main(["extract", str(run), "--size", size, "--out", str(out), "--check"]) == 0
         assert (out / "LICENSE.weights").read_text() == "Of the weights.\n"
+        architecture = json.loads((out / "config.json").read_text())["architecture"]
+        assert architecture == "vit_small_patch14_reg4_dinov2"
         made = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
         pixels = torch.randn(2, 3, 42, 42)
         with torch.no_grad():

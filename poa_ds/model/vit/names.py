@@ -23,7 +23,9 @@ from poa_ds.model.vit.shape import VitShape
 from poa_kernels.slices import alpha
 
 ARCHITECTURE = "vit_small_patch16_224"  # of timm; model_args override every number of it
-GATED = "vit_giant_patch14_dinov2"  # the same, with SwiGLU
+# the same of DINOv2's family: with patches of 14, with registers, with SwiGLU
+DINOV2 = "vit_small_patch14_dinov2"
+REGISTERS, GATED = "vit_small_patch14_reg4_dinov2", "vit_giant_patch14_dinov2"
 EPS = plain.EPS  # of timm's norms
 # (published pattern, ours): longest first where one contains another
 _BACKBONE = (
@@ -184,7 +186,8 @@ class VitForm:
             extra["norm_eps"] = shape.norm_eps
         if shape.swiglu:
             extra["gated"] = True
-        return ARCHITECTURE, {
+        name = DINOV2 if shape.patch_size == 14 else ARCHITECTURE
+        return REGISTERS if shape.registers else name, {
             "img_size": shape.image_size,
             "patch_size": shape.patch_size,
             "embed_dim": subnet.width,
