@@ -91,8 +91,8 @@ COMMANDS = {
     ),
     "eval logistic": Command(
         "poa_ds.evaluate.logistic_command",
-        "logistic regression on features that embed has written, from all labels or a few",
-        "poa-ds eval logistic --train features/train --val features/val --subset 10%",
+        "logistic regression on features of many sizes, from all labels or a few",
+        "poa-ds eval logistic runs/photos --val data/photos/val --subset 10%",
     ),
     "embed": Command(
         "poa_ds.evaluate.embed",
@@ -111,7 +111,7 @@ COMMANDS = {
     ),
     "sizes": Command(
         "poa_ds.evaluate.sizes",
-        "every size with its parameters, GFLOPs and k-NN accuracy",
+        "every size with its parameters, GFLOPs and accuracy",
         "poa-ds sizes runs/photos --max-params 25M",
     ),
     "report": Command(

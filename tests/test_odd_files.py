@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 
 from poa_ds.checkpoint import deployed, folders
-from poa_ds.evaluate import results
+from poa_ds.evaluate import results, score_rows
 from poa_ds.recipe import ds_json
 from poa_ds.run import bad_samples, exit_status
 from poa_ds.system.errors import UserError
@@ -30,6 +30,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "metrics.jsonl": read_rows,
     "bad_samples.jsonl": lambda path: bad_samples.keep_through(path, 1),
     "knn.jsonl": results.read,
+    "evaluations.jsonl": score_rows.read,
     "mlflow.json": lambda path: mlflow_ids.known(path.parent, {}),
     "derived.json": lambda path: mlflow_sync._is_complete(path.parent, [{"step": 1}]),
     "config.json": lambda path: deployed.read_recipe(path),

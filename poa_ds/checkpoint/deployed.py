@@ -4,6 +4,7 @@ RUN/teacher/step00000300/ holds teacher.safetensors and config.json; RUN/teacher
 newest such folder.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,6 +116,12 @@ def find_teacher(run: Path, step: int | None = None) -> Path:
 def _listed(folder: Path) -> list[Path]:
     """What is in the folder, nothing where there is none; what may not be read is an OSError."""
     return [*folder.iterdir()] if folder.is_dir() else []
+
+
+def weights_hash(teacher: Path) -> str:
+    """sha256 of the weights in a teacher's folder: what was measured with them says so."""
+    with (teacher / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_recipe(path: Path) -> tuple[Recipe, int]:

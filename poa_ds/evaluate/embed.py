@@ -4,7 +4,6 @@ Rows are worked on in parts that the ranks take in turn; a part is whole on the 
 """
 
 import argparse
-import hashlib
 import os
 import shutil
 import signal
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from poa_ds.checkpoint.deployed import WEIGHTS, find_teacher, load_teacher
+from poa_ds.checkpoint.deployed import find_teacher, load_teacher, weights_hash
 from poa_ds.data.image.views import center_view, decode
 from poa_ds.data.places import open_folder
 from poa_ds.data.workers import loaded
@@ -90,66 +89,103 @@ def run(args: argparse.Namespace) -> int:
         model, recipe, step = load_teacher(args.run, args.step)
         subnets = model.space.select(args.sizes or [*model.space.names] or recipe.evaluation.sizes)
         images, readout = _images(args, recipe), Readout.of(recipe, device)
-        block = args.batch_size or recipe.evaluation.batch_size
-        setting = _setting(args, recipe, images, readout) | {
+        setting = setting_of(
+            find_teacher(args.run, args.step),
+            recipe,
+            images,
+            readout,
+            feature=args.what,
+            unit_length=args.normalise,
+            dtype=args.dtype or ("fp16" if args.what == "patches" else "fp32"),
+            style=args.format,
+        ) | {
             "step": step,
             "sizes": [subnet.label for subnet in subnets],
-            "batch_size": block,
+            "batch_size": args.batch_size or recipe.evaluation.batch_size,
         }
         if is_there(args.out, setting):
             tell(f"{args.out} holds these features already")
             return 0
-        _tell_cost(model, subnets, setting, args.out)
+        tell_cost(model, subnets, setting, args.out)
         if args.dry_run:
             return 0
-        parts, deal = (
-            Parts.beside(args.out),
-            Deal(len(images), block * (1 if args.what == "patches" else PART_BATCHES)),
-        )
-        if dist.is_main():
-            parts.begin(setting)
-        dist.barrier()
-        encode = readout.encoder(model.to(device), subnets, READS[args.what])
-        work = Embedding(images, setting, encode, device)
         workers = readout.workers if args.workers is None else args.workers
-        todo = [span for span in deal.own() if not parts.has(span)]
-        with _listening() as asked:
-            work.run(parts, todo, workers, asked)
-        if dist.any_rank(not all(map(parts.has, deal.own())), device):
-            if dist.is_main():
-                tell("stopped between two parts: the same command goes on from there")
+        strange = write(args.out, model, images, setting, readout, workers=workers)
+        if strange is None:
             return os.EX_TEMPFAIL
-        strange = {}
         if dist.is_main():
-            spans = [
-                range(i, min(i + deal.block, deal.rows)) for i in range(0, deal.rows, deal.block)
-            ]
-            strange = publish(args.out, parts, spans, images, setting=setting, style=args.format)
             tell(f"{len(images):,} rows of {len(subnets)} sizes: {args.out}")
-            for size, count in strange.items():
-                say(f"{size}: {count} rows of features are not finite")
-        strange = dist.broadcast_object(strange)
-        dist.barrier()
     return 1 if strange else 0
 
 
-def _setting(
-    args: argparse.Namespace, recipe: Recipe, images: Images, readout: Readout
+def write(
+    out: Path,
+    model: ElasticBackbone,
+    images: Images,
+    setting: dict[str, Any],
+    readout: Readout,
+    *,
+    workers: int,
+) -> dict[str, int] | None:
+    """The folder OUT with these features; size -> rows that are not finite, named.
+
+    None: stopped by SIGTERM, and the same call goes on from there. A collective.
+    """
+    block = setting["batch_size"]
+    subnets = [model.space.require(Subnet.read(label)) for label in setting["sizes"]]
+    parts, deal = (
+        Parts.beside(out),
+        Deal(len(images), block * (1 if setting["feature"] == "patches" else PART_BATCHES)),
+    )
+    if dist.is_main():
+        parts.begin(setting)
+    dist.barrier()
+    device = readout.device
+    encode = readout.encoder(model.to(device), subnets, READS[setting["feature"]])
+    work = Embedding(images, setting, encode, device)
+    todo = [span for span in deal.own() if not parts.has(span)]
+    with _listening() as asked:
+        work.run(parts, todo, workers, asked)
+    if dist.any_rank(not all(map(parts.has, deal.own())), device):
+        if dist.is_main():
+            tell("stopped between two parts: the same command goes on from there")
+        return None
+    strange: dict[str, int] = {}
+    if dist.is_main():
+        spans = [range(i, min(i + deal.block, deal.rows)) for i in range(0, deal.rows, deal.block)]
+        strange = publish(out, parts, spans, images, setting=setting, style=setting["format"])
+        for size, count in strange.items():
+            say(f"{size}: {count} rows of features are not finite")
+    strange = dist.broadcast_object(strange)
+    dist.barrier()
+    return strange
+
+
+def setting_of(
+    teacher: Path,
+    recipe: Recipe,
+    images: Images,
+    readout: Readout,
+    *,
+    feature: str,
+    unit_length: bool = False,
+    dtype: str = "fp32",
+    style: str = "safetensors",
 ) -> dict[str, Any]:
     """What the rows depend on: a folder with another setting holds other features."""
     return {
-        "weights_sha256": _sha256(find_teacher(args.run, args.step) / WEIGHTS),
+        "weights_sha256": weights_hash(teacher),
         "images_sha256": images.hash,
         "rows": len(images),
-        "feature": args.what,
-        "unit_length": args.normalise,
-        "dtype": args.dtype or ("fp16" if args.what == "patches" else "fp32"),
+        "feature": feature,
+        "unit_length": unit_length,
+        "dtype": dtype,
         "resize": recipe.evaluation.resize,
         "crop": recipe.evaluation.crop,
         "mean": list(readout.mean),
         "std": list(readout.std),
         "precision": readout.precision,
-        "format": args.format,
+        "format": style,
     }
 
 
@@ -233,7 +269,7 @@ def _images(args: argparse.Namespace, recipe: Recipe) -> Images:
     return Shards(open_folder(args.shards, recipe.data))
 
 
-def _tell_cost(
+def tell_cost(
     model: ElasticBackbone, subnets: Sequence[Subnet], setting: dict[str, Any], out: Path
 ) -> None:
     """The work and the disk that it takes; UserError where the disk has less. All ranks look."""
@@ -266,8 +302,3 @@ def _tokens(model: ElasticBackbone, setting: dict[str, Any]) -> int:
         return 1 + (setting["feature"] == "cls+avg")
     image = torch.zeros(1, 3, setting["crop"], setting["crop"])
     return model(image, model.space.smallest).shape[1] - 1
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -147,7 +147,7 @@ def _write(
         length = math.prod(rows.shape[1:])
         vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), length)
         columns = {"key": keys, "label": pyarrow.array(names, pyarrow.string())}
-        pyarrow.parquet.write_table(pyarrow.table(columns | {"features": vectors}), path)
+        pyarrow.parquet.write_table(pyarrow.table({**columns, "features": vectors}), path)
 
 
 def _lines(

@@ -4,38 +4,38 @@ import argparse
 import csv
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
-from poa_ds.evaluate import latency_rows, results
+from poa_ds.evaluate import latency_rows, results, score_rows, worth
 from poa_ds.evaluate import right as of_right
 from poa_ds.evaluate.latency_rows import LatencyRow
 from poa_ds.evaluate.pareto import cheapest_not_worse, front
 from poa_ds.evaluate.right import Right
+from poa_ds.evaluate.worth import KNN, Worth
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.recipe.tree import Recipe
-from poa_ds.system import paths
+from poa_ds.system import arguments, paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.printable import short
 from poa_ds.system.run_folder import RunFolder
 
 COSTS = ("parameters", "gflops", "latency")
-UNITS = {"ms": 1.0, "s": 1e3}
-SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 
 @dataclass(frozen=True)
 class Row:
     """One size. gflops: of a forward pass of one image, two per multiply-add.
 
-    error: of knn, 95 %, in points. best: the cheapest whose k-NN is not shown to be worse than the
-    highest: it lies within the error of their difference, or within that one's own where it is not
-    known which queries were right. latency: median milliseconds on this machine. front:
-    no size is better in cost or k-NN and as good in the other.
+    error: of knn, 95 %, in points. worth: of the measure that sizes are judged by, k-NN unless
+    another is asked for; other: by another protocol than the newest, not judged. best: the cheapest
+    whose worth is not shown to be worse than the highest: it lies within the error of their
+    difference, or within that one's own where it is not known which queries were right. latency:
+    median milliseconds on this machine. front: no size is better in cost or worth and as good in
+    the other.
     """
 
     size: str
@@ -44,6 +44,9 @@ class Row:
     gflops: float
     knn: float | None  # percent top-1 at the recipe's report_k
     error: float | None = None
+    worth: float | None = None
+    worth_error: float | None = None
+    other: bool = False
     best: bool = False
     latency: float | None = None
     unsteady: bool = False  # the latency
@@ -53,12 +56,18 @@ class Row:
         """One of COSTS; None: not measured."""
         return getattr(self, kind)
 
+    @property
+    def judged(self) -> float | None:
+        """Its worth, where that may be compared with the others'."""
+        return None if self.other else self.worth
+
 
 def rows(
     model: ElasticBackbone,
     recipe: Recipe,
-    measured: Mapping[str, tuple[results.Accuracies, Mapping]],
+    knn: Mapping[str, Worth],
     *,
+    judge: Mapping[str, Worth] | None = None,
     most_parameters: float = float("inf"),
     most_gflops: float = float("inf"),
     latencies: Mapping[str, LatencyRow] | None = None,
@@ -66,7 +75,7 @@ def rows(
     cost: str = "parameters",
     right: Right | None = None,
 ) -> list[Row]:
-    """Every size within the budget, cheapest first; measured: results.newest of the run.
+    """Every size within the budget, cheapest first, judged by k-NN or another measure.
 
     right: answers of the same evaluation, of sizes that have one protocol.
 
@@ -75,14 +84,16 @@ def rows(
     names: dict[str, list[str]] = {}
     for name, subnet in model.space.names.items():
         names.setdefault(str(subnet), []).append(name)
-    report_k, crop = recipe.evaluation.report_k, recipe.evaluation.crop
+    crop, judge = recipe.evaluation.crop, knn if judge is None else judge
     every = [
         Row(
             str(subnet),
             ", ".join(names.get(str(subnet), [])),
             model.parameter_count(subnet),
             model.flops(subnet, crop) / 1e9,
-            *_knn(measured.get(str(subnet)), report_k),
+            *_percent(knn.get(str(subnet))),
+            *_percent(judged := judge.get(str(subnet))),
+            other=judged is not None and judged.other,
         )
         for subnet in model.space.subnets()
     ]
@@ -100,8 +111,8 @@ def rows(
     # those whose cost was not measured come last
     fitting.sort(key=lambda row: (row.cost(cost) is None, row.cost(cost) or 0.0))
     between = of_right.between(right or {}, [row.size for row in fitting])
-    best = cheapest_not_worse([(row.knn, row.error) for row in fitting], between)
-    kept = front([(row.cost(cost), row.knn) for row in fitting])
+    best = cheapest_not_worse([(row.judged, row.worth_error) for row in fitting], between)
+    kept = front([(row.cost(cost), row.judged) for row in fitting])
     return [
         replace(row, best=number == best, front=number in kept)
         for number, row in enumerate(fitting)
@@ -122,50 +133,61 @@ def _quickest(every: Sequence[Row]) -> str:
     return f", {least.size} takes {least.latency:.3g} ms"
 
 
-def _knn(
-    measured: tuple[results.Accuracies, Mapping] | None, k: int
-) -> tuple[float | None, float | None]:
-    """(percent, its error), of a size that was measured at that k."""
-    accuracies, protocol = measured or ({}, {})
-    if k not in accuracies:
-        return None, None
-    return accuracies[k], results.error(accuracies[k], protocol["queries"]["images"])
+def _percent(found: Worth | None) -> tuple[float | None, float | None]:
+    return (found.percent, found.error) if found else (None, None)
 
 
 def table(
-    found: Sequence[Row], recipe: Recipe, title: str, *, cost: str = "", by_query: bool = False
+    found: Sequence[Row],
+    recipe: Recipe,
+    title: str,
+    *,
+    cost: str = "",
+    by: str = KNN,
+    by_query: bool = False,
 ) -> str:
     """The rows as aligned text; a star for the best, or for the front of this cost.
 
-    Latencies are a column where any is known. by_query: it is known which queries were right.
+    Latencies are a column where any is known, and so is what sizes are judged `by` beside k-NN.
+    by_query: it is known which queries were right.
     """
     timed = any(row.latency is not None for row in found)
     name_width = max([len(row.name) for row in found] + [4])
     evaluation = recipe.evaluation
     size_width = max([len(row.size) for row in found] + [8]) + 2
+    own = max(18, len(by) + 3) * (by != KNN)
     head = (
         f"  {'size':<{size_width}}{'name':<{name_width}}{'parameters':>12}"
         f"{f'GFLOPs at {evaluation.crop}':>16}{'latency ms' if timed else '':>{12 * timed}}"
-        f"{f'k-NN (k={evaluation.report_k})':>18}"
+        f"{f'k-NN (k={evaluation.report_k})':>18}{by if own else '':>{own}}"
     )
     lines = [title, head]
     for row in found:
-        accuracy = "-" if row.knn is None else f"{row.knn:.2f} ± {row.error:.1f} %"
         mark = row.front if cost else row.best
         latency = "-" if row.latency is None else f"{row.latency:.2f}{'?' * row.unsteady}"
+        judged = _accuracy(row.worth, row.worth_error, other=row.other)
         lines.append(
             f"{'*' if mark else ' '} {row.size:<{size_width}}{row.name:<{name_width}}"
             f"{short(row.parameters):>12}{row.gflops:>16.3g}"
-            f"{latency if timed else '':>{12 * timed}}{accuracy:>18}"
+            f"{latency if timed else '':>{12 * timed}}"
+            f"{_accuracy(row.knn, row.error) if own else judged:>18}{judged if own else '':>{own}}"
         )
+    name = "k-NN" if by == KNN else by
     if cost:
         lines.append(
-            f"* the front of {cost} and k-NN: no other is as good in both and better in one"
+            f"* the front of {cost} and {name}: no other is as good in both and better in one"
         )
     elif any(row.best for row in found):
         of_what = "their difference, query by query" if by_query else "the highest"
         lines.append(f"* the cheapest within the 95 % error of {of_what}: not shown to be worse")
     return "\n".join(lines)
+
+
+def _accuracy(percent: float | None, error: float | None, *, other: bool = False) -> str:
+    if percent is None:
+        return "-"
+    known = "" if error is None else f" ± {error:.1f}"
+    return f"{'~' * other}{percent:.2f}{known} %"
 
 
 def as_csv(found: Sequence[Row]) -> str:
@@ -177,22 +199,6 @@ def as_csv(found: Sequence[Row]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def quantity(text: str) -> float:
-    """A number with an optional K, M or G (or B) behind it: 25M is 25 million."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGB]?)", text.strip().upper())
-    if not match or not float(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 such as 25M or 800K")
-    return float(match[1]) * SUFFIXES[match[2]]
-
-
-def milliseconds(text: str) -> float:
-    """A time with its unit: 20ms, 0.02s."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s)", text.strip().lower())
-    if not match or not float(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0 such as 20ms or 0.02s")
-    return float(match[1]) * UNITS[match[2]]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds sizes`."""
     parser.add_argument(
@@ -200,18 +206,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--step", type=int, help="of the teacher (the newest)")
     parser.add_argument(
-        "--max-params", type=quantity, default=float("inf"), metavar="N", help="e.g. 25M"
+        "--max-params", type=arguments.quantity, default=float("inf"), metavar="N", help="e.g. 25M"
     )
     parser.add_argument(
         "--max-gflops",
-        type=quantity,
+        type=arguments.quantity,
         default=float("inf"),
         metavar="N",
         help="e.g. 5; two per multiply-add",
     )
     parser.add_argument(
         "--max-latency",
-        type=milliseconds,
+        type=arguments.milliseconds,
         default=float("inf"),
         metavar="TIME",
         help="e.g. 20ms, by the newest times of `poa-ds latency` on this machine",
@@ -224,7 +230,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cost", choices=COSTS, default="parameters", help="by which sizes are ordered"
     )
     parser.add_argument(
-        "--pareto", action="store_true", help="only sizes that none beats in --cost and k-NN"
+        "--worth",
+        default=KNN,
+        metavar="NAME",
+        help="by which sizes are judged: knn, or what another evaluation has measured, such as "
+        "logistic_top1 (%(default)s)",
+    )
+    parser.add_argument(
+        "--pareto", action="store_true", help="only sizes that none beats in --cost and --worth"
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--csv", action="store_true", help="print CSV")
@@ -234,14 +247,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the sizes of a run."""
     model, recipe, step = load_teacher(args.run, args.step)
-    folder = RunFolder.around(find_teacher(args.run, args.step))
-    measured = results.newest(results.read(folder.knn), step)
+    folder, k = RunFolder.around(find_teacher(args.run, args.step)), recipe.evaluation.report_k
+    evaluations = results.read(folder.knn)
+    knn, judge, right = worth.of_knn(evaluations, step, k), None, {}
+    if args.worth == KNN:
+        newest = results.newest(evaluations, step)
+        right = of_right.of_measured(folder.right, step, k, newest)
+    else:
+        judge = worth.of_scores(score_rows.read(folder.evaluations), step, args.worth)
     latencies = _latencies(folder.latency, args)
-    right = of_right.of_measured(folder.right, step, recipe.evaluation.report_k, measured)
     found = rows(
         model,
         recipe,
-        measured,
+        knn,
+        judge=judge,
         most_parameters=args.max_params,
         most_gflops=args.max_gflops,
         latencies=latencies,
@@ -252,7 +271,7 @@ def run(args: argparse.Namespace) -> int:
     if args.pareto:
         found = [row for row in found if row.front]
         if not found:
-            raise UserError(f"no size has k-NN: poa-ds eval knn {args.run} --sizes all")
+            raise UserError(f"no size has {_missing(args.worth, args.run)}")
     if args.csv:
         tell(as_csv(found))
     elif args.json:
@@ -260,8 +279,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         title = f"{args.run}, step {step}: {len(found)} sizes"
         cost = args.cost if args.pareto else ""
-        tell(table(found, recipe, title, cost=cost, by_query=bool(right)))
-        tell("\n".join(_remarks(measured, found, args.run, latencies)))
+        tell(table(found, recipe, title, cost=cost, by=args.worth, by_query=bool(right)))
+        tell("\n".join(_remarks(found, args, latencies, knn=knn, judge=judge)))
     return 0
 
 
@@ -284,20 +303,31 @@ def _latencies(path: Path, args: argparse.Namespace) -> Mapping[str, LatencyRow]
 
 
 def _remarks(
-    measured: dict, found: Sequence[Row], run: Path, latencies: Mapping[str, LatencyRow]
+    found: Sequence[Row],
+    args: argparse.Namespace,
+    latencies: Mapping[str, LatencyRow],
+    *,
+    knn: Mapping[str, Worth],
+    judge: Mapping[str, Worth] | None,
 ) -> list[str]:
-    """By which protocol the k-NN was measured, and what is missing."""
-    shown = {row.size for row in found if row.knn is not None}
-    protocols = sorted({results.describe(p) for size, (_, p) in measured.items() if size in shown})
+    """By which protocols sizes were measured, and what is missing."""
     lines = ["GFLOPs: of one image, two per multiply-add"]
     if latencies:
         place = next(iter(latencies.values())).place
         lines.append(f"latency: {len(latencies)} sizes measured on {place}; ? unsteady")
-    lines += [f"k-NN: {protocol}" for protocol in protocols]
-    if len(protocols) > 1:
-        lines.append("These protocols differ: the accuracies cannot be compared.")
-    if len(shown) < len(found):
-        lines.append(
-            f"{len(found) - len(shown)} sizes without k-NN: poa-ds eval knn {run} --sizes all"
-        )
+    for name, measured in (("k-NN", knn), *([(args.worth, judge)] if judge else [])):
+        shown = [measured[row.size] for row in found if row.size in measured]
+        protocols = sorted({f"{'~ ' * of.other}{of.protocol}" for of in shown})
+        lines += [f"{name}: {protocol}" for protocol in protocols]
+        if len(protocols) > 1:
+            lines.append("These protocols differ: the accuracies cannot be compared.")
+    missing = sum(row.worth is None for row in found)
+    if missing:
+        lines.append(f"{missing} sizes without {_missing(args.worth, args.run)}")
     return lines
+
+
+def _missing(name: str, run: Path) -> str:
+    """The measure and the command that measures it."""
+    kind = name.partition("_")[0]
+    return f"{'k-NN' if name == KNN else name}: poa-ds eval {kind} {run} --sizes all"

@@ -15,6 +15,7 @@ from poa_ds.evaluate.knn_protocol import KnnProtocol
 from poa_ds.evaluate.neighbours import Answers
 from poa_ds.evaluate.results import KnnRow
 from poa_ds.evaluate.right import RightRow
+from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived
@@ -56,6 +57,7 @@ class Evaluations:
         if dist.is_main():
             last = -1 if first_step is None else first_step
             results.keep_through(RunFolder(self.output).right, last, RightRow.from_json)
+            results.keep_through(RunFolder(self.output).evaluations, last, ScoreRow.from_json)
             results.keep_through(self.path, last)
         dist.barrier()
         self.rows = results.read(self.path)

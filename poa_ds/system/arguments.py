@@ -2,6 +2,10 @@
 
 import argparse
 import math
+import re
+
+UNITS = {"ms": 1.0, "s": 1e3}
+SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 
 def whole(text: str) -> int:
@@ -27,3 +31,30 @@ def positive(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number
+
+
+def quantity(text: str) -> float:
+    """A number with an optional K, M or G (or B) behind it: 25M is 25 million."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGB]?)", text.strip().upper())
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 such as 25M or 800K")
+    return float(match[1]) * SUFFIXES[match[2]]
+
+
+def milliseconds(text: str) -> float:
+    """A time with its unit: 20ms, 0.02s."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s)", text.strip().lower())
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0 such as 20ms or 0.02s")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def share(text: str) -> float:
+    """A share such as 10%."""
+    try:
+        found = float(text.strip().removesuffix("%")) / 100
+    except ValueError:
+        found = 0.0
+    if not text.strip().endswith("%") or not 0 < found <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0% up to 100%")
+    return found

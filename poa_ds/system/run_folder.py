@@ -22,6 +22,8 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.knn = path / "knn.jsonl"
         self.right = path / "knn_right.jsonl"
+        self.evaluations = path / "evaluations.jsonl"  # all but k-NN
+        self.features = path / "features"  # of sets of images, for evaluations
         self.latency = path / "latency.jsonl"
         self.events = path / "events.jsonl"
         self.bad_samples = path / "bad_samples.jsonl"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from safetensors.numpy import load_file
 
 from poa_ds.cli import main
-from poa_ds.evaluate import logistic
+from poa_ds.evaluate import logistic, results, score_rows
 from poa_ds.evaluate.logistic import choose, drawn, fit, objective
+from poa_ds.evaluate.logistic_command import score
 from tests.support.shards import make_shards
 from tests.support.teachers import make_teacher
 
@@ -84,61 +86,91 @@ def test_a_subset_has_its_share_of_each_class_and_is_part_of_a_larger_one() -> N
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Features of training and validation images by two sizes."""
-    run = make_teacher(tmp_path / "run")
-    for name, count in (("train", 40), ("val", 15)):
-        make_shards(tmp_path / name, count)
-        words = ["--shards", tmp_path / name, "--out", tmp_path / f"f_{name}", "--workers", 0]
-        assert main(["embed", str(run), *map(str, words), "--sizes", "32x2,48x3"]) == 0
-    return tmp_path / "f_train", tmp_path / "f_val"
+def run(tmp_path: Path) -> Path:
+    """A run, and shards of training and validation images beside it."""
+    make_shards(tmp_path / "train", 40)
+    make_shards(tmp_path / "val", 15, first=100)
+    return make_teacher(tmp_path / "run")
 
 
-@pytest.mark.slow
-def test_the_command_measures_every_size(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture
-) -> None:
-    words = ["eval", "logistic", "--train", str(folders[0]), "--val", str(folders[1])]
-    capsys.readouterr()
-    assert main([*words, "--json", "--c", "10"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["size"] for row in rows] == ["w0032_d02", "w0048_d03"]
-    for row in rows:
-        assert row["train_images"] == 40 and row["held_out"] is None and row["converged"]
-    train, val = (load_file(folder / "w0048_d03.safetensors") for folder in folders)
+def words(run: Path, *more: object) -> list[str]:
+    places = ("--train", run.parent / "train", "--val", run.parent / "val", "--workers", 0)
+    return [str(word) for word in ("eval", "logistic", run, *places, *more)]
+
+
+@pytest.mark.slow  # scikit-learn
+def test_the_command_measures_every_size(run: Path, capsys: pytest.CaptureFixture) -> None:
+    sizes = ("--sizes", "32x2,48x3", "--keep-features")
+    assert main(words(run, *sizes, "--c", 10, "--json")) == 0
+    printed = capsys.readouterr().out
+    rows = json.loads(printed[printed.index("\n[") :])
+    assert [(row["size"], row["name"]) for row in rows] == [
+        ("32x2", "logistic_top1"),
+        ("48x3", "logistic_top1"),
+    ]
+    train, val = sorted((run / "features" / "step00000003").iterdir(), key=rows_of, reverse=True)
+    train, val = (load_file(folder / "w0048_d03.safetensors") for folder in (train, val))
     sklearn = pytest.importorskip("sklearn.linear_model")
     other = sklearn.LogisticRegression(C=10, tol=1e-8, max_iter=5000)
     other.fit(train["features"].astype(np.float64), train["labels"])
     wanted = 100 * other.score(val["features"].astype(np.float64), val["labels"])
-    assert rows[1]["top1"] == pytest.approx(wanted, abs=100 / 15 + 1e-6)  # one image on a border
-    assert main([*words, "--c", "1", "--subset", "25%"]) == 0
-    assert "given" in (text := capsys.readouterr().out) and "w0032_d02" in text
+    assert rows[1]["value"] == pytest.approx(wanted, abs=100 / 15 + 1e-6)  # one on a border
+    assert rows[1]["setting"] == {"c": 10.0, "held_out": None, "converged": True}
+    assert rows[1]["chosen_by"] == "given" and rows[1]["protocol"]["train"]["images"] == 40
+
+
+def rows_of(folder: Path) -> int:
+    return json.loads((folder / "embedding.json").read_text())["setting"]["rows"]
+
+
+def test_rows_go_to_the_run_and_sizes_are_judged_by_them(
+    run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(words(run, "--sizes", "32x2,48x3", "--c", 1)) == 0
+    out = capsys.readouterr().out
+    assert "logistic_top1" in out and "±" in out and "not a published protocol" in out
+    assert not (run / "features").exists()
+    rows = score_rows.read(run / "evaluations.jsonl")
+    assert [row.size for row in rows] == ["32x2", "48x3"] and rows[0].step == 3
+    assert rows[0].error == pytest.approx(results.error(rows[0].value, 15))
+    assert main(["sizes", str(run), "--worth", "logistic_top1", "--json"]) == 0
+    found = {row["size"]: row["worth"] for row in json.loads(capsys.readouterr().out)}
+    assert found == {"32x2": rows[0].value, "32x3": None, "48x2": None, "48x3": rows[1].value}
+
+
+def test_labels_of_other_classes_are_never_right_and_a_subset_is_what_is_learnt_from() -> None:
+    x, labels = clouds(300, apart=8)
+    args = SimpleNamespace(subset=1.0, c=1.0, seed=0)
+    assert score(x, labels, x, labels, args)["top1"] > 95
+    assert score(x, labels, x, (labels + 1) % CLASSES, args)["top1"] < 5
+    assert (
+        score(x, labels, x, labels, SimpleNamespace(subset=0.1, c=1.0, seed=0))["learnt_from"] == 30
+    )
 
 
 def test_what_cannot_be_compared_is_refused(
-    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    train, val = map(str, folders)
-    patches = str(tmp_path / "patches")
-    words = ["--shards", str(tmp_path / "val"), "--sizes", "32x2", "--workers", "0"]
-    run = str(tmp_path / "run")
-    assert main(["embed", run, *words, "--what", "patches", "--out", patches]) == 0
-    unit = str(tmp_path / "unit")
-    assert main(["embed", run, *words, "--normalise", "--out", unit]) == 0
-    capsys.readouterr()
-    for more, named in (
-        (["--train", train, "--val", train], "hold the same images"),
-        (["--train", train, "--val", patches], "holds patches"),
-        (["--train", train, "--val", unit], "differ in unit_length"),
-        (["--train", train, "--val", str(tmp_path)], "holds no features"),
+    given = ["--shards", str(tmp_path / "val"), "--sizes", "32x2", "--workers", "0"]
+    for name, more in (("unit", ["--normalise"]), ("patches", ["--what", "patches"])):
+        assert main(["embed", str(run), *given, *more, "--out", str(tmp_path / name)]) == 0
+    other = str(make_teacher(tmp_path / "other", seed=1))
+    assert main(["embed", other, *given, "--out", str(tmp_path / "foreign")]) == 0
+    for more, status, named in (
+        (["--val", tmp_path / "train"], 2, "hold the same images"),
+        (["--val", tmp_path / "patches"], 2, "holds patches"),
+        (["--val", tmp_path / "unit"], 2, "differ in unit_length"),
+        (["--val", tmp_path / "foreign"], 2, "of other weights"),
+        (["--val", tmp_path / "nowhere"], 1, "nowhere"),
+        (["--sizes", "96x4"], 2, "is not in the space"),
     ):
-        assert main(["eval", "logistic", *more]) in (1, 2)
+        capsys.readouterr()
+        assert main(words(run, "--sizes", "32x2", "--keep-features", *more)) == status
         assert named in capsys.readouterr().err
     for option, value, named in (
         ("--subset", "10", "is not a share"),
         *(("--c", c, "is not a number above 0") for c in ("0", "nan", "inf")),
-        ("--device", "gpu", "invalid choice"),
     ):
         with pytest.raises(SystemExit):
-            main(["eval", "logistic", "--train", train, "--val", val, option, value])
+            main(words(run, option, value))
         assert named in capsys.readouterr().err

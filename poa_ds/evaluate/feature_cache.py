@@ -1,0 +1,208 @@
+"""Features of sets of images by sizes of a run, computed once for all commands that read them.
+
+RUN/features/step00000300/<feature>-<letters of what it depends on>/ is a folder as `poa-ds embed`
+writes it, to which sizes are added as they are asked for.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from poa_ds.checkpoint.deployed import find_teacher, load_teacher, weights_hash
+from poa_ds.data.places import open_folder
+from poa_ds.evaluate.embed import setting_of, tell_cost, write
+from poa_ds.evaluate.embedding_files import ABOUT, is_there
+from poa_ds.evaluate.feature_sets import FeatureSet
+from poa_ds.evaluate.features import Readout
+from poa_ds.evaluate.image_sources import Shards
+from poa_ds.evaluate.score_rows import identity
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.space import Subnet
+from poa_ds.recipe.tree import Recipe
+from poa_ds.system import arguments, dist, paths
+from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.files import replace_text
+from poa_ds.system.json_text import parse
+from poa_ds.system.paths import is_address
+from poa_ds.system.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A network that reads images, and how."""
+
+    teacher: Path
+    model: ElasticBackbone
+    recipe: Recipe
+    step: int
+    subnets: Sequence[Subnet]
+    readout: Readout
+    batch_size: int
+    workers: int
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, device: torch.device) -> "Reader":
+        """As the options of `add_arguments` say."""
+        model, recipe, step = load_teacher(args.run, args.step)
+        readout = Readout.of(recipe, device)
+        return cls(
+            find_teacher(args.run, args.step),
+            model,
+            recipe,
+            step,
+            model.space.select(args.sizes or [*model.space.names] or recipe.evaluation.sizes),
+            readout,
+            args.batch_size or recipe.evaluation.batch_size,
+            readout.workers if args.workers is None else args.workers,
+        )
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder.around(self.teacher)
+
+    def place(self, name: str, given: str | None) -> str:
+        """Where the set is: as given, or as the recipe says. UsageError: it does not."""
+        options = self.recipe.evaluation
+        own = {"train": options.bank or self.recipe.data.train, "val": options.queries}[name]
+        if not (place := given or own):
+            raise UsageError(f"the run's recipe names no such images: give --{name} PLACE")
+        return place
+
+
+def add_arguments(parser: argparse.ArgumentParser, **places: str) -> None:
+    """What every command that reads features takes; places: name of a set -> what it is for."""
+    parser.add_argument(
+        "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
+    )
+    for name, what in places.items():
+        parser.add_argument(
+            f"--{name}",
+            type=paths.place,
+            metavar="PLACE",
+            help=f"{what}: shards, or features that `poa-ds embed RUN` has written (recipe's)",
+        )
+    parser.add_argument("--sizes", help="all, or names and WIDTHxDEPTH, by commas (recipe's names)")
+    parser.add_argument("--step", type=int, help="of the teacher (the newest)")
+    parser.add_argument(
+        "--keep-features", action="store_true", help="in RUN/features, for the next command"
+    )
+    parser.add_argument(
+        "--batch-size", type=arguments.count, help="images at a time (recipe's evaluation's)"
+    )
+    parser.add_argument("--workers", type=arguments.whole, help="loader processes (recipe's)")
+    parser.add_argument("--seed", type=arguments.whole, default=0, help="(%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="say what it costs, do nothing")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--csv", action="store_true", help="print CSV")
+    output.add_argument("--json", action="store_true", help="print JSON")
+
+
+@dataclass
+class Cache:
+    """Sets of features by place. stopped: by SIGTERM; what is made stays for the same command."""
+
+    reader: Reader
+    feature: str = "cls"
+    made: list[Path] = field(default_factory=list)
+    stopped: bool = False
+
+    def cost(self, place: str) -> None:
+        """Say what is not there yet."""
+        if not _is_features(place):
+            self._get(place, dry=True)
+
+    def get(self, place: str) -> FeatureSet | None:
+        """The features of its images by all sizes of the reader. None: stopped. A collective."""
+        if not _is_features(place):
+            return self._get(place, dry=False)
+        found = FeatureSet.at(Path(place))
+        if found.setting["weights_sha256"] != weights_hash(self.reader.teacher):
+            raise UsageError(f"{place} holds features of other weights than {self.reader.teacher}")
+        if found.setting["feature"] != self.feature:
+            raise UsageError(f"{place} holds features of another kind: embed --what {self.feature}")
+        return found
+
+    def _get(self, place: str, *, dry: bool) -> FeatureSet | None:
+        reader = self.reader
+        images = Shards(open_folder(place, reader.recipe.data))
+        own = setting_of(
+            reader.teacher, reader.recipe, images, reader.readout, feature=self.feature
+        )
+        root = reader.folder.features / f"step{reader.step:08d}"
+        out = root / f"{self.feature}-{identity(own)}"
+        there = _about(out)["files"] if out.is_dir() else {}
+        missing = [subnet for subnet in reader.subnets if subnet.label not in there]
+        if not missing:
+            return self._of(out)
+        labels = [subnet.label for subnet in missing]
+        setting = own | {"step": reader.step, "sizes": labels, "batch_size": reader.batch_size}
+        part = out.with_name(f"{out.name}-{identity({'sizes': labels})}")
+        tell_cost(reader.model, missing, setting, out)
+        if dry:
+            return None
+        root.mkdir(parents=True, exist_ok=True)
+        if not is_there(part, setting):
+            done = write(
+                part, reader.model, images, setting, reader.readout, workers=reader.workers
+            )
+            if done is None:
+                self.stopped = True
+                return None
+        if not there:
+            self.made.append(out)
+        if dist.is_main():
+            _join(part, out)
+        dist.barrier()
+        return self._of(out)
+
+    def _of(self, folder: Path) -> FeatureSet:
+        found, sizes = FeatureSet.at(folder), [str(subnet) for subnet in self.reader.subnets]
+        return replace(found, files={size: found.files[size] for size in sizes})
+
+
+@contextmanager
+def cache(reader: Reader, feature: str, *, keep: bool) -> Iterator[Cache]:
+    """What was made for the block alone is gone behind it, unless it is kept or was stopped."""
+    found = Cache(reader, feature)
+    yield found
+    dist.barrier()
+    if dist.is_main() and not keep and not found.stopped:
+        for folder in found.made:
+            shutil.rmtree(folder)
+        for empty in (reader.folder.features / f"step{reader.step:08d}", reader.folder.features):
+            if empty.is_dir() and not any(empty.iterdir()):
+                empty.rmdir()
+
+
+def _is_features(place: str) -> bool:
+    return not is_address(place) and (Path(place) / ABOUT).is_file()
+
+
+def _about(folder: Path) -> dict:
+    try:
+        found = parse((folder / ABOUT).read_bytes())
+        return {name: dict(found[name]) for name in ("setting", "files", "not_finite")} | found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / ABOUT} is damaged: {error}; delete {folder}") from error
+
+
+def _join(part: Path, out: Path) -> None:
+    """Move the sizes of a new folder into one that others are in already."""
+    if not out.is_dir():
+        part.rename(out)
+        return
+    added, about = _about(part), _about(out)
+    for name in added["files"].values():
+        if (part / name).exists():  # else a killed command has moved it
+            (part / name).rename(out / name)
+    for name in ("files", "not_finite"):
+        about[name] |= added[name]
+    about["setting"]["sizes"] += added["setting"]["sizes"]
+    replace_text(out / ABOUT, json.dumps(about, indent=1) + "\n")
+    shutil.rmtree(part)
