@@ -195,6 +195,11 @@ COMMANDS = {
         "variants of a recipe (methods, or one change at a time) on several seeds, in one table",
         "poa-ds bench methods --table methods --seeds 0 1 2 --out runs/methods",
     ),
+    "bench gradients": Command(
+        "poa_ds.bench.gradients",
+        "what the intact and the smaller student want of the weights they share, over a run",
+        "poa-ds bench gradients data.train=data/photos/train --steps 200",
+    ),
     "bench step": Command(
         "poa_ds.bench.step",
         "time and memory of a training step beside a plain three-pass implementation",
