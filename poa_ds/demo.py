@@ -16,11 +16,11 @@ from poa_ds.system import lock, paths, terminal
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.processes import LOOK_SECONDS, Group, beside_python, free_port
-from poa_ds.system.run_folder import RunFolder
 
 RECIPE = Path("photos")  # shipped
 EXTRACTED = "base"  # a name of that recipe
 LOCK = "demo.json"  # lock.json is the training's
+PATCHES = 200  # of each photograph to measure by: an accuracy's error is 1.4 points
 GRACE_SECONDS = 40.0  # the launcher ends its ranks one after the other
 
 
@@ -48,46 +48,16 @@ def _taken_over(message: str) -> None:
 def _run(out: Path, seed: int) -> int:
     shards, model = out / "shards", out / EXTRACTED
     if not all((shards / split / "dataset.json").is_file() for split in ("train", "val")):
-        _call("poa-ds", "shard", "photos", "--out", shards)
+        _call("poa-ds", "shard", "photos", "--out", shards, "--val", PATCHES)
     _call("poa-ds", "check", shards)
     _train(out, shards, seed)
     _call("poa-ds", "sizes", out)
     as_timm = ("--size", EXTRACTED, "--out", model, "--format", "timm", "--check")
     _call("poa-ds", "extract", out, *as_timm)
-    _report(out, model)
+    from poa_ds.report import demo_result  # matplotlib: `poa-ds demo --help` does without
+
+    tell(demo_result.drawn(out, model))
     return 0
-
-
-def _report(out: Path, model: Path) -> None:
-    """Draw the pictures; print what came out and where it is."""
-    from poa_ds.evaluate import results
-    from poa_ds.track import metrics_file, plots
-
-    [*_, protocol] = [row.protocol for row in results.read(RunFolder(out).knn)]
-    rows = metrics_file.read_rows(RunFolder(out).metrics)
-    found, floors = metrics_file.knn_curves(rows)
-    last = {size: points[-1][1] for size, points in found.items()}
-    bank = f"bank of {protocol['bank']['images']:,} images"
-    title = f"k-NN top-1 of every size, {bank}"
-    plots.save(plots.curves(rows, title=title), out / "curves.png")
-    title = f"k-NN top-1, step {rows[-1]['step']:,}, {bank}"
-    plots.save(plots.heat_map(last, title=title), out / "heat_map.png")
-    gains = {size: value - floors.random[size] for size, value in last.items()}
-    least, most = (pick(gains, key=gains.__getitem__) for pick in (min, max))
-    mlflow = shlex.join([str(beside_python("poa-ds")), "mlflow", str(out)])
-    tell(
-        f"""
-{len(last)} sizes from one run. Their k-NN top-1: {min(last.values()):.1f} to \
-{max(last.values()):.1f} %; raw pixels alone: {floors.pixels:.1f} %.
-Gained over their own random weights: {gains[least]:+.1f} ({least}) to {gains[most]:+.1f} ({most}).
-
-one page for the browser, with all of it     {RunFolder(out).report}
-the curves of every size, with both floors   {out / "curves.png"}
-the last accuracies over width and depth     {out / "heat_map.png"}
-one size as a timm model                     {model}
-the run: recipe, metrics, checkpoints, ...   {out}
-the curves of every size in MLflow           {mlflow}"""
-    )
 
 
 def _train(out: Path, shards: Path, seed: int) -> None:

@@ -69,6 +69,7 @@ def test_an_interrupted_demo_leaves_no_process_continues_and_learns(tmp_path: Pa
     rows = metrics_file.read_rows(RunFolder(out).metrics)
     points = [(row["step"], name) for row in rows for name in metrics_file.values_of(row)]
     assert len(points) == len(set(points))
+    assert "96x4, minus 32x2: " in text and "The same size trained alone" in text
     for name in ("curves.png", "heat_map.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200

@@ -21,12 +21,13 @@ from poa_ds.system.errors import UserError
 from poa_ds.track.metrics_file import Floors, Row, knn_curves
 
 Curves = Mapping[Subnet, Sequence[tuple[int, float]]]
+Alone = Mapping[Subnet, Sequence[float]]  # percent, of one run each
 
 LINE_STYLES = ("solid", (0, (5, 1.5)), (0, (3, 1.5, 1, 1.5)), (0, (1, 1.2)))
 MOST_WIDTHS = 6  # more sizes than these do not fit into one panel
 MOST_LABELS = 40  # of depths; more get no numbers in their cells
 MOST_ROWS = 24  # of the comparison with the floors
-PIXELS_COLOUR, RANDOM_COLOUR = "#b03060", "#8a8a8a"
+PIXELS_COLOUR, RANDOM_COLOUR, ALONE_COLOUR = "#b03060", "#8a8a8a", "#d55e00"
 
 
 def heat_map(values: Mapping[Subnet, float], *, title: str) -> Figure:
@@ -63,12 +64,18 @@ def heat_map(values: Mapping[Subnet, float], *, title: str) -> Figure:
     return figure
 
 
-def curves(rows: Iterable[Row], *, floors: Floors | None = None, title: str = "") -> Figure:
+def curves(
+    rows: Iterable[Row],
+    *,
+    floors: Floors | None = None,
+    alone: Alone | None = None,
+    title: str = "",
+) -> Figure:
     """k-NN top-1 of every size over the steps, with both floors.
 
     rows: of metrics.jsonl. floors: in place of those among the rows. Many sizes get one panel per
-    width; few get one panel, and beside it each size against its own random weights. UserError:
-    there is no k-NN among the rows.
+    width; few get one panel, and beside it each size against its own random weights, and against
+    `alone`, what runs of that size alone came to. UserError: there is no k-NN among the rows.
     """
     found, logged = knn_curves(rows)
     if not found:
@@ -76,7 +83,7 @@ def curves(rows: Iterable[Row], *, floors: Floors | None = None, title: str = ""
     floors = floors or logged
     widths, depths = ({getattr(size, side) for size in found} for side in ("width", "depth"))
     few = len(widths) <= MOST_WIDTHS and len(depths) <= len(LINE_STYLES)
-    figure = _one_panel(found, floors) if few else _panel_per_width(found, floors)
+    figure = _one_panel(found, floors, alone or {}) if few else _panel_per_width(found, floors)
     figure.suptitle(title or "k-NN top-1 of every size", size=13)
     return figure
 
@@ -100,7 +107,7 @@ def _shades(keys: Iterable[int]) -> dict[int, tuple[float, ...]]:
     return {key: colormaps["viridis"](place) for key, place in zip(ordered, places, strict=True)}
 
 
-def _one_panel(found: Curves, floors: Floors) -> Figure:
+def _one_panel(found: Curves, floors: Floors, alone: Alone) -> Figure:
     compared = 0 < len(floors.random) and len(found) <= MOST_ROWS
     figure = Figure(figsize=(12.5 if compared else 7.5, 6), dpi=120)
     figure.set_layout_engine("constrained")
@@ -120,7 +127,7 @@ def _one_panel(found: Curves, floors: Floors) -> Figure:
     drop = -0.16 if below is axes else -1.0  # in heights of the lower panel
     below.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, drop), ncols=4)
     if compared:
-        _compare(figure.add_subplot(left[1]), found, floors, colours)
+        _compare(figure.add_subplot(left[1]), found, floors, colours, alone)
     return figure
 
 
@@ -228,16 +235,20 @@ def _short(step: float, _: object) -> str:
     return f"{step / 1000:g}k" if step >= 10_000 else f"{step:,.0f}"
 
 
-def _compare(axes: Axes, found: Curves, floors: Floors, colours: Mapping[int, tuple]) -> None:
-    """Each size's last value against its own random weights."""
+def _compare(
+    axes: Axes, found: Curves, floors: Floors, colours: Mapping[int, tuple], alone: Alone
+) -> None:
+    """Each size's last value against its own random weights and against the size alone."""
     for row, (size, points) in enumerate(found.items()):
+        for value in alone.get(size, ()):
+            axes.plot(value, row, "D", mfc="none", mec=ALONE_COLOUR, ms=6, zorder=3)
         last, random = points[-1][1], floors.random.get(size)
         if random is not None:
             axes.plot([random, last], [row, row], color=RANDOM_COLOUR, lw=1.5, zorder=1)
             axes.plot(random, row, "o", mfc="white", mec=RANDOM_COLOUR, ms=6)
             axes.annotate(
-                f"{last - random:+.1f}", (last, row), xytext=(7, 0), textcoords="offset points",
-                va="center", size=8,
+                f"{last - random:+.1f}", ((last + random) / 2, row), xytext=(0, 2),
+                textcoords="offset points", ha="center", size=8,
             )  # fmt: skip
         axes.plot(last, row, "o", color=colours[size.width], ms=7)
     axes.set_yticks(range(len(found)), map(str, found), size=9)
@@ -248,10 +259,15 @@ def _compare(axes: Axes, found: Curves, floors: Floors, colours: Mapping[int, tu
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("top-1 (%)")
     axes.set_ylabel("size (width x depth)")
-    axes.set_title("last evaluation against each size's own random weights", size=10)
+    against = "its random weights" + (" and itself trained alone" if alone else "")
+    axes.set_title(f"last evaluation of each size against {against}", size=10)
     handles = [
         Line2D([], [], marker="o", ls="", mfc="white", mec=RANDOM_COLOUR, label="random weights"),
         Line2D([], [], marker="o", ls="", color="black", label="trained (gain in points)"),
         Line2D([], [], color=PIXELS_COLOUR, ls=(0, (6, 3)), label="raw pixels"),
     ]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+    if alone:
+        look = {"mfc": "none", "mec": ALONE_COLOUR, "ms": 6}
+        text = "the size trained alone, a run each"
+        handles.append(Line2D([], [], marker="D", ls="", label=text, **look))
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)

@@ -73,6 +73,17 @@ def test_the_comparison_states_the_gain_over_each_size_s_own_random_weights() ->
     assert texts == ["+10.0"] * 15
 
 
+def test_what_a_size_came_to_alone_stands_in_its_row() -> None:
+    size = Subnet(64, 3)
+    axes = plots.curves(rows(FEW), alone={size: (61.0, 63.5)}).axes[-1]
+    rings = [line for line in axes.lines if line.get_marker() == "D"]
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in rings] == [
+        (61.0, FEW.index(size)),
+        (63.5, FEW.index(size)),
+    ]
+    assert "the size trained alone, a run each" in [t.get_text() for t in axes.legend_.texts]
+
+
 def test_given_floors_replace_the_logged_ones() -> None:
     figure = plots.curves(rows(FEW), floors=Floors(pixels=44.0))
     assert "raw pixels 44.0" in [text.get_text() for axes in figure.axes for text in axes.texts]
