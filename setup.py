@@ -38,6 +38,7 @@ setup(
         "deepspeed>=0.19,<0.20",  # engine.py and its neighbours use internals of this series
         "einops>=0.7",
         "fsspec>=2024.2",
+        "huggingface_hub>=0.34",
         "matplotlib>=3.8",
         "mlflow>=3.0",
         "numpy>=1.26",

@@ -171,8 +171,8 @@ COMMANDS = {
     "import": Command(
         "poa_ds.export.import_weights",
         "DINOv2 and other ViTs of timm's shapes -> a run of all sizes that the other commands read",
-        "poa-ds import dinov2_vits14_reg.safetensors --out runs/dinov2 --image-size 224"
-        " --rebase rotate --calibrate data/photos/train",
+        "poa-ds import timm:vit_small_patch14_reg4_dinov2.lvd142m --out runs/dinov2"
+        " --image-size 224 --rebase rotate --calibrate data/photos/train",
     ),
     "import-poa": Command(
         "poa_ds.export.import_poa",

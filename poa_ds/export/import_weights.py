@@ -8,16 +8,16 @@ from typing import Any, cast
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from poa_ds.checkpoint.deployed import write_teacher
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import ShardFolder
-from poa_ds.export.import_poa import read_checkpoint
+from poa_ds.export import weights_source
 from poa_ds.export.rebase import Rebased, rebased, statistics
 from poa_ds.export.vit_weights import Found, at_resolution, recognised
+from poa_ds.export.weights_source import Source, read_weights
 from poa_ds.model.options import Backbone
 from poa_ds.model.vit.network import ElasticViT
 from poa_ds.recipe import derived, load
@@ -26,13 +26,10 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
 from poa_ds.system.arguments import count
 from poa_ds.system.console import tell
-from poa_ds.system.errors import UsageError, UserError
-from poa_ds.system.json_text import parse_object
+from poa_ds.system.errors import UsageError
 
 CALIBRATION = 512  # images that the basis is found on
 FEATURES = "original_features.safetensors"
-NAMES = ("model.safetensors", "pytorch_model.bin")  # of weights in a folder
-PARTS = ("teacher", "model", "state_dict")  # of a checkpoint that has more than a state dict
 LOCAL, RESIZE = 96 / 224, 256 / 224  # of the recipes: pixels of local crops, and before the crop
 
 
@@ -40,11 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds import`."""
     parser.add_argument(
         "source",
-        type=paths.path,
+        type=weights_source.named,
         metavar="SOURCE",
-        help="a .safetensors or .pth file, or a folder with model.safetensors (and config.json), "
-        "such as a snapshot of the Hugging Face hub",
+        help="timm:NAME, a model of timm's in the hub's cache of this machine; or a .safetensors or"
+        " .pth file; or a folder with model.safetensors (and config.json)",
     )
+    weights_source.add_download(parser)
     parser.add_argument(
         "--out", type=paths.path, required=True, help="folder to write, new or empty"
     )
@@ -110,59 +108,20 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.out} exists and is not an empty folder: name a new one")
     if (args.rebase != "none") != bool(args.calibrate):
         raise UsageError("--rebase sort and rotate need --calibrate SHARDS, and none takes none")
-    weights = _weights(args.source)
-    state = read_weights(weights)
-    found = recognised(state, head_dim=args.head_dim, what=str(weights))
-    recipe = recipe_of(found, args, _pixels(weights, args))
+    source = weights_source.source(args.source, download=args.download, licence=args.licence)
+    weights = source.weights
+    found = recognised(read_weights(weights), head_dim=args.head_dim, what=str(weights))
+    given = {key: list(v) for key in ("mean", "std") if (v := getattr(args, key))}
+    recipe = recipe_of(found, args, source.pixels | given)
     network = imported(found, recipe)
     moved = _rebased(network, recipe, args)
     tensors = {f"backbone.{name}": tensor for name, tensor in moved.state.items()}
-    licence = _licence(weights, args.licence)
-    write_teacher(args.out, tensors, recipe, 0, source=str(weights), licence=licence)
+    write_teacher(args.out, tensors, recipe, 0, source=args.source, licence=source.licence)
     if args.rebase != "none":
         about = {"matrix": moved.matrix.float(), "bias": moved.bias.float()}
         save_file({name: t.contiguous() for name, t in about.items()}, args.out / FEATURES)
-    _tell(args.out, found, recipe, bool(licence))
+    _tell(args.out, found, recipe, source)
     return 0
-
-
-def _weights(source: Path) -> Path:
-    if not source.is_dir():
-        return source
-    there = [source / name for name in NAMES if (source / name).is_file()]
-    if not there:
-        raise UserError(f"{source} holds no {' and no '.join(NAMES)}: name the file itself")
-    return there[0]
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a safetensors file, or of a checkpoint of PyTorch, whose code is not run."""
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file. Nothing is downloaded here; of a network on the Hugging Face"
-            " hub `hf download REPOSITORY model.safetensors config.json` says where it lies"
-        )
-    if path.suffix != ".safetensors":
-        return read_checkpoint(path, PARTS)
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is missing or damaged: {error}") from error
-
-
-def _pixels(weights: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Mean and deviation of the pixels, as far as they are told."""
-    told: dict[str, Any] = {}
-    about = weights.parent / "config.json"
-    if about.is_file():
-        try:
-            found = parse_object(about.read_bytes()).get("pretrained_cfg", {})
-        except (OSError, ValueError) as error:
-            raise UserError(f"{about} cannot be read: {error}") from error
-        told = {
-            key: found[key] for key in ("mean", "std") if isinstance(found, dict) and key in found
-        }
-    return told | {key: list(v) for key in ("mean", "std") if (v := getattr(args, key))}
 
 
 def recipe_of(found: Found, args: argparse.Namespace, pixels: dict[str, Any]) -> Recipe:
@@ -235,22 +194,16 @@ def _images(recipe: Recipe, shards: Path) -> Iterator[Tensor]:
         yield (images.float() - mean) / std
 
 
-def _licence(weights: Path, named: Path | None) -> str:
-    """The text of the licence; empty: none was found."""
-    if named is None:
-        named = next(iter(sorted(weights.parent.glob("LICENSE*"))), None)
-    try:
-        return named.read_text(errors="replace") if named else ""
-    except OSError as error:
-        raise UserError(f"--licence {named} cannot be read: {error.strerror}") from error
-
-
-def _tell(out: Path, found: Found, recipe: Recipe, licensed: bool) -> None:
+def _tell(out: Path, found: Found, recipe: Recipe, source: Source) -> None:
     intact, pixels = derived.space(recipe).intact, recipe.augmentation
     kind = f"patches of {found.patch_size}, {found.registers} registers"
     kind += f", SwiGLU of {found.swiglu}" if found.swiglu else ""
-    if not licensed:
-        tell("no licence text was found beside the weights: --licence FILE adds it to every export")
+    if not source.licence:
+        called = f" (the hub calls it {source.called})" if source.called else ""
+        tell(
+            f"no licence text was found beside the weights{called}: --licence FILE adds it to every"
+            " export"
+        )
     options, standard = recipe.backbone, Backbone()
     keys = "patch_size head_dim mlp_ratio registers swiglu input_scale".split()
     values = {key: getattr(options, key) for key in keys}

@@ -14,10 +14,11 @@ from torch import nn
 from poa_ds import cli
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.export.extract import extract
-from poa_ds.export.import_weights import add_arguments, imported, read_weights, recipe_of
+from poa_ds.export.import_weights import add_arguments, imported, recipe_of
 from poa_ds.export.rebase import helmert, rebased, rotation, statistics
 from poa_ds.export.start import begin
 from poa_ds.export.vit_weights import recognised
+from poa_ds.export.weights_source import read_weights
 from poa_ds.methods import frozen
 from poa_ds.methods.method import method
 from poa_ds.model.space import Subnet
