@@ -22,6 +22,7 @@ from poa_ds.bench.contenders import Contender, Job, Kind, Sample
 from poa_ds.bench.report import Report, Result
 from poa_ds.engine import engine
 from poa_ds.recipe import checks, derived, ds_json, load
+from poa_ds.recipe.tree import Objective
 from poa_ds.system import files, paths, rendezvous
 from poa_ds.system.arguments import count
 from poa_ds.system.console import say, tell
@@ -63,9 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         metavar="NAMES",
-        help="which ways beside ours: three passes (the published one; poa alone, and its default),"
-        " plain (without kernels; the default of other methods), compiled (torch.compile), triton"
-        " (every kernel), several, or all",
+        help="which ways beside ours: three passes (the published one; poa with prototypes alone,"
+        " and its default), plain (without kernels; the default of other methods), compiled"
+        " (torch.compile), triton (every kernel), several, or all",
     )
     parser.add_argument(
         "--profile", action="store_true", help="of each: launches, waits, idle GPU, operators"
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not args.json.parent.is_dir():
         raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
     job = prepare(args)
-    kinds = ("ours", *_others(args.against, job.device, job.recipe.objective.method))
+    kinds = ("ours", *_others(args.against, job.device, job.recipe.objective))
     command = " ".join([f"--config {args.config}", *args.overrides])
 
     def kept(results: dict[Kind, Result], in_turns: bool) -> Report:
@@ -101,18 +102,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _others(names: str | None, device: str, method: str) -> tuple[Kind, ...]:
+def _others(names: str | None, device: str, objective: Objective) -> tuple[Kind, ...]:
     impossible = {"ours"} | ({"triton"} if dispatch.unable(torch.device(device)) else set())
-    if method != "poa":
+    published = (objective.method, objective.loss) == ("poa", "prototypes")
+    if not published:
         impossible |= {"three passes"}
-    names = names or ("three passes" if method == "poa" else "plain")
+    names = names or ("three passes" if published else "plain")
     allowed = [kind for kind in get_args(Kind) if kind not in impossible]
     chosen = allowed if names == "all" else [name.strip() for name in names.split(",")]
     for name in chosen:
         if name not in allowed:
             raise UsageError(
-                f"--against {name!r}: allowed with objective.method {method} are"
-                f" {', '.join(allowed)}, all"
+                f"--against {name!r}: allowed with objective.method {objective.method} and"
+                f" objective.loss {objective.loss} are {', '.join(allowed)}, all"
             )
     return tuple(dict.fromkeys(chosen))
 
@@ -130,7 +132,8 @@ def prepare(args: argparse.Namespace) -> Job:
     method = recipe.objective.method
     if args.size != "draw" and method in ("dspnet", "single"):
         raise UsageError(f"--size {args.size}: {method} draws no size, leave it out")
-    if method == "poa" and recipe.objective.centering != "sinkhorn":
+    by_prototypes = recipe.objective.loss == "prototypes"
+    if method == "poa" and by_prototypes and recipe.objective.centering != "sinkhorn":
         raise UsageError(
             f"objective.centering {recipe.objective.centering}: the step that ours is measured "
             "against has sinkhorn only"

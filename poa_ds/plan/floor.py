@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from poa_ds.model.space import Subnet
-from poa_ds.plan import distillation, state
+from poa_ds.plan import byol, distillation, state
 from poa_ds.plan.students import Students
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
@@ -77,6 +77,8 @@ def _slot(students: Students) -> float:
         )
     if distilled:
         return backbones + distillation.least_flops(students)
+    if byol.compares(recipe):
+        return backbones + byol.least_flops(students)
     rows = 3 * (students.cls_rows + students.patch_rows) + images + students.masked
     # a narrow student's features enter the first layer with as many columns as they have
     narrow = [form.features(subnet) for subnet in students.subnets]

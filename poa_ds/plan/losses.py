@@ -1,7 +1,7 @@
 """What heads and losses of one slot take in memory, kept for the backward pass and in passing."""
 
 from poa_ds.model.saved import FLOAT, Named
-from poa_ds.plan import distillation
+from poa_ds.plan import byol, distillation
 from poa_ds.plan.students import Students
 from poa_ds.recipe import derived
 from poa_kernels.prototype_ce_chunks import CHUNK_ON_GPU, LARGE
@@ -14,6 +14,8 @@ def saved(students: Students) -> Named:
     recipe, b = students.recipe, students.bytes_per_number
     if distillation.is_frozen(recipe):
         return distillation.saved(students)
+    if byol.compares(recipe):
+        return byol.saved(students)
     heads, count = recipe.heads, len(recipe.heads.prototypes)
     features = sum(derived.shape(recipe).features(subnet) for subnet in students.subnets)
     rows = students.cls_rows + students.patch_rows
@@ -61,6 +63,8 @@ def transient(students: Students, own_slots: int) -> Named:
     recipe, b = students.recipe, students.bytes_per_number
     if distillation.is_frozen(recipe):
         return distillation.transient(students, own_slots)
+    if byol.compares(recipe):
+        return byol.transient(students, own_slots)
     heads, scores = recipe.heads, sum(recipe.heads.prototypes)
     rows = 2 * recipe.batch.images_per_slot + students.masked
     targets = rows * heads.bottleneck * len(heads.prototypes) * b

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from poa_ds.plan import distillation
+from poa_ds.plan import byol, distillation
 from poa_ds.plan.constants import GENERAL, GIB
 from poa_ds.plan.plan import Memory, Plan, Times
 from poa_ds.plan.state import checkpoint_bytes
@@ -159,7 +159,7 @@ def _time(plan: Plan) -> str:
         (elastic, "elastic"),
         ("waiting for the largest size", "waiting"),
         ("heads", "heads"),
-        (scores, "scores"),
+        *([] if byol.compares(plan.recipe) else [(scores, "scores")]),
         ("optimizer and moving average", "optimizer"),
         ("communication, none of it hidden", "communication"),
     )

@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 
 from poa_ds.model.space import Policy
-from poa_ds.plan import distillation
+from poa_ds.plan import byol, distillation
 from poa_ds.plan.constants import GENERAL, GIB, GPUS, Constant, Gpu
 from poa_ds.plan.losses import by_rows
 from poa_ds.plan.state import Layout, Network, traffic
@@ -110,6 +110,8 @@ def work(recipe: Recipe) -> Work:
         heads=0.0,
         score_bytes=0.0,
     )
+    if byol.compares(recipe):
+        return replace(found, heads=byol.flops(students))
     ends = _distilled if distillation.is_frozen(recipe) else _scored
     return ends(found, students)
 

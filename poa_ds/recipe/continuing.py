@@ -44,7 +44,9 @@ RULES = (
         "a checkpoint holds the whole queue",
         "distill.queue distill.local distill.embedding",
     ),
-    Rule("must not", "what is trained, and how, would be another", "objective.method"),
+    Rule(
+        "must not", "what is trained, and how, would be another", "objective.method objective.loss"
+    ),
     Rule(
         "must not",
         "the images would come in another order, some of them twice and some not at all",

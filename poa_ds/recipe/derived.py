@@ -124,6 +124,11 @@ def schedules(recipe: Recipe, images: int) -> Schedules:
     )
 
 
+def scores_prototypes(recipe: Recipe) -> bool:
+    """Whether students and teacher are compared by prototypes, at the teacher's temperature."""
+    return recipe.objective.method != "seed" and recipe.objective.loss == "prototypes"
+
+
 def alone_steps(recipe: Recipe, steps: int) -> int:
     """At the start of so many steps, those in which the intact student learns alone."""
     dspnet = recipe.objective.method == "dspnet"
@@ -188,8 +193,6 @@ def _size_rows(recipe: Recipe, images: int) -> list[tuple[str, str]]:
 def _schedule_rows(recipe: Recipe, images: int) -> list[tuple[str, str]]:
     numbers, schedule = of(recipe, images), recipe.schedule
     end = schedules(recipe, images).at(numbers.steps - 1)
-    alone = alone_steps(recipe, numbers.steps)
-    smaller = f", smaller sizes at step {alone:,}" if alone else ""
     return [
         (
             "steps",
@@ -202,20 +205,25 @@ def _schedule_rows(recipe: Recipe, images: int) -> list[tuple[str, str]]:
         ),
         ("weight decay", f"{schedule.weight_decay:g} to {end.weight_decay:.4g}"),
         ("momentum", f"{schedule.momentum:g} to {end.momentum:.6g}"),
-        (
-            "teacher temp.",
-            f"{schedule.teacher_temperature_start:g} to {schedule.teacher_temperature:g}"
-            f" over {numbers.temperature_steps:,} steps",
-        ),
-        (
-            "starts",
-            f"prototypes at step {numbers.freeze_steps:,},"
-            f" iBOT at step {numbers.ibot_start_step:,}{smaller}",
-        ),
+        *_start_rows(recipe, numbers),
         ("precision", recipe.precision),
         ("checkpoint", _describe_checkpoints(recipe, numbers)),
         ("evaluation", _describe_evaluation(recipe, numbers)),
     ]
+
+
+def _start_rows(recipe: Recipe, numbers: Derived) -> list[tuple[str, str]]:
+    """What begins, or rises, in the course of the run."""
+    schedule, rows, starts = recipe.schedule, [], []
+    if scores_prototypes(recipe):
+        low, high = schedule.teacher_temperature_start, schedule.teacher_temperature
+        words = f"{low:g} to {high:g} over {numbers.temperature_steps:,} steps"
+        rows.append(("teacher temp.", words))
+        starts = [f"prototypes at step {numbers.freeze_steps:,}"]
+        starts += [f"iBOT at step {numbers.ibot_start_step:,}"] if recipe.objective.ibot else []
+    if alone := alone_steps(recipe, numbers.steps):
+        starts.append(f"smaller sizes at step {alone:,}")
+    return [*rows, *([("starts", ", ".join(starts))] if starts else [])]
 
 
 def _describe_checkpoints(recipe: Recipe, numbers: Derived) -> str:

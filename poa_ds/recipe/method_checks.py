@@ -9,7 +9,9 @@ from poa_ds.recipe.tree import Recipe
 
 def problems(recipe: Recipe) -> Iterable[str]:
     """What contradicts the recipe's method, in words."""
-    return PROBLEMS.get(recipe.objective.method, lambda _: ())(recipe)
+    yield from PROBLEMS.get(recipe.objective.method, lambda _: ())(recipe)
+    if recipe.objective.loss == "byol":
+        yield from _byol(recipe)
 
 
 def missing(recipe: Recipe) -> Iterable[str]:
@@ -53,6 +55,23 @@ def _seed(recipe: Recipe) -> Iterator[str]:
         )
     if recipe.distill.local and not count:
         yield "distill.local true: crops.local_count is 0, give a number of local crops (such as 6)"
+
+
+def _byol(recipe: Recipe) -> Iterator[str]:
+    options = recipe.objective
+    if options.method == "seed":
+        yield "objective.loss byol: seed has a loss of its own, remove objective.loss"
+        return
+    for key, value in (("ibot", options.ibot), ("koleo", options.koleo)):
+        if value:
+            yield (
+                f"objective.{key} {value:g}: objective.loss byol has no such term, write"
+                f" objective.{key}=0"
+            )
+    if options.dino != 1:
+        yield f"objective.dino {options.dino:g}: objective.loss byol has no DINO, remove it"
+    if recipe.heads.separate_ibot:
+        yield "heads.separate_ibot true: objective.loss byol compares no patches, remove it"
 
 
 def _dspnet(recipe: Recipe) -> Iterator[str]:

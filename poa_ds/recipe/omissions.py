@@ -26,6 +26,8 @@ def _schedules(recipe: Recipe, images: int) -> Iterator[str]:
             "the learning rate never falls, it rises to the end: schedule.warmup_epochs"
             f" {schedule.warmup_epochs:g} is {numbers.warmup_steps:,} steps, {run}"
         )
+    if not derived.scores_prototypes(recipe):
+        return
     if numbers.freeze_steps >= numbers.steps:
         yield (
             "the prototypes are never trained: schedule.freeze_last_layer_epochs"

@@ -45,6 +45,9 @@ class Objective:
 
     method: Annotated[str, OneOf(METHODS)] = "poa"  # a name of methods.py
     intact_weight: Share = 0.8  # the paper's lambda; elastic students weigh 1 - lambda
+    # how students and teacher are compared. prototypes: DINO, iBOT and KoLeo, by the weights below;
+    # byol: a student predicts the teacher's projection of another view (docs/methods/dspnet.md)
+    loss: Literal["prototypes", "byol"] = "prototypes"
     dino: NotNegative = 1.0  # weight, as are the two below
     ibot: NotNegative = 1.0
     koleo: NotNegative = 0.1

@@ -217,12 +217,15 @@ def test_every_way_computes_the_same_step(tmp_path: Path, capfd) -> None:
 
 
 @pytest.mark.slow  # two processes each
-@pytest.mark.parametrize("name", ["dspnet", "seed"])
+@pytest.mark.parametrize("name", ["dspnet", "dspnet byol", "seed"])
 def test_steps_of_other_methods_are_measured(name: str, tmp_path: Path, capfd) -> None:
+    name, _, loss = name.partition(" ")
     recipe, record = tmp_path / "tiny.yaml", tmp_path / "bench.json"
     recipe.write_text(yaml.safe_dump(TINY))
     words = ["--config", str(recipe), "--steps", "1", "--warmup", "1", "--json", str(record)]
     words += [f"objective.method={name}", "backbone.depth={min: 3, max: 3, step: 1}"]
+    if loss:
+        words += [f"objective.loss={loss}", "objective.ibot=0", "objective.koleo=0"]
     if name == "seed":
         words += [f"distill.teacher={make_teacher(tmp_path / 'run')}", "crops.local_count=0"]
         words += ["distill.queue=24", "distill.hidden=32", "--size", "32x3"]

@@ -14,6 +14,7 @@ from poa_ds.plan import step_time as plan_time
 from poa_ds.plan.students import Students, every_size, fixed
 from poa_ds.recipe import load
 from tests.distributed.programs.worker import recipe_with
+from tests.methods.test_byol import byol_tree
 from tests.methods.test_dspnet import tree
 from tests.methods.test_seed import changes
 from tests.plan.test_plan import arguments, check_saved, check_state, measured, plan
@@ -32,6 +33,8 @@ def test_bytes_of_other_methods_are_what_was_counted(teacher: Path, tmp_path: Pa
     local = imitating["distill"] | {"local": True}
     shapes = {
         "all sizes": tree(32, 48, 64),
+        "all sizes, without prototypes": byol_tree(32, 48, 64),
+        "the same, imitating": byol_tree(32, 64, slimmable={"imitation": 1.0}),
         "large heads": tree(32, 64, heads={"prototypes": [130_000], "bottleneck": 4}),
         "from a teacher": changes(teacher),
         "from a teacher, imitating": imitating,
