@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import torch
-
 from poa_ds.evaluate.results import lines
 from poa_ds.system import json_text
 from poa_ds.system.errors import UserError
@@ -31,6 +29,8 @@ class Place:
 
     def is_here(self) -> bool:
         """Whether it is this machine."""
+        import torch  # seconds
+
         if self.device == "cuda" and not torch.cuda.is_available():
             return False
         return (self.processor, self.cores) == (processor(self.device), os.cpu_count())
@@ -73,6 +73,8 @@ class LatencyRow:
 
 def processor(device: str) -> str:
     """The model of this machine's CPU or GPU."""
+    import torch  # seconds
+
     if device == "cuda":
         return torch.cuda.get_device_name()
     described = Path("/proc/cpuinfo")

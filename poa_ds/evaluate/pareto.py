@@ -30,12 +30,13 @@ def cheapest_not_worse(
     """Number of the first (worth, its error) that is not shown to be worse than the highest.
 
     Points in the order of their cost; those without a worth do not count. between: the error of
-    the difference of two points; where it is not known, the highest one's own stands for it.
+    the difference of two points; where it is not known, the highest one's own stands for it. Of
+    equally high ones the first is the highest.
     """
     known = [(*point, number) for number, point in enumerate(points) if point[0] is not None]
     if not known:
         return None
-    highest, error, top = max(known)
+    highest, error, top = max(known, key=lambda point: point[0])
 
     def allowed(number: int) -> float:
         found = between(number, top)

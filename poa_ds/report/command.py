@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from poa_ds.report import runs
+from poa_ds.report import choosing, runs
 from poa_ds.report.page import fitting
 from poa_ds.system import paths
 from poa_ds.system.console import tell
@@ -46,7 +46,8 @@ def write(folders: Sequence[Path], out: Path, *, title: str = "", most_mb: float
     for spare in ("folder", "path"):  # runs of one name are called by what tells them apart
         if len({run["name"] for run in found}) < len(found):
             found = [{**run, "name": run[spare]} for run in found]
-    text = fitting(found, title or " · ".join(one["name"] for one in found), most_mb * 1e6)
+    title = title or " · ".join(one["name"] for one in found)
+    text = fitting(found, title, most_mb * 1e6, choosing.between_runs(folders))
     try:
         replace_text(out, text)
     except OSError as error:

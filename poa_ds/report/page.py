@@ -19,9 +19,10 @@ from poa_ds.track.alarms import SIGNS
 PROGRAM = ("parts.js", "charts.js", "sizes.js", "training.js", "tables.js", "start.js")
 
 
-def page(runs: Sequence[Shown], title: str) -> str:
-    """The whole document."""
-    data = {"title": title, "runs": runs, "signs": [asdict(sign) for sign in SIGNS]}
+def page(runs: Sequence[Shown], title: str, pairs: Sequence[Shown] = ()) -> str:
+    """The whole document. pairs: choosing.between_runs."""
+    signs = [asdict(sign) for sign in SIGNS]
+    data = {"title": title, "runs": runs, "pairs": pairs, "signs": signs}
     parts = {
         "TITLE": html.escape(title),
         "STYLE": _part("page.css"),
@@ -33,16 +34,18 @@ def page(runs: Sequence[Shown], title: str) -> str:
     return _filled(_part("page.html"), parts)
 
 
-def fitting(runs: Sequence[Shown], title: str, most_bytes: float) -> str:
+def fitting(
+    runs: Sequence[Shown], title: str, most_bytes: float, pairs: Sequence[Shown] = ()
+) -> str:
     """The document within that size: where it is larger, with the recipe's k alone."""
-    text = page(runs, title)
+    text = page(runs, title, pairs)
     if len(text.encode()) <= most_bytes:
         return text
     fewer = [
         {**run, "readouts": [r for r in run["readouts"] if r["k"] == run["report_k"]], "cut": True}
         for run in runs
     ]
-    text = page(fewer, title)
+    text = page(fewer, title, pairs)
     if len(text.encode()) > most_bytes:
         size = len(text.encode()) / 1e6
         raise UserError(

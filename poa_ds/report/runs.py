@@ -13,6 +13,7 @@ from typing import Any
 from poa_ds.evaluate import results
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
+from poa_ds.report import choosing
 from poa_ds.report.series import columns, rounded, thinned
 from poa_ds.system import events
 from poa_ds.system.addresses import without_passwords
@@ -34,16 +35,22 @@ def read(folder: Path) -> Shown:
     recipe = load.kept_recipe(files.recipe)
     rows = metrics_file.read_rows(files.metrics) if files.metrics.is_file() else []
     numbers = _numbers(files.derived)
-    listed = sizes(recipe)
-    evaluations = results.read(files.knn)
+    listed, times = sizes(recipe), choosing.latencies(files.latency)
+    for size in listed:
+        size["latency"] = times.get("ms", {}).get(size["size"])
+    evaluations, k = results.read(files.knn), recipe.evaluation.report_k
     return {
         "name": recipe.mlflow.run_name or folder.absolute().name,
         "folder": folder.absolute().name,
         "path": str(folder),
         "shell": shlex.quote(str(folder)),
         "sizes": listed,
+        "times": {key: times[key] for key in ("place", "unsteady") if times},
         "readouts": readouts(evaluations, [size["size"] for size in listed]),
-        "report_k": recipe.evaluation.report_k,
+        "report_k": k,
+        "sure": choosing.sure(
+            choosing.answers(files, evaluations, k), listed, _last(evaluations, k)
+        ),
         "crop": recipe.evaluation.crop,
         "series": columns(thinned(rows)),
         "warmup": numbers.get("warmup_steps", 0),
@@ -112,6 +119,12 @@ def readouts(rows: Sequence[results.KnnRow], names: Sequence[str]) -> list[Shown
             }
         )
     return found
+
+
+def _last(rows: Sequence[results.KnnRow], k: int) -> dict[str, float]:
+    """The accuracies of the last evaluation."""
+    step = max((row.step for row in rows), default=0)
+    return {size: by_k[k] for size, (by_k, _) in results.newest(rows, step).items() if k in by_k}
 
 
 def facts(rows: Sequence[Row]) -> Shown:

@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 
 from poa_ds.evaluate import results
+from poa_ds.evaluate.latency_rows import LatencyRow, Place, processor
+from poa_ds.evaluate.right import RightRow
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, load
 from poa_ds.system.run_folder import RunFolder
@@ -63,6 +66,31 @@ def made_run(
     lines = (json.dumps(rows[step]) + "\n" for step in sorted(rows))
     files.metrics.write_text("".join(lines))
     return folder
+
+
+def keep_answers(folder: Path, *, k: int = 20) -> None:
+    """Which queries each size got right at the last evaluation: what a better one does not, none.
+
+    But every seventh size has its own.
+    """
+    row = results.read(RunFolder(folder).knn)[-1]
+    count = row.protocol["queries"]["images"]
+    bits = {s: np.arange(count) < round(count * by_k[k] / 100) for s, by_k in row.knn.items()}
+    for size in [*bits][::7]:
+        bits[size] = bits[size][::-1]
+    results.append(RunFolder(folder).right, RightRow.of(row.step, row.protocol, k, bits))
+
+
+def keep_times(folder: Path) -> None:
+    """Times of this machine: what is deep is slow."""
+    place = Place("cpu", processor("cpu"), os.cpu_count(), 1, "torch 2", 1, "fp32", 32)
+    recipe = load.kept_recipe(RunFolder(folder).recipe)
+    for number, size in enumerate(derived.space(recipe).subnets()):
+        median = 0.1 + sum(size.stages) + size.width / 1000
+        spread = 0.5 * (number == 3)
+        times = (median, median * (1 - spread), median * (1 + spread))
+        row = LatencyRow(3, str(size), place, *times, runs=30, load=0.1)
+        results.append(RunFolder(folder).latency, row)
 
 
 def _evaluated(

@@ -12,7 +12,7 @@ const S = {
   k: R[0].readouts.some(r => r.k === R[0].report_k) ? R[0].report_k : R[0].readouts[0]?.k,
   cost: "parameters", budget: 1, // a share of the logarithmic axis
   by: "width", width: null, depth: null, minus: false,
-  few: R.length > 1 && R.flatMap(r => r.sizes).length > 40 && R.some(r => r.sizes.some(s => s.name)),
+  few: R.length > 1 && R.flatMap(r => r.readouts[0]?.values.at(-1).filter(x => x != null) ?? []).length > 40 && R.some(r => r.sizes.some(s => s.name)),
   map: "value", whole: false, at: -1, // the evaluation that the heat map shows; -1: the last
   smooth: R.some(r => r.series["loss/total"]?.steps.length > 150),
 };
@@ -29,7 +29,7 @@ const readout = (r = run()) => r.readouts.find(x => x.k === S.k);
 const last = (r = run()) => readout(r)?.values.at(-1) ?? r.sizes.map(() => null);
 const widths = uniq(R.flatMap(r => r.sizes.map(s => s.width))).sort((a, b) => a - b);
 const depths = uniq(R.flatMap(r => r.sizes).sort((a, b) => a.blocks - b.blocks || a.depth.localeCompare(b.depth)).map(s => s.depth));
-const COST = { parameters: "parameters", gflops: "GFLOPs" };
+const COST = { parameters: "parameters", gflops: "GFLOPs", ...(R.some(r => r.times.place) ? { latency: "milliseconds" } : {}) };
 const error = (p, n) => 1.96 * Math.sqrt(p * (100 - p) / n); // 95 %, each size on its own
 
 const count = n => n.toLocaleString("en");

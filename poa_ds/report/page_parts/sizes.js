@@ -3,7 +3,7 @@ function facts() {
   const r = run(), f = r.facts, v = last(), k = readout(), top = most(v), best = v.indexOf(top);
   const gains = k ? present(v.map((x, i) => x == null || k.random[i] == null ? null : x - k.random[i])) : [];
   const cards = [
-    [best < 0 ? "–" : `${percent(top)} %`, best < 0 ? "no evaluation yet" : `the highest of ${r.sizes.length} sizes: ${r.sizes[best].size}, ${short(r.sizes[best].parameters)} parameters; ± ${error(top, k.queries).toFixed(1)}`],
+    [best < 0 ? "–" : `${percent(top)} %`, best < 0 ? "no evaluation yet" : `the highest of ${present(v).length} sizes: ${r.sizes[best].size}, ${short(r.sizes[best].parameters)} parameters; ± ${error(top, k.queries).toFixed(1)}`],
     [gains.length ? `${percent(least(gains), true)} to ${percent(most(gains), true)}` : "–", "points over the same size with random weights"],
     [k?.pixels == null ? "–" : `${percent(k.pixels)} %`, "raw pixels, the other floor"],
     [!f.rows ? "–" : f.alarms_on ? `▲ ${f.alarms_on} on` : f.rows_with_alarm ? "▲ over" : "✓ none", f.rows_with_alarm ? `health alarms; on in ${count(f.rows_with_alarm)} of ${count(f.rows)} rows` : "health alarms"],
@@ -13,19 +13,20 @@ function facts() {
   $.facts.replaceChildren(...cards.map(([b, s]) => el("div", { class: "fact" }, el("b", {}, b), el("span", {}, s))));
 }
 
-const about = s => `${short(s.parameters)} parameters, ${number(s.gflops)} GFLOPs`;
+const about = s => `${short(s.parameters)} parameters, ${number(s.gflops)} GFLOPs${s.latency == null ? "" : `, ${number(s.latency)} ms`}`;
 const named = (s, r) => s.size + (s.name ? ` ${s.name}` : "") + (R.length > 1 ? ` · ${r.name}` : "");
-// the best within a budget, and the cheapest that is not shown to be worse
+// the best within a budget, and the cheapest that is not shown to be worse: by the error of their difference where that is known
 function chosen(own, budget, queries) {
-  const fits = own.filter(p => p.cost <= budget);
-  const best = fits.reduce((a, b) => !a || b.y > a.y || (b.y === a.y && b.cost < a.cost) ? b : a, null);
+  const fits = own.filter(p => p.cost <= budget).sort((a, b) => a.cost - b.cost || a.s.parameters - b.s.parameters || a.s.gflops - b.s.gflops);
+  const best = fits.reduce((a, b) => !a || b.y > a.y ? b : a, null);
   if (!best) return null;
-  const e = error(best.y, queries);
-  return { best, error: e, cheapest: fits.filter(p => best.y - p.y <= e).sort((a, b) => a.cost - b.cost)[0] };
+  const e = error(best.y, queries), sure = S.k === best.r.report_k ? best.r.sure[best.s.size] : null, allowed = p => sure?.[p.i] ?? e;
+  const cheapest = fits.find(p => best.y - p.y <= allowed(p));
+  return { best, error: e, cheapest, paired: sure?.[cheapest.i] };
 }
 function fronts() {
   const k = readout(), key = S.cost;
-  const points = R.flatMap((r, q) => r.sizes.map((s, i) => ({ q, r, s, cost: s[key], y: last(r)[i] }))).filter(p => p.cost != null && p.y != null);
+  const points = R.flatMap((r, q) => r.sizes.map((s, i) => ({ q, r, s, i, cost: s[key], y: last(r)[i] }))).filter(p => p.cost != null && p.y != null);
   if (!k || !points.length) { instead($.fronts, "Nothing has been evaluated yet."); return $.answer.replaceChildren(); }
   const costs = points.map(p => p.cost), [low, high] = [least(costs), most(costs)], budget = Math.exp(Math.log(low) + Math.log(high / low) * S.budget) * 1.0001;
   const own = points.filter(p => p.q === S.run), found = chosen(own, budget, k.queries), traces = [], of = [];
@@ -46,20 +47,32 @@ function fronts() {
     traces.push({ x: [best.cost], y: [best.y], mode: "markers", hoverinfo: "skip", marker: { size: 17, symbol: "circle-open", color: css("--ink"), line: { width: 2 } }, error_y: { type: "data", array: [e], color: css("--ink"), thickness: 1.4, width: 4 } });
   }
   const line = { type: "line", x0: budget, x1: budget, yref: "paper", y0: 0, y1: 1, line: { color: css("--accent"), width: 2, dash: "5px,3px" } };
-  const xaxis = { type: "log", title: { text: `${COST[key]}${key === "gflops" ? ` at ${run().crop} px` : ""} (logarithmic)` }, range: [Math.log10(low) - 0.03 - 0.03 * Math.log10(high / low), Math.log10(high) + 0.03 + 0.03 * Math.log10(high / low)], tickformat: "~s", dtick: "D2" };
+  const xaxis = { type: "log", title: { text: `${COST[key]}${key === "gflops" ? ` at ${run().crop} px` : key === "latency" ? " of a batch" : ""} (logarithmic)` }, range: [Math.log10(low) - 0.03 - 0.03 * Math.log10(high / low), Math.log10(high) + 0.03 + 0.03 * Math.log10(high / low)], tickformat: "~s", dtick: "D2" };
+  $.fronts.sizes = of;
   plot($.fronts, traces, layout($.fronts.clientWidth < 500 ? 320 : 400, { xaxis, yaxis: { ticksuffix: " %" }, shapes: [line], margin: { l: 50, r: 24, t: 12, b: 46 } }), ({ curve, index }) => {
     const p = of[curve]?.[index];
     return p && [[named(p.s, p.r)], [`${percent(p.y)} % ± ${error(p.y, k.queries).toFixed(1)}`], about(p.s)];
   }, `k-NN accuracy against ${COST[key]}; the table below has the same numbers`);
   answer(found, budget, k);
 }
+function dots(box, lit) { // the same for the dots of all runs
+  box.classList.toggle("dim", lit !== null);
+  if (!lit) return;
+  box.querySelectorAll(".scatterlayer > .trace").forEach((trace, curve) => {
+    const own = box.sizes[curve] ?? [];
+    trace.classList.toggle("lit", true);
+    trace.querySelectorAll(".points > path").forEach((dot, i) => dot.classList.toggle("away", !!own.length && !lit(own[i].s)));
+  });
+}
 const label = name => name.replace(/[<>&]/g, c => ({ "<": "‹", ">": "›", "&": "＆" })[c]); // plotly reads a little HTML
 function answer(found, budget, k) {
-  if (!found) return $.answer.replaceChildren("No evaluated size is within this budget.");
-  const { best, error: e, cheapest } = found, command = `poa-ds extract ${run().shell} --size ${cheapest.s.size} --out ${cheapest.s.size}`;
-  const other = cheapest === best ? "No cheaper size lies within that error." : [el("b", { class: "cheapest" }, cheapest.s.size), ` (${percent(cheapest.y)} %) is not shown to be worse, at ${(100 * cheapest.cost / best.cost).toFixed(0)} % of the ${COST[S.cost]}.`];
+  if (!found) return $.answer.replaceChildren("No evaluated size of this run is within this budget.");
+  const { best, error: e, cheapest, paired } = found, command = `poa-ds extract ${run().shell} --size ${cheapest.s.size} --out ${cheapest.s.size}`;
+  const other = cheapest === best ? "No cheaper size comes as near." : [el("b", { class: "cheapest" }, cheapest.s.size), ` (${percent(cheapest.y)} %) is not shown to be worse${paired == null ? "" : `, query by query (± ${paired.toFixed(1)})`}, at ${(100 * cheapest.cost / best.cost).toFixed(0)} % of the ${COST[S.cost]}.`];
+  const { place, unsteady } = run().times, where = S.cost !== "latency" || !place ? null : `Measured on ${place}${unsteady.length ? `; not steady: ${unsteady.join(", ")}` : ""}.`;
   $.answer.replaceChildren(
     el("div", {}, `Up to ${short(budget / 1.0001)} ${COST[S.cost]}: `, el("b", { class: "best" }, best.s.size), ` reaches ${percent(best.y)} % (± ${e.toFixed(1)} on ${count(k.queries)} queries, 95 %) with ${about(best.s)}. `, other),
+    ...(where ? [el("p", { class: "why small-print" }, where)] : []),
     el("div", { class: "bar", style: "margin:6px 0 0" }, el("code", {}, command), el("button", { class: "noprint", onclick: async event => {
       const button = event.target;
       try { await navigator.clipboard.writeText(command); button.textContent = "copied"; } catch { getSelection().selectAllChildren(button.previousSibling); button.textContent = "selected"; }
@@ -73,7 +86,7 @@ function curves() {
   const lines = all.filter(l => (!S.few || l.s.name || S.width != null || S.depth != null) && (S.width == null || l.s.width === S.width) && (S.depth == null || l.s.depth === S.depth));
   const traces = lines.map(l => ({
     x: l.k.steps, y: l.k.values.map(row => row[l.i] == null || (S.minus && l.k.random[l.i] == null) ? null : row[l.i] - (S.minus ? l.k.random[l.i] : 0)),
-    mode: l.k.steps.length < 12 ? "lines+markers" : "lines", connectgaps: true, hoverinfo: "none", marker: { size: 5 },
+    mode: l.k.steps.length < 12 ? "lines+markers" : "lines", connectgaps: true, hoverinfo: "none", marker: { size: l.k.steps.length < 2 ? 9 : 5, symbol: several && l.q % 2 ? "square" : "circle" },
     line: { color: several ? ofRun(l.q) : shade(l.s[S.by], shades), dash: several ? DASHES[l.q % 6] : others.length <= 6 ? DASHES[others.indexOf(l.s[S.by === "width" ? "depth" : "width"])] : "solid", width: all.length > 60 && !S.few ? 1 : 1.8 },
   }));
   const ends = present(traces.map(t => t.y.at(-1))), heights = present(traces.flatMap(t => t.y)), k = readout() ?? all[0].k, steps = [least(traces.flatMap(t => t.x)), most(traces.flatMap(t => t.x))];
@@ -92,7 +105,9 @@ function curves() {
   }
   $.curvesWhy.textContent = `${off}${ends.length ? `${ends.length} lines end between ${percent(least(ends))} and ${percent(most(ends))}. ` : ""}A difference below about ± ${error(Math.max(most(last()), 0), k.queries).toFixed(1)} points is noise of the ${count(k.queries)} queries. Point at a line; drag to zoom, double-click to see all.`;
   $.curves.dims = true;
-  plot($.curves, traces, layout(innerWidth < 600 ? 330 : 440, { xaxis: { tickformat: "~s" }, yaxis: { ticksuffix: S.minus ? "" : " %" }, ...lower }), ({ curve, index }, p) => {
+  const xaxis = steps[0] < steps[1] ? { tickformat: "~s" } : { tickvals: [steps[0]], ticktext: [`step ${count(steps[0])}`] }; // of one evaluation
+  $.curves.lines = lines;
+  plot($.curves, traces, layout(innerWidth < 600 ? 330 : 440, { xaxis, yaxis: { ticksuffix: S.minus ? "" : " %" }, ...lower }), ({ curve, index }, p) => {
     const l = lines[curve];
     if (!l) return [floors[curve - lines.length], [`${percent(p.y)}${S.minus ? "" : " %"}`]];
     const v = l.k.values[index][l.i], random = l.k.random[l.i], step = l.k.steps[index];
@@ -106,7 +121,7 @@ function curves() {
 
 function heat() {
   const r = run(), k = readout(), n = k?.steps.length ?? 0;
-  $.slider.disabled = n < 2;
+  $.slider.disabled = $.play.disabled = n < 2;
   if (!n) { $.stepText.textContent = ""; return instead($.heat, "No evaluation yet."); }
   const at = S.at < 0 || S.at >= n ? n - 1 : S.at, shown = (e, i) => {
     const v = k.values[e][i], minus = S.map === "gain" ? k.random[i] : S.map === "change" ? k.values[e - 1]?.[i] : 0;
@@ -122,6 +137,13 @@ function heat() {
     const i = cell(...[p.x, p.y].map((v, a) => (a === 0) === aside ? v : +v));
     return i != null && [[named(r.sizes[i], r)], [`${percent(k.values[at][i])} % at step ${count(k.steps[at])}`], S.map === "value" ? null : `${percent(shown(at, i), true)} points`, about(r.sizes[i])];
   }, `width and depth at step ${k.steps[at]}; the table below has the last values`);
+  // the sizes of that row and column stand out in the charts above
+  $.heat.pointed = (place, p) => {
+    const [width, depth] = place ? [p.x, p.y].map(String)[aside ? "reverse" : "slice"]() : [];
+    const same = s => String(s.width) === width || s.depth === depth;
+    if ($.curves.data) light($.curves, place && ((_, i) => i < $.curves.lines.length && same($.curves.lines[i].s)));
+    if ($.fronts.data) dots($.fronts, place && (s => same(s)));
+  };
   $.stepText.textContent = ` step ${count(k.steps[at])} `;
   Object.assign($.slider, { max: n - 1, value: at });
   $.slider.setAttribute("aria-valuetext", "step " + k.steps[at]);

@@ -18,23 +18,37 @@ const bySeries = () => SERIES.forEach(([name, test]) => series($[name], test));
 function draw() {
   header(); controls(); facts(); fronts(); curves();
   soon($.heat, heat);
-  bySeries(); health(); table(); happened(); measured(); recipe();
+  bySeries(); health(); ahead(); table(); happened(); measured(); recipe();
+}
+let playing = 0; // the evaluations one after the other in the heat map, until the last
+function play(goes = !playing) {
+  clearInterval(playing);
+  playing = 0;
+  $.play.textContent = goes ? "❚❚ pause" : "▶ play";
+  if (!goes) return;
+  const count = () => readout()?.steps.length ?? 0;
+  if (S.at >= count() - 1) S.at = -1;
+  const next = () => { S.at++; heat(); if (S.at >= count() - 1) play(false); };
+  playing = setInterval(next, 500);
+  next();
 }
 function start() {
   root.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
   const place = (name, tag = "div", attributes = {}) => $[name] = el(tag, attributes);
   place("header", "header"); place("facts", "div", { class: "facts" }); place("curvesWhy", "p", { class: "why" }); place("answer", "div", { class: "answer", "aria-live": "polite" });
   for (const name of ["curveBar", "frontBar", "heatBar"]) place(name, "div", { class: "bar" });
-  for (const name of ["fronts", "curves", "heat", "table", "events", "measured", "recipe"]) place(name, "div", { class: "plot", "data-panel": name });
+  for (const name of ["fronts", "curves", "heat", "ahead", "table", "events", "measured", "recipe"]) place(name, "div", { class: "plot", "data-panel": name });
   for (const name of ["health", ...SERIES.map(([n]) => n)]) place(name, "div", { class: "small" });
   $.budget = el("input", { type: "range", min: 0, max: 1, step: 0.005, value: S.budget, "aria-label": "budget", oninput: e => { S.budget = +e.target.value; fronts(); } });
-  $.slider = el("input", { type: "range", min: 0, max: 1, "aria-label": "step of the heat map", oninput: e => { S.at = +e.target.value; heat(); } });
+  $.slider = el("input", { type: "range", min: 0, max: 1, "aria-label": "step of the heat map", oninput: e => { play(false); S.at = +e.target.value; heat(); } });
   $.stepText = el("b");
+  $.play = el("button", { class: "noprint", onclick: () => play() }, "▶ play");
   const smooth = el("label", { class: "bar noprint" }, el("input", { type: "checkbox", ...(S.smooth ? { checked: "" } : {}), onchange: e => { S.smooth = e.target.checked; bySeries(); } }), "smoothed (losses, gradients, speed)");
   document.getElementById("page").append($.header, $.facts,
     card("Choose a size", "Each dot is a size; nothing cheaper than the line is better. Move the budget.", $.frontBar, $.fronts, $.answer),
+    ...(R.length > 1 ? [card("Who is ahead", "", $.ahead)] : []),
     card("Accuracy of every size", $.curvesWhy, $.curveBar, $.curves),
-    card("Width and depth", "Which side pays: wider or deeper?", $.heatBar, el("label", { class: "bar noprint" }, $.slider, $.stepText), $.heat),
+    card("Width and depth", "Which side pays: wider or deeper?", $.heatBar, el("div", { class: "bar noprint" }, $.play, el("label", {}, $.slider, $.stepText)), $.heat),
     card("Is it learning?", "Signs of a collapse or a spike. Beyond the red line is an alarm, after the warm-up. ▲ an alarm began, × a step was skipped, ↻ the run went on.", $.health),
     ...SERIES.filter(([, test]) => keysOf(test).length).map(([name, , why]) => card(name, why, name === "Losses" ? smooth : null, $[name])),
     card("All numbers", "Click a heading to sort. The best is bold.", $.table),

@@ -26,6 +26,7 @@ function one(place, key, bounds = []) {
     const { r, s } = shown[curve];
     return [R.length > 1 ? r.name : key, [number(s.values[index])], `step ${count(s.steps[index])}`];
   }, key);
+  place.pointed = (_, p) => cursor(p?.x);
 }
 
 function health() {
