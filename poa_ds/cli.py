@@ -89,6 +89,11 @@ COMMANDS = {
         run="run_knn",
         arguments="add_knn_arguments",
     ),
+    "eval rebase": Command(
+        "poa_ds.evaluate.rebase_command",
+        "what a ViT's slices are worth before any training: as it is, sorted, rotated",
+        "poa-ds eval rebase runs/dinov2 --bank data/my_images/train --queries data/my_images/val",
+    ),
     "eval logistic": Command(
         "poa_ds.evaluate.logistic_command",
         "logistic regression on features of many sizes, from all labels or a few",

@@ -20,8 +20,8 @@ from poa_ds.system.progress import progress
 from poa_ds.system.run_folder import RunFolder
 
 
-def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `poa-ds eval knn`."""
+def add_knn_arguments(parser: argparse.ArgumentParser, *, floors: bool = True) -> None:
+    """Options of `poa-ds eval knn`. floors: whether they can be asked for."""
     parser.add_argument(
         "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
     )
@@ -37,14 +37,17 @@ def add_knn_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bank-images", type=int, help="evenly spread; 0 = all (recipe's)")
     parser.add_argument("--batch-size", type=int, help="images at a time (recipe's)")
     parser.add_argument("--workers", type=int, help="loader processes per rank (recipe's)")
-    parser.add_argument("--floors", action="store_true", help="also raw pixels and random weights")
+    if floors:
+        parser.add_argument(
+            "--floors", action="store_true", help="also raw pixels and random weights"
+        )
 
 
 def run_knn(args: argparse.Namespace) -> int:
     """Measure, print a table, add a row to the run's knn.jsonl. Runs under torchrun as well."""
     with all_ranks() as device:
         model, recipe, step = load_teacher(args.run, args.step)
-        recipe = _overridden(recipe, args)
+        recipe = overridden(recipe, args)
         options, readout = recipe.evaluation, Readout.of(recipe, device)
         subnets = model.space.select(args.sizes or options.sizes)
         bank = open_folder(options.bank or recipe.data.train, recipe.data)
@@ -69,7 +72,7 @@ def run_knn(args: argparse.Namespace) -> int:
     return 0
 
 
-def _overridden(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+def overridden(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     """The recipe with the command's options in the place of its own."""
     names = ("queries", "bank", "query_images", "bank_images", "batch_size")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}

@@ -173,16 +173,16 @@ def imported(found: Found, recipe: Recipe) -> ElasticViT:
 
 def _rebased(network: ElasticViT, recipe: Recipe, args: argparse.Namespace) -> Rebased:
     network = network.float()
-    batches = _images(recipe, args.calibrate) if args.calibrate else iter(())
     if args.rebase == "none":
         width = network.space.intact.width
         return Rebased(network.state_dict(), torch.eye(width), torch.zeros(width))
-    return rebased(network, statistics(network, batches), args.rebase)
+    images = calibration_images(recipe, ShardFolder.open(args.calibrate))
+    return rebased(network, statistics(network, images), args.rebase)
 
 
-def _images(recipe: Recipe, shards: Path) -> Iterator[Tensor]:
+def calibration_images(recipe: Recipe, folder: ShardFolder) -> Iterator[Tensor]:
     """CALIBRATION normalised images of the folder, spread evenly over it."""
-    folder, evaluation = ShardFolder.open(shards), recipe.evaluation
+    evaluation = recipe.evaluation
     count = min(CALIBRATION, len(folder))
     ids = [i * len(folder) // count for i in range(count)]
     mean, std = (

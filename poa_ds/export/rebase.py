@@ -8,14 +8,18 @@ LayerNorm commutes with every rotation that keeps the vector of ones (docs/exist
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from poa_ds.model import form
+from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.vit.network import ElasticViT
+from poa_ds.system.errors import UsageError
 
 Rebase = Literal["none", "sort", "rotate"]
+KIND = "vit"  # the backbone that has other bases
 State = dict[str, Tensor]
 
 
@@ -39,6 +43,13 @@ class Rebased:
     state: State
     matrix: Tensor
     bias: Tensor
+
+
+def checked(network: ElasticBackbone, what: str) -> ElasticViT:
+    """The network. UsageError: it is none that has another basis; what: the run, for the error."""
+    if form.of(network.kind) is not form.of(KIND):
+        raise UsageError(f"{what} is a {network.kind}: another basis is there for plain ViTs alone")
+    return cast(ElasticViT, network)
 
 
 @torch.no_grad()
