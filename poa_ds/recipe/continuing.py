@@ -85,9 +85,10 @@ RULES = (
     Rule(
         "may",
         "earlier and later ones cannot be compared",
-        "objective.intact_weight objective.dino objective.ibot objective.koleo"
+        "objective.intact_weight objective.slow_start objective.dino objective.ibot"
+        " objective.koleo"
         " objective.student_temperature objective.sinkhorn_iterations"
-        " slimmable.weights slimmable.imitation slimmable.slow_start"
+        " slimmable.weights slimmable.imitation"
         " distill.teacher_temperature distill.student_temperature distill.imitation"
         " crops.global_scale"
         " crops.local_count crops.local_size crops.local_scale augmentation.flip"

@@ -131,8 +131,7 @@ def scores_prototypes(recipe: Recipe) -> bool:
 
 def alone_steps(recipe: Recipe, steps: int) -> int:
     """At the start of so many steps, those in which the intact student learns alone."""
-    dspnet = recipe.objective.method == "dspnet"
-    return round(recipe.slimmable.slow_start * steps) if dspnet else 0
+    return round(recipe.objective.slow_start * steps)
 
 
 def _evaluation_share(recipe: Recipe, images: int, images_per_epoch: int) -> float:

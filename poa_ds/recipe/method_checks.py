@@ -7,8 +7,13 @@ from poa_ds.model.tucker.shape import TuckerShape
 from poa_ds.recipe.tree import Recipe
 
 
-def problems(recipe: Recipe) -> Iterable[str]:
+def problems(recipe: Recipe) -> Iterator[str]:
     """What contradicts the recipe's method, in words."""
+    if recipe.objective.slow_start and recipe.objective.method in ("seed", "single"):
+        yield (
+            f"objective.slow_start {recipe.objective.slow_start:g}: {recipe.objective.method} has"
+            " no smaller students that could wait, remove it"
+        )
     yield from PROBLEMS.get(recipe.objective.method, lambda _: ())(recipe)
     if recipe.objective.loss == "byol":
         yield from _byol(recipe)

@@ -48,6 +48,8 @@ class Objective:
     # how students and teacher are compared. prototypes: DINO, iBOT and KoLeo, by the weights below;
     # byol: a student predicts the teacher's projection of another view (docs/methods/dspnet.md)
     loss: Literal["prototypes", "byol"] = "prototypes"
+    # share of the run, from its start, in which the intact student learns alone
+    slow_start: Annotated[float, Bounds(0, 1, open_high=True)] = 0.0
     dino: NotNegative = 1.0  # weight, as are the two below
     ibot: NotNegative = 1.0
     koleo: NotNegative = 0.1
@@ -66,8 +68,6 @@ class Slimmable:
     weights: Literal["equal", "poa", "slimclr"] = "equal"
     # of the others towards the intact one, beside the terms towards the teacher
     imitation: NotNegative = 0.0
-    # share of the run, from its start, in which the intact one learns alone
-    slow_start: Annotated[float, Bounds(0, 1, open_high=True)] = 0.0
 
 
 @dataclass(frozen=True)

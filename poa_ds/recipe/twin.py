@@ -29,7 +29,7 @@ def twin(recipe: Recipe, subnet: Subnet) -> Recipe:
         recipe,
         output_dir="",
         start="",
-        objective=replace(recipe.objective, method="single"),
+        objective=replace(recipe.objective, method="single", slow_start=0.0),
         backbone=replace(shapes.one_size(options, subnet), names=names),
         evaluation=replace(recipe.evaluation, sizes=("all",)),
         mlflow=replace(recipe.mlflow, run_name=f"{recipe.mlflow.run_name or 'twin'}_{subnet}"),

@@ -147,7 +147,7 @@ def assert_nothing_beyond(size: Subnet, share: Tensor, parameters: dict[str, Ten
 
 
 def test_at_a_slow_start_the_whole_network_learns_alone() -> None:
-    started = recipe_with(**tree(32, 48, 64, slimmable={"slow_start": 0.5}))
+    started = recipe_with(**tree(32, 48, 64, objective={"method": "dspnet", "slow_start": 0.5}))
     images = 10**6  # 20 steps
     at = derived.schedules(started, images).at
     assert [at(step).all_sizes for step in (0, 9, 10, 19)] == [False, False, True, True]
@@ -156,8 +156,27 @@ def test_at_a_slow_start_the_whole_network_learns_alone() -> None:
     assert_the_same(one_step(started), wanted)
     at_once = recipe_with(**tree(32, 48, 64))
     assert one_step(at_once)[0].keys() > wanted[0].keys()
-    with pytest.raises(UsageError, match=r"slimmable.slow_start"):
-        recipe_with(**tree(32, 64, slimmable={"slow_start": 1.0}))
+    with pytest.raises(UsageError, match=r"objective.slow_start"):
+        recipe_with(**tree(32, 64, objective={"method": "dspnet", "slow_start": 1.0}))
+
+
+@pytest.mark.parametrize("name", ["poa", "sweet"])
+def test_a_slow_start_of_two_students_is_one_alone(name: str) -> None:
+    changed = tree(64, objective={"method": name, "slow_start": 0.5})
+    del changed["backbone"]["widths"]
+    changed["backbone"]["width"] = {"min": 32, "max": 64, "step": 16}
+    if name == "sweet":
+        changed["backbone"]["name"] = "tucker"
+    started = recipe_with(**changed)
+    assert_the_same(one_step(started), one_step(as_method(started, "single")))
+    at_once = replace(started, objective=replace(started.objective, slow_start=0.0))
+    assert "elastic_dino" in one_step(at_once)[0]
+
+
+@pytest.mark.parametrize("name", ["single", "seed"])
+def test_a_method_in_which_no_student_waits_has_no_slow_start(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"objective.slow_start 0.5: {name} has no smaller"):
+        load.recipe(Path("photos"), [f"objective.method={name}", "objective.slow_start=0.5"])
 
 
 def test_what_a_run_says_of_its_sizes_and_evaluations_follows_its_method() -> None:
@@ -212,7 +231,8 @@ def test_a_plan_counts_all_students(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
-    changed = tree(32, 48, 64, slimmable={"slow_start": 0.05})  # the first of 20 steps
+    objective = {"method": "dspnet", "slow_start": 0.05}  # the first of 20 steps
+    changed = tree(32, 48, 64, objective=objective)
     one = launch(WORKER, 1, tmp_path / "one", stages=[0], steps=[0, 3], recipe=changed)["0"]
     two = launch(WORKER, 2, tmp_path / "two", stages=[2, 3], steps=[0, 3], recipe=changed)
     assert [("elastic_dino" in r["terms"]) for r in one] == [False, True, True]
