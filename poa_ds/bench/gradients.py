@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import torch
 from torch import Tensor
@@ -201,15 +201,15 @@ def _table(rows: Sequence[Row], recipe: Recipe, device: str, what: str) -> str:
         f"gradients of the two students on the weights that both use: {what}",
         f"{m.processor}, threads {m.threads}; torch {m.torch}; {m.date}",
         f"ratio: smaller / intact, weighted {1 - weight:g} and {weight:g} as in the loss; "
-        f"columns: parts of {last} steps",
+        f"medians over each part of {last} steps",
         "",
         f"{'module':<10}{'width':>6}{'share':>8}  {'ratio of norms':<{wide}}cosine",
     ]
     for (module, width), looked in sorted(found.items()):
         share = mean(row.share for _, row in looked)
         parts = [[row for part, row in looked if part == k] for k in range(PARTS)]
-        ratios = [_mean(row.elastic / row.intact for row in part if row.intact) for part in parts]
-        cosines = [_mean(row.cosine for row in part) for part in parts]
+        ratios = [_middle(row.elastic / row.intact for row in part if row.intact) for part in parts]
+        cosines = [_middle(row.cosine for row in part) for part in parts]
         lines.append(
             f"{module:<10}{width:>6}{share:>8.2f}  "
             + "".join(f"{x:<12.2f}" for x in ratios)
@@ -218,6 +218,6 @@ def _table(rows: Sequence[Row], recipe: Recipe, device: str, what: str) -> str:
     return "\n".join(lines)
 
 
-def _mean(values: Iterable[float]) -> float:
+def _middle(values: Iterable[float]) -> float:
     finite = [x for x in values if math.isfinite(x)]
-    return mean(finite) if finite else math.nan
+    return median(finite) if finite else math.nan
