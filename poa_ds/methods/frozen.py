@@ -5,7 +5,7 @@ as timm:NAME=FILE.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from poa_ds.checkpoint import deployed
-from poa_ds.methods import frozen_head, frozen_timm
+from poa_ds.methods import frozen_head, frozen_patches, frozen_timm
 from poa_ds.model import form
 from poa_ds.model.architectures import ARCHITECTURES
 from poa_ds.model.projector import unit
@@ -24,6 +24,7 @@ from poa_ds.model.space import Subnet
 from poa_ds.model.vit.names import GATED
 from poa_ds.recipe import derived
 from poa_ds.recipe.backbone import backbone
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from poa_ds.system.json_text import parse_object
 from poa_ds.system.printable import figure
@@ -69,7 +70,7 @@ class Frozen:
         found.update(HEAD.encode() if self.head else b"")
         return torch.tensor(list(found.digest()), dtype=torch.float32)
 
-    def network(self) -> Callable[[Tensor], Tensor]:
+    def network(self) -> nn.Module:
         """Images -> class features (B, C), in eval mode, float32, on the CPU."""
         if self.size:
             model, recipe, _ = deployed.load_teacher(self.weights.parent)
@@ -102,21 +103,42 @@ class Frozen:
                 if head:
                     flops += frozen_head.flops(recipe, shape.features(subnet))
             else:
-                name = self.timm
-                model = frozen_timm.built(name, KEY) if name else _plain(self.weights)
+                model = self._bare()
                 with FlopCounterMode(display=False) as counter:
                     model(torch.empty(1, 3, side, side))
                 flops = float(counter.get_total_flops())
         return Cost(sum(p.numel() for p in model.parameters()), flops)
 
+    def patches(self, side: int) -> int:
+        """Places of an image of `side` pixels that it says something of; weights are not read."""
+        if self.size:
+            recipe, _ = deployed.read_recipe(self.weights.parent / deployed.RECIPE)
+            return derived.shape(recipe).grid(side) ** 2
+        with torch.device("meta"):
+            return frozen_patches.both(self._bare(), torch.empty(1, 3, side, side))[1].shape[1]
+
+    def _bare(self) -> nn.Module:
+        """Of timm, or extracted; on the default device, without its weights."""
+        return frozen_timm.built(self.timm, KEY) if self.timm else _plain(self.weights)
+
 
 class _OneSize(nn.Module):
+    """With the names that timm gives the two halves of a network."""
+
+    num_prefix_tokens = 1
+
     def __init__(self, model: nn.Module, subnet: Subnet, head: nn.Module | None) -> None:
         super().__init__()
         self.model, self.subnet, self.head = model, subnet, head
 
     def forward(self, images: Tensor) -> Tensor:
-        feature = self.model(images, self.subnet)[:, 0]
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self.model(images, self.subnet)
+
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        feature = tokens[:, 0]
         return self.head(feature)[0] if self.head else feature
 
 
@@ -145,7 +167,33 @@ class Embedder:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Unit rows (B, D) in float32."""
-        return unit(self.network((images * self._factor + self._shift).to(self._dtype)))
+        return unit(self.network(self._own(images)))
+
+    @torch.no_grad()
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and features (B, N, C) of the patches."""
+        rows, patches = frozen_patches.both(self.network, self._own(images))
+        return unit(rows), patches
+
+    def _own(self, images: Tensor) -> Tensor:
+        return (images * self._factor + self._shift).to(self._dtype)
+
+
+def of_recipe(recipe: Recipe) -> Frozen:
+    """The teacher of a recipe of method seed. UserError: there is none, or it does not fit."""
+    options, crops = recipe.distill, recipe.crops
+    sides = (crops.global_size, crops.local_size) if options.local else (crops.global_size,)
+    found = find(options.teacher, *sides, embedding=options.embedding)
+    if options.patches:
+        theirs = found.patches(crops.global_size)
+        ours = derived.shape(recipe).grid(crops.global_size) ** 2
+        if theirs != ours:
+            raise UserError(
+                f"distill.patches {options.patches:g}: {KEY} {options.teacher} says something of"
+                f" {theirs} places in crops of {crops.global_size} pixels, students of {ours}; take"
+                " another backbone.patch_size or teacher, or leave distill.patches out"
+            )
+    return found
 
 
 def find(text: str, *sides: int, embedding: str = "class") -> Frozen:

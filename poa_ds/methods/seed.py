@@ -42,12 +42,14 @@ class Student(nn.Module):
 @dataclass(frozen=True)
 class Embeddings:
     """What the teacher says of crops (R) of one slot: their unit rows (R, D), their mean neighbours
-    (R, D), and the queue (K, D) that they were compared with.
+    (R, D), and the queue (K, D) that they were compared with. alike (R, N, N): how it finds the
+    patches of a crop alike, or None.
     """
 
     own: Tensor
     mean: Tensor
     queue: Tensor
+    alike: Tensor | None = None
 
 
 class Seed:
@@ -61,9 +63,7 @@ class Seed:
 
     @cached_property
     def teacher(self) -> Frozen:
-        crops = self.recipe.crops
-        sides = (crops.global_size, crops.local_size)[: len(self._queues)]
-        return frozen.find(self.options.teacher, *sides, embedding=self.options.embedding)
+        return frozen.of_recipe(self.recipe)
 
     @property
     def _queues(self) -> tuple[str, ...]:
@@ -114,9 +114,9 @@ class Seed:
         for batch in batches:
             of_slot = []
             for name, crops in zip(self._queues, self._crops(batch), strict=True):
-                own = teach(crops)
+                own, alike = self._embedded(teach, crops, name)
                 mean = seed_loss.mean_neighbour(own, own, state[name], temperature)
-                of_slot.append(Embeddings(own, mean, state[name]))
+                of_slot.append(Embeddings(own, mean, state[name], alike))
             found.append(tuple(of_slot))
         for kind, name in enumerate(self._queues):
             firsts = [e[kind].own[: b.size] for e, b in zip(found, batches, strict=True)]
@@ -134,6 +134,13 @@ class Seed:
                 self.teacher, pixels.mean, pixels.std, dtype=dtype, device=device
             )
         return self.embedder
+
+    def _embedded(self, teach: Embedder, crops: Tensor, queue: str) -> tuple[Tensor, Tensor | None]:
+        """(rows, how patches are alike); the latter of global crops, where it has a weight."""
+        if not self.options.patches or queue != QUEUE:
+            return teach(crops), None
+        own, patches = teach.both(crops)
+        return own, seed_loss.alike(patches).exp()
 
     def _start(self, teach: Embedder) -> State:
         generator = torch.Generator().manual_seed(self.recipe.seed)
@@ -170,6 +177,12 @@ class Seed:
             means = [seed_loss.mean_neighbour(z.detach(), e.own, e.queue, s) for z, e in pairs]
             named["imitation"] = self._towards(students[1], means, target)
             total = total + weights[1] * self.options.imitation * named["imitation"]
+        if (alike := target[0].alike) is not None:
+            whole = [stream[0][:, 1:] for stream in streams]  # of global crops
+            apart = [seed_loss.patches_apart(patches, alike) for patches in whole]
+            named |= dict(zip(("intact_patches", "elastic_patches"), apart, strict=False))
+            both = sum(weight * term for weight, term in zip(weights, apart, strict=True))
+            total = total + self.options.patches * both
         named["cosine"] = (students[0][0] * target[0].own).sum(-1).mean()
         return total, {name: x.detach() for name, x in named.items()}
 

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from poa_ds.model.projector import unit
+
 CHUNK = 2**24  # similarities that are made at a time
+PATCHES = 0.07  # temperature of the similarities of patches; after lightly-train's distillation v3
 
 
 def towards(z: Tensor, own: Tensor, mean: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -38,6 +41,21 @@ def probabilities(z: Tensor, own: Tensor, queue: Tensor, temperature: float) -> 
     """Softmax (R, 1 + K) of the similarities of rows z to own (first) and the queue."""
     similar = torch.cat(((z * own).sum(-1, keepdim=True), z @ queue.T), dim=1)
     return torch.softmax(similar / temperature, dim=1)
+
+
+def alike(patches: Tensor) -> Tensor:
+    """Log-softmax (R, N, N): how each patch of a crop (R, N, C) is similar to all of that crop."""
+    rows = unit(patches)
+    return torch.log_softmax(rows @ rows.transpose(1, 2) / PATCHES, dim=-1)
+
+
+def patches_apart(patches: Tensor, target: Tensor) -> Tensor:
+    """Divergence of a student's patches (R, N, C) from a teacher's softmax (R, N, N), the mean.
+
+    The two may have any number of channels each.
+    """
+    apart = torch.special.xlogy(target, target) - target * alike(patches)
+    return apart.sum(-1).mean()
 
 
 class _LogSumExp(torch.autograd.Function):

@@ -22,9 +22,7 @@ def is_frozen(recipe: Recipe) -> bool:
 
 def teacher(recipe: Recipe) -> Frozen:
     """UserError: there is none where the recipe says."""
-    crops = recipe.crops
-    sides = (crops.global_size, crops.local_size) if recipe.distill.local else (crops.global_size,)
-    return frozen.find(recipe.distill.teacher, *sides, embedding=recipe.distill.embedding)
+    return frozen.of_recipe(recipe)
 
 
 def cost(recipe: Recipe) -> Cost:
@@ -64,7 +62,33 @@ def saved(students: Students) -> Named:
         "head": rows * recipe.distill.hidden * students.bytes_per_number,
         "outputs and their unit rows": 2 * rows * out * FLOAT,
         "the teacher's unit rows, means": (1 + means) * students.views * out * FLOAT,
+    } | _patches(students)
+
+
+def _patches(students: Students) -> Named:
+    """Bytes of what is kept of patches and their similarities to each other."""
+    recipe = students.recipe
+    if not recipe.distill.patches:
+        return {}
+    crops, patches = 2 * recipe.batch.images_per_slot, _count(recipe)
+    b = students.bytes_per_number
+    features = sum(derived.shape(recipe).features(subnet) for subnet in students.subnets)
+    wide = (0 if b == FLOAT else FLOAT) + FLOAT  # in float32, and of length one
+    return {
+        "tokens of global crops": crops * (1 + patches) * features * b,
+        "patches, unit rows": crops * patches * features * wide,
+        "similarities of patches": _alike(recipe) * (1 + len(students.subnets)),
     }
+
+
+def _count(recipe: Recipe) -> int:
+    """Patches of a global crop."""
+    return derived.shape(recipe).grid(recipe.crops.global_size) ** 2
+
+
+def _alike(recipe: Recipe) -> float:
+    """Bytes of the similarities that one network finds in a slot's global crops."""
+    return 2 * recipe.batch.images_per_slot * _count(recipe) ** 2 * FLOAT
 
 
 def transient(students: Students, own_slots: int) -> Named:
@@ -72,9 +96,10 @@ def transient(students: Students, own_slots: int) -> Named:
     recipe, views = students.recipe, students.views
     largest = max(count for count, _ in students.streams.crops)
     others = (own_slots - 1) * 2 * views * teacher(recipe).width
+    alike = (own_slots - 1) * _alike(recipe) if recipe.distill.patches else 0
     return {
         "crops of all slots, float32": own_slots * students.streams.pixels * FLOAT,
-        "the teacher's rows of the other slots": others * FLOAT,
+        "the teacher's rows of the other slots": others * FLOAT + alike,
         "queue, before and after the step": 2 * queue(recipe) * FLOAT,
         "similarities at work": AT_ONCE * largest * (1 + recipe.distill.queue) * FLOAT,
     }
@@ -98,7 +123,17 @@ def similarity_flops(students: Students) -> float:
     """Of a slot's products with the queue, which are float32 in every precision."""
     learned, targets = similarities(students)
     products = FORWARD_AND_BACKWARD * learned + TARGETS * targets
-    return 2.0 * products * teacher(students.recipe).width
+    return 2.0 * products * teacher(students.recipe).width + _patch_flops(students)
+
+
+def _patch_flops(students: Students) -> float:
+    """Of the similarities of patches to each other, of teacher and students."""
+    recipe = students.recipe
+    if not recipe.distill.patches:
+        return 0.0
+    form, kept = derived.shape(recipe), _alike(recipe) / FLOAT
+    features = sum(form.features(subnet) for subnet in students.subnets)
+    return 2.0 * kept * (FORWARD_AND_BACKWARD * features + teacher(recipe).width)
 
 
 def least_flops(students: Students) -> float:
@@ -108,7 +143,8 @@ def least_flops(students: Students) -> float:
     entered = sum(form.features(subnet) for subnet in students.subnets)
     heads = 3 * students.views * hidden * (entered + len(students.subnets) * out)
     learned, targets = similarities(students)
-    return 2.0 * (heads + (2 * learned + TARGETS * targets) * out)
+    products = (2 * learned + TARGETS * targets) * out
+    return 2.0 * (heads + products) + _patch_flops(students)
 
 
 def _imitates(students: Students) -> bool:

@@ -89,7 +89,7 @@ RULES = (
         " objective.koleo"
         " objective.student_temperature objective.sinkhorn_iterations"
         " slimmable.weights slimmable.imitation"
-        " distill.teacher_temperature distill.student_temperature distill.imitation"
+        " distill.teacher_temperature distill.student_temperature distill.imitation distill.patches"
         " crops.global_scale"
         " crops.local_count crops.local_size crops.local_scale augmentation.flip"
         " augmentation.jitter augmentation.brightness augmentation.contrast"

@@ -86,6 +86,8 @@ class Distill:
     imitation: NotNegative = 0.0  # of the smaller student towards the intact one
     # local crops too, beside the teacher's embedding of the same crop, with a queue of their own
     local: bool = False
+    # weight of how the patches of a global crop are similar to each other, as the teacher finds it
+    patches: NotNegative = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,18 @@ from torch import Tensor
 from poa_ds.checkpoint import deployed
 from poa_ds.cli import main
 from poa_ds.data.batch import Batch
-from poa_ds.methods import frozen
 from poa_ds.methods.method import method
 from poa_ds.methods.seed import LOCAL_QUEUE, QUEUE, Seed
-from poa_ds.recipe import derived, load
+from poa_ds.recipe import derived
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
 from tests.distributed.programs.launch import launch
 from tests.distributed.programs.worker import IMAGES, SLOTS, made_batch, recipe_with
 from tests.distributed.test_backbones_ranks import BACKBONES
+from tests.methods.test_seed_loss import divergence
 from tests.support.same_run import assert_same_run
-from tests.support.teachers import RECIPE, make_teacher
+from tests.support.teachers import make_teacher
 
 WORKER = "tests.distributed.programs.worker"
 
@@ -76,73 +76,14 @@ def test_the_queue_holds_the_last_first_crops_in_slot_order_and_none_of_its_own_
     assert torch.equal(state[QUEUE], torch.cat(entered)[-48:])
 
 
-def test_a_teacher_of_a_run_or_of_a_size_or_extracted_embeds_alike(
-    teacher: Path, tmp_path: Path
-) -> None:
-    images, mean, std = torch.randn(3, 3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    out = tmp_path / "plain"
-    words = ["extract", str(teacher), "--size", "32x2", "--format", "state-dict"]
-    assert main([*words, "--out", str(out)]) == 0
-    for text, size in ((teacher, "48x3"), (f"{teacher}:32x2", "32x2"), (out, "32x2")):
-        found = frozen.find(str(text), 32)
-        own = {"dtype": torch.float32, "device": torch.device("cpu")}
-        wanted = embedded(teacher, images, size)
-        assert found.width == wanted.shape[1]
-        got = frozen.Embedder(found, mean, std, **own)(images)
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
-        # the same pixels, normalised by a recipe with other numbers
-        pixels = images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-        other = frozen.Embedder(found, (0.5,) * 3, (0.25,) * 3, **own)((pixels - 0.5) / 0.25)
-        torch.testing.assert_close(other, wanted, rtol=0, atol=1e-5)
-
-
-def test_a_gated_size_that_was_written_for_timm_embeds(tmp_path: Path) -> None:
-    """Of which only the architecture's name says that it is gated."""
-    backbone = RECIPE.get("backbone", {}) | {"swiglu": 96}
-    recipe = load.from_dict(RECIPE | {"backbone": backbone})
-    model = method(recipe).networks().backbone
-    tensors = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
-    deployed.write_teacher(tmp_path / "run", tensors, recipe, 3)
-    out = tmp_path / "timm"
-    assert main(["extract", str(tmp_path / "run"), "--size", "32x2", "--out", str(out)]) == 0
-    found, images = frozen.find(str(out), 32), torch.randn(2, 3, 32, 32)
-    assert found.cost(32).parameters == sum(p.numel() for p in found.network().parameters())
-    wanted = model.eval()(images, model.space.parse("32x2"))[:, 0]
-    torch.testing.assert_close(found.network()(images), wanted, rtol=0, atol=1e-5)
-
-
-def test_head_0_of_a_run_may_embed(teacher: Path, tmp_path: Path) -> None:
-    options = load.from_dict(RECIPE | {"heads": {"prototypes": [8, 9], "hidden": 24}})
-    own = method(options).networks().teacher
-    run, images = tmp_path / "run", torch.randn(3, 3, 32, 32)
-    tensors = {name: t + 0.01 * torch.randn_like(t) for name, t in own.state_dict().items()}
-    deployed.publish(run, tensors, options, 3)
-    own.load_state_dict(tensors)
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    for size in ("48x3", "32x2"):
-        found = frozen.find(f"{run}:{size}", 32, embedding="head0")
-        feature = own.backbone(images, own.backbone.space.parse(size))[:, 0]
-        [(wanted, _), _] = own.heads(feature)
-        cpu = {"dtype": torch.float32, "device": torch.device("cpu")}
-        got = frozen.Embedder(found, mean, std, **cpu)(images)
-        assert found.width == got.shape[1] == 256
-        torch.testing.assert_close(got, wanted.detach(), rtol=0, atol=1e-5)
-        plain = frozen.find(f"{run}:{size}", 32)
-        assert not torch.equal(found.digest(), plain.digest())
-        mlp = int(size[:2]) * 24 + 24 * 24 + 24 * 256
-        assert found.cost(32).flops - plain.cost(32).flops == 2 * mlp
-    tree = changes(teacher)
-    tree["distill"]["embedding"] = "head0"
-    with pytest.raises(UserError, match=r"distill.embedding head0: .* has no prototype heads"):
-        method(recipe_with(**tree)).networks()
-
-
-@pytest.mark.parametrize(("imitation", "local"), [(0.0, 0), (0.5, 0), (0.5, 3)])
+@pytest.mark.parametrize(
+    ("imitation", "local", "patches"), [(0.0, 0, 0.0), (0.5, 0, 0.0), (0.5, 3, 0.3)]
+)
 def test_the_loss_is_that_of_a_slow_loop_over_students_and_rows(
-    teacher: Path, imitation: float, local: int
+    teacher: Path, imitation: float, local: int, patches: float
 ) -> None:
     tree = changes(teacher, crops__local_count=local)
-    tree["distill"] |= {"imitation": imitation, "local": bool(local)}
+    tree["distill"] |= {"imitation": imitation, "local": bool(local), "patches": patches}
     recipe = recipe_with(backbone__drop_path=0.0, **tree)
     seed = method(recipe)
     networks, [batch, *_] = seed.networks(), batches(recipe, 2)
@@ -150,11 +91,12 @@ def test_the_loss_is_that_of_a_slow_loop_over_students_and_rows(
     target = [(own, e.queue) for e in kinds for own in e.own]  # row by row
     assert len(target) == (2 + local) * IMAGES
     total, terms = seed.loss(networks, batch, kinds, values(recipe, 2))
-    said, t, s = [], 0.01, 0.2
+    said, places, t, s = [], [], 0.01, 0.2
     for subnet in seed.sizes(batch.step, batch.slot):
         crops = [batch.global_crops, batch.local_crops][: 1 + bool(local)]
-        features = [networks.backbone(images, subnet)[:, 0] for images in crops]
-        said.append(networks.student.projector(torch.cat(features)))
+        tokens = [networks.backbone(images, subnet) for images in crops]
+        said.append(networks.student.projector(torch.cat([each[:, 0] for each in tokens])))
+        places.append(tokens[0][:, 1:])
     found = []
     for z in said:
         rows = []
@@ -173,6 +115,12 @@ def test_the_loss_is_that_of_a_slow_loop_over_students_and_rows(
             p = torch.softmax(neighbours @ whole / s, 0)
             copied.append(-(p * torch.log_softmax(neighbours @ small / s, 0)).sum())
         wanted = wanted + 0.2 * imitation * torch.stack(copied).mean()
+    if patches:
+        model, _, _ = deployed.load_teacher(teacher)
+        theirs = model(batch.global_crops, model.space.intact)[:, 1:]
+        apart = [divergence(own, theirs) for own in places]
+        assert terms["elastic_patches"] == pytest.approx(apart[1].item(), rel=1e-4)
+        wanted = wanted + patches * (0.8 * apart[0] + 0.2 * apart[1])
     assert total.item() == pytest.approx(wanted.item(), rel=1e-5)
     parameters = dict(networks.student.named_parameters())
     got = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)

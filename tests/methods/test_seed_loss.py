@@ -87,3 +87,43 @@ def test_gradients_of_the_chunked_sum_pass_gradcheck(
     z, own, queue = case
     mean = seed_loss.mean_neighbour(own, own, queue, 0.05)
     assert torch.autograd.gradcheck(lambda x: seed_loss.towards(x, own, mean, queue, 0.2), (z,))
+
+
+def divergence(own: Tensor, theirs: Tensor) -> Tensor:
+    """Patch by patch: of the softmax of the cosines to all patches of the same crop."""
+    found = []
+    for a, b in zip(own, theirs, strict=True):
+        for i in range(len(a)):
+            q, p = (
+                torch.log_softmax(F.cosine_similarity(x[i : i + 1], x) / 0.07, 0) for x in (a, b)
+            )
+            found.append((p.exp() * (p - q)).sum())
+    return torch.stack(found).mean()
+
+
+def test_patches_against_their_definition_and_two_by_hand() -> None:
+    torch.manual_seed(1)
+    own, theirs = torch.randn(2, 5, 4).double().requires_grad_(), torch.randn(2, 5, 9).double()
+    wanted = divergence(own, theirs)
+    got = seed_loss.patches_apart(own, seed_loss.alike(theirs).exp())
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=0)
+    a, b = gradient(got, own), gradient(wanted, own)
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-14)
+
+    # two patches, whose cosines are 0.8 for the teacher and 0.6 for the student
+    pair = [
+        torch.tensor([[[1.0, 0.0], [c, (1 - c * c) ** 0.5]]], dtype=torch.float64)
+        for c in (0.8, 0.6)
+    ]
+    p, q = torch.sigmoid(torch.tensor([0.2, 0.4], dtype=torch.float64) / 0.07)
+    by_hand = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    got = seed_loss.patches_apart(pair[1], seed_loss.alike(pair[0]).exp())
+    torch.testing.assert_close(got, by_hand, rtol=1e-12, atol=0)
+
+
+def test_patches_that_are_the_teachers_have_no_divergence_and_no_gradient() -> None:
+    torch.manual_seed(2)
+    theirs = torch.randn(3, 6, 8, dtype=torch.float64)
+    own = (2.5 * theirs).requires_grad_()  # lengths do not count
+    loss = seed_loss.patches_apart(own, seed_loss.alike(theirs).exp())
+    assert abs(loss.item()) < 1e-14 and gradient(loss, own).abs().max() < 1e-14

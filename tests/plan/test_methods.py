@@ -38,6 +38,7 @@ def test_bytes_of_other_methods_are_what_was_counted(teacher: Path, tmp_path: Pa
         "large heads": tree(32, 64, heads={"prototypes": [130_000], "bottleneck": 4}),
         "from a teacher": changes(teacher),
         "from a teacher, imitating": imitating,
+        "of patches too": changes(teacher) | {"distill": imitating["distill"] | {"patches": 0.5}},
         "of local crops too": changes(teacher, crops__local_count=3) | {"distill": local},
     }
     found = measured(tmp_path, 1, [1], shapes)
