@@ -22,7 +22,7 @@ TILES = {"sm_80": "sm_80", "sm_90": "sm_90", "sm_100": "sm_90"}  # whose each ch
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes, CUDA programming guide
 PRODUCT = {80: "hmma", 90: "hgmma", 100: "utcmma"}  # the fastest instruction of each chip
 OPERATORS = (
-    *("two_stream_linear", "two_stream_descriptors", "attention", "add_ln", "gelu"),
+    *("two_stream_linear", "two_stream_descriptors", "attention", "rope", "add_ln", "gelu"),
     *("sinkhorn", "prototype_ce", "photometric"),
 )
 COUNTED = {  # instructions of the machine code

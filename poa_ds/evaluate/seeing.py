@@ -34,9 +34,8 @@ def see(network: nn.Module, images: Tensor) -> Seen:
     kept: list[Tensor] = []
     first = network.num_prefix_tokens  # the class token and registers
 
-    def keep(attention: nn.Module, inputs: tuple[Tensor]) -> None:
-        packed = attention.qkv(inputs[0]).unflatten(-1, (3, attention.heads, -1))
-        q, k, _ = packed.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, 1 + N, D) each
+    def keep(attention: nn.Module, inputs: tuple[Tensor, Tensor | None]) -> None:
+        q, k, _ = attention.queries_keys_values(*inputs)
         scores = q[:, :, :1] @ k.transpose(-1, -2) * k.shape[-1] ** -0.5
         kept.append(scores.softmax(-1)[:, :, 0, first:])
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from poa_ds.checkpoint.deployed import find_teacher, licence_of, load_teacher, write_teacher
 from poa_ds.model import form
 from poa_ds.model.options import Template
+from poa_ds.model.shape import vit_parts
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
@@ -47,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     found = form.of(model.kind)
     if found.module is not form.of(KIND).module:
         raise UserError(f"{args.run} is a {found.title}: a template is of the matrices of a ViT")
-    if recipe.backbone.registers or recipe.backbone.swiglu:
-        raise UserError(f"{args.run} has registers or a gated MLP, and a template has neither")
+    if parts := vit_parts(recipe.backbone):
+        raise UserError(f"{args.run} has backbone.{', backbone.'.join(parts)}: no template has")
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise UsageError(f"--out {args.out} exists and is not an empty folder: name a new one")
     recipe = _templated(recipe, args.ranks)

@@ -12,8 +12,8 @@ from einops import reduce, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from poa_ds.model.layers import Packing
 from poa_ds.model.options import Backbone
+from poa_ds.model.packing import Packing
 from poa_ds.model.shape import Shape
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.system.errors import UserError

@@ -6,133 +6,31 @@ A stream is a matrix of packed rows (sequences one after the other); a block car
 streams at once, so that every rank enters every block once per step (docs/architecture.md).
 """
 
-import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poa_ds.model.options import QkvBias
+from poa_ds.model.packing import BlockPlan, Packing
+from poa_ds.model.row_orders import with_key_bias
 from poa_ds.model.shape import gated_units
-from poa_ds.system.transfer import send
-from poa_kernels.add_ln import Rows, add_norm_rows, add_rows, norm_rows
+from poa_kernels.add_ln import add_norm_rows, add_rows, norm_rows
 from poa_kernels.attention import attention
 from poa_kernels.gelu import gelu
+from poa_kernels.rope import rotate
 from poa_kernels.slices import leading, wide
 from poa_kernels.two_stream_linear import two_stream_linear
 
 
-@dataclass(frozen=True)
-class Packing:
-    """How the rows of a stream are cut: segments of (sequences, tokens per sequence)."""
-
-    segments: tuple[tuple[int, int], ...]
-
-    def split(self, rows: Tensor) -> list[Tensor]:
-        """(R, C) -> one (sequences, tokens, C) view per segment."""
-        pieces = rows.split([n * tokens for n, tokens in self.segments])
-        return [
-            piece.unflatten(0, (n, tokens))
-            for piece, (n, tokens) in zip(pieces, self.segments, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Stochastic depth of one residual branch: the sequences it runs on; the others pass by.
-
-    rows: of these sequences in the stream, factor: all / kept sequences of the segment.
-    """
-
-    rows: Rows
-    packing: Packing
-
-
-@dataclass(frozen=True)
-class BlockPlan:
-    """What one block does to each stream: whether it runs, and on which sequences.
-
-    drops: per stream (attention branch, MLP branch), or None without stochastic depth.
-    """
-
-    packing: Packing
-    chosen: tuple[bool, ...]
-    drops: tuple[tuple[Drop, Drop] | None, ...]
-
-
-def draw_drops(
-    packing: Packing,
-    rate: float,
-    generator: torch.Generator,
-    *,
-    count: int = 1,
-    device: torch.device | str = "cpu",
-) -> list[Drop]:
-    """`count` random choices of sequences, each for one residual branch, segment by segment.
-
-    rate > 0.1: exactly max(int(n (1 - rate)), 1) of n sequences, scaled by n / k (the
-    batch-subset variant of DINOv2); otherwise each with probability 1 - rate, scaled by its
-    inverse (docs/method.md 2). The CPU draws sequences; the device makes rows of them.
-    """
-
-    exact = rate > 0.1
-
-    def choose(n: int) -> Tensor:
-        if exact:
-            return torch.randperm(n, generator=generator)[: max(int(n * (1 - rate)), 1)]
-        return (torch.rand(n, generator=generator) >= rate).nonzero().flatten()
-
-    sizes, tokens = zip(*packing.segments, strict=True)
-    drawn = [[choose(n) for n in sizes] for _ in range(count)]
-    kept = [[len(chosen) for chosen in choice] for choice in drawn]
-    factors = [
-        [n / max(k, 1) if exact else 1 / (1 - rate) for n, k in zip(sizes, ks, strict=True)]
-        for ks in kept
-    ]
-    packings = [Packing(tuple(zip(ks, tokens, strict=True))) for ks in kept]
-    rows = _rows(drawn, packing, factors, device)
-    return [Drop(*pair) for pair in zip(rows, packings, strict=True)]
-
-
-def _rows(
-    drawn: Sequence[Sequence[Tensor]],
-    packing: Packing,
-    factors: Sequence[Sequence[float]],
-    device: torch.device | str,
-) -> list[Rows]:
-    """The rows of each choice's sequences, all choices in a few operations and one transfer.
-
-    factors: of each choice's segments. What is sent has one column per chosen sequence.
-    """
-    lengths = [n * tokens for n, tokens in packing.segments]
-    total, firsts = sum(lengths), list(itertools.accumulate(lengths, initial=0))[:-1]
-    tokens = torch.tensor([tokens for _, tokens in packing.segments])
-    counts = torch.tensor([[len(kept) for kept in choice] for choice in drawn])
-    taken = counts @ tokens  # rows of each choice
-    number = torch.arange(len(drawn))[:, None].expand_as(counts)
-    columns = (tokens.expand_as(counts), torch.tensor(firsts).expand_as(counts))
-    columns = (*columns, (taken.cumsum(0) - taken)[number], number * total)
-    table = torch.stack([c.flatten() for c in columns]).repeat_interleave(counts.flatten(), 1)
-    places = table[0].cumsum(0) - table[0]  # of a sequence's first row among all that are taken
-    table[1] += torch.cat([kept for choice in drawn for kept in choice]) * table[0] - places
-    scales = torch.tensor(factors).flatten().repeat_interleave(counts.flatten())
-    sent = send(torch.cat((table.int(), scales.view(torch.int32)[None])), device)
-
-    rows = torch.arange(int(taken.sum()), device=device)
-    of = torch.arange(sent.shape[1], device=device)
-    of = of.repeat_interleave(sent[0], output_size=len(rows))
-    shift, begin, choice, scale = sent[1:, of]
-    inverse = torch.full((len(drawn) * total,), -1, dtype=torch.int32, device=device)
-    inverse.index_copy_(0, rows + shift + choice, (rows - begin).int())
-    parts = ((rows + shift).split(taken.tolist()), inverse.split(total))
-    scale = scale.view(torch.float32).split(taken.tolist())
-    return [Rows(*row) for row in zip(*parts, scale, strict=True)]
-
-
 def elastic_linear(
-    streams: Sequence[Tensor], weight: Tensor, bias: Tensor, outs: Sequence[int], exponent: float
+    streams: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    outs: Sequence[int],
+    exponent: float,
 ) -> tuple[Tensor, ...]:
     """two_stream_linear for any number of streams, two at a time in their order."""
     pairs = (slice(first, first + 2) for first in range(0, len(streams), 2))
@@ -159,6 +57,24 @@ class ElasticLinear(nn.Linear):
         """All rows of the weight for what leaves a backbone, which is finer than the weights."""
         streams = [x.to(self.weight.dtype) for x in tokens]
         return self(*streams, outs=[self.out_features] * len(streams))
+
+
+class QkvLinear(ElasticLinear):
+    """The layer of queries, keys and values without all of its bias.
+
+    bias: (head, q|v, channel), where keys have none, or None. The rows of the weight are those of
+    `Attention`.
+    """
+
+    def __init__(self, dim: int, head_dim: int, parts: QkvBias) -> None:
+        super().__init__(dim, 3 * dim, bias=parts != "none")
+        self.head_dim = head_dim
+        if self.bias is not None:
+            self.bias = nn.Parameter(self.bias.detach()[: 2 * dim].clone())
+
+    def forward(self, *streams: Tensor, outs: Sequence[int]) -> tuple[Tensor, ...]:
+        whole = None if self.bias is None else with_key_bias(self.bias, self.head_dim)
+        return elastic_linear(streams, self.weight, whole, outs, self.input_scale)
 
 
 def scale_inputs(network: nn.Module, exponent: float) -> None:
@@ -205,24 +121,44 @@ class Attention(nn.Module):
 
     The rows of qkv are stored head by head (head, q|k|v, channel), so that the slice of the
     first heads is a row prefix like every other slice. linear: the class of its layers.
+    angles: of each segment (`Packing`); all heads are turned alike, so that a slice has the places
+    of the whole.
     """
 
     def __init__(
-        self, dim: int, head_dim: int, linear: Callable[[int, int], nn.Module] = ElasticLinear
+        self,
+        dim: int,
+        head_dim: int,
+        linear: Callable[[int, int], nn.Module] = ElasticLinear,
+        qkv_bias: QkvBias = "full",
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.qkv, self.proj = linear(dim, 3 * dim), linear(dim, dim)
+        whole = qkv_bias == "full"
+        self.qkv = linear(dim, 3 * dim) if whole else QkvLinear(dim, head_dim, qkv_bias)
+        self.proj = linear(dim, dim)
 
-    def forward(self, *streams: Tensor, packings: Sequence[Packing]) -> tuple[Tensor, ...]:
-        return self.attend(streams, packings, self.qkv, self.proj)
+    def forward(
+        self, *streams: Tensor, packings: Sequence[Packing], angles: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
+        return self.attend(streams, packings, self.qkv, self.proj, angles)
 
     def attend(
-        self, streams: Sequence[Tensor], packings: Sequence[Packing], qkv: Affine, proj: Affine
+        self,
+        streams: Sequence[Tensor],
+        packings: Sequence[Packing],
+        qkv: Affine,
+        proj: Affine,
+        angles: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
         """The same with these layers."""
         widths = [x.shape[-1] for x in streams]
         packed = qkv(*streams, outs=[3 * width for width in widths])
+        if angles:  # of each segment, whichever of its sequences are there
+            packed = [
+                rotate(x, packing.segments, self.head_dim, angles)
+                for x, packing in zip(packed, packings, strict=True)
+            ]
         mixed = [
             attention(x, packing.segments, self.head_dim)
             for x, packing in zip(packed, packings, strict=True)
@@ -289,10 +225,11 @@ class Block(nn.Module):
         *,
         eps: float,
         swiglu: int = 0,
+        qkv_bias: QkvBias = "full",
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = ElasticLayerNorm(dim, eps), ElasticLayerNorm(dim, eps)
-        self.attn = Attention(dim, head_dim, self.linear)
+        self.attn = Attention(dim, head_dim, self.linear, qkv_bias)
         self.mlp = SwiGlu(dim, swiglu) if swiglu else Mlp(dim, mlp_ratio, self.linear)
         self.ls1, self.ls2 = LayerScale(dim, layer_scale), LayerScale(dim, layer_scale)
 
@@ -324,7 +261,7 @@ class Block(nn.Module):
         self, streams: Sequence[Tensor], packings: Sequence[Packing], plan: BlockPlan
     ) -> tuple[Tensor, ...]:
         """The attention branch of the streams that use the block."""
-        return self.attn(*streams, packings=packings)
+        return self.attn(*streams, packings=packings, angles=plan.packing.angles)
 
     def mix(self, streams: Sequence[Tensor], plan: BlockPlan) -> tuple[Tensor, ...]:
         """Their MLP branch."""
@@ -339,4 +276,5 @@ def initialise(modules: Sequence[nn.Module], scheme: str) -> None:
                 nn.init.trunc_normal_(module.weight, std=0.02)
             else:
                 nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 from poa_ds.model.architectures import ARCHITECTURES
 from poa_ds.system.typed_yaml import Bounds, Count, CountOrNone, OneOf, Positive
 
+Positions = Literal["learned", "rope", "none"]
+QkvBias = Literal["full", "no_key", "none"]
+
 
 @dataclass(frozen=True)
 class Range:
@@ -43,6 +46,9 @@ class Backbone:
     mlp_ratio: Count = 4
     registers: CountOrNone = 0  # of vit: tokens that stand for no patch, left out of the features
     norm_eps: Positive = 1e-6  # of vit
+    # of vit: a learned table, rotary as in DINOv3 (of patches; tokens before them have none), none
+    positions: Positions = "learned"
+    qkv_bias: QkvBias = "full"  # of vit: DINOv3's keys have no bias, or nothing of the layer
     # of vit: units of the intact network's gated MLP (SwiGLU), in proportion those of a slice, in
     # eights; 0: GELU and mlp_ratio
     swiglu: CountOrNone = 0

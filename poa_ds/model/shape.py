@@ -107,7 +107,7 @@ def heads_divide(options: Backbone) -> Iterator[str]:
 
 def vit_parts(options: Backbone) -> list[str]:
     """The keys of parts that only a ViT has, where they are not as in the published recipes."""
-    standard, keys = Backbone(), ("registers", "norm_eps", "swiglu")
+    standard, keys = Backbone(), "registers norm_eps swiglu positions qkv_bias".split()
     return [key for key in keys if getattr(options, key) != getattr(standard, key)]
 
 

@@ -34,6 +34,7 @@ RULES = (
         "backbone.name backbone.stages backbone.patch_size backbone.head_dim backbone.mlp_ratio"
         " backbone.window backbone.norm_groups backbone.input_scale backbone.width.max"
         " backbone.registers backbone.norm_eps backbone.swiglu"
+        " backbone.positions backbone.qkv_bias"
         " backbone.template.ranks"
         " backbone.widths backbone.depth.max"
         " heads.prototypes heads.hidden heads.bottleneck heads.layers heads.separate_ibot"

@@ -40,8 +40,11 @@ def test_two_ranks_of_zero_2_and_3_equal_one_process(kind: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_registers_and_gated_mlps_pass_every_stage(tmp_path: Path) -> None:
+def test_what_dinov3_has_passes_every_stage(tmp_path: Path) -> None:
+    """Registers, gated MLPs, rotary positions and keys without a bias; blocks computed again."""
     recipe = {"backbone__registers": 2, "backbone__swiglu": 88, "backbone__norm_eps": 1e-5}
+    recipe |= {"backbone__positions": "rope", "backbone__qkv_bias": "no_key"}
+    recipe |= {"backbone__activation_checkpointing": True}
     one = launch(WORKER, 1, tmp_path / "one", stages=[0], steps=[0, 3], recipe=recipe)["0"]
     two = launch(WORKER, 2, tmp_path / "two", stages=[1, 2, 3], steps=[0, 3], recipe=recipe)
     assert one[0]["teacher"] != one[2]["teacher"]

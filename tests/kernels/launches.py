@@ -16,7 +16,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from poa_kernels import add_ln, aot, attention, dispatch, photometric, prototype_ce, sinkhorn
+from poa_kernels import add_ln, aot, attention, dispatch, photometric, prototype_ce, rope, sinkhorn
 from poa_kernels.gelu import gelu
 from poa_kernels.prototype_ce import Target
 from poa_kernels.two_stream_linear import two_stream_linear
@@ -98,6 +98,8 @@ def block(width: int, rows: int, stream: torch.dtype) -> None:
     back(add_ln.add_rows(x, y, gamma, added=kept))
     back(gelu(leaf(rows, 4 * width), leaf(4 * DIM)))
     back(attention.attention(leaf(37 * rows, 3 * width), [(rows, 37)], 64))
+    places = torch.zeros(2, 36, 32)
+    back(rope.rotate(leaf(37 * rows, 3 * width), [(rows, 37)], 64, [places]))
 
 
 def losses(rows: int, shown: int) -> None:

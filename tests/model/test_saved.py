@@ -21,6 +21,10 @@ CASES = {
         "backbone__swiglu": 88,
         "backbone__norm_eps": 1e-5,
     },
+    "vit with rotary positions": {
+        "backbone__positions": "rope",
+        "backbone__qkv_bias": "none",
+    },
     "tucker": {"backbone": TUCKER},
     "swin": {"backbone": BACKBONES["swin"]},
     "swin without stochastic depth": {"backbone": BACKBONES["swin"] | {"drop_path": 0.0}},

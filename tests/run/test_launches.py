@@ -25,7 +25,7 @@ from poa_ds.engine.networks import Networks
 from poa_ds.evaluate.features import Readout
 from poa_ds.evaluate.neighbours import Bank, local_neighbours
 from poa_ds.methods.method import Method, method
-from poa_ds.model import layers
+from poa_ds.model import packing
 from poa_ds.model.swin import windows
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
@@ -166,14 +166,14 @@ def test_an_evaluation_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_waited_once_is_noticed_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of the host that are not page-locked: stochastic depth, the colours."""
     hollow = FakeTensorMode(allow_non_fake_inputs=True)
-    for module in (layers, photometric):
+    for module in (packing, photometric):
         monkeypatch.setattr(module, "send", torch.Tensor.to)
     recipe = load.recipe(Path("photos"))
     batch = a_batch(recipe)
     with counted(hollow) as count:
-        layers.draw_drops(layers.Packing(((4, 5),)), 0.4, torch.Generator(), device="cuda")
+        packing.draw_drops(packing.Packing(((4, 5),)), 0.4, torch.Generator(), device="cuda")
         batch.pin_memory().to("cuda").augmented(photometric_spec(recipe))
-    for place in ("poa_ds/model/layers.py:", "poa_ds/data/image/photometric.py:"):
+    for place in ("poa_ds/model/packing.py:", "poa_ds/data/image/photometric.py:"):
         assert any(f"waits, {place}" in fault for fault in count.faults), count.faults
 
 

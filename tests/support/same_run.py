@@ -27,7 +27,7 @@ def sample(weights: Mapping[str, Tensor], head_dim: int) -> str:
     """Every 23rd of the fp32 weights without the keys' biases, as hexadecimal text."""
     flats = []
     for name, tensor in sorted(weights.items()):
-        if name.endswith("qkv.bias"):  # head by head (q, k, v)
+        if name.endswith("qkv.bias") and tensor.numel() % (3 * head_dim) == 0:  # (q, k, v)
             tensor = tensor.view(-1, 3, head_dim)[:, [0, 2]]
         flats.append(tensor.detach().float().numpy().ravel())
     return np.concatenate(flats)[::EVERY].tobytes().hex()

@@ -9,8 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from poa_ds.model.backbone import ElasticBackbone, Streams, enlarge, pooled
-from poa_ds.model.layers import Packing
 from poa_ds.model.options import Backbone
+from poa_ds.model.packing import Packing
 from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_kernels.compiled import compilable

@@ -9,8 +9,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from poa_ds.model.backbone import ElasticBackbone, Streams, enlarge, pooled
-from poa_ds.model.layers import ElasticLayerNorm, ElasticLinear, Mlp, Packing
+from poa_ds.model.layers import ElasticLayerNorm, ElasticLinear, Mlp
 from poa_ds.model.options import Backbone
+from poa_ds.model.packing import Packing
 from poa_ds.model.shape import Stages
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin.shape import SwinShape

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from poa_ds.model.backbone import DropPath, Streams
-from poa_ds.model.layers import Block, BlockPlan, Drop, Packing, elastic_linear
+from poa_ds.model.layers import Block, elastic_linear
 from poa_ds.model.options import Backbone
+from poa_ds.model.packing import BlockPlan, Drop, Packing
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.tucker.decompose import fill
 from poa_ds.model.tucker.resize import Resize, check

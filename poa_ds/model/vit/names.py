@@ -15,9 +15,15 @@ from torch import Tensor
 
 from poa_ds.model.form import backbone_part, blocks_of
 from poa_ds.model.options import Backbone
-from poa_ds.model.row_orders import gate_major, head_major, third_major, unit_major
+from poa_ds.model.row_orders import (
+    gate_major,
+    head_major,
+    third_major,
+    unit_major,
+    with_key_bias,
+)
 from poa_ds.model.space import ElasticSpace, Subnet
-from poa_ds.model.vit import plain
+from poa_ds.model.vit import eva, plain
 from poa_ds.model.vit.network import ElasticViT
 from poa_ds.model.vit.shape import VitShape
 from poa_kernels.slices import alpha
@@ -71,17 +77,19 @@ def to_published(
 def to_timm(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
     """Our ViT's state dict under the names and layout of timm and DINOv2.
 
-    With registers the class token's position is part of it, as timm has it then.
+    With registers the class token's position is part of it, as timm has it then. A bias of queries
+    and values alone stays one (q|v); rotary positions have no tensor.
     """
     theirs: dict[str, Tensor] = {}
     for name, tensor in state.items():
         plain = name.replace("embed.patch.", "patch_embed.proj.", 1).removeprefix("embed.")
         if ".attn.qkv." in name:
-            tensor = third_major(tensor, shape.head_dim)
+            parts = 2 if name.endswith("bias") and shape.qkv_bias == "no_key" else 3
+            tensor = third_major(tensor, shape.head_dim, parts)
         elif ".mlp.fc1." in name and shape.swiglu:
             tensor = gate_major(tensor)
         theirs[plain] = tensor
-    if shape.registers:
+    if shape.registers and shape.positions == "learned":
         own, positions = theirs["pos_embed"][:, :1], theirs["pos_embed"][:, 1:]
         theirs |= {"cls_token": theirs["cls_token"] + own, "pos_embed": positions.contiguous()}
     return theirs
@@ -95,10 +103,14 @@ def _ratio(hidden: int, width: int) -> float:
 
 def from_timm(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
     """The inverse of `to_timm`; with registers the class token's position is zero."""
-    ours = from_published(state, shape.head_dim)
+    own = dict(state)
+    biases = {n: own.pop(n) for n in state if n.endswith(".qkv.bias")}
+    ours = from_published(own, shape.head_dim)
+    parts = 2 if shape.qkv_bias == "no_key" else 3
+    ours |= {n: head_major(t, shape.head_dim, parts) for n, t in biases.items()}
     for name in [name for name in ours if shape.swiglu and ".mlp.fc1." in name]:
         ours[name] = unit_major(ours[name])
-    if shape.registers:
+    if shape.registers and shape.positions == "learned":
         positions = ours["embed.pos_embed"]
         ours["embed.pos_embed"] = F.pad(positions, (0, 0, 1, 0))
     return ours
@@ -112,7 +124,7 @@ class VitForm:
     features = "the tokens (B, 1 + registers + N, C): class token, registers, patches"
     fixed_size = True
     note = (
-        "elsewhere timm resizes the position embedding differently from the training, so features"
+        "elsewhere timm resizes learned positions differently from the training, so features"
         " differ a little there; model.py of --format state-dict does as the training did"
     )
 
@@ -186,6 +198,11 @@ class VitForm:
             extra["norm_eps"] = shape.norm_eps
         if shape.swiglu:
             extra["gated"] = True
+        if shape.positions != "learned":
+            extra["pos_embed"] = shape.positions
+            extra.pop("no_embed_class", None)
+        if shape.qkv_bias != "full":
+            extra["qkv_bias"] = {"no_key": "no_key", "none": False}[shape.qkv_bias]
         name = DINOV2 if shape.patch_size == 14 else ARCHITECTURE
         return REGISTERS if shape.registers else name, {
             "img_size": shape.image_size,
@@ -203,11 +220,20 @@ class VitForm:
         cls, shape: VitShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
         name, arguments = cls.arguments(shape, subnet, state)
+        if shape.positions == "rope":
+            return eva.timm(shape, arguments, state)
         gated = arguments.pop("gated", False)  # timm's by the name of its network
-        return GATED if gated else name, arguments, dict(state)
+        tensors = dict(state)
+        if shape.qkv_bias == "no_key":  # timm has all of it or nothing
+            del arguments["qkv_bias"]
+            biases = {n: t for n, t in tensors.items() if n.endswith(".qkv.bias")}
+            tensors |= {n: with_key_bias(t, subnet.width) for n, t in biases.items()}
+        return GATED if gated else name, arguments, tensors
 
     @staticmethod
     def not_timm(shape: VitShape, subnet: Subnet) -> str:
+        if shape.positions == "rope":
+            return eva.not_timm(shape, subnet)
         return f"its norms have an eps of {EPS:g}" if shape.norm_eps != EPS else ""
 
     @staticmethod

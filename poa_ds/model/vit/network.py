@@ -8,29 +8,25 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from poa_ds.model.backbone import ElasticBackbone, Streams
-from poa_ds.model.layers import (
-    Block,
-    BlockPlan,
-    Drop,
-    ElasticLayerNorm,
-    Packing,
-    draw_drops,
-    initialise,
-)
-from poa_ds.model.options import Backbone
+from poa_ds.model.layers import Block, ElasticLayerNorm, initialise
+from poa_ds.model.options import Backbone, Positions, QkvBias
+from poa_ds.model.packing import BlockPlan, Drop, Packing, draw_drops
 from poa_ds.model.space import ElasticSpace, Subnet
+from poa_ds.model.vit import rope
 from poa_ds.model.vit.shape import VitShape
 from poa_kernels.slices import wide
 
 
 class Embed(nn.Module):
-    """Images -> tokens: patch projection, mask token, class token, registers, positions.
+    """Images -> tokens: patch projection, mask token, class token, registers, learned positions.
 
     Nothing here mixes channels after the projection, so one pass at full width serves every
     stream: a narrower one is a column prefix.
     """
 
-    def __init__(self, dim: int, image_size: int, patch_size: int, registers: int) -> None:
+    def __init__(
+        self, dim: int, image_size: int, patch_size: int, registers: int, positions: Positions
+    ) -> None:
         super().__init__()
         self.patch = nn.Conv2d(3, dim, patch_size, stride=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -39,16 +35,20 @@ class Embed(nn.Module):
             self.reg_token = nn.Parameter(torch.zeros(1, registers, dim))
         self.registers = registers
         self.grid = image_size // patch_size
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, dim))
+        self.pos_embed = None
+        if positions == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, dim))
 
     def forward(self, images: Tensor, masks: Tensor | None) -> Tensor:
         """images (B, 3, S, S), masks (B, N) bool or None -> tokens (B, 1 + registers + N, C)."""
         x = self.patch(images.to(self.patch.weight.dtype))
-        positions = self._positions(x.shape[-2], x.shape[-1])
+        places = x.shape[-2:]
         x = rearrange(x, "n c r k -> n (r k) c")
         if masks is not None:
             x = torch.where(masks.unsqueeze(-1), self.mask_token, x)
-        x = torch.cat((repeat(self.cls_token, "1 1 c -> n 1 c", n=len(x)), x), dim=1) + positions
+        x = torch.cat((repeat(self.cls_token, "1 1 c -> n 1 c", n=len(x)), x), dim=1)
+        if self.pos_embed is not None:
+            x = x + self._positions(*places)
         if not self.registers:
             return x
         registers = repeat(self.reg_token, "1 r c -> n r c", n=len(x))
@@ -91,6 +91,8 @@ class ElasticViT(ElasticBackbone):
         registers: int = Backbone.registers,
         norm_eps: float = Backbone.norm_eps,
         swiglu: int = Backbone.swiglu,
+        positions: Positions = Backbone.positions,
+        qkv_bias: QkvBias = Backbone.qkv_bias,
         init: str = Backbone.init,
         residual: str = Backbone.residual,
         activation_checkpointing: bool = False,
@@ -107,17 +109,28 @@ class ElasticViT(ElasticBackbone):
             registers=registers,
             norm_eps=norm_eps,
             swiglu=swiglu,
+            positions=positions,
+            qkv_bias=qkv_bias,
         )
         super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
         self.head_dim, self.residual = head_dim, residual
-        self.embed = Embed(dim, image_size, patch_size, registers)
+        self.embed = Embed(dim, image_size, patch_size, registers, positions)
         self.blocks = nn.ModuleList(
-            self.block(dim, head_dim, mlp_ratio, layer_scale, eps=norm_eps, swiglu=swiglu)
+            self.block(
+                dim,
+                head_dim,
+                mlp_ratio,
+                layer_scale,
+                eps=norm_eps,
+                swiglu=swiglu,
+                qkv_bias=qkv_bias,
+            )
             for _ in range(depth)
         )
         self.norm = ElasticLayerNorm(dim, norm_eps)
         initialise(list(self.modules()), init)
-        nn.init.trunc_normal_(self.embed.pos_embed, std=0.02)
+        if self.embed.pos_embed is not None:
+            nn.init.trunc_normal_(self.embed.pos_embed, std=0.02)
         nn.init.normal_(self.embed.cls_token, std=1e-6)
         if registers:
             nn.init.normal_(self.embed.reg_token, std=1e-6)
@@ -134,6 +147,8 @@ class ElasticViT(ElasticBackbone):
             registers=options.registers,
             norm_eps=options.norm_eps,
             swiglu=options.swiglu,
+            positions=options.positions,
+            qkv_bias=options.qkv_bias,
             init=options.init,
             residual=options.residual,
             activation_checkpointing=options.activation_checkpointing,
@@ -145,8 +160,15 @@ class ElasticViT(ElasticBackbone):
         tokens = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
         rows = torch.cat([rearrange(t, "n tokens c -> (n tokens) c") for t in tokens])
         rows = wide(rows) if self.residual == "fp32" else rows
-        packing = Packing(tuple(tuple(t.shape[:2]) for t in tokens))
+        segments = tuple(tuple(t.shape[:2]) for t in tokens)
+        angles = map(self._angles, crops) if self.shape.positions == "rope" else ()
+        packing = Packing(segments, tuple(angles))
         return tuple(rows[:, : subnet.width] for subnet in subnets), packing
+
+    def _angles(self, images: Tensor) -> Tensor:
+        """What rotary positions turn the patches of these images by (`vit.rope`)."""
+        rows, columns = (side // self.patch_size for side in images.shape[-2:])
+        return rope.angles(rows, columns, self.head_dim, self.embed.cls_token)
 
     def plan(
         self,

@@ -7,7 +7,7 @@ from poa_ds.model.vit.shape import VitShape
 
 
 def computed(options: Backbone, sequences: int) -> float:
-    """How many of the sequences a residual branch runs on (layers.draw_drops)."""
+    """How many of the sequences a residual branch runs on (packing.draw_drops)."""
     left = sequences * (1 - options.drop_path)
     return max(int(left), 1) if options.drop_path > 0.1 else left
 
@@ -42,6 +42,9 @@ def saved(streams: Streams) -> Saved:
     kept = branches * (some * (ROW_NUMBER + FLOAT) + rows * FLOAT)
     norms = sum(rows * (subnet.width + 2) * FLOAT for subnet in streams.subnets)
     outside: Named = {"crops": streams.pixels * b, "rows that stochastic depth keeps": kept}
+    if options.positions == "rope":
+        places = sum((side // options.patch_size) ** 2 for _, side in streams.crops)
+        outside["cosines and sines of places"] = places * options.head_dim * FLOAT
     return Saved(outside | {"final norm": norms}, blocks)
 
 

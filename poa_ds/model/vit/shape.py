@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from poa_ds.model.options import Backbone, Range
+from poa_ds.model.options import Backbone, Positions, QkvBias, Range
 from poa_ds.model.shape import gated_units, heads_divide, no_template, undivided, values, widest
 from poa_ds.model.space import Depth, ElasticSpace, Subnet, spread
 
@@ -22,6 +22,8 @@ class VitShape:
     registers: int = 0
     norm_eps: float = 1e-6
     swiglu: int = 0
+    positions: Positions = "learned"
+    qkv_bias: QkvBias = "full"
 
     @classmethod
     def of(cls, options: Backbone, image_size: int) -> "VitShape":
@@ -36,6 +38,8 @@ class VitShape:
             registers=options.registers,
             norm_eps=options.norm_eps,
             swiglu=options.swiglu,
+            positions=options.positions,
+            qkv_bias=options.qkv_bias,
         )
 
     @staticmethod
@@ -57,6 +61,8 @@ class VitShape:
 
     def contradictions(self, space: ElasticSpace) -> Iterator[str]:
         yield from undivided(space.widths, self.head_dim, "head_dim")
+        if self.positions == "rope" and self.head_dim % 4:
+            yield f"rotary positions need a head_dim in fours, not {self.head_dim}"
         if self.image_size % self.patch_size:
             yield f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
 
@@ -78,8 +84,11 @@ class VitShape:
 
     def parameters(self, subnet: Subnet) -> int:
         c, (first, second) = subnet.width, self.hidden(subnet.width)
-        per_block = 4 * c * c + c * (first + second) + first + 5 * c + 4 * c + 2 * c
-        tokens = 2 + self.registers + self.grid(self.image_size) ** 2
+        biases = {"full": 3, "no_key": 2, "none": 0}[self.qkv_bias] * c + 2 * c + first
+        per_block = 4 * c * c + c * (first + second) + biases + 4 * c + 2 * c
+        tokens = 1 + self.registers
+        if self.positions == "learned":
+            tokens += 1 + self.grid(self.image_size) ** 2
         embed = c * (3 * self.patch_size**2 + 1) + c * tokens
         return embed + subnet.depth * per_block + 2 * c
 

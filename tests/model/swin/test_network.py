@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from poa_ds.model.backbone import DropPath
-from poa_ds.model.layers import Packing
+from poa_ds.model.packing import Packing
 from poa_ds.model.row_orders import third_major
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin import windows

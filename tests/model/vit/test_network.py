@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from poa_ds.model.layers import Packing, draw_drops
+from poa_ds.model.packing import Packing, draw_drops
 from poa_ds.model.row_orders import third_major
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit.names import from_published

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poa_ds.model.backbone import ElasticBackbone, Streams
-from poa_ds.model.layers import ElasticLayerNorm, ElasticLinear, Packing
+from poa_ds.model.layers import ElasticLayerNorm, ElasticLinear
 from poa_ds.model.options import Backbone
+from poa_ds.model.packing import Packing
 from poa_ds.model.space import ElasticSpace, Subnet
 from tests.toys.bag.shape import BagShape
 
