@@ -19,6 +19,7 @@ from poa_ds.export.rebase import Rebased, rebased, statistics
 from poa_ds.export.vit_weights import Found, at_resolution, recognised
 from poa_ds.export.weights_source import Source, read_weights
 from poa_ds.model.options import Backbone
+from poa_ds.model.shape import vit_parts
 from poa_ds.model.vit.network import ElasticViT
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.backbone import backbone
@@ -146,6 +147,10 @@ def recipe_of(found: Found, args: argparse.Namespace, pixels: dict[str, Any]) ->
                 "mlp_ratio": found.mlp_ratio,
                 "registers": found.registers,
                 "swiglu": found.swiglu,
+                "norm_eps": found.norm_eps,
+                "positions": found.positions,
+                # norms that are folded into the layer behind them leave keys a bias
+                "qkv_bias": "full" if args.rebase == "rotate" else found.qkv_bias,
                 "layer_scale": 1.0,
                 "drop_path": 0.0,
                 "input_scale": args.input_scale,
@@ -165,9 +170,12 @@ def imported(found: Found, recipe: Recipe) -> ElasticViT:
     """The elastic network of the recipe with the tensors that were found, in their type."""
     with torch.device("meta"):
         network = backbone(recipe)
-    grid = recipe.crops.global_size // found.patch_size
-    table = at_resolution(found.tensors["embed.pos_embed"], grid)
-    network.load_state_dict(found.tensors | {"embed.pos_embed": table}, assign=True)
+    if recipe.backbone.qkv_bias != found.qkv_bias:
+        found = found.with_biases()
+    tensors, grid = dict(found.tensors), recipe.crops.global_size // found.patch_size
+    if found.positions == "learned":
+        tensors["embed.pos_embed"] = at_resolution(tensors["embed.pos_embed"], grid)
+    network.load_state_dict(tensors, assign=True)
     return cast(ElasticViT, network.requires_grad_(False).eval())
 
 
@@ -205,7 +213,7 @@ def _tell(out: Path, found: Found, recipe: Recipe, source: Source) -> None:
             " export"
         )
     options, standard = recipe.backbone, Backbone()
-    keys = "patch_size head_dim mlp_ratio registers swiglu input_scale".split()
+    keys = "patch_size head_dim mlp_ratio input_scale".split() + vit_parts(options)
     values = {key: getattr(options, key) for key in keys}
     told = [f"backbone.{k}={v}" for k, v in values.items() if v != getattr(standard, k)]
     tell(

@@ -87,7 +87,7 @@ def statistics(network: ElasticViT, batches: Iterable[Tensor]) -> Statistics:
 def rebased(network: ElasticViT, found: Statistics, way: Rebase) -> Rebased:
     """The tensors of the network in another basis; computed in float64, in the network's type.
 
-    way: "none" changes nothing.
+    way: "none" changes nothing; "rotate" needs backbone.qkv_bias=full.
     """
     own = network.state_dict()
     state = {name: tensor.double() for name, tensor in own.items()}
@@ -137,19 +137,23 @@ def rotation(stream: Tensor) -> Tensor:
 
 
 def _sort_inside(state: State, network: ElasticViT, found: Statistics) -> None:
-    """Heads and hidden units of each block in the order of what they add to the stream."""
-    size, gated = network.head_dim, network.shape.swiglu > 0
+    """Heads and hidden units of each block in the order of what they add to the stream.
+
+    Heads as they are: rotary positions turn a channel with its partner, so that none moves within.
+    """
+    size = network.head_dim
     for block in range(len(network.blocks)):
         at = f"blocks.{block}."
         proj, fc2 = state[f"{at}attn.proj.weight"], state[f"{at}mlp.fc2.weight"]
         added = (found.heads[block] * proj.square().sum(0)).unflatten(0, (-1, size)).sum(1)
         heads = added.argsort(descending=True, stable=True)
-        rows, columns = _spread(heads, 3 * size), _spread(heads, size)
+        columns = _spread(heads, size)
         units = (found.units[block] * fc2.square().sum(0)).argsort(descending=True, stable=True)
-        hidden = _spread(units, 2) if gated else units
-        for kind in ("weight", "bias"):
-            for name, order in (("attn.qkv", rows), ("mlp.fc1", hidden)):
-                state[f"{at}{name}.{kind}"] = state[f"{at}{name}.{kind}"][order]
+        for layer, order in (("attn.qkv", heads), ("mlp.fc1", units)):
+            for name in (f"{at}{layer}.weight", f"{at}{layer}.bias"):
+                if name in state:
+                    rows = _spread(order, len(state[name]) // len(order))
+                    state[name] = state[name][rows]
         state[f"{at}attn.proj.weight"], state[f"{at}mlp.fc2.weight"] = (
             proj[:, columns],
             fc2[:, units],
@@ -174,7 +178,10 @@ def _permute(state: State, order: Tensor) -> None:
 
 
 def _fold(state: State, depth: int) -> None:
-    """Norms into the layers behind them, LayerScale into those before: all left at 1 and 0."""
+    """Norms into the layers behind them, LayerScale into those before: all left at 1 and 0.
+
+    Keys get a bias, which rotary positions do not let vanish in the softmax.
+    """
     for block in range(depth):
         at = f"blocks.{block}."
         for norm, layer in (("norm1", "attn.qkv"), ("norm2", "mlp.fc1")):

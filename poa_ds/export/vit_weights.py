@@ -1,12 +1,12 @@
 """ViTs of other projects by their tensors: which they are, and what they are under our names.
 
-Names and layouts are those of timm, of DINOv2's own repository, and of DeiT's. What tensors do not
-tell, such as the channels of a head, the caller does.
+Names and layouts are those of timm, of DINOv2's and DINOv3's own repositories, and of DeiT's. What
+tensors do not tell, such as the channels of a head, the caller does, or the family.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 
 import torch
@@ -15,31 +15,49 @@ from einops import rearrange
 from torch import Tensor
 
 from poa_ds.checkpoint.deployed import differences, shapes
-from poa_ds.model.row_orders import unit_major
-from poa_ds.model.vit.names import from_published
+from poa_ds.model.options import Positions, QkvBias
+from poa_ds.model.row_orders import with_key_bias
+from poa_ds.model.space import ElasticSpace
+from poa_ds.model.vit import eva
+from poa_ds.model.vit.names import EPS, from_timm
+from poa_ds.model.vit.network import ElasticViT
 from poa_ds.system.errors import UserError
 
 SUPPORTED = (
-    "supported are ViTs with learned positions, a class token and a final norm: DINOv2 (S, B, L, g;"
-    " with registers or without), DeiT, DeiT III, and timm's plain ViTs"
+    "supported are ViTs with a class token and a final norm: DINOv2 (S, B, L, g; with registers or"
+    " without), DINOv3 and EUPE (all ViTs), DeiT, DeiT III, and timm's plain ViTs"
 )
-HEAD_DIM, HEAD_DIMS = 64, {1280: 80}  # channels of a head, at some widths: no tensor tells them
-DROPPED = re.compile(r"^(head|head_dist|pre_logits|fc)\.|^teacher_|^(dino|ibot)_head\.")
-RENAMED = (("register_tokens", "reg_token"), (".mlp.w12.", ".mlp.fc1."), (".mlp.w3.", ".mlp.fc2."))
+# channels of a head, and at some widths others: no tensor tells them
+HEAD_DIM = 64
+HEAD_DIMS: Mapping[Positions, Mapping[int, int]] = {"learned": {1280: 80}, "rope": {4096: 128}}
+DINOV3_SIDE = 256  # pixels: timm's size of these networks, which have no table to tell one
+DROPPED = re.compile(
+    r"^(head|head_dist|pre_logits|fc|projectors|local_cls_norm)\.|^teacher_|^(dino|ibot)_head\."
+    r"|^rope(_embed)?\.periods$"
+)
+RENAMED = (
+    ("register_tokens", "reg_token"),
+    ("storage_tokens", "reg_token"),
+    (".mlp.w12.", ".mlp.fc1."),
+    (".mlp.w1.", ".mlp.fc1_g."),
+    (".mlp.w2.", ".mlp.fc1_x."),
+    (".mlp.w3.", ".mlp.fc2."),
+)
+ROTARY = re.compile(r"gamma_1$|q_bias$|bias_mask$|^storage_tokens$|^rope(_embed)?\.periods$")
 # (a part of a tensor's name, whose it is)
 STRANGERS = (
     ("layers.0.blocks.", "a Swin"),
-    ("rope", "DINOv3 or EUPE: their positions are rotary"),
-    ("gamma_1", "DINOv3, EUPE or EVA: their positions are rotary, or their blocks others"),
-    ("storage_tokens", "DINOv3: its positions are rotary"),
     ("logit_scale", "CLIP or SigLIP, image and text together"),
     ("vision_model.", "CLIP or SigLIP in transformers' layout"),
     ("visual.", "a CLIP"),
+    ("embeddings.patch_embeddings", "a ViT in transformers' layout: take timm's or the authors'"),
     ("norm_pre.", "a CLIP: it has a norm before its blocks, and often another GELU"),
     ("attn_pool.", "SigLIP: its feature is a pooling of its own"),
     ("dist_token", "a distilled DeiT: it has a second class token"),
     ("fc_norm.", "a ViT whose feature is the mean of the patches"),
     ("q_norm.", "a ViT that norms queries and keys"),
+    ("attn.q_proj.", "EVA-02: its blocks have other norms"),
+    ("rope.freqs", "a ViT whose rotary positions are learned"),
     ("relative_position", "a network with relative positions"),
 )
 
@@ -59,7 +77,38 @@ class Found:
     mlp_ratio: int
     registers: int
     swiglu: int
-    tensors: dict[str, Tensor]  # of an ElasticViT of this one size
+    positions: Positions
+    qkv_bias: QkvBias
+    norm_eps: float
+    tensors: dict[str, Tensor]  # of `network`
+
+    def network(self) -> ElasticViT:
+        """The elastic network of this one size, without values."""
+        with torch.device("meta"):
+            return ElasticViT(
+                ElasticSpace((self.width,), (self.depth,)),
+                image_size=self.image_size,
+                patch_size=self.patch_size,
+                head_dim=self.head_dim,
+                mlp_ratio=self.mlp_ratio,
+                registers=self.registers,
+                norm_eps=self.norm_eps,
+                swiglu=self.swiglu,
+                positions=self.positions,
+                qkv_bias=self.qkv_bias,
+            )
+
+    def with_biases(self) -> "Found":
+        """The same network with a bias of queries, keys and values, zero where it has none."""
+        tensors = dict(self.tensors)
+        for block in range(self.depth):
+            name = f"blocks.{block}.attn.qkv.bias"
+            if self.qkv_bias == "no_key":
+                tensors[name] = with_key_bias(tensors[name], self.head_dim)
+            elif self.qkv_bias == "none":
+                like = tensors[f"blocks.{block}.attn.qkv.weight"]
+                tensors[name] = like.new_zeros(3 * self.width)
+        return replace(self, qkv_bias="full", tensors=tensors)
 
 
 def recognised(state: Mapping[str, Tensor], *, head_dim: int | None, what: str) -> Found:
@@ -68,50 +117,59 @@ def recognised(state: Mapping[str, Tensor], *, head_dim: int | None, what: str) 
     head_dim: None is what its family has. what: the file, for errors. Tensors keep their type.
     UserError: none that is supported; it says what it seems to be.
     """
-    own = _backbone(state)
-    _refuse_strangers(own, what)
+    own, positions = _backbone(state, what)
     try:
-        patch, positions = own["patch_embed.proj.weight"], own["pos_embed"]
-        qkv, fc1 = own["blocks.0.attn.qkv.weight"], own["blocks.0.mlp.fc1.weight"]
-        fc2 = own["blocks.0.mlp.fc2.weight"]
+        patch, qkv = own["patch_embed.proj.weight"], own["blocks.0.attn.qkv.weight"]
+        fc1, fc2 = own["blocks.0.mlp.fc1.weight"], own["blocks.0.mlp.fc2.weight"]
+        places = own["pos_embed"].shape[1] if positions == "learned" else 0
     except KeyError as error:
         raise UserError(f"{what} has no {error}, as a ViT would: {SUPPORTED}") from error
     width, depth = qkv.shape[1], 1 + max(int(m[1]) for n in own if (m := _BLOCK.match(n)))
-    head_dim = head_dim or HEAD_DIMS.get(width, HEAD_DIM)
+    head_dim = head_dim or HEAD_DIMS[positions].get(width, HEAD_DIM)
     if width % head_dim or len(qkv) != 3 * width:
         raise UserError(
             f"{what}: a width of {width} does not divide into heads of {head_dim} channels: say"
             " --head-dim"
         )
-    registers = own["reg_token"].shape[1] if "reg_token" in own else 0
     gated = len(fc1) == 2 * fc2.shape[1]
     if not gated and len(fc1) % width:
         raise UserError(
             f"{what}: its MLP has {len(fc1)} units, no multiple of {width}: {SUPPORTED}"
         )
-    side = isqrt(positions.shape[1])
-    if side**2 not in (positions.shape[1], positions.shape[1] - 1):
-        raise UserError(f"{what}: {positions.shape[1]} positions are no square grid: {SUPPORTED}")
+    side = isqrt(places)
+    if side**2 not in (places, places - 1):
+        raise UserError(f"{what}: {places} positions are no square grid: {SUPPORTED}")
+    bias = own.get("blocks.0.attn.qkv.bias")
     found = Found(
         width=width,
         depth=depth,
         head_dim=head_dim,
         patch_size=patch.shape[-1],
-        image_size=side * patch.shape[-1],
+        image_size=side * patch.shape[-1] or DINOV3_SIDE,
         mlp_ratio=4 if gated else len(fc1) // width,
-        registers=registers,
+        registers=own["reg_token"].shape[1] if "reg_token" in own else 0,
         swiglu=fc2.shape[1] if gated else 0,
-        tensors=_ours(own, head_dim, gated, width, depth),
+        positions=positions,
+        qkv_bias="none" if bias is None else "no_key" if len(bias) == 2 * width else "full",
+        norm_eps=eva.EPS if positions == "rope" else EPS,
+        tensors={},
     )
-    _check(found, what)
-    return found
+    _alike(own, found, what)
+    network = found.network()
+    tensors = _ours(own, network)
+    if problems := differences(shapes(network.state_dict()), shapes(tensors)):
+        raise UserError(f"{what}: {'; '.join(problems)} (our names): {SUPPORTED}")
+    return replace(found, tensors=tensors)
 
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
-def _backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without heads and prefixes, under timm's names."""
+def _backbone(state: Mapping[str, Tensor], what: str) -> tuple[dict[str, Tensor], Positions]:
+    """Without heads and prefixes, under the names of timm's plain ViT; and what positions it has.
+
+    UserError: it is none of these networks.
+    """
     plain = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     for prefix in ("backbone.", "model.", "teacher.backbone."):
         inside = {n.removeprefix(prefix): t for n, t in plain.items() if n.startswith(prefix)}
@@ -124,62 +182,63 @@ def _backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for theirs, ours in RENAMED:
             name = name.replace(theirs, ours)
         own[name] = tensor
-    return own
+    rotary = next((name for name in plain if ROTARY.search(name)), None)
+    _refuse_strangers(own, rotary, what)
+    try:
+        return eva.from_timm(_masked(own, what)), "rope" if rotary else "learned"
+    except KeyError as error:
+        raise UserError(f"{what}: missing: {error}: {SUPPORTED}") from error
 
 
-def _refuse_strangers(own: Mapping[str, Tensor], what: str) -> None:
+def _refuse_strangers(own: Mapping[str, Tensor], rotary: str | None, what: str) -> None:
     for part, whose in STRANGERS:
         name = next((name for name in own if part in name), None)
         if name:
             raise UserError(f"{what} seems to be {whose} ({name}): {SUPPORTED}")
+    if rotary and "pos_embed" in own:
+        raise UserError(f"{what} seems to be an EVA (pos_embed and {rotary}): {SUPPORTED}")
+    if "patch_embed.proj.weight" in own and "pos_embed" not in own:
+        if not rotary or "reg_token" not in own:
+            raise UserError(
+                f"{what} seems to be a ViT without positions, or with rotary ones that are not"
+                f" DINOv3's (it lacks pos_embed, and registers or DINOv3's names): {SUPPORTED}"
+            )
 
 
-def _ours(
-    own: Mapping[str, Tensor], head_dim: int, gated: bool, width: int, depth: int
-) -> dict[str, Tensor]:
+def _masked(own: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """With the masks of DINOv3's own files applied: keys have no bias."""
+    kept = {name: t for name, t in own.items() if not name.endswith(".bias_mask")}
+    for name in own.keys() - kept.keys():
+        keys = own[name].chunk(3)[1]
+        if keys.any():
+            raise UserError(f"{what}: {name} keeps a bias of keys: {SUPPORTED}")
+        bias = name.removesuffix("_mask")
+        queries, _, values = own[bias].chunk(3)
+        kept[bias] = torch.cat((queries, values))
+    return kept
+
+
+def _alike(own: Mapping[str, Tensor], found: Found, what: str) -> None:
+    """UserError unless what is put in another order has the same rows in every block."""
+    width, units = found.width, found.swiglu * 2 or found.mlp_ratio * found.width
+    rows = {"qkv.weight": [3 * width], "qkv.bias": [2 * width, 3 * width]}
+    rows |= {"fc1.weight": [units], "fc1.bias": [units]}
+    for name, tensor in own.items():
+        allowed = rows.get(".".join(name.split(".")[-2:]))
+        if allowed and (not tensor.ndim or len(tensor) not in allowed):
+            told = f"another shape: {name} {[*tensor.shape]}, rows {' or '.join(map(str, allowed))}"
+            raise UserError(f"{what}: {told}: {SUPPORTED}")
+
+
+def _ours(own: Mapping[str, Tensor], network: ElasticViT) -> dict[str, Tensor]:
     """Under our names and layouts, with what they leave out: it is there and does nothing."""
-    ours = from_published(own, head_dim)
-    like = own["blocks.0.attn.qkv.weight"]
-    for block in range(depth):
+    width, like = network.space.intact.width, own["blocks.0.attn.qkv.weight"]
+    ours = from_timm(own, network.shape)
+    for block in range(len(network.blocks)):
         for name in ("ls1.gamma", "ls2.gamma"):
             ours.setdefault(f"blocks.{block}.{name}", like.new_ones(width))
-        ours.setdefault(f"blocks.{block}.attn.qkv.bias", like.new_zeros(3 * width))
-        if gated:
-            for name in ("weight", "bias"):
-                name = f"blocks.{block}.mlp.fc1.{name}"
-                ours[name] = unit_major(ours[name])
     ours.setdefault("embed.mask_token", like.new_zeros(1, width))
-    if "embed.cls_token" in ours and isqrt(count := ours["embed.pos_embed"].shape[1]) ** 2 == count:
-        ours["embed.pos_embed"] = F.pad(ours["embed.pos_embed"], (0, 0, 1, 0))
     return ours
-
-
-def _check(found: Found, what: str) -> None:
-    """UserError: a tensor is missing, left over, or of another shape than the first ones say."""
-    c, units = found.width, found.swiglu or found.mlp_ratio * found.width
-    rows = 2 * units if found.swiglu else units
-    wanted: dict[str, tuple[int, ...]] = {
-        "embed.patch.weight": (c, 3, found.patch_size, found.patch_size),
-        "embed.patch.bias": (c,),
-        "embed.cls_token": (1, 1, c),
-        "embed.mask_token": (1, c),
-        "embed.pos_embed": (1, 1 + (found.image_size // found.patch_size) ** 2, c),
-        "norm.weight": (c,),
-        "norm.bias": (c,),
-    }
-    if found.registers:
-        wanted["embed.reg_token"] = (1, found.registers, c)
-    layers = {"attn.qkv": (3 * c, c), "attn.proj": (c, c), "mlp.fc1": (rows, c)}
-    layers["mlp.fc2"] = (c, units)
-    for block in range(found.depth):
-        for name, (out, columns) in layers.items():
-            wanted[f"blocks.{block}.{name}.weight"] = (out, columns)
-            wanted[f"blocks.{block}.{name}.bias"] = (out,)
-        for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
-            wanted[f"blocks.{block}.{name}"] = (c,)
-        wanted |= {f"blocks.{block}.{name}": (c,) for name in ("ls1.gamma", "ls2.gamma")}
-    if problems := differences(wanted, shapes(found.tensors)):
-        raise UserError(f"{what}: {'; '.join(problems)} (our names): {SUPPORTED}")
 
 
 def at_resolution(table: Tensor, grid: int) -> Tensor:

@@ -6,7 +6,7 @@ elsewhere q|k|v first (q|k|v, head, channel).
 
 import re
 from collections.abc import Mapping
-from math import inf, nextafter
+from math import inf, isqrt, nextafter
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ def _ratio(hidden: int, width: int) -> float:
 
 
 def from_timm(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
-    """The inverse of `to_timm`; with registers the class token's position is zero."""
+    """The inverse of `to_timm`; the class token's position is zero where the table has none."""
     own = dict(state)
     biases = {n: own.pop(n) for n in state if n.endswith(".qkv.bias")}
     ours = from_published(own, shape.head_dim)
@@ -110,8 +110,8 @@ def from_timm(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]
     ours |= {n: head_major(t, shape.head_dim, parts) for n, t in biases.items()}
     for name in [name for name in ours if shape.swiglu and ".mlp.fc1." in name]:
         ours[name] = unit_major(ours[name])
-    if shape.registers and shape.positions == "learned":
-        positions = ours["embed.pos_embed"]
+    positions = ours.get("embed.pos_embed")
+    if positions is not None and isqrt(count := positions.shape[1]) ** 2 == count:
         ours["embed.pos_embed"] = F.pad(positions, (0, 0, 1, 0))
     return ours
 
