@@ -94,6 +94,11 @@ COMMANDS = {
         "what a ViT's slices are worth before any training: as it is, sorted, rotated",
         "poa-ds eval rebase runs/dinov2 --bank data/my_images/train --queries data/my_images/val",
     ),
+    "eval linear": Command(
+        "poa_ds.evaluate.linear_command",
+        "linear classifiers on frozen features: the field's 52 per size, in one pass",
+        "poa-ds eval linear runs/photos --crops centre --epochs 10",
+    ),
     "eval logistic": Command(
         "poa_ds.evaluate.logistic_command",
         "logistic regression on features of many sizes, from all labels or a few",

@@ -133,7 +133,7 @@ def _usable(
     """(image, its sample number): of `row`, or of a substitute where that is damaged."""
     for _ in range(SUBSTITUTES):
         try:
-            return _decoded(folder, row, decode), row
+            return decoded(folder, row, decode), row
         except SampleError as error:
             if on_error == "raise":
                 raise
@@ -142,7 +142,8 @@ def _usable(
     raise last
 
 
-def _decoded(folder: Folder, row: int, decode: Decode) -> Tensor:
+def decoded(folder: Folder, row: int, decode: Decode = decode) -> Tensor:
+    """(3, H, W) uint8 of one sample. SampleError: it is damaged."""
     content = folder.read(row)
     try:
         return decode(content)

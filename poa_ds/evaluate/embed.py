@@ -6,9 +6,7 @@ Rows are worked on in parts that the ranks take in turn; a part is whole on the 
 import argparse
 import os
 import shutil
-import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,11 @@ from poa_ds.data.places import open_folder
 from poa_ds.data.workers import loaded
 from poa_ds.evaluate import image_sources
 from poa_ds.evaluate.embedding_files import Parts, is_there, publish
-from poa_ds.evaluate.features import Readout, features, features_and_mean, patch_features
+from poa_ds.evaluate.features import READS, Readout, tokens_read
 from poa_ds.evaluate.image_sources import Images, Shards
 from poa_ds.evaluate.knn_protocol import Encoder
 from poa_ds.evaluate.neighbours import Deal
-from poa_ds.evaluate.ranks import all_ranks
+from poa_ds.evaluate.ranks import all_ranks, listening
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
@@ -39,7 +37,7 @@ from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.progress import progress
 
-READS = {"cls": features, "cls+avg": features_and_mean, "patches": patch_features}
+WHAT = ("cls", "cls+avg", "patches")
 TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 PART_BATCHES = 16  # what a killed command may have to do again, per rank
 
@@ -66,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--what",
-        choices=list(READS),
+        choices=WHAT,
         default="cls",
         help="class token, or with the mean of the patch tokens behind it (a Swin's or ResNet's "
         "class token is that mean), or every patch token",
@@ -144,7 +142,7 @@ def write(
     encode = readout.encoder(model.to(device), subnets, READS[setting["feature"]])
     work = Embedding(images, setting, encode, device)
     todo = [span for span in deal.own() if not parts.has(span)]
-    with _listening() as asked:
+    with listening() as asked:
         work.run(parts, todo, workers, asked)
     if dist.any_rank(not all(map(parts.has, deal.own())), device):
         if dist.is_main():
@@ -250,17 +248,6 @@ class _Crops(Dataset[tuple[Tensor, dict[int, str]]]):
         return crops, damaged
 
 
-@contextmanager
-def _listening() -> Iterator[list[int]]:
-    """A list in which SIGTERM is noted as long as this lasts."""
-    asked: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _images(args: argparse.Namespace, recipe: Recipe) -> Images:
     if args.images:
         return image_sources.below(args.images)
@@ -273,15 +260,18 @@ def tell_cost(
     model: ElasticBackbone, subnets: Sequence[Subnet], setting: dict[str, Any], out: Path
 ) -> None:
     """The work and the disk that it takes; UserError where the disk has less. All ranks look."""
-    rows, times = setting["rows"], _tokens(model, setting)
-    flops = rows * sum(model.flops(subnet, setting["crop"]) for subnet in subnets)
-    widths = times * sum(model.feature_width(subnet) for subnet in subnets)
-    size = rows * widths * TYPES[setting["dtype"]].itemsize
+    rows, crop, feature = setting["rows"], setting["crop"], setting["feature"]
+    flops = rows * sum(model.flops(subnet, crop) for subnet in subnets)
+    widths = [
+        tokens_read(model, subnet, feature, crop) * model.feature_width(subnet)
+        for subnet in subnets
+    ]
+    size = rows * sum(widths) * TYPES[setting["dtype"]].itemsize
     if dist.is_main():
         tell(f"{rows:,} images x {len(subnets)} sizes = {flops:.2g} FLOPs, {size / 1e6:.3g} MB")
     there = next(folder for folder in out.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(there).free
-    largest = size // widths * times * max(model.feature_width(subnet) for subnet in subnets)
+    largest = rows * max(widths) * TYPES[setting["dtype"]].itemsize
     memory = psutil.virtual_memory().available
     if 2 * largest > memory:  # all rows of one size, and the bytes of its file
         raise UserError(
@@ -293,12 +283,3 @@ def tell_cost(
             f"--out {out}: parts and files take {2 * size / 1e9:.3g} GB, the disk has "
             f"{free / 1e9:.3g} GB: fewer --sizes or images, or --dtype fp16"
         )
-
-
-@torch.inference_mode()
-def _tokens(model: ElasticBackbone, setting: dict[str, Any]) -> int:
-    """How many features of the network's width an image gives."""
-    if setting["feature"] != "patches":
-        return 1 + (setting["feature"] == "cls+avg")
-    image = torch.zeros(1, 3, setting["crop"], setting["crop"])
-    return model(image, model.space.smallest).shape[1] - 1

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from poa_ds.evaluate.embed import setting_of, tell_cost, write
 from poa_ds.evaluate.embedding_files import ABOUT, is_there
 from poa_ds.evaluate.feature_sets import FeatureSet
 from poa_ds.evaluate.features import Readout
-from poa_ds.evaluate.image_sources import Shards
+from poa_ds.evaluate.image_sources import Images, Shards
 from poa_ds.evaluate.score_rows import identity
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
@@ -31,6 +32,8 @@ from poa_ds.system.files import replace_text
 from poa_ds.system.json_text import parse
 from poa_ds.system.paths import is_address
 from poa_ds.system.run_folder import RunFolder
+
+PASSING = "until_the_command_ends"  # a file in a folder of features that nobody has asked to keep
 
 
 @dataclass(frozen=True)
@@ -105,22 +108,29 @@ def add_arguments(parser: argparse.ArgumentParser, **places: str) -> None:
 
 @dataclass
 class Cache:
-    """Sets of features by place. stopped: by SIGTERM; what is made stays for the same command."""
+    """Sets of features by place. stopped: by SIGTERM; what is made stays for the same command.
+
+    keep: for other commands too. used: the folders that this one reads.
+    """
 
     reader: Reader
-    feature: str = "cls"
-    made: list[Path] = field(default_factory=list)
+    feature: str
+    keep: bool
+    used: set[Path] = field(default_factory=set)
     stopped: bool = False
 
     def cost(self, place: str) -> None:
         """Say what is not there yet."""
-        if not _is_features(place):
-            self._get(place, dry=True)
+        if not is_features(place):
+            self._missing(self.images(place), tell=True)
+
+    def images(self, place: str) -> Shards:
+        return Shards(open_folder(place, self.reader.recipe.data))
 
     def get(self, place: str) -> FeatureSet | None:
         """The features of its images by all sizes of the reader. None: stopped. A collective."""
-        if not _is_features(place):
-            return self._get(place, dry=False)
+        if not is_features(place):
+            return self.of(self.images(place))
         found = FeatureSet.at(Path(place))
         if found.setting["weights_sha256"] != weights_hash(self.reader.teacher):
             raise UsageError(f"{place} holds features of other weights than {self.reader.teacher}")
@@ -128,25 +138,17 @@ class Cache:
             raise UsageError(f"{place} holds features of another kind: embed --what {self.feature}")
         return found
 
-    def _get(self, place: str, *, dry: bool) -> FeatureSet | None:
+    def of(self, images: Images) -> FeatureSet | None:
+        """The same for any images."""
         reader = self.reader
-        images = Shards(open_folder(place, reader.recipe.data))
-        own = setting_of(
-            reader.teacher, reader.recipe, images, reader.readout, feature=self.feature
-        )
-        root = reader.folder.features / f"step{reader.step:08d}"
-        out = root / f"{self.feature}-{identity(own)}"
-        there = _about(out)["files"] if out.is_dir() else {}
-        missing = [subnet for subnet in reader.subnets if subnet.label not in there]
+        out, missing, own = self._missing(images, tell=False)
         if not missing:
             return self._of(out)
         labels = [subnet.label for subnet in missing]
         setting = own | {"step": reader.step, "sizes": labels, "batch_size": reader.batch_size}
         part = out.with_name(f"{out.name}-{identity({'sizes': labels})}")
         tell_cost(reader.model, missing, setting, out)
-        if dry:
-            return None
-        root.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
         if not is_there(part, setting):
             done = write(
                 part, reader.model, images, setting, reader.readout, workers=reader.workers
@@ -154,14 +156,27 @@ class Cache:
             if done is None:
                 self.stopped = True
                 return None
-        if not there:
-            self.made.append(out)
         if dist.is_main():
-            _join(part, out)
+            _join(part, out, passing=not self.keep)
         dist.barrier()
         return self._of(out)
 
+    def _missing(self, images: Images, *, tell: bool) -> tuple[Path, list[Subnet], dict[str, Any]]:
+        """(the set's folder, sizes that are not there, what features depend on)."""
+        reader = self.reader
+        own = setting_of(
+            reader.teacher, reader.recipe, images, reader.readout, feature=self.feature
+        )
+        root = reader.folder.features / f"step{reader.step:08d}"
+        out = root / f"{self.feature}-{identity(own)}"
+        there = _about(out)["files"] if out.is_dir() else {}
+        missing = [subnet for subnet in reader.subnets if subnet.label not in there]
+        if tell and missing:
+            tell_cost(reader.model, missing, own, out)
+        return out, missing, own
+
     def _of(self, folder: Path) -> FeatureSet:
+        self.used.add(folder)
         found, sizes = FeatureSet.at(folder), [str(subnet) for subnet in self.reader.subnets]
         return replace(found, files={size: found.files[size] for size in sizes})
 
@@ -169,18 +184,22 @@ class Cache:
 @contextmanager
 def cache(reader: Reader, feature: str, *, keep: bool) -> Iterator[Cache]:
     """What was made for the block alone is gone behind it, unless it is kept or was stopped."""
-    found = Cache(reader, feature)
+    found = Cache(reader, feature, keep)
     yield found
     dist.barrier()
-    if dist.is_main() and not keep and not found.stopped:
-        for folder in found.made:
-            shutil.rmtree(folder)
+    if dist.is_main() and not found.stopped:
+        for folder in found.used:
+            if keep:
+                (folder / PASSING).unlink(missing_ok=True)
+            elif (folder / PASSING).exists():
+                shutil.rmtree(folder)
         for empty in (reader.folder.features / f"step{reader.step:08d}", reader.folder.features):
             if empty.is_dir() and not any(empty.iterdir()):
                 empty.rmdir()
 
 
-def _is_features(place: str) -> bool:
+def is_features(place: str) -> bool:
+    """Whether it is a folder that `poa-ds embed` has written."""
     return not is_address(place) and (Path(place) / ABOUT).is_file()
 
 
@@ -192,9 +211,11 @@ def _about(folder: Path) -> dict:
         raise UserError(f"{folder / ABOUT} is damaged: {error}; delete {folder}") from error
 
 
-def _join(part: Path, out: Path) -> None:
-    """Move the sizes of a new folder into one that others are in already."""
+def _join(part: Path, out: Path, *, passing: bool) -> None:
+    """Move the sizes of a new folder into one that others are in already; passing: if it is new."""
     if not out.is_dir():
+        if passing:
+            (part / PASSING).touch()
         part.rename(out)
         return
     added, about = _about(part), _about(out)

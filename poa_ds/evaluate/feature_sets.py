@@ -54,10 +54,15 @@ class FeatureSet:
         strange = frozenset(str(Subnet.read(size)) for size in about.get("not_finite", {}))
         return cls(str(folder), about["setting"], about["classes"], files, strange)
 
-    def rows(self, size: str) -> tuple[Tensor, Tensor]:
-        """(features (n, C), labels (n,)) of the images that have a class and are not damaged."""
+    def rows(self, size: str, numbers: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        """(features (n, C), labels (n,)) of the images that have a class and are not damaged.
+
+        numbers: of the images in the set, if not all of them.
+        """
         found = load_file(self.files[size])
         features, labels = found["features"], found["labels"]
+        if numbers is not None:
+            features, labels = features[numbers], labels[numbers]
         good = (labels >= 0) & np.isfinite(features).all(1)
         features, labels = (torch.from_numpy(part[good]) for part in (features, labels))
         if not len(labels):
@@ -90,14 +95,15 @@ def check_alike(train: FeatureSet, val: FeatureSet) -> None:
         raise UsageError(f"{train.place} and {val.place} have no size in common")
 
 
-def matched(train: FeatureSet, val: FeatureSet) -> Tensor:
-    """The number in `train` of each class of `val`, by name. UserError: it has none there."""
-    number = {name: i for i, name in enumerate(train.classes)}
+def matched(train: str, classes: Sequence[str], val: FeatureSet) -> Tensor:
+    """The number among `classes`, of the images `train`, of each class of `val`, by name.
+
+    UserError: it has none there.
+    """
+    number = {name: i for i, name in enumerate(classes)}
     lacking = [name for name in val.classes if name not in number]
     if lacking:
-        raise UserError(
-            f"{val.place} has {len(lacking)} classes that {train.place} lacks: {lacking[:3]}"
-        )
+        raise UserError(f"{val.place} has {len(lacking)} classes that {train} lacks: {lacking[:3]}")
     return torch.tensor([number[name] for name in val.classes])
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -28,6 +29,60 @@ def features_and_mean(model: ElasticBackbone, images: Tensor, subnet: Subnet) ->
 def patch_features(model: ElasticBackbone, images: Tensor, subnet: Subnet) -> Tensor:
     """(B, N, width): the patch tokens, row by row of the image."""
     return model(images, subnet)[:, 1:]
+
+
+def even4(depth: int) -> list[int]:
+    """Numbers of the blocks that POA reads out of so many: four evenly spread, the last always.
+
+    Fewer where the rule names a block twice, below six blocks, which the published code refuses.
+    """
+    return sorted({min(round(depth / 4 * i), depth - 1) for i in (1, 2, 3, 4)})
+
+
+def last4(depth: int) -> list[int]:
+    """Numbers of the blocks that DINOv2 reads out: the last four."""
+    return list(range(max(depth - 4, 0), depth))
+
+
+TAPS = {"even4": even4, "last4": last4}
+
+
+def tapped(model: ElasticBackbone, subnet: Subnet, taps: str) -> list[int]:
+    """Numbers of the blocks of this size that are read out; [] for a backbone with one reading."""
+    return TAPS[taps](len(model.members(subnet))) if model.reads_blocks else []
+
+
+def features_of_blocks(
+    model: ElasticBackbone, images: Tensor, subnet: Subnet, *, taps: str
+) -> Tensor:
+    """(B, (T + 1) x width): the class tokens behind T blocks, then the last one's mean of patches.
+
+    A backbone whose class token is that mean: (B, width), as `features`.
+    """
+    places = tapped(model, subnet, taps)
+    if not places:
+        return features(model, images, subnet)
+    tokens = model.taps(images, subnet, places)
+    return torch.cat([*(t[:, 0] for t in tokens), tokens[-1][:, 1:].mean(1)], dim=1)
+
+
+READS = {
+    "cls": features,
+    "cls+avg": features_and_mean,
+    "patches": patch_features,
+    **{name: partial(features_of_blocks, taps=name) for name in TAPS},
+}
+
+
+def tokens_read(model: ElasticBackbone, subnet: Subnet, feature: str, crop: int) -> int:
+    """How many features of the network's width an image gives."""
+    if feature in TAPS:
+        places = tapped(model, subnet, feature)
+        return len(places) + 1 if places else 1
+    if feature != "patches":
+        return 1 + (feature == "cls+avg")
+    with torch.inference_mode():
+        return model(torch.zeros(1, 3, crop, crop), model.space.smallest).shape[1] - 1
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.leftovers import NAMES
 from poa_ds.system.errors import UserError
@@ -98,6 +100,35 @@ class Files:
         path = self.root / self.names[number]
         check_regular(path)
         return path.read_bytes()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the samples of a shard folder, by their numbers in it."""
+
+    shards: Shards
+    numbers: np.ndarray
+
+    @property
+    def hash(self) -> str:
+        numbers = self.numbers.astype("<i8").tobytes()
+        return hashlib.sha256(self.shards.hash.encode() + numbers).hexdigest()
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.shards.classes
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def key(self, number: int) -> str:
+        return self.shards.key(int(self.numbers[number]))
+
+    def label(self, number: int) -> int:
+        return self.shards.label(int(self.numbers[number]))
+
+    def read(self, number: int) -> bytes:
+        return self.shards.read(int(self.numbers[number]))
 
 
 def below(root: Path, option: str = "--images") -> Files:

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poa_ds.evaluate.split import HELD_OUT, drawn
+
 GRID = tuple(float(c) for c in 10 ** np.linspace(-6, 5, 45))
-HELD_OUT = 0.1  # of each class, to choose C by
 ROUND, MOST_ROUNDS = 10, 100  # iterations between two looks at the objective, and looks
 LEAST_FALL = 1e-7  # of the objective in a round, relative; below it, it is converged
 
@@ -91,18 +92,3 @@ def choose(
         if percent > best:
             best, chosen = percent, c
     return chosen, best
-
-
-def drawn(labels: Tensor, share: float, *, seed: int, leaving: int = 0) -> Tensor:
-    """(n,) booleans: that share of each class, rounded, one at least, all but `leaving` at most.
-
-    A smaller share of the same seed is part of a larger one.
-    """
-    labels, where = labels.cpu(), labels.device  # a draw is the same on every device
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    for label in labels.unique().tolist():
-        rows = order[labels[order] == label]
-        count = max(1, int(share * len(rows) + 0.5))
-        chosen[rows[: min(count, len(rows) - leaving)]] = True
-    return chosen.to(where)

@@ -12,6 +12,7 @@ from poa_ds.evaluate.feature_cache import Cache, Reader
 from poa_ds.evaluate.feature_sets import FeatureSet, check_alike, matched, usable
 from poa_ds.evaluate.ranks import all_ranks
 from poa_ds.evaluate.score_rows import ScoreRow
+from poa_ds.evaluate.split import HELD_OUT, drawn
 from poa_ds.system import arguments, dist
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
@@ -61,7 +62,8 @@ def _measure(
     """Sizes are dealt to the ranks; the exit status."""
     check_alike(train, val)
     asked = [str(subnet) for subnet in cache.reader.subnets] if args.sizes else None
-    (sizes, strange), numbers = usable([train, val], asked), matched(train, val)
+    sizes, strange = usable([train, val], asked)
+    numbers = matched(train.place, train.classes, val)
     own = sizes[dist.rank() :: dist.world_size()]
     if dist.is_main():
         own = progress(own, total=len(own), label="logistic", unit="sizes")
@@ -91,7 +93,7 @@ def score(
     if len(labels.unique()) == 1:
         raise UserError("the images to learn from are of one class: there is nothing to separate")
     if args.subset < 1:
-        kept = logistic.drawn(labels, args.subset, seed=args.seed)
+        kept = drawn(labels, args.subset, seed=args.seed)
         x, labels = x[kept], labels[kept]
     c, held_out = args.c, None
     if c is None:
@@ -126,7 +128,7 @@ def _row(
         "subset": args.subset,
         "c": args.c
         or {"from": logistic.GRID[0], "to": logistic.GRID[-1], "values": len(logistic.GRID)},
-        "held_out": None if args.c else logistic.HELD_OUT,
+        "held_out": None if args.c else HELD_OUT,
         "seed": args.seed,
         "published": args.subset == 1 and not args.c and train.taken().items() >= PUBLISHED.items(),
     }

@@ -1,6 +1,7 @@
 """The ranks of a command that a launcher may have started several times."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,3 +26,14 @@ def all_ranks() -> Iterator[torch.device]:
     yield device
     if joins:
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def listening() -> Iterator[list[int]]:
+    """A list in which SIGTERM is noted as long as this lasts."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)

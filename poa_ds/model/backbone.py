@@ -50,6 +50,7 @@ class ElasticBackbone(nn.Module):
     kind: ClassVar[str]  # its name in the table and in recipes
     input_scale = 1.0  # its layers' (`layers.scale_inputs`)
     other_sizes: ClassVar[str] = ""  # where to get a size that is not in the space, in words
+    reads_blocks: ClassVar[bool] = False  # whether tokens may be read out behind any block (`taps`)
     blocks: nn.ModuleList
 
     def __init__(
@@ -113,6 +114,24 @@ class ElasticBackbone(nn.Module):
                 streams = self._run(block, streams, self.plan(index, layout, chosen, drops))
                 layout = self.layout_after(block, layout)
         return self.leave(streams, layout)
+
+    def taps(self, images: Tensor, subnet: Subnet, places: Sequence[int]) -> list[Tensor]:
+        """Tokens (B, 1 + N, C) behind these of the size's blocks, read out as behind the last.
+
+        places: numbers among the blocks of the size, rising. Of backbones with `reads_blocks`.
+        """
+        assert self.reads_blocks, type(self).__name__
+        members = self.members(subnet)
+        behind, found = {members[place] for place in places}, []
+        streams, layout = self.enter((images,), (subnet,), (None,))
+        layout = self.prepared(layout, None)
+        for index in members:
+            plan = self.plan(index, layout, (True,), (None,))
+            streams = self._run(self.blocks[index], streams, plan)
+            layout = self.layout_after(self.blocks[index], layout)
+            if index in behind:
+                found.append(self.leave(streams, layout)[0][0])
+        return found
 
     def _run(self, block: nn.Module, streams: Streams, plan: object) -> Streams:
         if self.activation_checkpointing and torch.is_grad_enabled():

@@ -83,6 +83,22 @@ def test_the_next_command_goes_on_where_a_stopped_one_was(
     assert features(run, "32x2", keep=False) is None
     found = features(run, "32x2", keep=False)
     assert len(written) == len(set(written)) == 5 and found is not None
+    assert not (run / "features").exists()
+
+
+def test_what_a_killed_command_has_left_is_removed_by_the_next_or_kept(run: Path) -> None:
+    for keep in (False, True):
+        with (
+            pytest.raises(KeyboardInterrupt),
+            feature_cache.cache(reader(run, "32x2"), "cls", keep=False) as cache,
+        ):
+            cache.get(str(run.parent / "images"))
+            raise KeyboardInterrupt
+        assert (run / "features").exists()
+        features(run, "32x2", keep=keep)
+        assert (run / "features").exists() == keep
+    features(run, "32x2", keep=False)
+    assert (run / "features").exists()
 
 
 def test_a_kill_between_files_and_their_list_loses_nothing(

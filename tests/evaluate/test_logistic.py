@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 
 from poa_ds.cli import main
 from poa_ds.evaluate import logistic, results, score_rows
-from poa_ds.evaluate.logistic import choose, drawn, fit, objective
+from poa_ds.evaluate.logistic import choose, fit, objective
 from poa_ds.evaluate.logistic_command import score
+from poa_ds.evaluate.split import drawn
 from tests.support.shards import make_shards
 from tests.support.teachers import make_teacher
 

@@ -59,18 +59,21 @@ def decode(content: bytes) -> Tensor:
 
 def views(image: Tensor, crops: CropSpec, rng: random.Random) -> Views:
     """Two global and L local random crops of a (3, H, W) uint8 image, each flipped at random."""
-    whole = [_crop(image, crops.global_size, crops.global_scale, crops.flip, rng) for _ in range(2)]
+    whole = [
+        random_crop(image, crops.global_size, crops.global_scale, crops.flip, rng) for _ in range(2)
+    ]
     part = [
-        _crop(image, crops.local_size, crops.local_scale, crops.flip, rng)
+        random_crop(image, crops.local_size, crops.local_scale, crops.flip, rng)
         for _ in range(crops.local_count)
     ]
     none = image.new_empty(0, 3, crops.local_size, crops.local_size)
     return Views(torch.stack(whole), torch.stack(part) if part else none)
 
 
-def _crop(
+def random_crop(
     image: Tensor, size: int, scale: tuple[float, float], flip: float, rng: random.Random
 ) -> Tensor:
+    """(3, size, size) uint8: a random box of the image, flipped with that probability."""
     top, left, height, width = random_box(image.shape[-2], image.shape[-1], scale, rng)
     box = image[None, :, top : top + height, left : left + width]
     # colours innermost: torch's fast path for bytes; a quarter faster than resized_crop, same bits

@@ -76,6 +76,7 @@ class ElasticViT(ElasticBackbone):
     """
 
     kind = "vit"
+    reads_blocks = True
     other_sizes = "; `poa-ds template`, then `poa-ds init` make a start of any width and depth"
     block: type[Block] = Block
 

@@ -1,0 +1,251 @@
+"""poa-ds eval linear: linear classifiers on frozen features, 52 of each size in one pass."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from poa_ds.evaluate import feature_cache, linear_data, score_table
+from poa_ds.evaluate.feature_cache import Cache, Reader, is_features
+from poa_ds.evaluate.feature_sets import matched, usable
+from poa_ds.evaluate.features import TAPS
+from poa_ds.evaluate.image_sources import Part, Shards
+from poa_ds.evaluate.linear import MOMENTUM, RATES
+from poa_ds.evaluate.linear_data import RandomCrops
+from poa_ds.evaluate.linear_task import Task
+from poa_ds.evaluate.ranks import all_ranks, listening
+from poa_ds.evaluate.score_rows import BEST_ON_VAL, ScoreRow
+from poa_ds.evaluate.split import HELD_OUT, drawn
+from poa_ds.model.space import Subnet
+from poa_ds.system import arguments, dist
+from poa_ds.system.console import say, tell
+from poa_ds.system.errors import UsageError, UserError
+
+BATCH, STEPS = 2048, 12_500  # POA's; how many epochs that is depends on the images
+FEW, EPOCHS, FEW_BATCH = 200_000, 40, 256  # below so many images
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds eval linear`."""
+    feature_cache.add_arguments(parser, train="to learn from", val="to measure on")
+    parser.add_argument(
+        "--crops",
+        choices=("random", "centre"),
+        default="random",
+        help="seen anew in every step, or features of one crop of each image: a twentieth of the "
+        "work or less, to rank sizes by (%(default)s)",
+    )
+    parser.add_argument(
+        "--taps",
+        choices=list(TAPS),
+        default="even4",
+        help="blocks: POA's or DINOv2's (%(default)s)",
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=arguments.count, help=f"({STEPS:,} for {FEW:,} images on)")
+    length.add_argument(
+        "--epochs", type=arguments.count, help=f"({EPOCHS} for fewer than {FEW:,} images)"
+    )
+    parser.add_argument(
+        "--batch", type=arguments.count, help=f"of a step ({BATCH:,}, or {FEW_BATCH} for few)"
+    )
+    parser.add_argument(
+        "--learning-rates",
+        type=rates,
+        default=RATES,
+        metavar="RATE,...",
+        help="for batches of 256 (13 from 1e-5 to 0.1)",
+    )
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="hold nothing out: learn from all images and choose on those that are measured on",
+    )
+    parser.add_argument(
+        "--save-every", type=arguments.count, default=1250, help="steps (%(default)s)"
+    )
+    parser.add_argument(
+        "--memory-gb", type=arguments.positive, help="for classifiers (60%% of what is free)"
+    )
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """Learning rates such as 0.01,0.1, in rising order."""
+    return tuple(sorted({arguments.positive(part) for part in text.split(",")}))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print a table, add rows to the run's evaluations.jsonl. Runs under torchrun as well.
+
+    1 where features of a size are not finite. 75 after SIGTERM: the same command goes on.
+    """
+    with all_ranks() as device, listening() as asked:
+        reader = Reader.of(args, device)
+        places = [reader.place(name, getattr(args, name)) for name in ("train", "val")]
+        for name, place in zip(("train", "val"), places, strict=True):
+            if is_features(place):
+                raise UsageError(f"--{name} {place} holds features: eval linear reads shards")
+        with feature_cache.cache(reader, args.taps, keep=args.keep_features) as cache:
+            train, val = map(cache.images, places)
+            learn, held = split(train, args)
+            protocol = protocol_of(train, val, learn, held, reader, args)
+            tell_cost(protocol, reader, args)
+            if args.dry_run:
+                for place in [places[1]] if args.crops == "random" else places:
+                    cache.cost(place)
+                return 0
+            found = task(cache, train, val, learn, held, protocol, args)
+            if found is None:
+                return os.EX_TEMPFAIL
+            rows = found.run(asked)
+            cache.stopped = rows is None
+            if rows is None:
+                if dist.is_main():
+                    tell("stopped and saved: the same command goes on from there")
+                return os.EX_TEMPFAIL
+            if dist.is_main():
+                score_table.keep(rows, reader.folder.evaluations, args)
+                say_ends(rows, args.learning_rates)
+                found.remove()
+            return int(len(found.sizes) < len(reader.subnets))
+
+
+def split(train: Shards, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """(rows to learn from, rows that are held out) of the images that have a class."""
+    rows = np.flatnonzero(train.folder.labels >= 0)
+    labels = torch.from_numpy(train.folder.labels[rows])
+    if len(labels.unique()) < 2:
+        what = "one class: there is nothing to separate" if len(rows) else "no class"
+        raise UserError(f"the images of {train.folder.path} have {what}")
+    if args.published:
+        return rows, rows[:0]
+    held = drawn(labels, HELD_OUT, seed=args.seed, leaving=1).numpy()
+    if not held.any():
+        raise UserError(
+            f"no class of {train.folder.path} has two images: none can be held out to choose a "
+            "rate by; --published chooses on the validation images"
+        )
+    return rows[~held], rows[held]
+
+
+def protocol_of(
+    train: Shards,
+    val: Shards,
+    learn: np.ndarray,
+    held: np.ndarray,
+    reader: Reader,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """Every number of the method; published where they are POA's (or, with last4, DINOv2's)."""
+    many = len(learn) >= FEW
+    batch = args.batch or (BATCH if many else FEW_BATCH)
+    steps = args.steps or STEPS
+    if args.epochs or not (many or args.steps):
+        steps = -(-(args.epochs or EPOCHS) * len(learn) // batch)
+    options = reader.recipe.evaluation
+    measured = int((val.folder.labels >= 0).sum())
+    if not measured:
+        raise UserError(f"{val.folder.path} has no labels")
+    published = args.published and args.crops == "random" and args.learning_rates == RATES
+    published &= (batch, steps, options.resize, options.crop) == (BATCH, STEPS, 256, 224)
+    return {
+        "train": {"images": len(learn), "of": len(train), "index_sha256": train.hash},
+        "val": {"images": measured, "of": len(val), "index_sha256": val.hash},
+        "held_out": {"images": len(held), "share": HELD_OUT} if len(held) else None,
+        "crops": args.crops,
+        "scale": list(linear_data.SCALE) if args.crops == "random" else None,
+        "flip": linear_data.FLIP if args.crops == "random" else None,
+        "taps": args.taps,
+        "resize": options.resize,
+        "crop": options.crop,
+        "precision": reader.readout.precision,
+        "batch": batch,
+        "steps": steps,
+        "learning_rates": list(args.learning_rates),
+        "momentum": MOMENTUM,
+        "seed": args.seed,
+        "published": published,
+    }
+
+
+def tell_cost(protocol: dict[str, Any], reader: Reader, args: argparse.Namespace) -> None:
+    """The work of all sizes, from the main rank."""
+    flops = sum(reader.model.flops(subnet, protocol["crop"]) for subnet in reader.subnets)
+    steps, batch, count = protocol["steps"], protocol["batch"], len(reader.subnets)
+    if dist.is_main():
+        work = f"{steps:,} steps x {batch:,} images x {count} sizes"
+        if args.crops == "random":
+            tell(f"{work} = {steps * batch * flops:.2g} FLOPs")
+        else:
+            tell(f"{work}, on features of one crop of each image")
+
+
+def task(
+    cache: Cache,
+    train: Shards,
+    val: Shards,
+    learn: np.ndarray,
+    held: np.ndarray,
+    protocol: dict[str, Any],
+    args: argparse.Namespace,
+) -> Task | None:
+    """All that is to be trained, with the features that it needs. None: stopped. A collective."""
+    if train.hash == val.hash:
+        raise UsageError(f"{train.folder.path} and {val.folder.path} hold the same images")
+    measured, fixed, apart = cache.of(val), None, None
+    if measured and args.crops == "centre":
+        fixed = cache.of(train)
+    elif measured and len(held):
+        apart = cache.of(Part(train, held))
+    if cache.stopped:
+        return None
+    sets = [found for found in (measured, fixed, apart) if found]
+    sizes, _ = usable(sets)
+    if not sizes:
+        raise UserError("no size has finite features")
+    numbers = matched(str(train.folder.path), train.classes, measured)
+
+    def val_rows(size: str) -> tuple[torch.Tensor, torch.Tensor]:
+        x, labels = measured.rows(size)
+        return x, numbers[labels]
+
+    def held_rows(size: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return apart.rows(size) if apart else fixed.rows(size, held)
+
+    # damaged images are none of those that are measured on
+    protocol["val"] |= {"images": len(val_rows(sizes[0])[1])}
+    if len(held):
+        protocol["held_out"] |= {"images": len(held_rows(sizes[0])[1])}
+    return Task(
+        cache.reader,
+        [Subnet.read(size) for size in sizes],
+        protocol,
+        len(train.classes),
+        val_rows,
+        held_rows if len(held) else None,
+        (lambda size: fixed.rows(size, learn)) if fixed else None,
+        None
+        if fixed
+        else RandomCrops(train.folder, learn, protocol["crop"], protocol["batch"], args.seed),
+        args.save_every,
+        1e9 * args.memory_gb if args.memory_gb else None,
+    )
+
+
+def say_ends(rows: Sequence[ScoreRow], learning_rates: Sequence[float]) -> None:
+    """Which sizes chose the first or last rate: another might be better."""
+    published = all(row.chosen_by == BEST_ON_VAL for row in rows)
+    for rate, what in ((learning_rates[0], "smallest"), (learning_rates[-1], "largest")):
+        sizes = dict.fromkeys(
+            row.size
+            for row in rows
+            if row.setting["rate"] == rate and (published or row.chosen_by != BEST_ON_VAL)
+        )
+        if sizes:
+            say(
+                f"the best rate of {', '.join(sizes)} is the {what}, {rate:g}: --learning-rates "
+                "may go beyond it"
+            )
