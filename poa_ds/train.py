@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from poa_ds.recipe import checks, ds_json, load
@@ -101,13 +102,17 @@ def _trained(run: Callable[[], int], recipe: Recipe, watchdog: Watchdog) -> int:
     """The run's exit status; behind an error also what is saved, and how to go on."""
     from poa_ds.run import closing
 
+    folder = Path(recipe.output_dir)
+    told = partial(closing.show, closing.after_an_error, folder, to=say)
+    if os.environ["RANK"] == "0":
+        watchdog.last_words = told
     try:
         with faults.explained(watchdog.where, recipe.output_dir):
             return run()
     except (UserError, faults.Fault, KeyboardInterrupt) as error:
         status = faults.report(error)
         if os.environ["RANK"] == "0":
-            closing.show(closing.after_an_error, Path(recipe.output_dir), to=say)
+            told()
         return status
 
 

@@ -1,5 +1,6 @@
 """What a run says of itself every `log_every` steps: a row of metrics, a line, and warnings."""
 
+import time
 from collections.abc import Iterable
 
 import torch
@@ -16,6 +17,24 @@ from poa_ds.track.alarms import Alarms
 from poa_ds.track.metrics_file import Row
 from poa_ds.track.tracker import Tracker
 from poa_kernels.compiled import news
+
+LINES_AT_ANY_PACE = 100  # of a start: short runs have them all
+LEAST_SECONDS = 10.0  # between two lines from then on; metrics.jsonl has every row
+
+
+class Lines:
+    """How often a log gets a line: it stays readable however quick the steps are."""
+
+    def __init__(self) -> None:
+        self._left, self._since = LINES_AT_ANY_PACE, 0.0
+
+    def due(self, *, last: bool) -> bool:
+        """Whether the next one is printed; the last one always is."""
+        now = time.monotonic()
+        if not last and self._left <= 0 and now - self._since < LEAST_SECONDS:
+            return False
+        self._left, self._since = self._left - 1, now
+        return True
 
 
 class Journal:
@@ -36,7 +55,7 @@ class Journal:
         self._space = derived.space(setup.recipe)
         self._tracker, self._events, self._screen = tracker, events, screen
         self._last_step = last_step
-        self._numbers = setup.numbers
+        self._numbers, self._lines = setup.numbers, Lines()
         self._alarms = Alarms(warmup_steps=setup.numbers.warmup_steps)
         for row in earlier:
             self._clock.recall(row)
@@ -73,8 +92,9 @@ class Journal:
             seconds_left=seconds,
             evaluation_seconds_left=of_evaluations,
         )
-        if not self._screen.replaces_lines:
-            left = f", {duration(seconds)} left" if state.step < self._last_step else ""
+        last = state.step == self._last_step
+        if not self._screen.replaces_lines and self._lines.due(last=last):
+            left = "" if last else f", {duration(seconds)} left"
             tell(f"step {state.step:,}: {in_a_log(row)}{left}")
 
     def _left(self, step: int) -> tuple[float, float]:

@@ -26,6 +26,7 @@ NCCL_SECONDS = 540.0  # after 600 NCCL ends a rank itself, and names none of the
 STOP_SECONDS = 120.0  # from a request to the end of the step
 ROLL_CALL_SECONDS = 5.0  # the watchdogs of the ranks notice the same fault within this time
 ASKING_SECONDS = 30.0  # a roll call and an import on a busy machine
+LAST_WORDS_SECONDS = 5.0  # the run's folder may be what does not answer
 NAMED = 8  # ranks that one message names
 WAITS = "waits for other ranks"
 # NCCL's collectives return at once: a rank waits where it reads what they give, in dist.on_host
@@ -51,6 +52,7 @@ class Watchdog:
         self.requests = requests
         self._timeout_seconds = timeout_seconds or math.inf
         self.most_seconds = math.inf  # whatever the recipe says: NCCL_SECONDS where that is used
+        self.last_words: Callable[[], None] = lambda: None  # said behind its own message
         self._presence = Presence(complete_environment(os.environ))
         self.beat(SET_UP, slow=True)
         self._watches = True
@@ -124,6 +126,7 @@ class Watchdog:
         if not waits or first in (-1, int(os.environ.get("RANK", "0"))):  # one stack is enough
             lines += ["its main thread:", *"".join(traceback.format_list(stack)).splitlines()]
         say("\n  ".join(lines))
+        _try(self.last_words, LAST_WORDS_SECONDS)
         leave(exit_status.HUNG)
 
 
@@ -138,11 +141,15 @@ def _call_roll(answer: str) -> list[dict[int, str] | None]:
 
         found.append(dist.roll_call(answer, ROLL_CALL_SECONDS))
 
-    # a thread: where the main thread hangs in an import, this one waits for it
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(ASKING_SECONDS)
+    _try(ask, ASKING_SECONDS)
     return found
+
+
+def _try(work: Callable[[], None], seconds: float) -> None:
+    """Do it for that long at most: it may hang where the main thread does, in an import even."""
+    trying = threading.Thread(target=work, daemon=True)
+    trying.start()
+    trying.join(seconds)
 
 
 def _is_late(phase: Phase, wanted_since: float) -> bool:

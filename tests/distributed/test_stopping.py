@@ -144,6 +144,7 @@ def test_a_rank_that_hangs_is_noticed_in_time_and_named(
     assert f"rank {other} on" in said and re.search("sub-networks (32|48)x[23], images", said)
     assert ("no answer from rank 1" if held else "rank 0 does not answer") in said
     assert "it waits for other ranks" in said and "its main thread" in said
+    assert ("the same command" in said) == (other == 0)  # rank 0 says what is saved
 
 
 def loaders(job: Job, rank: int) -> list[psutil.Process]:

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -110,3 +111,21 @@ def test_what_few_ranks_do_is_told_first(monkeypatch: pytest.MonkeyPatch) -> Non
         "no answer from ranks 2, 3: stopped processes, a host that is cut off, or not there yet",
     ]
     assert watchdog._about_others(dict.fromkeys(range(512), WAITS)) == []
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_what_is_saved_stands_behind_its_message_unless_the_disk_hangs_too(
+    hangs: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    said: list[object] = []
+    never = threading.Event()
+    monkeypatch.setattr(watchdog, "leave", said.append)
+    monkeypatch.setattr(watchdog, "LAST_WORDS_SECONDS", 0.05 if hangs else 60.0)
+    monkeypatch.setattr(watchdog, "_call_roll", lambda answer: [])
+    watching = Watchdog(Silent(), 600)
+    watching.rest()
+    watching.last_words = never.wait if hangs else lambda: said.append("saved is step 3")
+    watching._give_up(watching._phase)
+    assert said == ([] if hangs else ["saved is step 3"]) + [exit_status.HUNG]
+    assert "gives up: no progress" in capsys.readouterr().err
+    never.set()
