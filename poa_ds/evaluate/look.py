@@ -1,11 +1,12 @@
 """poa-ds look: one page of pictures that shows what sizes of a run see in images."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.data.image.views import center_view, decode
@@ -14,10 +15,11 @@ from poa_ds.evaluate.bank import Bank, bank, marks, reference
 from poa_ds.evaluate.image_sources import Images
 from poa_ds.evaluate.look_page import View, page
 from poa_ds.evaluate.neighbours import subset
-from poa_ds.evaluate.seeing import Seen, brightness, colours, nearest, places, see
+from poa_ds.evaluate.seeing import Seen, brightness, colours, nearest, places, see, see_map
 from poa_ds.export.extract import extract
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
+from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import arguments, paths
 from poa_ds.system.console import say, tell
@@ -26,6 +28,7 @@ from poa_ds.system.files import replace_text
 from poa_ds.system.progress import progress
 
 MORE_PATCHES = 16  # on a side than in training, so that the maps show something
+Eyes = Callable[[Tensor], Seen]
 NEAREST, TOGETHER = 5, 16  # neighbours of an image; images in one batch
 
 
@@ -74,11 +77,13 @@ def run(args: argparse.Namespace) -> int:
     """Write the page."""
     model, recipe, step = load_teacher(args.run, args.step)
     subnets = model.space.select(args.sizes or [*model.space.names] or recipe.evaluation.sizes)
-    networks = [_network(model, subnet) for subnet in subnets]
-    patch, trained = recipe.backbone.patch_size, recipe.crops.global_size
-    side = args.pixels or trained + MORE_PATCHES * patch
-    if side % patch:
-        raise UsageError(f"--pixels {side} is not a multiple of the patch size {patch}")
+    networks = [_eyes(model, subnet) for subnet in subnets]
+    shape, trained = derived.shape(recipe), recipe.crops.global_size
+    side = args.pixels or trained + MORE_PATCHES * (trained // shape.grid(trained))
+    unit, called = shape.multiple()
+    if side % unit:
+        raise UsageError(f"--pixels {side} is not a multiple of {called}")
+    grid = shape.grid(side)
     source = image_sources.below(args.images)
     rows = subset(len(source), args.most).tolist()
     flops = len(rows) * sum(model.flops(subnet, side) for subnet in subnets)
@@ -95,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{len(keys)} images can be read: two are needed at least")
     seen = [_seen(network, images, recipe) for network in networks]
     about = (
-        f"step {step:,}; {len(keys)} images at {side} px, {side // patch} x {side // patch} "
-        f"patches, trained at {trained} px. What to look for, not a measurement."
+        f"step {step:,}; {len(keys)} images at {side} px, {grid} x {grid} patches, trained at "
+        f"{trained} px. What to look for, not a measurement."
     )
     names = [f"{_name(model, subnet)} {subnet}".strip() for subnet in subnets]
     shown = min(args.shown, len(keys))
@@ -105,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     if others is not None:
         found = _reference(others, args.most_reference, networks, recipe, side)
     same = found.same(marks(images))
-    views = _views(names, seen, found, same, side // patch, heads=args.heads)
+    views = _views(names, seen, found, same, grid, heads=args.heads)
     title = f"What sizes of {args.run.name} see"
     apart = found if others is not None else None
     text = page(title, about, keys, pixels, views, shown, apart)
@@ -117,15 +122,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _network(model: ElasticBackbone, subnet: Subnet) -> nn.Module:
-    """The plain network of a size; UserError where it has no class token."""
+def _eyes(model: ElasticBackbone, subnet: Subnet) -> Eyes:
+    """What a size sees of normalised images, by its plain network where that has attention."""
     network = extract(model, subnet).network()
-    if not hasattr(network, "cls_token"):
-        raise UserError(
-            f"poa-ds look shows the class token's attention, and a {model.kind} has no class "
-            "token: `poa-ds embed` gives its features"
-        )
-    return network
+    if hasattr(network, "cls_token"):
+        return partial(see, network)
+    return partial(see_map, model, subnet)
 
 
 def _name(model: ElasticBackbone, subnet: Subnet) -> str:
@@ -144,20 +146,15 @@ def _images(source: Images, rows: Sequence[int], side: int) -> tuple[list[str], 
     return keys, torch.stack(found) if found else torch.empty(0, 3, side, side, dtype=torch.uint8)
 
 
-def _seen(network: nn.Module, images: Tensor, recipe: Recipe) -> Seen:
+def _seen(eyes: Eyes, images: Tensor, recipe: Recipe) -> Seen:
     mean, std = (
         torch.tensor(x)[:, None, None] for x in (recipe.augmentation.mean, recipe.augmentation.std)
     )
-    parts = [see(network, (x / 255 - mean) / std) for x in images.split(TOGETHER)]
-    return Seen(
-        torch.cat([part.tokens for part in parts]),
-        torch.cat([part.patches for part in parts]),
-        torch.cat([part.heads for part in parts]),
-    )
+    return Seen.joined([eyes((x / 255 - mean) / std) for x in images.split(TOGETHER)])
 
 
 def _reference(
-    source: Images, most: int, networks: Sequence[nn.Module], recipe: Recipe, side: int
+    source: Images, most: int, networks: Sequence[Eyes], recipe: Recipe, side: int
 ) -> Bank:
     """The bank of other images, evenly spread where there are more: a batch at a time."""
     rows, parts = subset(len(source), most).tolist(), []
@@ -190,15 +187,17 @@ def _views(
             [(c, n) for c, n in zip(*pair, strict=True) if c > -torch.inf]
             for pair in zip(*(x.tolist() for x in found), strict=True)
         ]
-        each = None
-        if heads:
+        each = attention = None
+        if one.heads is not None:
+            attention = brightness(one.attention).unflatten(1, (grid, grid)).numpy()
+        if heads and one.heads is not None:
             each = brightness(one.heads.flatten(0, 1))
             each = each.reshape(*one.heads.shape[:2], grid, grid).numpy()
         views.append(
             View(
                 name,
                 colour.unflatten(1, (grid, grid)).numpy(),
-                brightness(one.attention).unflatten(1, (grid, grid)).numpy(),
+                attention,
                 each,
                 near,
                 spot.numpy(),

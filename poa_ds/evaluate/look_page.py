@@ -34,7 +34,7 @@ class View:
 
     name: str
     colours: np.ndarray  # (B, rows, columns, 3)
-    attention: np.ndarray  # (B, rows, columns)
+    attention: np.ndarray | None  # (B, rows, columns), of a network with a class token
     heads: np.ndarray | None  # (B, heads, rows, columns), shown where they are given
     near: Sequence[Sequence[tuple[float, int]]]
     places: np.ndarray
@@ -60,18 +60,17 @@ def page(
         used = sorted({m for v in views for row in v.near[:shown] for _, m in row})
         thumbs += [_thumb("r", n, bank.thumbs[n]) for n in used]
         others = [_small("r", n, key) for n, key in enumerate(bank.keys)]
+    what = "tokens" if _attend(views) else "features"
     of = f" of {len(others):,} others" if bank else ""
     parts = [
-        "<h2>Patch features and attention of the class token</h2>",
+        f"<h2>Patch features{' and attention of the class token' * _attend(views)}</h2>",
         "<p>Colours: three principal components of the patch features of all images together, "
-        "those of each size turned onto those of the last. Attention: last block, mean of "
-        "the heads (below it, where asked for, each by itself), white is the 99th percentile of an "
-        "image.</p>",
+        f"those of each size turned onto those of the last. {_of_attention(views)}</p>",
         _maps(keys, images, views, shown),
-        f"<h2>Nearest images{of}, by the cosine of the class tokens</h2>",
+        f"<h2>Nearest images{of}, by the cosine of the class {what}</h2>",
         "<p>The same picture under another name is left out.</p>",
         _neighbours(small, others, views, shown),
-        "<h2>Maps: two principal components of the class tokens</h2>",
+        f"<h2>Maps: two principal components of the class {what}</h2>",
         "<p>Of each size turned onto those of the last.</p>",
     ]
     parts += [f"<h3>{html.escape(v.name)}</h3>{_map(small, v.places)}" for v in views]
@@ -84,8 +83,24 @@ def page(
     )
 
 
+def _attend(views: Sequence[View]) -> bool:
+    return all(view.attention is not None for view in views)
+
+
+def _of_attention(views: Sequence[View]) -> str:
+    if not _attend(views):
+        return "Without a class token there is no attention of it: its place takes the mean patch."
+    return (
+        "Attention: last block, mean of the heads (below it, where asked for, each by itself), "
+        "white is the 99th percentile of an image."
+    )
+
+
 def _maps(keys: Sequence[str], images: np.ndarray, views: Sequence[View], shown: int) -> str:
-    heads = "".join(f"<th>{html.escape(v.name)}</th><th>attention</th>" for v in views)
+    heads = "".join(
+        f"<th>{html.escape(v.name)}</th>{'' if v.attention is None else '<th>attention</th>'}"
+        for v in views
+    )
     rows = []
     for n in range(shown):
         cells = [_picture(images[n], keys[n])]
@@ -93,7 +108,9 @@ def _maps(keys: Sequence[str], images: np.ndarray, views: Sequence[View], shown:
             each = [] if view.heads is None else view.heads[n]
             own = "".join(_picture(_grey(x), f"head {i}", HEAD) for i, x in enumerate(each))
             cells.append(_picture(np.uint8(255 * view.colours[n] + 0.5), ""))
-            cells.append(_picture(_grey(view.attention[n]), "") + f'<div class="heads">{own}</div>')
+            if view.attention is not None:
+                attention = _picture(_grey(view.attention[n]), "")
+                cells.append(f'{attention}<div class="heads">{own}</div>')
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     table = f"<table><tr><th>image</th>{heads}</tr>{''.join(rows)}</table>"
     return f'<div class="wide">{table}</div>'

@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.space import Subnet
+
 COMPONENTS = 3
 SPREAD = 4.0  # standard deviations from the darkest to the brightest of a colour
 BRIGHTEST = (
@@ -16,16 +19,29 @@ BRIGHTEST = (
 
 @dataclass(frozen=True)
 class Seen:
-    """Class tokens (B, C), patch tokens (B, N, C), attention of the class token (B, heads, N)."""
+    """Class features (B, C), patch tokens (B, N, C), attention of the class token (B, heads, N).
+
+    heads: None of a network that has no class token, whose class feature is a mean of patches.
+    """
 
     tokens: Tensor
     patches: Tensor
-    heads: Tensor
+    heads: Tensor | None
 
     @property
     def attention(self) -> Tensor:
         """(B, N), the mean of the heads."""
+        assert self.heads is not None
         return self.heads.mean(1)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Seen"]) -> "Seen":
+        heads = [part.heads for part in parts if part.heads is not None]
+        return cls(
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.patches for part in parts]),
+            torch.cat(heads) if heads else None,
+        )
 
 
 @torch.inference_mode()
@@ -45,6 +61,13 @@ def see(network: nn.Module, images: Tensor) -> Seen:
     finally:
         hook.remove()
     return Seen(tokens[:, 0], tokens[:, first:], kept[0])
+
+
+@torch.inference_mode()
+def see_map(network: ElasticBackbone, subnet: Subnet, images: Tensor) -> Seen:
+    """Of a size of any backbone: what leaves it, without an attention."""
+    tokens = network(images, subnet)
+    return Seen(tokens[:, 0], tokens[:, 1:], None)
 
 
 def scores(features: Tensor, count: int = COMPONENTS) -> Tensor:

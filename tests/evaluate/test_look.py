@@ -13,8 +13,10 @@ from poa_ds.checkpoint.deployed import publish
 from poa_ds.cli import main
 from poa_ds.evaluate.features import random_weights
 from poa_ds.evaluate.look import NEAREST
-from poa_ds.evaluate.seeing import brightness, colours, nearest, places, scores, see
+from poa_ds.evaluate.seeing import brightness, colours, nearest, places, scores, see, see_map
+from poa_ds.export.extract import extract
 from poa_ds.export.load import load
+from poa_ds.recipe import derived
 from poa_ds.recipe import load as recipes
 from tests.evaluate.test_knn import RECIPE
 from tests.support.shards import image, make_shards
@@ -172,19 +174,32 @@ def test_a_dry_run_and_bad_input_write_nothing(
     assert main([*words, str(tree), "--dry-run"]) == 0
     assert "6 of 6 images at 160 px x 1 sizes" in capsys.readouterr().out
     assert main([*words, str(tree), "--pixels", "33"]) == 2
-    assert "not a multiple of the patch size 8" in capsys.readouterr().err
+    assert "not a multiple of backbone.patch_size 8" in capsys.readouterr().err
     assert main([*words, str(tree), "--most", "1"]) == 1
     assert "two are needed" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "nowhere")]) == 1
     assert not out.exists()
 
 
-def test_a_network_without_class_token_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize("name", ["photos_resnet.yaml", "photos_swin.yaml"])
+def test_a_network_without_class_token_shows_its_patches_and_neighbours(
+    name: str, tmp_path: Path
 ) -> None:
-    recipe = recipes.recipe(RECIPE.with_name("photos_resnet.yaml"), [])
-    tensors = {f"backbone.{name}": t for name, t in random_weights(recipe).state_dict().items()}
+    """Their mean is its class feature, that of the plain network of its size."""
+    recipe = recipes.recipe(RECIPE.with_name(name), [])
+    model = random_weights(recipe)
+    tensors = {f"backbone.{name}": t for name, t in model.state_dict().items()}
     publish(tmp_path / "run", tensors, recipe, 1)
-    tree = made_tree(tmp_path / "tree")
-    assert main(["look", str(tmp_path / "run"), "--images", str(tree)]) == 1
-    assert "has no class token" in capsys.readouterr().err
+    tree, out = made_tree(tmp_path / "tree"), tmp_path / "look.html"
+    unit, _ = derived.shape(recipe).multiple()
+    words = ["--images", str(tree), "--pixels", str(2 * unit), "--shown", "3", "--out", str(out)]
+    sizes = [*model.space.names]
+    assert main(["look", str(tmp_path / "run"), *words]) == 0
+    text = out.read_text()
+    assert text.count("<img ") == 3 * (1 + len(sizes)) and "<th>attention</th>" not in text
+    assert "Without a class token" in text and "of the class features" in text
+    subnet, images = model.space.names[sizes[0]], torch.randn(2, 3, 2 * unit, 2 * unit)
+    seen = see_map(model.eval(), subnet, images)
+    plain = extract(model, subnet).network().eval()
+    torch.testing.assert_close(seen.tokens, plain(images), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(seen.tokens, seen.patches.mean(1), atol=1e-4, rtol=1e-4)
