@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -219,6 +220,7 @@ def test_after_a_kill_the_same_command_goes_on_and_a_failure_stops_no_other(
     assert main(words) == 1  # one is missing at the end
     said = capsys.readouterr().out
     assert "broken_s5 failed: " in said and "/no/such/folder" in said
+    assert re.search(r", torch [^;]+ \(load \d+ to \d+ when a run ended\); \d{4}-", said)
     found = json.loads((out / "table.json").read_text())
     assert found["missing"] == ["broken_s5"]
     for name, count in (("poa", 1), ("alone", 2)):

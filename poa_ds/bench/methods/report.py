@@ -159,10 +159,12 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _where(outcomes: Mapping[str, Outcome]) -> str:
     """Machines, dates and commits of the runs."""
     machines = sorted({o.machine or "a machine that was not kept" for o in outcomes.values()})
+    loads = [o.load for o in outcomes.values() if o.load is not None]
+    load = f" (load {min(loads):.0f} to {max(loads):.0f} when a run ended)" if loads else ""
     dates = sorted({o.date for o in outcomes.values() if not o.why})
     commits = sorted({o.commit[:12] for o in outcomes.values() if not o.why})
     return (
-        f"{'; '.join(machines)}; {', '.join(dates)};"
+        f"{'; '.join(machines)}{load}; {', '.join(dates)};"
         f" at {', '.join(filter(None, commits)) or 'no commit'}."
     )
 

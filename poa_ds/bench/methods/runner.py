@@ -31,6 +31,7 @@ class Outcome:
     date: str
     commit: str
     machine: str = ""
+    load: float | None = None  # of the machine when it ended
 
 
 def run(plan: Callable[[], Sequence[Run]], out: Path) -> None:
@@ -110,7 +111,7 @@ def _train(run: Run, out: Path) -> Outcome:
             status = _wait(group, run.name, log)
     why = "" if run.done else f"status {status}, {log}: {last_lines(log)}"
     seconds, commit = time.monotonic() - begun, versions.versions()["commit"]
-    return Outcome(why, seconds, _today(), commit, _machine())
+    return Outcome(why, seconds, _today(), commit, _machine(), os.getloadavg()[0])
 
 
 def _machine() -> str:
@@ -120,8 +121,8 @@ def _machine() -> str:
 
     found = report.machine("cuda" if torch.cuda.is_available() else "cpu")
     return (
-        f"{found.processor}, {found.cores} cores (load {os.getloadavg()[0]:.0f}), Python"
-        f" {platform.python_version()}, torch {torch.__version__}"
+        f"{found.processor}, {found.cores} cores, Python {platform.python_version()}, torch"
+        f" {torch.__version__}"
     )
 
 
