@@ -97,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
         rows.append(row)
         if args.json:
             _keep(args.json, rows)
+    if not rows:
+        raise UserError("in none of these steps does a smaller student learn: take more --steps")
     tell(_table(rows, recipe, device, " ".join([str(args.config), *args.overrides])))
     return 0
 
@@ -116,7 +118,7 @@ def looks(
     for number in range(steps or schedules.total_steps):
         own = [next(batches) for _ in range(recipe.batch.slots)]
         values = schedules.at(number)
-        if number % every == 0:
+        if number % every == 0 and values.all_sizes:  # not while the intact one learns alone
             yield from _look(stepper, trained, own, values)
         stepper.step(own, values)
 
