@@ -18,6 +18,7 @@ from poa_ds.plan import step_time
 from poa_ds.recipe import load
 from poa_ds.system.run_folder import RunFolder
 from tests.support.made_runs import made_run
+from tests.support.teachers import make_teacher
 
 
 @pytest.fixture
@@ -143,15 +144,45 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path, folders, capsys) -> No
     assert main(["compare", one]) == 2
     assert main(["compare", one, str(tmp_path / "nothing")]) == 1
     assert main(["compare", *map(str, folders), "--k", "7"]) == 1
+    assert main(["compare", one, f"{one}/../long"]) == 2
+    assert main(["compare", *map(str, folders), "--out", str(tmp_path / "picture.txt")]) == 2
     RunFolder(folders[1]).metrics.unlink()
     assert main(["compare", *map(str, folders), "--by", "seconds"]) == 2
     said = capsys.readouterr().err.splitlines()
     for line, words in zip(
         said,
-        ("two runs or more", "is no run", "no k-NN for k = 7", "what alone has cost"),
+        (
+            "two runs or more",
+            "is no run",
+            "no k-NN for k = 7: give --k 10 or 20",
+            "long is given twice",
+            "picture.txt: a picture is written as .png",
+            "what alone has cost",
+        ),
         strict=True,
     ):
         assert words in line
+
+
+def test_the_cost_of_a_frozen_teacher_is_said_to_be_missing(tmp_path, folders, capsys) -> None:
+    seed = ("objective={method: seed, ibot: 0, koleo: 0}", "crops.local_count=0")
+    teacher = make_teacher(tmp_path / "teacher")
+    made_run(tmp_path / "pupil", *seed, f"distill={{teacher: {teacher}, queue: 1024}}")
+    words = ["compare", str(folders[0]), str(tmp_path / "pupil")]
+    assert main(words) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"pupil learned from {teacher}: what that had cost before is not counted"
+    assert [run["teacher"] for run in as_json(capsys, *words[1:])["runs"]] == ["", str(teacher)]
+
+
+def test_a_run_that_was_killed_while_it_wrote_is_compared_by_what_is_whole(folders, capsys) -> None:
+    """Its last lines are torn, and nothing says that it has ended."""
+    for name in ("knn", "metrics"):
+        path = getattr(RunFolder(folders[1]), name)
+        path.write_text(path.read_text()[:-40])
+    found = as_json(capsys, *folders)
+    torn = next(run for run in found["runs"] if run["name"] == "alone")
+    assert torn["compared_step"] < 400 and found["sizes"]
 
 
 def test_an_evaluation_that_was_repeated_in_another_way_counts_as_the_later_one(folders) -> None:

@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the comparison, and draw it where that is asked for."""
     if len(args.runs) < 2:
         raise UsageError("compare: give two runs or more")
+    if args.out and args.out.suffix != ".png":
+        raise UsageError(f"--out {args.out}: a picture is written as .png")
     found, k = runs.read(args.runs, args.k)
     points = runs.chosen(found, args.by)
     if all(point is None for point in points):
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         at = f"at the same {args.by}" if args.by else "the last evaluation of each"
         title = f"k-NN top-1 in percent (k = {k}), {at}"
         tell(table.text(found, points, rows, title=title, marked=other))
-        tell("\n".join(_remarks(points, rows, other)))
+        tell("\n".join([*_remarks(points, rows, other), *_teachers(found)]))
     if args.out:
         _draw(args.out, found, args.by or "images", k)
     return 0
@@ -98,6 +100,15 @@ def _remarks(
     if other:
         lines.append(f"≠ measured in another way: nothing follows from {', '.join(other)}")
     return lines
+
+
+def _teachers(found: Sequence[Compared]) -> list[str]:
+    """Whose costs are in no run's."""
+    return [
+        f"{run.name} learned from {run.teacher}: what that had cost before is not counted"
+        for run in found
+        if run.teacher
+    ]
 
 
 def _draw(path: Path, found: Sequence[Compared], by: By, k: int) -> None:

@@ -29,7 +29,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Compared:
-    """One run. random: size -> percent with random weights. pixels: of raw pixels."""
+    """One run. random: size -> percent with random weights. pixels: of raw pixels. teacher: the
+    frozen one it learned from, "" where there is none.
+    """
 
     name: str
     folder: Path
@@ -37,6 +39,7 @@ class Compared:
     points: Sequence[Point]
     random: Mapping[str, float]
     pixels: float | None
+    teacher: str = ""
 
     def right(self, point: Point) -> Right:
         """Size -> which queries it got right at that evaluation, where that was kept."""
@@ -53,6 +56,9 @@ def read(folders: Sequence[Path], k: int | None) -> tuple[list[Compared], int]:
     for folder in folders:
         if not RunFolder(folder).recipe.is_file():
             raise UserError(f"{folder} is no run: it has no {RunFolder(folder).recipe.name}")
+    places = [folder.resolve() for folder in folders]
+    if twice := [f for f, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        raise UsageError(f"{twice[0]} is given twice: a run is not compared with itself")
     k = k or load.kept_recipe(RunFolder(folders[0]).recipe).evaluation.report_k
     names = [folder.absolute().name for folder in folders]
     if len({*names}) < len(names):  # runs of one name are called by their paths
@@ -63,9 +69,11 @@ def read(folders: Sequence[Path], k: int | None) -> tuple[list[Compared], int]:
 def _run(folder: Path, name: str, k: int) -> Compared:
     files = RunFolder(folder)
     recipe, rows = load.kept_recipe(files.recipe), results.read(files.knn)
+    every = sorted({each for row in rows for by_k in row.knn.values() for each in by_k})
     rows = [row for row in rows if any(k in by_k for by_k in row.knn.values())]
     if not rows:
-        raise UserError(f"{folder} has no k-NN for k = {k}: poa-ds eval knn {folder}")
+        there = f"give --k {' or '.join(map(str, every))}" if every else f"poa-ds eval knn {folder}"
+        raise UserError(f"{folder} has no k-NN for k = {k}: {there}")
     seconds, flops = cost.seconds(files.metrics), _flops(recipe)
     points: dict[int, Point] = {}
     random: dict[str, float] = {}
@@ -85,7 +93,9 @@ def _run(folder: Path, name: str, k: int) -> Compared:
         points[row.step] = Point(row.step, paid, {**before, **knn}, row.protocol)
         random |= {size: by_k[k] for size, by_k in row.random_weights.items() if k in by_k}
         pixels = row.raw_pixels.get(k, pixels)
-    return Compared(name, folder, k, [points[step] for step in sorted(points)], random, pixels)
+    taught = recipe.distill.teacher if recipe.objective.method == "seed" else ""
+    measured = [points[step] for step in sorted(points)]
+    return Compared(name, folder, k, measured, random, pixels, taught)
 
 
 def _flops(recipe: Recipe) -> float | None:

@@ -165,6 +165,7 @@ def record(
                 "other_protocol": run.name in marked,
                 "pixels": run.pixels,
                 "random": dict(run.random),
+                "teacher": run.teacher,
                 "evaluations": [asdict(p) for p in run.points],
             }
             for run, point in zip(runs, points, strict=True)
