@@ -17,6 +17,7 @@ from poa_ds.export.plain_state import PlainState
 from poa_ds.model import form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
+from poa_ds.recipe import derived
 from poa_ds.system import paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         subnets = model.space.select(args.size)
     except UsageError as error:
         raise UsageError(f"{error}{model.other_sizes}") from error
+    derived.check_trained(recipe, subnets)
     styles = {subnet: style(model, subnet, args.format) for subnet in subnets}
     if args.dynamic_size and args.format != "onnx":
         raise UsageError(

@@ -228,6 +228,7 @@ def _of_run(place: Path, size: str, sides: Sequence[int], *, head: bool) -> Froz
     recipe, _ = deployed.read_recipe(folder / deployed.RECIPE)
     space, shape = derived.space(recipe), derived.shape(recipe)
     subnet = space.parse(size) if size else space.intact
+    derived.check_trained(recipe, [subnet])
     multiple, name = shape.multiple()
     for key, side in zip(SIDES, sides, strict=False):
         if side % multiple:

@@ -1,5 +1,6 @@
 """Numbers that follow from a recipe and its data set: computed here, written nowhere."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import sqrt
 
@@ -8,6 +9,7 @@ from poa_ds.model.shape import Shape
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.recipe.schedules import Schedules
 from poa_ds.recipe.tree import Recipe
+from poa_ds.system.errors import UsageError
 from poa_ds.system.printable import figure
 
 # the batch size at which `base_lr` is meant; source: published code (sqrt_wrt_1024)
@@ -59,6 +61,17 @@ def bare_space(recipe: Recipe) -> ElasticSpace:
     depths, width_bias = shapes.kind(options).axes(options)
     widths = shapes.widths(options)
     return ElasticSpace(widths, depths, options.small_bias, width_bias=width_bias)
+
+
+def check_trained(recipe: Recipe, subnets: Iterable[Subnet]) -> None:
+    """UsageError for a size that the recipe's space has and its method leaves untrained."""
+    intact = space(recipe).intact
+    others = [str(subnet) for subnet in subnets if subnet != intact]
+    if others and recipe.objective.method == "single":
+        raise UsageError(
+            f"size {', '.join(others)}: objective.method single has trained {intact} alone; take"
+            " that one (poa-ds twin writes the recipe of another size)"
+        )
 
 
 def shape(recipe: Recipe) -> Shape:

@@ -13,8 +13,9 @@ from poa_ds.checkpoint.deployed import publish
 from poa_ds.evaluate.features import random_weights
 from poa_ds.export.extract import extract, fold_layer_scale
 from poa_ds.export.folder import Export, check_images, reload
+from poa_ds.methods import frozen
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import load
+from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
 from tests.conftest import shared
@@ -255,3 +256,15 @@ def test_a_damaged_or_foreign_teacher_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         load_teacher(tmp_path / "absent")
     assert recipe.crops.global_size == 32
+
+
+def test_a_size_that_was_left_untrained_is_refused(tmp_path: Path, capsys) -> None:
+    recipe = run_folder(tmp_path / "run", "objective.method=single")
+    words = ["extract", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--size"]
+    smallest, *_, intact = map(str, derived.space(recipe).subnets())
+    assert cli.main([*words, smallest]) == 2
+    said = capsys.readouterr().err
+    assert f"size {smallest}: objective.method single has trained {intact} alone" in said
+    with pytest.raises(UserError, match=r"has trained .* alone"):
+        frozen.find(f"{tmp_path / 'run'}:{smallest}", recipe.crops.global_size)
+    assert cli.main([*words, intact]) == 0
