@@ -48,6 +48,7 @@ setup(
         "pyarrow>=14.0",
         "pyyaml>=6.0",
         "safetensors>=0.4.3",
+        "scipy>=1.11",
         "timm>=1.0.9",
         "torch>=2.9",
         "torchvision>=0.24",

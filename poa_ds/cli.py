@@ -104,6 +104,11 @@ COMMANDS = {
         "logistic regression on features of many sizes, from all labels or a few",
         "poa-ds eval logistic runs/photos --val data/photos/val --subset 10%",
     ),
+    "eval clusters": Command(
+        "poa_ds.evaluate.clusters_command",
+        "k-means of features of many sizes, and how classes show in it: no label is learnt from",
+        "poa-ds eval clusters runs/photos --val data/photos/val",
+    ),
     "embed": Command(
         "poa_ds.evaluate.embed",
         "features of any images, by any sizes of a run -> safetensors, npy or parquet",
