@@ -31,6 +31,7 @@ from poa_ds.run.resume import resume
 from poa_ds.run.screen import Screen
 from poa_ds.run.setup import CLOSING_SECONDS, Setup, Step
 from poa_ds.run.standing import Standing
+from poa_ds.run.surroundings import surroundings
 from poa_ds.system import dist
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
@@ -63,8 +64,8 @@ class Training:
             exit_status.forget(self.output.path)
             bad_samples.keep_through(self.output.bad_samples, -1 if resumed is None else first_step)
         self.events = Events(self.output.events, fresh=resumed is None, writes=dist.is_main())
-        ranks = f"ranks: {dist.world_size()}"
-        self.events.append(self.state.step, "start" if resumed is None else "resume", ranks)
+        where = surroundings(setup.engine.device)
+        self.events.append(self.state.step, "start" if resumed is None else "resume", where)
         self.saver = self._saver(first_step)
         self.tracker = self._tracker(first_step)
         writes = dist.is_main() and setup.recipe.report

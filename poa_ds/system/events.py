@@ -1,6 +1,6 @@
 """events.jsonl: what happened to a run, a line each, through all its restarts.
 
-{"step": 40, "time": 1700000000.0, "kind": "resume", "text": "ranks: 4"}
+{"step": 40, "time": 1700000000.0, "kind": "resume", "text": "4 ranks on 1 host, ..."}
 """
 
 import json
