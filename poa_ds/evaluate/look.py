@@ -99,9 +99,11 @@ def run(args: argparse.Namespace) -> int:
     if len(keys) < 2:
         raise UserError(f"{len(keys)} images can be read: two are needed at least")
     seen = [_seen(network, images, recipe) for network in networks]
+    # a map is smaller than the masks that its patches are repeated for
+    patches = f", {grid} x {grid} patches" if seen[0].heads is not None else ""
     about = (
-        f"step {step:,}; {len(keys)} images at {side} px, {grid} x {grid} patches, trained at "
-        f"{trained} px. What to look for, not a measurement."
+        f"step {step:,}; {len(keys)} images at {side} px{patches}, trained at {trained} px. "
+        "What to look for, not a measurement."
     )
     names = [f"{_name(model, subnet)} {subnet}".strip() for subnet in subnets]
     shown = min(args.shown, len(keys))
