@@ -185,14 +185,9 @@ COMMANDS = {
     ),
     "import": Command(
         "poa_ds.export.import_weights",
-        "DINOv2 and other ViTs of timm's shapes -> a run of all sizes that the other commands read",
+        "DINOv2, DINOv3, other ViTs, published POA networks -> a run that other commands read",
         "poa-ds import timm:vit_small_patch14_reg4_dinov2.lvd142m --out runs/dinov2"
         " --image-size 224 --rebase rotate --calibrate data/photos/train",
-    ),
-    "import-poa": Command(
-        "poa_ds.export.import_poa",
-        "a checkpoint of the published POA code -> a run that the other commands read",
-        "poa-ds import-poa teacher_checkpoint.pth runs/imported",
     ),
     "launch": Command(
         "poa_ds.launch",

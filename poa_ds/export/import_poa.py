@@ -1,6 +1,5 @@
-"""`poa-ds import-poa`: the teacher of a published checkpoint as one of ours."""
+"""The teacher of a checkpoint of the published POA code as one of ours."""
 
-import argparse
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -9,16 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from poa_ds.checkpoint.deployed import differences, find_teacher, shapes, write_teacher
+from poa_ds.checkpoint.deployed import differences, shapes
 from poa_ds.export.published import described, heads_from_published
 from poa_ds.model import form
 from poa_ds.model.heads import HeadBank
-from poa_ds.recipe import derived, load
+from poa_ds.recipe import derived
 from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
-from poa_ds.system import paths
-from poa_ds.system.console import tell
-from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.errors import UserError
 from poa_ds.system.typed_yaml import brief
 
 
@@ -117,34 +114,3 @@ def _shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
         for part, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `poa-ds import-poa`."""
-    parser.add_argument(
-        "checkpoint", type=paths.path, help="teacher_checkpoint.pth of the published code"
-    )
-    parser.add_argument("out", type=paths.path, metavar="OUT", help="folder to write, new or empty")
-    parser.add_argument(
-        "--config",
-        type=paths.path,
-        default=Path("vit_l16_in1k"),
-        help="recipe with the sizes, patch_size and head_dim of that network (%(default)s)",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Write the checkpoint's teacher as one of ours."""
-    recipe = load.recipe(args.config)
-    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
-        raise UsageError(f"{args.out} exists and is not an empty folder: name a new one")
-    tensors = from_poa_teacher(read_checkpoint(args.checkpoint), recipe)
-    write_teacher(args.out, tensors, recipe, 0, source=str(args.checkpoint))
-    count = sum(tensor.numel() for tensor in tensors.values())
-    tell(
-        f"{len(tensors)} tensors, {count / 1e6:.1f} million numbers: {find_teacher(args.out)}\n"
-        f"  poa-ds sizes {args.out}\n"
-        f"  poa-ds eval knn {args.out} --bank SHARDS --queries SHARDS\n"
-        f"  poa-ds extract {args.out} --size {derived.space(recipe).intact} --out MODEL --check"
-    )
-    return 0

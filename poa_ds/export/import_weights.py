@@ -1,4 +1,4 @@
-"""`poa-ds import`: a ViT of another project as a run of all sizes."""
+"""`poa-ds import`: a network of another project as a run of all sizes."""
 
 import argparse
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from poa_ds.checkpoint.deployed import write_teacher
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.export import weights_source
+from poa_ds.export.import_poa import from_poa_teacher, read_checkpoint
 from poa_ds.export.rebase import Rebased, rebased, statistics
 from poa_ds.export.vit_weights import Found, at_resolution, recognised
 from poa_ds.export.weights_source import Source, read_weights
@@ -86,6 +87,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text that goes with the weights (a LICENSE file beside SOURCE)",
     )
+    parser.add_argument(
+        "--published",
+        type=paths.path,
+        metavar="RECIPE",
+        help="SOURCE is a teacher_checkpoint.pth of the published POA code with sizes, patch_size"
+        " and head_dim of this recipe, such as vit_l16_in1k",
+    )
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -107,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
     """Write the network as the teacher of a run."""
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise UsageError(f"{args.out} exists and is not an empty folder: name a new one")
+    if args.published:
+        return _run_published(args)
     if (args.rebase != "none") != bool(args.calibrate):
         raise UsageError("--rebase sort and rotate need --calibrate SHARDS, and none takes none")
     source = weights_source.source(args.source, download=args.download, licence=args.licence)
@@ -122,6 +132,23 @@ def run(args: argparse.Namespace) -> int:
         about = {"matrix": moved.matrix.float(), "bias": moved.bias.float()}
         save_file({name: t.contiguous() for name, t in about.items()}, args.out / FEATURES)
     _tell(args.out, found, recipe, source)
+    return 0
+
+
+def _run_published(args: argparse.Namespace) -> int:
+    """The same of a checkpoint of the published code, backbone and heads, whatever its backbone."""
+    told = "widths depths calibrate image_size head_dim mean std".split()
+    if given := [f"--{key.replace('_', '-')}" for key in told if getattr(args, key) is not None]:
+        raise UsageError(f"--published: its recipe says what SOURCE is, leave out {given[0]}")
+    source = weights_source.source(args.source, licence=args.licence)
+    recipe = load.recipe(args.published)
+    tensors = from_poa_teacher(read_checkpoint(source.weights), recipe)
+    write_teacher(args.out, tensors, recipe, 0, source=args.source, licence=source.licence)
+    count = sum(tensor.numel() for tensor in tensors.values()) / 1e6
+    tell(
+        f"{len(tensors)} tensors, {count:.1f} million numbers: {args.out}\n"
+        f"{_uses(args.out, recipe)}"
+    )
     return 0
 
 
@@ -182,8 +209,7 @@ def imported(found: Found, recipe: Recipe) -> ElasticViT:
 def _rebased(network: ElasticViT, recipe: Recipe, args: argparse.Namespace) -> Rebased:
     network = network.float()
     if args.rebase == "none":
-        width = network.space.intact.width
-        return Rebased(network.state_dict(), torch.eye(width), torch.zeros(width))
+        return rebased(network, None, "none")
     images = calibration_images(recipe, ShardFolder.open(args.calibrate))
     return rebased(network, statistics(network, images), args.rebase)
 
@@ -219,9 +245,16 @@ def _tell(out: Path, found: Found, recipe: Recipe, source: Source) -> None:
     tell(
         f"{intact}, {kind}, {recipe.crops.global_size} px, pixels normalised with"
         f" mean {[*pixels.mean]} std {[*pixels.std]}: {out}\n"
-        f"  poa-ds sizes {out}\n"
-        f"  poa-ds eval knn {out} --bank SHARDS --queries SHARDS\n"
-        f"  poa-ds extract {out} --size {intact} --out MODEL --check\n"
+        f"{_uses(out, recipe)}\n"
         f"a recipe that starts with it has {' '.join(told)} backbone.layer_scale=1,"
         f" {intact} as its largest size and crops.global_size={recipe.crops.global_size}"
+    )
+
+
+def _uses(out: Path, recipe: Recipe) -> str:
+    """The commands that come next."""
+    return (
+        f"  poa-ds sizes {out}\n"
+        f"  poa-ds eval knn {out} --bank SHARDS --queries SHARDS\n"
+        f"  poa-ds extract {out} --size {derived.space(recipe).intact} --out MODEL --check"
     )

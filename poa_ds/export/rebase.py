@@ -84,29 +84,29 @@ def statistics(network: ElasticViT, batches: Iterable[Tensor]) -> Statistics:
     return Statistics(stream / count / len(network.blocks), tuple(of[0::2]), tuple(of[1::2]))
 
 
-def rebased(network: ElasticViT, found: Statistics, way: Rebase) -> Rebased:
+def rebased(network: ElasticViT, found: Statistics | None, way: Rebase) -> Rebased:
     """The tensors of the network in another basis; computed in float64, in the network's type.
 
-    way: "none" changes nothing; "rotate" needs backbone.qkv_bias=full.
+    way: "none" changes nothing and looks at no statistics; "rotate" needs backbone.qkv_bias=full.
     """
     own = network.state_dict()
-    state = {name: tensor.double() for name, tensor in own.items()}
     width = network.space.intact.width
     turn, bias = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-    if way != "none":
-        _sort_inside(state, network, found)
+    if way == "none":
+        return Rebased(own, turn, bias)
+    assert found is not None, f"{way} needs statistics"
+    state = {name: tensor.double() for name, tensor in own.items()}
+    _sort_inside(state, network, found)
     if way == "sort":
         order = found.stream.diagonal().argsort(descending=True, stable=True)
         turn = turn[order]
         _permute(state, order)
         matrix = turn
-    elif way == "rotate":
+    else:
         turn = rotation(found.stream)
         matrix, bias = turn * state["norm.weight"], state["norm.bias"].clone()
         _fold(state, len(network.blocks))
         _turn(state, turn)
-    else:
-        matrix = turn
     kept = {name: state[name].to(own[name].dtype).contiguous() for name in own}
     return Rebased(kept, matrix, bias)
 

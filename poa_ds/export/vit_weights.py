@@ -46,6 +46,7 @@ RENAMED = (
 ROTARY = re.compile(r"gamma_1$|q_bias$|bias_mask$|^storage_tokens$|^rope(_embed)?\.periods$")
 # (a part of a tensor's name, whose it is)
 STRANGERS = (
+    (".linear.", "the published POA code's: import it with --published and its recipe"),
     ("layers.0.blocks.", "a Swin"),
     ("logit_scale", "CLIP or SigLIP, image and text together"),
     ("vision_model.", "CLIP or SigLIP in transformers' layout"),

@@ -1,4 +1,4 @@
-"""Published checkpoints under our names: conversion there and back, and import-poa."""
+"""Published checkpoints under our names: conversion there and back, and the command."""
 
 import pickle
 from pathlib import Path
@@ -51,8 +51,8 @@ def recipe_file(folder: Path, **changed: object) -> Path:
 
 def run(folder: Path, content: object, recipe: Path) -> int:
     torch.save(content, folder / "teacher_checkpoint.pth")
-    words = [str(folder / "teacher_checkpoint.pth"), str(folder / "out"), "--config", str(recipe)]
-    return cli.main(["import-poa", *words])
+    words = ["--out", str(folder / "out"), "--published", str(recipe)]
+    return cli.main(["import", str(folder / "teacher_checkpoint.pth"), *words])
 
 
 def test_rows_of_qkv_go_there_and_back() -> None:
@@ -264,13 +264,15 @@ def test_files_that_are_no_checkpoints_are_refused_without_running_them(
     assert run(tmp_path, swin, recipe_file(tmp_path)) == 1
     assert "they are a Swin, no heads" in capsys.readouterr().err
     (tmp_path / "bad.pth").write_bytes(b"PK nothing")
-    words = ["--config", str(recipe_file(tmp_path))]
+    words = ["--out", "out", "--published", str(recipe_file(tmp_path))]
     for name in ("bad.pth", "absent.pth"):
-        assert cli.main(["import-poa", name, "out", *words]) == 1
+        assert cli.main(["import", name, *words]) == 1
         assert name in capsys.readouterr().err
+    assert cli.main(["import", "bad.pth", *words, "--widths", "64,192"]) == 2
+    assert "--published: its recipe says what SOURCE is" in capsys.readouterr().err
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    assert cli.main(["import-poa", "bad.pth", "out", *words]) == 2
+    assert cli.main(["import", "bad.pth", *words]) == 2
 
 
 @pytest.mark.parametrize(
