@@ -5,7 +5,6 @@ says which `poa-ds import --rebase` and `--input-scale` to take.
 """
 
 import argparse
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,11 @@ from poa_ds.evaluate.knn_protocol import KnnProtocol
 from poa_ds.evaluate.ranks import all_ranks
 from poa_ds.evaluate.results import describe, error
 from poa_ds.export.import_weights import calibration_images
-from poa_ds.export.rebase import Rebase, checked, rebased, statistics
+from poa_ds.export.rebase import Rebase, checked, described, rebased, statistics
 from poa_ds.model.layers import scale_inputs
 from poa_ds.model.space import Subnet
 from poa_ds.model.vit.network import ElasticViT
+from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import dist, paths
 from poa_ds.system.console import tell
@@ -107,8 +107,10 @@ def variants(
     for way in WAYS:
         state = rebased(model, found, way).state
         for scale in scales:
-            network = copy.deepcopy(model)
-            network.load_state_dict(state)
+            with torch.device("meta"):
+                network = backbone(described(recipe, way))
+            network.load_state_dict(state, assign=True)
+            network.requires_grad_(False).eval()
             scale_inputs(network, scale)
             made[way, scale] = network
     return made

@@ -16,7 +16,7 @@ from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.export import weights_source
 from poa_ds.export.import_poa import from_poa_teacher, read_checkpoint
-from poa_ds.export.rebase import Rebased, rebased, statistics
+from poa_ds.export.rebase import Rebased, described, rebased, statistics
 from poa_ds.export.vit_weights import Found, at_resolution, recognised
 from poa_ds.export.weights_source import Source, read_weights
 from poa_ds.model.options import Backbone
@@ -126,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe_of(found, args, source.pixels | given)
     network = imported(found, recipe)
     moved = _rebased(network, recipe, args)
+    recipe = described(recipe, args.rebase)
     tensors = {f"backbone.{name}": tensor for name, tensor in moved.state.items()}
     write_teacher(args.out, tensors, recipe, 0, source=args.source, licence=source.licence)
     if args.rebase != "none":
@@ -176,8 +177,7 @@ def recipe_of(found: Found, args: argparse.Namespace, pixels: dict[str, Any]) ->
                 "swiglu": found.swiglu,
                 "norm_eps": found.norm_eps,
                 "positions": found.positions,
-                # norms that are folded into the layer behind them leave keys a bias
-                "qkv_bias": "full" if args.rebase == "rotate" else found.qkv_bias,
+                "qkv_bias": found.qkv_bias,
                 "layer_scale": 1.0,
                 "drop_path": 0.0,
                 "input_scale": args.input_scale,
@@ -197,8 +197,6 @@ def imported(found: Found, recipe: Recipe) -> ElasticViT:
     """The elastic network of the recipe with the tensors that were found, in their type."""
     with torch.device("meta"):
         network = backbone(recipe)
-    if recipe.backbone.qkv_bias != found.qkv_bias:
-        found = found.with_biases()
     tensors, grid = dict(found.tensors), recipe.crops.global_size // found.patch_size
     if found.positions == "learned":
         tensors["embed.pos_embed"] = at_resolution(tensors["embed.pos_embed"], grid)

@@ -7,7 +7,7 @@ LayerNorm commutes with every rotation that keeps the vector of ones (docs/exist
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from poa_ds.model import form
 from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.row_orders import with_key_bias
 from poa_ds.model.vit.network import ElasticViT
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
 
 Rebase = Literal["none", "sort", "rotate"]
@@ -87,7 +89,8 @@ def statistics(network: ElasticViT, batches: Iterable[Tensor]) -> Statistics:
 def rebased(network: ElasticViT, found: Statistics | None, way: Rebase) -> Rebased:
     """The tensors of the network in another basis; computed in float64, in the network's type.
 
-    way: "none" changes nothing and looks at no statistics; "rotate" needs backbone.qkv_bias=full.
+    way: "none" changes nothing and looks at no statistics. The state is that of the network which
+    `described` describes.
     """
     own = network.state_dict()
     width = network.space.intact.width
@@ -96,6 +99,7 @@ def rebased(network: ElasticViT, found: Statistics | None, way: Rebase) -> Rebas
         return Rebased(own, turn, bias)
     assert found is not None, f"{way} needs statistics"
     state = {name: tensor.double() for name, tensor in own.items()}
+    kind = own["norm.weight"].dtype
     _sort_inside(state, network, found)
     if way == "sort":
         order = found.stream.diagonal().argsort(descending=True, stable=True)
@@ -104,11 +108,19 @@ def rebased(network: ElasticViT, found: Statistics | None, way: Rebase) -> Rebas
         matrix = turn
     else:
         turn = rotation(found.stream)
+        _give_biases(state, network)
         matrix, bias = turn * state["norm.weight"], state["norm.bias"].clone()
         _fold(state, len(network.blocks))
         _turn(state, turn)
-    kept = {name: state[name].to(own[name].dtype).contiguous() for name in own}
+    kept = {name: tensor.to(kind).contiguous() for name, tensor in state.items()}
     return Rebased(kept, matrix, bias)
+
+
+def described(recipe: Recipe, way: Rebase) -> Recipe:
+    """The recipe of the network in another basis: a rotation gives all of qkv a bias."""
+    if way != "rotate":
+        return recipe
+    return replace(recipe, backbone=replace(recipe.backbone, qkv_bias="full"))
 
 
 def helmert(size: int) -> Tensor:
@@ -175,6 +187,16 @@ def _permute(state: State, order: Tensor) -> None:
             state[name] = tensor[..., order]
         elif ".attn.qkv." not in name and ".mlp.fc1." not in name:  # writers, norms, LayerScale
             state[name] = tensor[order]
+
+
+def _give_biases(state: State, network: ElasticViT) -> None:
+    """A bias to queries, keys and values, zero where there was none."""
+    for block in range(len(network.blocks)):
+        weight, bias = (f"blocks.{block}.attn.qkv.{kind}" for kind in ("weight", "bias"))
+        if network.shape.qkv_bias == "no_key":
+            state[bias] = with_key_bias(state[bias], network.head_dim)
+        elif network.shape.qkv_bias == "none":
+            state[bias] = state[weight].new_zeros(len(state[weight]))
 
 
 def _fold(state: State, depth: int) -> None:

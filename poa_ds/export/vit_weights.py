@@ -16,7 +16,6 @@ from torch import Tensor
 
 from poa_ds.checkpoint.deployed import differences, shapes
 from poa_ds.model.options import Positions, QkvBias
-from poa_ds.model.row_orders import with_key_bias
 from poa_ds.model.space import ElasticSpace
 from poa_ds.model.vit import eva
 from poa_ds.model.vit.names import EPS, from_timm
@@ -98,18 +97,6 @@ class Found:
                 positions=self.positions,
                 qkv_bias=self.qkv_bias,
             )
-
-    def with_biases(self) -> "Found":
-        """The same network with a bias of queries, keys and values, zero where it has none."""
-        tensors = dict(self.tensors)
-        for block in range(self.depth):
-            name = f"blocks.{block}.attn.qkv.bias"
-            if self.qkv_bias == "no_key":
-                tensors[name] = with_key_bias(tensors[name], self.head_dim)
-            elif self.qkv_bias == "none":
-                like = tensors[f"blocks.{block}.attn.qkv.weight"]
-                tensors[name] = like.new_zeros(3 * self.width)
-        return replace(self, qkv_bias="full", tensors=tensors)
 
 
 def recognised(state: Mapping[str, Tensor], *, head_dim: int | None, what: str) -> Found:

@@ -24,13 +24,13 @@ from tests.support.shards import make_shards
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images, and a ViT of timm's with random weights, imported as it is."""
+    """A folder with images, and a DINOv3 of timm's with random weights, imported as it is."""
     place = tmp_path_factory.mktemp("rebase")
     make_shards(place / "bank", 40)
     make_shards(place / "queries", 30, first=100)
     torch.manual_seed(0)
     size = {"img_size": 32, "embed_dim": 128, "depth": 2, "num_heads": 2, "num_classes": 0}
-    network = timm.create_model("vit_small_patch16_224", **size)
+    network = timm.create_model("vit_small_patch16_dinov3", **size)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -41,6 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def imported(place: Path, way: str, scale: str) -> Path:
     out, words = place / f"{way}{scale}", ["--widths", "64,128", "--depths", "1,2"]
+    words += ["--image-size", "32"]
     words += [] if way == "none" else ["--calibrate", str(place / "bank")]
     words += ["--rebase", way, "--input-scale", scale, "--out", str(out)]
     assert cli.main(["import", str(place / "w.safetensors"), *words]) == 0
