@@ -179,12 +179,12 @@ def _backbone(state: Mapping[str, Tensor], what: str) -> tuple[dict[str, Tensor]
 
 
 def _refuse_strangers(own: Mapping[str, Tensor], rotary: str | None, what: str) -> None:
+    if rotary and "pos_embed" in own:
+        raise UserError(f"{what} seems to be an EVA (pos_embed and {rotary}): {SUPPORTED}")
     for part, whose in STRANGERS:
         name = next((name for name in own if part in name), None)
         if name:
             raise UserError(f"{what} seems to be {whose} ({name}): {SUPPORTED}")
-    if rotary and "pos_embed" in own:
-        raise UserError(f"{what} seems to be an EVA (pos_embed and {rotary}): {SUPPORTED}")
     if "patch_embed.proj.weight" in own and "pos_embed" not in own:
         if not rotary or "reg_token" not in own:
             raise UserError(

@@ -249,6 +249,7 @@ def test_a_checkpoint_of_dinov2s_own_names_is_read(tmp_path: Path) -> None:
         ("vit_small_patch16_rope_224", "rotary ones that are not DINOv3's"),
         ("eva02_tiny_patch14_224", "an EVA"),
         ("eva_giant_patch14_224", "an EVA"),
+        ("eva02_base_patch14_224", "EVA-02"),
         ("vit_base_patch16_clip_224", "CLIP"),
         ("vit_base_patch16_siglip_224", "SigLIP"),
         ("deit_small_distilled_patch16_224", "distilled"),
