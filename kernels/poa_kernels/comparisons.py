@@ -4,8 +4,7 @@ Sizes of the ViT-L recipe: 50 images, 2 x 197 + 8 x 37 tokens, 80 % of the seque
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -15,117 +14,20 @@ from torch import Tensor
 from poa_kernels import (
     add_ln,
     attention,
-    dispatch,
     photometric,
     prototype_ce,
+    rope,
     sinkhorn,
     two_stream_linear,
 )
+from poa_kernels.contest import Comparison, Scene, as_list, in_mode, ways
 from poa_kernels.gelu import gelu
-
-Run = Callable[[], Sequence[Tensor]]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The same work done by several contenders; each run returns what is compared.
-
-    truth: the same values in float32 or better. lines: the lines of the table that it decides.
-    floor: an error that is allowed in any case, relative to the truth.
-    """
-
-    name: str
-    contenders: dict[str, Run]
-    truth: Run
-    lines: tuple[str, ...] = ()
-    flops: float = 0.0
-    bytes: float = 0.0
-    threshold: float = 1.05  # of the time: PyTorch's best / ours
-    floor: float = 1e-5
-    compiled: dict[str, Run] = field(default_factory=dict)  # left out of the smoke run
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Where and how large. small: seconds in the interpreter."""
-
-    device: str
-    dtype: torch.dtype
-    small: bool
-
-    def randn(self, *shape: int, leaf: bool = False) -> Tensor:
-        x = torch.randn(*shape, device=self.device).to(self.dtype)
-        return x.requires_grad_() if leaf else x
-
-    def unit(self, *shape: int, leaf: bool = False) -> Tensor:
-        x = F.normalize(torch.randn(*shape, device=self.device), dim=-1).to(self.dtype)
-        return x.requires_grad_() if leaf else x
 
 
 def all_of(scene: Scene) -> Iterator[Comparison]:
     """Every comparison; each is made when its turn comes, so that memory is free again."""
-    for make in (linears, attentions, seams, gelus, sinkhorns, cross_entropies, colours):
+    for make in (linears, attentions, turnings, seams, gelus, sinkhorns, cross_entropies, colours):
         yield from make(scene)
-
-
-def _mode(mode: dispatch.Mode, run: Run) -> Run:
-    def inside() -> Sequence[Tensor]:
-        with dispatch.using(mode):
-            return run()
-
-    return inside
-
-
-def _trained(function: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor]) -> Run:
-    """Forward and backward; outputs and all gradients."""
-    with torch.no_grad():
-        gradients = _small_numbers(function(*leaves))
-
-    def run() -> Sequence[Tensor]:
-        outputs = tuple(function(*leaves))
-        return *(out.detach() for out in outputs), *torch.autograd.grad(outputs, leaves, gradients)
-
-    return run
-
-
-def _small_numbers(like: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of a few bits each, so that they are the same numbers at every precision."""
-    generator = torch.Generator(like[0].device).manual_seed(1)
-    return [
-        torch.randint(-8, 9, x.shape, generator=generator, device=x.device).to(x.dtype)
-        for x in like
-    ]
-
-
-def _ways(
-    function: Callable[..., Sequence[Tensor]],
-    published: Callable[..., Sequence[Tensor]],
-    leaves: Sequence[Tensor],
-) -> dict:
-    """Arguments of a Comparison: published, eager, Triton, compiled; the truth in float32."""
-    run = _trained(function, leaves)
-    wide = [leaf.detach().float().requires_grad_() for leaf in leaves]
-    return {
-        "contenders": {
-            "published": _trained(published, leaves),
-            "eager": _mode("reference", run),
-            "triton": _mode("triton", run),
-        },
-        "truth": _mode("reference", _trained(function, wide)),
-        "compiled": {"compiled": _trained_late(published, leaves)},
-    }
-
-
-def _trained_late(function: Callable, leaves: Sequence[Tensor]) -> Run:
-    """As _trained of the compiled function, compiled at the first run."""
-    made: list[Run] = []
-
-    def run() -> Sequence[Tensor]:
-        if not made:
-            made.append(_trained(torch.compile(function), leaves))
-        return made[0]()
-
-    return run
 
 
 def linears(scene: Scene) -> Iterator[Comparison]:
@@ -170,7 +72,7 @@ def _products(
     for kind, (published, given) in arguments.items():
         contenders = {"published": partial(published, *tensors)}
         for use in ("library", "triton", "descriptors"):
-            contenders[use] = _as_list(two_stream_linear.PRODUCTS[kind, use], given)
+            contenders[use] = as_list(two_stream_linear.PRODUCTS[kind, use], given)
         yield Comparison(
             f"linear {name} {kind}",
             contenders,
@@ -180,14 +82,6 @@ def _products(
             threshold=1.03,
             compiled={"compiled": partial(torch.compile(published), *tensors)} if compiled else {},
         )
-
-
-def _as_list(function: Callable, arguments: Sequence) -> Run:
-    def run() -> Sequence[Tensor]:
-        found = function(*arguments)
-        return [found] if isinstance(found, Tensor) else list(found)
-
-    return run
 
 
 def attentions(scene: Scene) -> Iterator[Comparison]:
@@ -204,10 +98,39 @@ def attentions(scene: Scene) -> Iterator[Comparison]:
 
         yield Comparison(
             f"attention {tokens} tokens, {heads} heads",
-            **_ways(ours, published, [qkv]),
+            **ways(ours, published, [qkv]),
             lines=(attention.OPERATOR,),
             bytes=(8 + 14) / 2 * qkv.element_size() * n * tokens * heads * 64,
         )
+
+
+def turnings(scene: Scene) -> Iterator[Comparison]:
+    """Rotary positions of both crops, of DINOv3 L."""
+    heads, crops = (2, ((2, 9), (1, 21))) if scene.small else (16, ((100, 201), (400, 41)))
+    rows, registers = sum(n * tokens for n, tokens in crops), 4
+    qkv, places = scene.randn(rows, 3 * heads * 64, leaf=True), []
+    for _, tokens in crops:
+        angles = torch.randn(tokens - 1 - registers, 32, device=scene.device)
+        places.append(torch.stack((angles.cos(), angles.sin())))
+
+    def published(x: Tensor) -> list[Tensor]:
+        parts, turned = x.split([n * tokens for n, tokens in crops]), []
+        for part, (n, tokens), (cos, sin) in zip(parts, crops, places, strict=True):
+            q, k, v = part.view(n, tokens, heads, 3, 64).permute(3, 0, 2, 1, 4)
+            both, first = torch.stack((q, k)), tokens - len(cos)
+            a, b = both[..., first:, :].float().chunk(2, dim=-1)
+            done = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+            both = torch.cat((both[..., :first, :], done), dim=-2)
+            whole = torch.cat((both, v[None])).permute(1, 3, 2, 0, 4)
+            turned.append(whole.reshape(n * tokens, -1))
+        return [torch.cat(turned)]
+
+    yield Comparison(
+        f"rotary positions, {heads} heads",
+        **ways(lambda x: [rope.rotate(x, crops, 64, places)], published, [qkv]),
+        lines=(rope.OPERATOR,),
+        bytes=2.0 * qkv.element_size() * qkv.numel(),
+    )
 
 
 def seams(scene: Scene) -> Iterator[Comparison]:
@@ -235,7 +158,7 @@ def seams(scene: Scene) -> Iterator[Comparison]:
 
         yield Comparison(
             f"residual + norm {part}",
-            **_ways(seam, published, leaves),
+            **ways(seam, published, leaves),
             lines=(add_ln.OPERATOR,),
             bytes=(7.2 + 10.8) / 2 * leaves[0].element_size() * rows * part,
         )
@@ -251,7 +174,7 @@ def gelus(scene: Scene) -> Iterator[Comparison]:
 
     yield Comparison(
         f"gelu {width}",
-        **_ways(lambda h, b: [gelu(h, b)], published, leaves),
+        **ways(lambda h, b: [gelu(h, b)], published, leaves),
         lines=("gelu",),
         bytes=5.0 * leaves[0].element_size() * rows * width,
     )
@@ -286,8 +209,8 @@ def sinkhorns(scene: Scene) -> Iterator[Comparison]:
         {
             "published": partial(published, scores),
             "products": products,
-            "triton": _mode("triton", lambda: balanced(scores)),
-            "triton fp16": _mode("triton", lambda: balanced(low)),
+            "triton": in_mode("triton", lambda: balanced(scores)),
+            "triton fp16": in_mode("triton", lambda: balanced(low)),
         },
         truth=partial(published, scores.double()),
         lines=(sinkhorn.ROWS, sinkhorn.COLUMNS),
@@ -317,7 +240,7 @@ def cross_entropies(scene: Scene) -> Iterator[Comparison]:
 
         yield Comparison(
             f"prototype cross-entropy {prototypes}",
-            **_ways(ours, published, leaves),
+            **ways(ours, published, leaves),
             lines=(prototype_ce.OPERATOR,),
             flops=3 * 2.0 * rows * prototypes * width,
             floor=3e-3,
@@ -339,10 +262,10 @@ def colours(scene: Scene) -> Iterator[Comparison]:
         normal = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
         return [photometric.photometric(crops, changes, taps=9, **normal)]
 
-    eager = _mode("reference", run)
+    eager = in_mode("reference", run)
     yield Comparison(
         f"colours of {count} crops",
-        {"crop by crop": eager, "triton": _mode("triton", run)},
+        {"crop by crop": eager, "triton": in_mode("triton", run)},
         eager,
         bytes=(2 * 1 + 5 * 4.0) * crops.numel(),
     )

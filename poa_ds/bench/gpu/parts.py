@@ -15,7 +15,7 @@ PHOTOGRAPHS = ("skimage", "sklearn")  # packages with the photographs of `poa-ds
 NAMES = ("machine", "train", "kernels", "table", "step", "heads", "loader", "cifar")
 KERNEL_TESTS = ROOT / "tests" / "kernels"
 # in the order of the gain that is expected of them; each a part of comparisons' names
-OPERATORS = ("residual", "gelu", "prototype", "sinkhorn", "attention", "linear", "colours")
+OPERATORS = tuple("residual gelu prototype sinkhorn attention rotary linear colours".split())
 VIT, PUBLISHED = "vit_l16_in1k", "three passes,plain"  # the latter: ways beside ours
 PUBLISHED_CALL, COMPILED_CALL = f"{VIT} beside {PUBLISHED}", f"{VIT} beside compiled"
 FIRST_SCALE = 24  # 2^24: too high for fp16 gradients of the first steps, soon low enough
