@@ -51,12 +51,12 @@ STRANGERS = (
     ("vision_model.", "CLIP or SigLIP in transformers' layout"),
     ("visual.", "a CLIP"),
     ("embeddings.patch_embeddings", "a ViT in transformers' layout: take timm's or the authors'"),
+    ("attn.q_proj.", "EVA-02: its blocks have other norms"),
     ("norm_pre.", "a CLIP: it has a norm before its blocks, and often another GELU"),
     ("attn_pool.", "SigLIP: its feature is a pooling of its own"),
     ("dist_token", "a distilled DeiT: it has a second class token"),
     ("fc_norm.", "a ViT whose feature is the mean of the patches"),
     ("q_norm.", "a ViT that norms queries and keys"),
-    ("attn.q_proj.", "EVA-02: its blocks have other norms"),
     ("rope.freqs", "a ViT whose rotary positions are learned"),
     ("relative_position", "a network with relative positions"),
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 from poa_ds.checkpoint.deployed import publish
 from poa_ds.cli import main
@@ -16,6 +17,8 @@ from poa_ds.evaluate.look import NEAREST
 from poa_ds.evaluate.seeing import brightness, colours, nearest, places, scores, see, see_map
 from poa_ds.export.extract import extract
 from poa_ds.export.load import load
+from poa_ds.model.space import ElasticSpace
+from poa_ds.model.vit.network import ElasticViT
 from poa_ds.recipe import derived
 from poa_ds.recipe import load as recipes
 from tests.evaluate.test_knn import RECIPE
@@ -65,11 +68,22 @@ def test_maps_of_sizes_that_see_the_same_are_the_same() -> None:
     torch.testing.assert_close(ratio, ratio[0].expand_as(ratio))
 
 
+def turning() -> nn.Module:
+    """A plain ViT with rotary positions and random values everywhere."""
+    space = ElasticSpace((32, 48), (3,))
+    network = ElasticViT(space, image_size=64, patch_size=8, head_dim=16, positions="rope")
+    for parameter in network.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.1
+    return extract(network, space.intact).network()
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope"])
 def test_attention_is_that_of_the_last_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    positions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the function that mixes the values, given one value per token in place of them."""
-    network, images = load(make_teacher(tmp_path), "48x3"), torch.randn(2, 3, 64, 64)
+    network = turning() if positions == "rope" else load(make_teacher(tmp_path), "48x3")
+    images = torch.randn(2, 3, 64, 64)
     seen, calls, mix = see(network, images), [], F.scaled_dot_product_attention
 
     def noted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
