@@ -34,7 +34,7 @@ FAMILY = (
 SIDE = 64
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", [FAMILY[i] for i in (0, 3, 7, 8)])
 def test_the_intact_network_is_timms_at_two_resolutions_and_comes_back(name: str) -> None:
     source = theirs(name, SIDE, global_pool="token")
     network = ours(source.state_dict(), "--image-size", str(SIDE))
@@ -101,8 +101,8 @@ def test_the_authors_own_names_are_read_and_keys_have_no_bias() -> None:
     assert network.shape.qkv_bias == "no_key"
 
 
-@pytest.mark.parametrize("way", ["none", "sort", "rotate"])
-@pytest.mark.parametrize("name", FAMILY[:4])
+@pytest.mark.parametrize("way", ["sort", "rotate"])
+@pytest.mark.parametrize("name", [FAMILY[0], FAMILY[3]])
 def test_a_rebased_network_says_the_same_and_its_sizes_are_timms(name: str, way: str) -> None:
     source = theirs(name, SIDE)
     network = ours(source.state_dict(), "--image-size", str(SIDE))
@@ -113,7 +113,7 @@ def test_a_rebased_network_says_the_same_and_its_sizes_are_timms(name: str, way:
     network = with_state(network, found.state, way)
     again = network(images, INTACT, masks)
     assert (again @ found.matrix + found.bias - wanted).abs().max() < 1e-12 * wanted.abs().max()
-    assert way == "none" or (again - wanted).abs().max() > 0.1
+    assert (again - wanted).abs().max() > 0.1
     for subnet in (INTACT, Subnet(64, 2)):
         alone = timms(network, subnet)
         with torch.no_grad():
