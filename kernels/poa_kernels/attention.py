@@ -70,12 +70,14 @@ class _Unpacked(torch.autograd.Function):
 
 
 class _Joined(torch.autograd.Function):
-    """(R, C) from each segment's (n, heads, tokens, D), copied once."""
+    """(R, C) from each segment's (n, heads, tokens, D), copied at most once."""
 
     @staticmethod
     def forward(ctx, *mixed):
         segments = [(len(m), m.shape[2]) for m in mixed]
         ctx.segments, (heads, ctx.head_dim) = segments, (mixed[0].shape[1], mixed[0].shape[3])
+        if len(mixed) == 1:  # SDPA's result has the order of the rows
+            return mixed[0].transpose(1, 2).reshape(-1, heads * ctx.head_dim)
         out = mixed[0].new_empty(sum(n * t for n, t in segments), heads * ctx.head_dim)
         for (view,), m in zip(_heads(out, segments, 1, ctx.head_dim), mixed, strict=True):
             view.copy_(m)

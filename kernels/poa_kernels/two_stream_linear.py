@@ -100,7 +100,7 @@ def column_sums(streams: Sequence[Tensor], width: int) -> Tensor:
     first, *others = sorted((g.sum(0) for g in streams), key=len, reverse=True)
     total = first if len(first) == width else F.pad(first, (0, width - len(first)))
     for other in others:
-        total[: len(other)] += other
+        total[: len(other)].add_(other)  # without a second write, which `+=` would be
     return total
 
 

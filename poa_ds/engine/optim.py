@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from poa_ds.recipe.tree import Optimizer
 
@@ -177,14 +176,15 @@ class EmaAdamW(torch.optim.Optimizer):
                 views = tensors
                 if s.count < flat.numel():
                     views = tuple(t.view(-1).narrow(0, s.offset, s.count) for t in tensors)
-                by_factor.setdefault(factor, []).append((*views, state["step"].clone()))
+                by_factor.setdefault(factor, []).append((*views, state["step"]))
+        torch._foreach_add_([state["step"] for state in states], 1)
         for factor, members in by_factor.items():
             *views, steps = (list(column) for column in zip(*members, strict=True))
-            adamw(
+            # what torch.optim.AdamW(fused=True) calls, which counts the steps in every call
+            torch._fused_adamw_(
                 *views,
                 [],
                 steps,
-                fused=True,
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
@@ -193,7 +193,6 @@ class EmaAdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 maximize=False,
             )
-        torch._foreach_add_([state["step"] for state in states], 1)
         averages = [state["ema"] for state in states if "ema" in state]
         if averages:  # of all or of none in a group
             weights = [flat.detach() for flat in flats]

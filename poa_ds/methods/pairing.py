@@ -8,6 +8,8 @@ the intact student (eq. 9). All pairs of one kind weigh the same.
 import torch
 from torch import Tensor
 
+from poa_ds.system.transfer import send
+
 CROPS = 2  # that the teacher sees
 
 
@@ -26,7 +28,7 @@ def rows_met(images: int, views: int, device: torch.device) -> Tensor:
 
     Rows are crop-major on both sides: view 0 of all images, view 1 of all images, ...
     """
-    image = torch.arange(images, device=device, dtype=torch.int32)
-    none = torch.full_like(image, -1)
-    of_view = ([crop * images + image for crop in met(view)] for view in range(views))
-    return torch.cat([torch.stack((*rows, none)[:CROPS], dim=1) for rows in of_view])
+    crops = [[*met(view), -1][:CROPS] for view in range(views)]
+    crop, image = torch.tensor(crops, dtype=torch.int32)[:, None], torch.arange(images)[:, None]
+    table = torch.where(crop < 0, -1, crop * images + image).int()
+    return send(table.flatten(0, 1), device)  # one transfer instead of kernels of some numbers

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from einops import rearrange
@@ -173,6 +174,18 @@ class Matching:
         copied = [sum(rows[kind, 1].mean() for kind in kinds) for rows in others]
         return dino, ibot, torch.stack(copied) if copied else dino[:0]
 
+    @cached_property
+    def _links(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Which rows of a target each row of all students meets, under every head: class rows
+        (n R, 2) the teacher's and (n R, 1) student 0's, patches (n M, 1) the teacher's."""
+        n, z, shown = self.students, self.projections.cls[0], self.assignments.projections
+        rows = len(z) // n
+        met = pairing.rows_met(self.size, rows // self.size, z.device).repeat(n, 1)
+        own = torch.arange(rows, device=z.device, dtype=torch.int32)
+        intact = torch.cat((torch.full_like(own, -1), own.repeat(n - 1)))[:, None]
+        masked = torch.arange(len(shown.patches[0]), device=z.device, dtype=torch.int32)
+        return met, intact, masked.repeat(n)[:, None]
+
     def _rows(self, head: int) -> tuple[Tensor, Tensor]:
         """Cross-entropies of the rows of all students under one head, from one pass.
 
@@ -181,10 +194,7 @@ class Matching:
         """
         p, a, n = self.projections, self.assignments, self.students
         t, z, w = a.projections, p.cls[head], p.cls_prototypes[head]
-        rows, device = len(z) // n, z.device
-        own = torch.arange(rows, device=device, dtype=torch.int32)
-        met = pairing.rows_met(self.size, rows // self.size, device).repeat(n, 1)
-        intact = torch.cat((torch.full_like(own, -1), own.repeat(n - 1)))[:, None]
+        rows, (met, intact, same) = len(z) // n, self._links
         targets = (
             Target(t.cls[head], t.cls_prototypes[head], a.temperature, a.cls_biases[head], met),
             Target(z[:rows].detach(), w.detach(), self.temperature, None, intact),
@@ -193,7 +203,6 @@ class Matching:
         cls = prototype_ce(z, w, chosen, self.temperature).unflatten(0, (n, rows))
 
         z, w, masked = p.patches[head], p.patch_prototypes[head], len(t.patches[head])
-        same = torch.arange(masked, device=device, dtype=torch.int32).repeat(n)[:, None]
         bias = a.patch_biases[head]
         target = Target(t.patches[head], t.patch_prototypes[head], a.temperature, bias, same)
         patches = prototype_ce(z, w, (target,), self.temperature)
