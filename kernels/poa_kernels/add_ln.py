@@ -10,7 +10,7 @@ function, so that its gradients meet inside the next one's pass.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 from poa_kernels import dispatch
 from poa_kernels.compiled import compilable
 from poa_kernels.language import Case, blocks, jit, power_of_two, tl
-from poa_kernels.rows import add_to_rows, gather_rows
-from poa_kernels.slices import leading
+from poa_kernels.rows import add_to_rows, take_rows
+from poa_kernels.slices import leading, leading_of_all
 
 OPERATOR = "add_ln"
 PROGRAMS = 264  # of the backward pass, each with its own sums for the parameters
@@ -48,12 +48,19 @@ class Rows:
         return Rows(rows, inverse, None if factor is None else factor.flatten().float())
 
 
+def of_streams(parameters: Sequence[Tensor], streams: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Vectors of a block as each stream (R, C) gives them to the functions below."""
+    if _chosen(streams[0]) != "reference":  # the kernel reads the leading elements itself
+        return [tuple(parameters)] * len(streams)
+    return leading_of_all(parameters, [x.shape[1] for x in streams])
+
+
 def norm_rows(
     x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, taken: Rows | None = None
 ) -> tuple[Tensor, Tensor]:
     """(x, y): y (r, C) the normalised rows that the next branch takes (None: all). x (T, C)."""
     if _chosen(x) == "reference":
-        return x, _norm(x, weight, bias, eps, None if taken is None else taken.rows)
+        return _norm(x, weight, bias, eps, None if taken is None else taken.rows)
     return _AddLn.apply(x, None, None, None, weight, bias, taken, eps)
 
 
@@ -88,26 +95,24 @@ def _plain_add(
     gamma = leading(gamma, x.shape[1])
     if rows is None:
         return torch.addcmul(x, branch, gamma)  # one pass over the rows
-    scaled = branch * gamma
-    if factor is not None:
-        scaled = scaled * factor[:, None].to(scaled.dtype)
-    return add_to_rows(x, rows, scaled)
+    return add_to_rows(x, rows, branch, gamma, factor)
 
 
-def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: Tensor | None) -> Tensor:
+def _plain_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Reference."""
     c = x.shape[1]
-    kept = x if rows is None else gather_rows(x, rows)
-    kept = kept.to(weight.dtype)  # rounded twice, to keep half as much; the kernel rounds once
-    return F.layer_norm(kept, (c,), leading(weight, c), leading(bias, c), eps)
+    # rounded twice, to keep half as much; the kernel rounds once
+    x, kept = (x, x.to(weight.dtype)) if rows is None else take_rows(x, rows, weight.dtype)
+    return x, F.layer_norm(kept, (c,), leading(weight, c), leading(bias, c), eps)
 
 
 def _plain_add_norm(
     x, branch, gamma, rows, factor, weight, bias, eps, taken
 ) -> tuple[Tensor, Tensor]:
     """Reference: one graph for both."""
-    total = _plain_add(x, branch, gamma, rows, factor)
-    return total, _plain_norm(total, weight, bias, eps, taken)
+    return _plain_norm(_plain_add(x, branch, gamma, rows, factor), weight, bias, eps, taken)
 
 
 _add, _norm, _add_norm = map(compilable, (_plain_add, _plain_norm, _plain_add_norm))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def alpha(whole: int, active: int, exponent: float = 1.0) -> float:
@@ -19,6 +20,37 @@ def alpha(whole: int, active: int, exponent: float = 1.0) -> float:
 def leading(parameter: Tensor, count: int) -> Tensor:
     """The first elements; the parameter itself where that is all, which costs no backward."""
     return parameter if len(parameter) == count else parameter[:count]
+
+
+def leading_of_all(parameters: Sequence[Tensor], counts: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """Per count the first elements of each vector; all vectors are of the same length.
+
+    Their gradients are added up in one operation, where autograd fills and adds one at a time.
+    """
+    whole = len(parameters[0])
+    if len(counts) < 2 or whole not in counts:
+        return [tuple(leading(p, count) for p in parameters) for count in counts]
+    found = _Leading.apply(tuple(counts), *parameters)
+    return [found[i : i + len(parameters)] for i in range(0, len(found), len(parameters))]
+
+
+class _Leading(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, counts, *parameters):
+        ctx.counts = counts
+        return tuple(p[:count] for count in counts for p in parameters)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients):
+        n = len(gradients) // len(ctx.counts)
+        by_count = [gradients[i : i + n] for i in range(0, len(gradients), n)]
+        whole = by_count.pop(ctx.counts.index(max(ctx.counts)))
+        totals = torch._foreach_mul(whole, 1.0)  # the gradients themselves are not ours
+        for others in by_count:
+            parts = [t[: len(g)] for t, g in zip(totals, others, strict=True)]
+            torch._foreach_add_(parts, others)
+        return None, *totals
 
 
 def wide(x: Tensor) -> Tensor:

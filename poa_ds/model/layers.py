@@ -17,7 +17,7 @@ from poa_ds.model.options import QkvBias
 from poa_ds.model.packing import BlockPlan, Packing
 from poa_ds.model.row_orders import with_key_bias
 from poa_ds.model.shape import gated_units
-from poa_kernels.add_ln import add_norm_rows, add_rows, norm_rows
+from poa_kernels.add_ln import add_norm_rows, add_rows, norm_rows, of_streams
 from poa_kernels.attention import attention
 from poa_kernels.gelu import gelu
 from poa_kernels.rope import rotate
@@ -238,20 +238,23 @@ class Block(nn.Module):
         drops = [plan.drops[i] or (None, None) for i in members]
         first, second = ([d and d.rows for d in branch] for branch in zip(*drops, strict=True))
         packings = [d.packing if d else plan.packing for d, _ in drops]
-        one, two, ls1, ls2 = self.norm1, self.norm2, self.ls1.gamma, self.ls2.gamma
+        one, two = self.norm1, self.norm2
+        parameters = (one.weight, one.bias, self.ls1.gamma, two.weight, two.bias, self.ls2.gamma)
+        of = of_streams(parameters, [streams[i] for i in members])
 
         pairs = [
-            norm_rows(streams[i], one.weight, one.bias, eps=one.eps, taken=taken)
-            for i, taken in zip(members, first, strict=True)
+            norm_rows(streams[i], *of_x[:2], eps=one.eps, taken=taken)
+            for i, of_x, taken in zip(members, of, first, strict=True)
         ]
         attended = self.attend([y for _, y in pairs], packings, plan)
         pairs = [
-            add_norm_rows(x, y, ls1, two.weight, two.bias, eps=two.eps, added=a, taken=t)
-            for (x, _), y, a, t in zip(pairs, attended, first, second, strict=True)
+            add_norm_rows(x, y, *of_x[2:5], eps=two.eps, added=a, taken=t)
+            for (x, _), y, of_x, a, t in zip(pairs, attended, of, first, second, strict=True)
         ]
         mixed = self.mix([y for _, y in pairs], plan)
         done = iter(
-            add_rows(x, y, ls2, added=a) for (x, _), y, a in zip(pairs, mixed, second, strict=True)
+            add_rows(x, y, of_x[5], added=a)
+            for (x, _), y, of_x, a in zip(pairs, mixed, of, second, strict=True)
         )
         return tuple(
             next(done) if chosen else x * 1 for x, chosen in zip(streams, plan.chosen, strict=True)
