@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ from poa_kernels import dispatch
 # ours: as the recipe says; three passes: the published way; plain: ours without kernels; compiled:
 # those plain functions through torch.compile; triton: every kernel, whatever the table says
 Kind = Literal["ours", "three passes", "plain", "compiled", "triton"]
-Step = Callable[[Sequence[Batch], StepValues], tuple[Tensor, dict]]
+Step = Callable[..., tuple[Tensor, dict]]
 SPARE = 1.1  # memory that must be free for another process / the peak of the first
 
 
@@ -150,7 +150,8 @@ def build(kind: Kind, job: Job) -> Step:
     own = job.method()
     networks = own.networks()
     if kind == "three passes":
-        return ThreePasses(job.recipe, job.space, networks.student.state_dict(), job.device).step
+        plain = ThreePasses(job.recipe, job.space, networks.student.state_dict(), job.device)
+        return partial(_with_spread, plain.step, plain)
     if kind == "ours":
         dispatch.select(job.recipe.kernels, job.device, compiled=job.recipe.compile)
     else:
@@ -163,7 +164,26 @@ def build(kind: Kind, job: Job) -> Step:
         result = stepper.step(batches, values)
         return result.terms["total"], result.gradient_norms
 
-    return ours
+    return partial(_with_spread, ours, own)
+
+
+def _with_spread(
+    do: Callable[[Sequence[Batch], StepValues], tuple[Tensor, dict]],
+    owner: Any,
+    batches: Sequence[Batch],
+    values: StepValues,
+    *,
+    spread: bool = True,
+) -> tuple[Tensor, dict]:
+    """One step of an owner of an objective; without `spread` KoLeo has no weight in it."""
+    whole = getattr(owner, "objective", None)  # not every method has one
+    if whole is None or spread:
+        return do(batches, values)
+    owner.objective = dataclasses.replace(whole, koleo=0.0)
+    try:
+        return do(batches, values)
+    finally:
+        owner.objective = whole
 
 
 class Contender:
@@ -178,9 +198,9 @@ class Contender:
         self.process.start()
         theirs.close()
 
-    def step(self, number: int) -> Sample:
-        """Step `number`, measured."""
-        return self._ask(number)
+    def step(self, number: int, *, spread: bool = True) -> Sample:
+        """Step `number`, measured. spread: with KoLeo."""
+        return self._ask((number, spread))
 
     def memory(self) -> ProcessMemory:
         """Of all steps so far."""
@@ -223,7 +243,9 @@ def _serve(connection: Connection, kind: Kind, job: Job) -> None:
         elif question == "profile":
             connection.send(profiled(partial(do, job.batches(0), values), job.device))
         else:
-            connection.send(_measure(do, job.batches(question), values, job.device))
+            number, spread = question
+            measured = partial(do, spread=spread)
+            connection.send(_measure(measured, job.batches(number), values, job.device))
 
 
 def _measure(do: Step, batches: Sequence[Batch], values: StepValues, device: str) -> Sample:

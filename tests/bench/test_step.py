@@ -170,18 +170,8 @@ def test_the_command_prints_records_and_agrees_after_updates_too(tmp_path: Path,
     recipe, record = tmp_path / "tiny.yaml", tmp_path / "bench.json"
     recipe.write_text(yaml.safe_dump(TINY))
     words = ["--config", recipe, "--steps", 2, "--warmup", 1, "--size", "32x3", "--json", record]
-    assert (
-        main(
-            [
-                "bench",
-                "step",
-                *map(str, words),
-                "backbone.drop_path=0.3",
-                "heads.separate_ibot=true",
-            ]
-        )
-        == 0
-    )
+    words = [*map(str, words), "backbone.drop_path=0.3", "heads.separate_ibot=true"]
+    assert main(["bench", "step", *words]) == 0
     printed = capfd.readouterr().out
     assert (
         "slots 2, images per slot 6, elastic size 32x3, fp32, LayerScale 1; 2 steps of each"
@@ -336,13 +326,19 @@ def test_a_launcher_of_several_processes_is_refused(monkeypatch) -> None:
 
 
 def test_bf16_is_measured_at_a_layer_scale_of_1e_5(tmp_path: Path, capfd) -> None:
-    """In a new network KoLeo then reads bits alone that bf16 rounds away, ours elsewhere."""
+    """The recipe as it is; the first step compares without KoLeo, which reads bits alone that bf16
+    rounds away, ours elsewhere."""
     changes = {"backbone": {"layer_scale": 1e-5, "init": "published"}, "batch": {"slots": 1}}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(TINY | {k: TINY[k] | v for k, v in changes.items()}))
-    words = ["--steps", "1", "--warmup", "1", "precision=bf16"]
+    record = tmp_path / "bench.json"
+    words = ["--steps", "1", "--warmup", "1", "--json", str(record), "precision=bf16"]
     assert main(["bench", "step", "--config", str(recipe), *words]) == 0
-    assert "LayerScale 1" in capfd.readouterr().out
+    assert "LayerScale 1e-05" in capfd.readouterr().out
+    ours = json.loads(record.read_text())["results"]["ours"]
+    koleo = load.recipe(recipe).objective.koleo
+    # KoLeo is about 10 in such a network
+    assert ours["steps"][0]["loss"] - ours["warmup"][0]["loss"] > 2 * koleo
 
 
 def test_low_precision_gets_a_stage_that_has_it() -> None:

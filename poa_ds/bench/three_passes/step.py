@@ -31,6 +31,7 @@ class ThreePasses:
         device: torch.device | str,
     ) -> None:
         self.recipe, self.space, self.device = recipe, space, torch.device(device)
+        self.objective = recipe.objective
         self.student = Network(recipe).to(device)
         self.student.load_state_dict(weights)
         self.teacher = Network(recipe).to(device).requires_grad_(False)
@@ -107,7 +108,7 @@ class ThreePasses:
     def _loss(
         self, batch: Batch, targets: Sequence[tuple[Tensor, Tensor]], values: StepValues
     ) -> Tensor:
-        objective, temperature = self.recipe.objective, self.recipe.objective.student_temperature
+        objective, temperature = self.objective, self.objective.student_temperature
         subnets = (self.space.intact, self._draw(batch))
         drops = self._drops(batch, subnets)
         with self._autocast():
@@ -156,7 +157,7 @@ class ThreePasses:
         values: StepValues,
     ) -> Tensor:
         """DINO over the pairs of different views, plus iBOT over the masked patches."""
-        objective, temperature = self.recipe.objective, self.recipe.objective.student_temperature
+        objective, temperature = self.objective, self.objective.student_temperature
         (whole, part, patches), (cls_targets, patch_targets) = scores, targets
         across = cross_entropy(whole, cls_targets.flip(0), temperature).mean(-1).sum()
         local = cross_entropy(part[:, None], cls_targets[None], temperature).mean(-1).sum()
