@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from poa_ds.checkpoint import deployed
 from poa_ds.cli import main
@@ -158,6 +159,7 @@ def test_nothing_is_asked_and_nothing_fails(said: dict):
     assert said["wrong"] == [] and said["asked"] == [] and said["bold"] == 0
     assert said["theme"][0] == "dark" and said["theme"][1] != "rgb(246, 246, 243)"
     assert "random weights" in said["table"]
+    assert "running, or ended without a word" in said["ended"]
 
 
 def test_two_runs_on_a_phone_do_not_scroll_sideways(folder: Path, said: dict, tmp_path: Path):
@@ -200,8 +202,25 @@ def test_who_is_ahead_is_what_poa_ds_compare_says(folder: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("evaluations", [0, 1])
 def test_a_run_with_few_evaluations_has_a_page(evaluations: int, tmp_path: Path):
+    """Although its last losses are no numbers, and it was killed in the middle of a line."""
     out, folder = tmp_path / "report.html", made_run(tmp_path / "run", evaluations=evaluations)
+    path = RunFolder(folder).metrics
+    *rows, last = map(json.loads, path.read_text().splitlines())
+    del last["loss/total"]
+    last["nonfinite/loss/total"] = 1.0
+    lines = [json.dumps(row) + "\n" for row in (*rows, last)]
+    path.write_text("".join(lines) + lines[-1][:30])
     command.write([folder], out)
     said = spoken(out, "curves")
     assert said["wrong"] == [] and len(said["curves"]) == 15 * evaluations
     assert not evaluations or pointed(said["curves"]) == measured(folder)
+
+
+def test_the_page_is_drawn_and_dark_where_the_system_is(folder: Path, said: dict, tmp_path: Path):
+    dark = ("--force-dark-mode", "--blink-settings=preferredColorScheme=0")
+    page = folder.with_name("report.html")
+    size = "--window-size=1400,900"
+    picture = Image.open(chromium.pictured(page, *dark, size, folder=tmp_path)).convert("RGB")
+    pixels = picture.getcolors(picture.width * picture.height)
+    assert picture.size == (1400, 900) and len(pixels) > 200
+    assert max(pixels)[1] in {(20, 22, 26), (29, 32, 37)}  # --bg or --card

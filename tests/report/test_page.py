@@ -44,6 +44,16 @@ def test_the_page_holds_the_accuracies_of_the_files(tmp_path: Path):
     assert shown["pixels"] == 19.0 and shown["random"] == shown["values"][0]
 
 
+def test_without_scripts_there_is_a_table(tmp_path: Path):
+    folder = made_run(tmp_path / "run")
+    text = report(tmp_path / "report.html", folder)
+    [table] = re.findall(r"<noscript>(.*?)</noscript>", text, re.S)
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    final = [json.loads(line) for line in RunFolder(folder).knn.read_text().splitlines()][-1]
+    shown = {cell[1]: cell[-1] for cell in cells}
+    assert shown == {size: f"{by_k['20']:.2f} %" for size, by_k in final["knn"].items()}
+
+
 def test_costs_are_those_of_the_backbone(tmp_path: Path):
     [run] = data(report(tmp_path / "report.html", made_run(tmp_path / "run")))["runs"]
     recipe = load.recipe(PHOTOS)

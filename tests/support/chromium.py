@@ -40,6 +40,14 @@ def dumped(address: str, *options: str, folder: Path, seconds: int = 120) -> str
     return _run(_program(), folder, *options, waits, "--dump-dom", address)
 
 
+def pictured(page: Path, *options: str, folder: Path, seconds: int = 20) -> Path:
+    """A picture of the page's window."""
+    check()
+    out, waits = folder / "page.png", f"--virtual-time-budget={1000 * seconds}"
+    _run(_program(), folder, *options, waits, f"--screenshot={out}", page.as_uri())
+    return out
+
+
 def check() -> None:
     """Skip the test, or fail it, where there is none."""
     if reason := missing():

@@ -90,9 +90,10 @@ function curves() {
     line: { color: several ? ofRun(l.q) : shade(l.s[S.by], shades), dash: several ? DASHES[l.q % 6] : others.length <= 6 ? DASHES[others.indexOf(l.s[S.by === "width" ? "depth" : "width"])] : "solid", width: all.length > 60 && !S.few ? 1 : 1.8 },
   }));
   const ends = present(traces.map(t => t.y.at(-1))), heights = present(traces.flatMap(t => t.y)), k = readout() ?? all[0].k, steps = [least(traces.flatMap(t => t.x)), most(traces.flatMap(t => t.x))];
+  const along = steps[0] < steps[1] ? steps : [steps[0] - 1, steps[0] + 1]; // else they would be dots that hide a size's
   const floors = [], lower = under([], marks(run())), flat = (y, name, colour) => {
     floors.push(name);
-    traces.push({ x: steps, y: [y, y], mode: "lines", line: { color: css(colour), dash: "3px,4px", width: 1.6 }, hoverinfo: "none" });
+    traces.push({ x: along, y: [y, y], mode: "lines", line: { color: css(colour), dash: "3px,4px", width: 1.6 }, hoverinfo: "none" });
     lower.annotations.push({ x: 1, xref: "paper", xanchor: "right", y, yanchor: "bottom", text: name, showarrow: false, font: { size: 11, color: css(colour) } });
   };
   let low = least(heights), off = "";
