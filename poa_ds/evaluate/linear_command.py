@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from poa_ds.evaluate import feature_cache, linear_data, score_table
+from poa_ds.evaluate import split as of_labels
 from poa_ds.evaluate.feature_cache import Cache, Reader, is_features
 from poa_ds.evaluate.feature_sets import matched, usable
 from poa_ds.evaluate.features import TAPS
@@ -18,7 +19,7 @@ from poa_ds.evaluate.linear_data import RandomCrops
 from poa_ds.evaluate.linear_task import Task
 from poa_ds.evaluate.ranks import all_ranks, listening
 from poa_ds.evaluate.score_rows import BEST_ON_VAL, ScoreRow
-from poa_ds.evaluate.split import HELD_OUT, drawn
+from poa_ds.evaluate.split import HELD_OUT, drawn, few
 from poa_ds.model.space import Subnet
 from poa_ds.system import arguments, dist
 from poa_ds.system.console import say, tell
@@ -31,6 +32,7 @@ FEW, EPOCHS, FEW_BATCH = 200_000, 40, 256  # below so many images
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds eval linear`."""
     feature_cache.add_arguments(parser, train="to learn from", val="to measure on")
+    of_labels.add_arguments(parser)
     parser.add_argument(
         "--crops",
         choices=("random", "centre"),
@@ -114,8 +116,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def split(train: Shards, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """(rows to learn from, rows that are held out) of the images that have a class."""
+    """(rows to learn from, rows that are held out) of the images that have a class, or few."""
     rows = np.flatnonzero(train.folder.labels >= 0)
+    rows = rows[few(torch.from_numpy(train.folder.labels[rows]), args, seed=args.seed).numpy()]
     labels = torch.from_numpy(train.folder.labels[rows])
     if len(labels.unique()) < 2:
         what = "one class: there is nothing to separate" if len(rows) else "no class"
@@ -149,7 +152,12 @@ def protocol_of(
     measured = int((val.folder.labels >= 0).sum())
     if not measured:
         raise UserError(f"{val.folder.path} has no labels")
-    published = args.published and args.crops == "random" and args.learning_rates == RATES
+    published = (
+        args.published
+        and not of_labels.amount(args)
+        and args.crops == "random"
+        and args.learning_rates == RATES
+    )
     published &= (batch, steps, options.resize, options.crop) == (BATCH, STEPS, 256, 224)
     return {
         "train": {"images": len(learn), "of": len(train), "index_sha256": train.hash},
@@ -166,6 +174,8 @@ def protocol_of(
         "steps": steps,
         "learning_rates": list(args.learning_rates),
         "momentum": MOMENTUM,
+        "subset": args.subset,
+        "shots": args.shots,
         "seed": args.seed,
         "published": published,
     }
@@ -232,6 +242,7 @@ def task(
         else RandomCrops(train.folder, learn, protocol["crop"], protocol["batch"], args.seed),
         args.save_every,
         1e9 * args.memory_gb if args.memory_gb else None,
+        f"top1{of_labels.amount(args)}",
     )
 
 

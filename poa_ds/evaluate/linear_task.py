@@ -53,6 +53,7 @@ class Task:
     crops: RandomCrops | None
     save_every: int
     memory_bytes: float | None
+    metric: str = "top1"
 
     @cached_property
     def folder(self) -> Path:
@@ -198,7 +199,7 @@ class Task:
                     kind="linear",
                     step=self.reader.step,
                     size=str(size),
-                    metric="top1",
+                    metric=self.metric,
                     value=top1,
                     error=results.error(top1, images),
                     set="val",

@@ -2,17 +2,18 @@
 
 import argparse
 import os
+import statistics
 import time
 
 import torch
 from torch import Tensor
 
-from poa_ds.evaluate import feature_cache, logistic, results, score_table
+from poa_ds.evaluate import feature_cache, logistic, results, score_table, split
 from poa_ds.evaluate.feature_cache import Cache, Reader
 from poa_ds.evaluate.feature_sets import FeatureSet, check_alike, matched, usable
 from poa_ds.evaluate.ranks import all_ranks
 from poa_ds.evaluate.score_rows import ScoreRow
-from poa_ds.evaluate.split import HELD_OUT, drawn
+from poa_ds.evaluate.split import HELD_OUT, few
 from poa_ds.system import arguments, dist
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
@@ -28,8 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--c", type=arguments.positive, help="strength of the data (chosen on held-out images)"
     )
+    split.add_arguments(parser)
     parser.add_argument(
-        "--subset", type=arguments.share, default=1.0, metavar="SHARE", help="of each class, 10%%"
+        "--draws",
+        type=arguments.count,
+        default=1,
+        help="of the few that are learnt from, whose mean is reported (%(default)s)",
     )
 
 
@@ -88,27 +93,33 @@ def _measure(
 def score(
     x: Tensor, labels: Tensor, other: Tensor, wanted: Tensor, args: argparse.Namespace
 ) -> dict[str, float | int | bool | None]:
-    """What is found: x, labels to learn from; other, wanted to measure on."""
+    """What is found: x, labels to learn from; other, wanted to measure on.
+
+    Of several draws the mean, and how far they lie apart; C and what it reached, of the first.
+    """
     start, classes, x = time.monotonic(), int(labels.max()) + 1, x.double()
     if len(labels.unique()) == 1:
         raise UserError("the images to learn from are of one class: there is nothing to separate")
-    if args.subset < 1:
-        kept = drawn(labels, args.subset, seed=args.seed)
-        x, labels = x[kept], labels[kept]
-    c, held_out = args.c, None
-    if c is None:
-        try:
-            c, held_out = logistic.choose(x, labels, classes, seed=args.seed)
-        except ValueError as error:
-            raise UserError(f"{error}; give --c 1, say") from error
-    fit = logistic.fit(x, labels, classes, c)
+    found = []
+    for seed in range(args.seed, args.seed + args.draws):
+        kept = few(labels, args, seed=seed)
+        c, held_out = args.c, None
+        if c is None:
+            try:
+                c, held_out = logistic.choose(x[kept], labels[kept], classes, seed=seed)
+            except ValueError as error:
+                raise UserError(f"{error}; give --c 1, say") from error
+        fit = logistic.fit(x[kept], labels[kept], classes, c)
+        found.append((fit.percent(other, wanted), c, held_out, fit.converged))
+    percent = [top1 for top1, *_ in found]
     return {
-        "top1": fit.percent(other, wanted),
+        "top1": statistics.fmean(percent),
+        "spread": max(percent) - min(percent),
         "images": len(wanted),
-        "learnt_from": len(labels),
-        "c": c,
-        "held_out": held_out,
-        "converged": fit.converged,
+        "learnt_from": int(kept.sum()),
+        "c": found[0][1],
+        "held_out": found[0][2],
+        "converged": all(converged for *_, converged in found),
         "seconds": time.monotonic() - start,
     }
 
@@ -126,22 +137,27 @@ def _row(
         "val": val.record(found["images"]),
         **train.taken(),
         "subset": args.subset,
+        "shots": args.shots,
+        "draws": args.draws,
         "c": args.c
         or {"from": logistic.GRID[0], "to": logistic.GRID[-1], "values": len(logistic.GRID)},
         "held_out": None if args.c else HELD_OUT,
         "seed": args.seed,
-        "published": args.subset == 1 and not args.c and train.taken().items() >= PUBLISHED.items(),
+        "published": not split.amount(args)
+        and not args.c
+        and train.taken().items() >= PUBLISHED.items(),
     }
+    names = ("c", "held_out", "converged", *(("spread",) if args.draws > 1 else ()))
     return ScoreRow(
         kind="logistic",
         step=step,
         size=size,
-        metric="top1",
+        metric=f"top1{split.amount(args)}",
         value=found["top1"],
         error=results.error(found["top1"], found["images"]),
         set="val",
         chosen_by="held_out" if args.c is None else "given",
-        setting={name: found[name] for name in ("c", "held_out", "converged")},
+        setting={name: found[name] for name in names},
         seconds=found["seconds"],
         protocol=protocol,
         torch=torch.__version__,

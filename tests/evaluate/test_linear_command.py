@@ -206,6 +206,15 @@ def test_published_holds_nothing_out_and_says_when_it_is_not_published(
     assert json.loads(printed[printed.index("\n[") :])[0]["name"] == row.name
 
 
+def test_few_labels_are_learnt_from_under_a_name_of_their_own(run: Path) -> None:
+    assert linear(run, "--crops", "centre", "--shots", 4) == 0
+    assert linear(run, "--crops", "centre", "--subset", "50%") == 0
+    shots, _, share, _ = rows(run)
+    assert (shots.name, share.name) == ("linear_top1_4_per_class", "linear_top1_of_50%")
+    assert shots.protocol["train"]["images"] + shots.protocol["held_out"]["images"] == 12
+    assert share.protocol["train"]["images"] + share.protocol["held_out"]["images"] == 18
+
+
 def test_the_cost_is_said_and_a_dry_run_writes_nothing(
     run: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -13,7 +13,7 @@ from poa_ds.cli import main
 from poa_ds.evaluate import logistic, results, score_rows
 from poa_ds.evaluate.logistic import choose, fit, objective
 from poa_ds.evaluate.logistic_command import score
-from poa_ds.evaluate.split import drawn
+from poa_ds.evaluate.split import drawn, few
 from tests.support.shards import make_shards
 from tests.support.teachers import make_teacher
 
@@ -134,6 +134,12 @@ def test_rows_go_to_the_run_and_sizes_are_judged_by_them(
     rows = score_rows.read(run / "evaluations.jsonl")
     assert [row.size for row in rows] == ["32x2", "48x3"] and rows[0].step == 3
     assert rows[0].error == pytest.approx(results.error(rows[0].value, 15))
+    few_labels = ("--sizes", "32x2", "--c", 1, "--shots", 3, "--draws", 2)
+    assert main(words(run, *few_labels)) == 0  # another name: not compared with those of all
+    [_, _, row] = score_rows.read(run / "evaluations.jsonl")
+    assert row.name == "logistic_top1_3_per_class" and row.protocol["train"]["images"] == 9
+    assert "spread" in row.setting
+    capsys.readouterr()
     assert main(["sizes", str(run), "--worth", "logistic_top1", "--json"]) == 0
     found = {row["size"]: row["worth"] for row in json.loads(capsys.readouterr().out)}
     assert found == {"32x2": rows[0].value, "32x3": None, "48x2": None, "48x3": rows[1].value}
@@ -141,12 +147,41 @@ def test_rows_go_to_the_run_and_sizes_are_judged_by_them(
 
 def test_labels_of_other_classes_are_never_right_and_a_subset_is_what_is_learnt_from() -> None:
     x, labels = clouds(300, apart=8)
-    args = SimpleNamespace(subset=1.0, c=1.0, seed=0)
+    args = SimpleNamespace(subset=1.0, shots=None, draws=1, c=1.0, seed=0)
     assert score(x, labels, x, labels, args)["top1"] > 95
     assert score(x, labels, x, (labels + 1) % CLASSES, args)["top1"] < 5
-    assert (
-        score(x, labels, x, labels, SimpleNamespace(subset=0.1, c=1.0, seed=0))["learnt_from"] == 30
+    args = SimpleNamespace(subset=0.1, shots=None, draws=1, c=1.0, seed=0)
+    assert score(x, labels, x, labels, args)["learnt_from"] == 30
+
+
+def test_several_draws_of_a_few_have_a_mean_and_a_spread() -> None:
+    x, labels = clouds(300, apart=2)
+    one, mean = (
+        [
+            score(
+                x, labels, x, labels, SimpleNamespace(subset=1.0, shots=2, c=1.0, seed=s, draws=n)
+            )
+            for s in seeds
+        ]
+        for seeds, n in ((range(3), 1), ((0,), 3))
     )
+    values = [found["top1"] for found in one]
+    assert mean[0]["top1"] == pytest.approx(sum(values) / 3) and mean[0]["learnt_from"] == 6
+    assert mean[0]["spread"] == pytest.approx(max(values) - min(values)) and len(set(values)) > 1
+    assert (
+        values[0]
+        < score(
+            x, labels, x, labels, SimpleNamespace(subset=1.0, shots=None, c=1.0, seed=0, draws=1)
+        )["top1"]
+    )
+
+
+def test_shots_are_so_many_of_each_class_and_part_of_more() -> None:
+    labels = torch.tensor([0] * 40 + [1] * 4 + [2])
+    small, large = (few(labels, SimpleNamespace(shots=n), seed=3) for n in (1, 5))
+    assert [int(small[labels == c].sum()) for c in range(3)] == [1, 1, 1]
+    assert [int(large[labels == c].sum()) for c in range(3)] == [5, 4, 1]
+    assert (large | ~small).all()
 
 
 def test_what_cannot_be_compared_is_refused(
