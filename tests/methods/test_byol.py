@@ -13,10 +13,12 @@ from poa_ds.cli import main
 from poa_ds.data.batch import Batch
 from poa_ds.methods.byol import apart
 from poa_ds.methods.method import method
+from poa_ds.model.space import Subnet
 from poa_ds.plan import byol
 from poa_ds.plan.students import Students, fixed
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
+from poa_ds.recipe.twin import twin
 from poa_ds.system.errors import UsageError
 from tests.distributed.programs.worker import made_batch, recipe_with
 from tests.methods.test_dspnet import (
@@ -157,6 +159,13 @@ def test_one_size_is_single_and_two_are_poa_with_that_draw() -> None:
     options = {"weights": "poa", "imitation": 1.0}
     two = recipe_with(**byol_tree(32, 64, slimmable=options))
     assert_the_same(one_step(two), one_step(as_method(two, "poa")))
+
+
+def test_the_twin_of_a_size_has_the_same_objective() -> None:
+    recipe = recipe_with(**byol_tree(32, 64))
+    found = twin(recipe, Subnet(32, 3))
+    assert (found.objective.method, found.objective.loss) == ("single", "byol")
+    assert found.heads == recipe.heads and derived.space(found).intact == Subnet(32, 3)
 
 
 def test_what_has_no_part_is_refused_with_a_remedy() -> None:
