@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if found.module is not form.of(KIND).module:
         raise UserError(f"{args.run} is a {found.title}: a template is of the matrices of a ViT")
     if parts := vit_parts(recipe.backbone):
-        raise UserError(f"{args.run} has backbone.{', backbone.'.join(parts)}: no template has")
+        raise UserError(f"{args.run} has backbone.{', backbone.'.join(parts)}, a template has none")
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise UsageError(f"--out {args.out} exists and is not an empty folder: name a new one")
     recipe = _templated(recipe, args.ranks)

@@ -46,7 +46,7 @@ def test_what_has_no_template_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     more = run_of(tmp_path / "more", recipe_with(backbone__registers=2))
     words = ["--out", str(tmp_path / "out")]
     for run, options, said in (
-        (more, words, "has registers or a gated MLP, and a template has neither"),
+        (more, words, "has backbone.registers, a template has none"),
         (swin, words, "is a Swin: a template is of the matrices of a ViT"),
         (vit, [*words, "--ranks", "8,65,8"], "template.ranks[1] 65 is above the full rank 64"),
         (vit, ["--out", str(swin)], "is not an empty folder"),
