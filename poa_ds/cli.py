@@ -189,6 +189,12 @@ COMMANDS = {
         "poa-ds import timm:vit_small_patch14_reg4_dinov2.lvd142m --out runs/dinov2"
         " --image-size 224 --rebase rotate --calibrate data/photos/train",
     ),
+    "adapt": Command(
+        "poa_ds.adapt",
+        "weights that exist and a folder of images -> a trained run of all sizes, in one line",
+        "poa-ds adapt --weights timm:vit_small_patch16_224.dino --download --images my_images"
+        " --out runs/mine",
+    ),
     "launch": Command(
         "poa_ds.launch",
         "train through the launcher: signals handed on, faults continued from",

@@ -44,17 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timm:NAME, a model of timm's in the hub's cache of this machine; or a .safetensors or"
         " .pth file; or a folder with model.safetensors (and config.json)",
     )
-    weights_source.add_download(parser)
     parser.add_argument(
         "--out", type=paths.path, required=True, help="folder to write, new or empty"
-    )
-    parser.add_argument(
-        "--widths", type=_numbers, help="channels, such as 192,256,384 (heads from half of them on)"
-    )
-    parser.add_argument(
-        "--depths",
-        type=_numbers,
-        help="blocks, evenly spaced, such as 6,9,12 (half of them and more)",
     )
     parser.add_argument(
         "--rebase",
@@ -64,6 +55,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibrate", type=paths.path, metavar="SHARDS", help="images that --rebase looks at"
+    )
+    add_options(parser)
+    parser.add_argument(
+        "--published",
+        type=paths.path,
+        metavar="RECIPE",
+        help="SOURCE is a teacher_checkpoint.pth of the published POA code with sizes, patch_size"
+        " and head_dim of this recipe, such as vit_l16_in1k",
+    )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those that say what the network is and which sizes it is to have."""
+    weights_source.add_download(parser)
+    parser.add_argument(
+        "--widths", type=_numbers, help="channels, such as 192,256,384 (heads from half of them on)"
+    )
+    parser.add_argument(
+        "--depths",
+        type=_numbers,
+        help="blocks, evenly spaced, such as 6,9,12 (half of them and more)",
     )
     parser.add_argument(
         "--image-size",
@@ -87,13 +99,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text that goes with the weights (a LICENSE file beside SOURCE)",
     )
-    parser.add_argument(
-        "--published",
-        type=paths.path,
-        metavar="RECIPE",
-        help="SOURCE is a teacher_checkpoint.pth of the published POA code with sizes, patch_size"
-        " and head_dim of this recipe, such as vit_l16_in1k",
-    )
+
+
+def given_options(args: argparse.Namespace) -> list[str]:
+    """What was given of `add_options`, as words of a command."""
+    words = ["--download"] if args.download else []
+    for key in ("widths", "depths", "mean", "std"):
+        if values := getattr(args, key):
+            words += [f"--{key}", ",".join(map(str, values))]
+    for key in ("image_size", "head_dim", "input_scale", "licence"):
+        if (value := getattr(args, key)) is not None:
+            words += [f"--{key.replace('_', '-')}", str(value)]
+    return words
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -119,11 +136,7 @@ def run(args: argparse.Namespace) -> int:
         return _run_published(args)
     if (args.rebase != "none") != bool(args.calibrate):
         raise UsageError("--rebase sort and rotate need --calibrate SHARDS, and none takes none")
-    source = weights_source.source(args.source, download=args.download, licence=args.licence)
-    weights = source.weights
-    found = recognised(read_weights(weights), head_dim=args.head_dim, what=str(weights))
-    given = {key: list(v) for key in ("mean", "std") if (v := getattr(args, key))}
-    recipe = recipe_of(found, args, source.pixels | given)
+    source, found, recipe = read(args, args.source)
     network = imported(found, recipe)
     moved = _rebased(network, recipe, args)
     recipe = described(recipe, args.rebase)
@@ -134,6 +147,15 @@ def run(args: argparse.Namespace) -> int:
         save_file({name: t.contiguous() for name, t in about.items()}, args.out / FEATURES)
     _tell(args.out, found, recipe, source)
     return 0
+
+
+def read(args: argparse.Namespace, named: str) -> tuple[Source, Found, Recipe]:
+    """What SOURCE names: where it is, the network, the recipe that describes it."""
+    source = weights_source.source(named, download=args.download, licence=args.licence)
+    weights = source.weights
+    found = recognised(read_weights(weights), head_dim=args.head_dim, what=str(weights))
+    given = {key: list(v) for key in ("mean", "std") if (v := getattr(args, key))}
+    return source, found, recipe_of(found, args, source.pixels | given)
 
 
 def _run_published(args: argparse.Namespace) -> int:
