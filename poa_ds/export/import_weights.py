@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rebase",
         choices=("none", "sort", "rotate"),
-        default="none",
-        help="another basis for the same network, in which slices keep more of it (%(default)s)",
+        help="another basis for the same network, in which slices keep more of it (rotate with"
+        " --calibrate, else none)",
     )
     parser.add_argument(
         "--calibrate", type=paths.path, metavar="SHARDS", help="images that --rebase looks at"
@@ -134,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.out} exists and is not an empty folder: name a new one")
     if args.published:
         return _run_published(args)
+    args.rebase = args.rebase or ("rotate" if args.calibrate else "none")
     if (args.rebase != "none") != bool(args.calibrate):
         raise UsageError("--rebase sort and rotate need --calibrate SHARDS, and none takes none")
     source, found, recipe = read(args, args.source)

@@ -14,7 +14,7 @@ from torch import nn
 from poa_ds import cli
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.export.extract import extract
-from poa_ds.export.import_weights import add_arguments, imported, recipe_of
+from poa_ds.export.import_weights import FEATURES, add_arguments, imported, recipe_of
 from poa_ds.export.rebase import helmert, rebased, rotation, statistics
 from poa_ds.export.start import begin
 from poa_ds.export.vit_weights import recognised
@@ -190,12 +190,13 @@ def test_the_command_writes_a_run_that_is_cut_and_given_back_to_timm(
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     (tmp_path / "LICENSE.txt").write_text("Of the weights.\n")
     run, words = tmp_path / "run", ["--widths", "64,128", "--depths", "2,3", "--image-size", "42"]
-    words += ["--rebase", "rotate", "--calibrate", str(images), "--out", str(run)]
+    words += ["--calibrate", str(images), "--out", str(run)]  # which asks for a rotation
     assert cli.main(["import", str(tmp_path / "weights.safetensors"), *words]) == 0
     assert "poa-ds extract" in capsys.readouterr().out
     model, recipe, _ = load_teacher(run)
     assert [*map(str, model.space.subnets())] == ["64x2", "64x3", "128x2", "128x3"]
     assert recipe.backbone.input_scale == 0.5 and recipe.crops.global_size == 42
+    assert (model.norm.weight == 1).all() and (run / FEATURES).is_file()  # it is rotated
     out = tmp_path / "out"
     for size in ("64x2", "128x3"):
         assert cli.main(["extract", str(run), "--size", size, "--out", str(out), "--check"]) == 0
