@@ -30,28 +30,29 @@ from poa_ds.model.swin import windows
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.transfer import send
-from poa_kernels import prototype_ce_chunks
+from poa_kernels import prototype_ce_chunks, rows
 from tests.support.counted import Counted, counted
 
-EVALUATION = 1_500  # launches of one batch and two sizes
 OTHERS = ("swin_b_in1k", "resnet152x2_in1k")
 
 
 @dataclass(frozen=True)
 class Budget:
     """Of one slot. launches, gigabytes: forward and backward, nothing fused. host: operations on
-    the CPU before the loss. sorted: gradients of x[rows] that add up, for which rows are sorted."""
+    the CPU before the loss. sorted: gradients of x[rows] that add up, for which rows are sorted.
+    evaluation: launches of one batch and two sizes."""
 
     launches: int
     gigabytes: float
     host: int
     sorted: int
+    evaluation: int
 
 
 BUDGETS = {
-    "vit_l16_in1k": Budget(6_450, 700, 300, 4),
-    "swin_b_in1k": Budget(6_200, 730, 350, 41),
-    "resnet152x2_in1k": Budget(6_700, 410, 100, 4),
+    "vit_l16_in1k": Budget(5_450, 650, 310, 4, 1_500),
+    "swin_b_in1k": Budget(6_000, 730, 350, 41, 900),
+    "resnet152x2_in1k": Budget(6_500, 410, 100, 4, 850),
 }
 
 
@@ -132,6 +133,7 @@ def test_a_slot_waits_for_nothing_and_keeps_to_its_budget(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prototype_ce_chunks, "CHUNK", prototype_ce_chunks.CHUNK_ON_GPU)
+    monkeypatch.setattr(rows, "saves_launches", lambda x: True)  # the backward pass is a CPU's
     budget, there, back = BUDGETS[name], forward(name), backward(name)
     assert not there.faults, dict(there.faults)
     launches = there.launches + back.launches + back.host
@@ -145,9 +147,10 @@ def test_a_slot_waits_for_nothing_and_keeps_to_its_budget(
 
 
 @pytest.mark.slow
-def test_an_evaluation_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["vit_l16_in1k", *OTHERS])
+def test_an_evaluation_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features of two sizes, and their neighbours in a bank that lies on the device."""
-    recipe, device = load.recipe(Path("vit_l16_in1k")), torch.device("cuda")
+    recipe, device = load.recipe(Path(name)), torch.device("cuda")
     made, hollow = method(recipe), FakeTensorMode(allow_non_fake_inputs=True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
     model = hollow_networks(made, hollow, "cuda").teacher.backbone
@@ -158,9 +161,11 @@ def test_an_evaluation_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         found = encode(torch.empty(8, 3, 224, 224, dtype=torch.uint8, device=device))
         bank = [Bank([x.float()] * 3, [range(8)] * 3).near(device) for x in found]
         pairs = zip(found, bank, strict=True)
-        keys = [local_neighbours([x.float()], rows, 5)[0] for x, rows in pairs]
+        keys = [local_neighbours([x.float()], near, 5)[0] for x, near in pairs]
     assert [k.device.type for k in keys] == ["cuda", "cuda"] and not count.faults, count.faults
-    assert count.launches.total() <= EVALUATION, count.launches.most_common(20)
+    windows.windows.cache_clear()  # hollow tensors
+    windows.relative_positions.cache_clear()
+    assert count.launches.total() <= BUDGETS[name].evaluation, count.launches.most_common(20)
 
 
 def test_what_waited_once_is_noticed_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,12 @@
 """What test_step_end.py runs: an engine of ViT-L's structure, whose end of a step is counted.
 
-python -m tests.distributed.programs.step_end OUT '{"stages": [2], "bf16": {}}'
+python -m tests.distributed.programs.step_end OUT '{"stages": [2], "slots": 1, "checks": false}'
 """
 
 import json
 import sys
 import traceback
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -17,11 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from poa_ds.engine import engine
-from poa_ds.engine.engine import Engine, Update
-from poa_ds.methods.method import method
-from poa_ds.recipe import ds_json
+from poa_ds.engine.engine import StepReport
 from poa_ds.system import dist
-from tests.distributed.programs.worker import recipe_with
+from tests.distributed.programs.worker import IMAGES, Run, made_batch, recipe_with
 from tests.support.counted import PACKAGES, VIEWS, innermost
 
 ZERO = "deepspeed/runtime/zero/"  # the backward pass itself is called elsewhere
@@ -51,41 +48,41 @@ def place() -> str:
     return innermost(traceback.extract_stack(sys._getframe(2)), ASKING) or "elsewhere"
 
 
-def step_end(stage: int, bf16: dict) -> dict[str, Counter[str]]:
+def step_end(stage: int, slots: int, checks: bool) -> dict[str, Counter[str]]:
     """Of the second step, what its end asks for and what DeepSpeed's hooks do in a backward pass.
 
-    bf16: keys of DeepSpeed's section in place of ours.
+    checks: with DeepSpeed's own look at all gradients, which a run switches off.
     """
     recipe = recipe_with(
         precision="bf16",
+        batch={"slots": slots, "images_per_slot": IMAGES},
         backbone__depth={"min": 24, "max": 24, "step": 1},
         heads__prototypes=[48, 48, 48, 48],
     )
-    file = {"zero_optimization": {"stage": stage}}
-    if stage == 1:
-        file["data_types"] = {"grad_accum_dtype": "bf16"}
-    ds_config = ds_json.resolved(recipe, file, dist.world_size())
-    ds_config["bf16"] |= bf16
-    ds_config["train_batch_size"] = ds_config["train_micro_batch_size_per_gpu"]
-    ds_config["gradient_accumulation_steps"] = 1
-    made = Engine(method(recipe).networks(), recipe.optimizer, ds_config)
-    hooks, counted, read = Operators(), Operators(), Tensor.tolist
+    run = Run(stage, recipe)
+    if checks:
+        run.engine.stage.zero.check_grad_overflow = True
+    made, hooks, counted, read = run.engine, Operators(), Operators(), Tensor.tolist
+    backward, end = made.backward, made.step
 
     def noted(x: Tensor) -> object:
         counted.reads[place()] += 1
         return read(x)
 
+    def backward_counted(loss: Tensor) -> None:
+        hooks.places.clear()  # of the last slot
+        with hooks:
+            backward(loss)
+
+    def end_counted(*args: object, **named: object) -> StepReport:
+        with mock.patch.object(Tensor, "tolist", noted), counted:
+            return end(*args, **named)
+
     for step in range(2):
-        loss = made.forward(lambda n: sum(p.sum() for p in n.trained().values()) * 1e-3)
-        with hooks if step else nullcontext():
-            made.backward(loss)
-        update = Update(1e-3, 0.04, 0.99, {"last_layer": 0.0})
         if step:
-            with mock.patch.object(Tensor, "tolist", noted), counted:
-                report = made.step(update, finite=loss.detach().isfinite())
-            assert report.applied
-        else:
-            made.step(update)
+            made.backward, made.step = backward_counted, end_counted
+        batches = [made_batch(recipe, step, slot) for slot in range(slots)]
+        assert run.stepper.step(batches, run.schedules.at(step)).applied
     of_hooks = {where: n for where, n in hooks.places.items() if where.startswith(ZERO)}
     return {"end": counted.places, "reads": counted.reads + hooks.reads, "hooks": Counter(of_hooks)}
 
@@ -93,7 +90,8 @@ def step_end(stage: int, bf16: dict) -> dict[str, Counter[str]]:
 def main() -> None:
     out, wanted = Path(sys.argv[1]), json.loads(sys.argv[2])
     engine.start_processes("cpu")
-    result = {stage: step_end(stage, wanted["bf16"]) for stage in wanted["stages"]}
+    stages, slots = wanted["stages"], wanted["slots"]
+    result = {stage: step_end(stage, slots, wanted["checks"]) for stage in stages}
     if dist.is_main():
         (out / "result.json").write_text(json.dumps(result))
     torch.distributed.destroy_process_group()
