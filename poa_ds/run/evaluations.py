@@ -117,7 +117,8 @@ class Evaluations:
     def _floors(self, measured: dict, how: dict, step: int) -> tuple[dict, dict]:
         """(raw pixels, random weights), as they were measured before in the same way.
 
-        The sizes at step 0 are the second; where another protocol had it, it is measured anew.
+        The sizes at step 0 are the second, unless the run starts from other weights. Where another
+        protocol had it, it is measured anew.
         """
         before = [row for row in self.rows if row.raw_pixels]
         for row in before:
@@ -127,10 +128,9 @@ class Evaluations:
         if before and dist.is_main():
             tell("k-NN is measured in another way than before: its floors are measured anew")
         pixels = raw_pixel_floor(self.protocol, self.readout, progress=self._batches)
-        if step == 0:
+        if step == 0 and not self.recipe.start:
             return pixels, measured
-        anew = any(row.random_weights for row in before)
-        if not anew:
+        if step and not any(row.random_weights for row in before):
             return pixels, {}
         untrained = self._answers(random_weights(self.recipe))
         return pixels, {subnet: of_size.percent() for subnet, of_size in untrained.items()}

@@ -25,6 +25,9 @@ def test_a_run_begins_where_another_ended_and_continues_without_it(
     assert (
         json.loads(begun[0])["knn"] == json.loads(ended[-1])["knn"] != json.loads(ended[0])["knn"]
     )
+    # what it gains is counted from random weights, not from those that it begins with
+    random, fresh = (json.loads(rows[0])["floors"]["random_weights"] for rows in (begun, ended))
+    assert random == fresh == json.loads(ended[0])["knn"]
     [*_, teacher] = sorted((second / "teacher").glob("step*"))
     assert (teacher / "LICENSE.weights").read_text() == "Of the weights."
     shutil.rmtree(first)
