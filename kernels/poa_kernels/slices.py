@@ -25,10 +25,12 @@ def leading(parameter: Tensor, count: int) -> Tensor:
 def leading_of_all(parameters: Sequence[Tensor], counts: Sequence[int]) -> list[tuple[Tensor, ...]]:
     """Per count the first elements of each vector; all vectors are of the same length.
 
-    Their gradients are added up in one operation, where autograd fills and adds one at a time.
+    Their gradients are added up in one operation, where autograd fills and adds one at a time. So
+    they come at the same moment of a backward pass however many counts there are: ranks whose
+    blocks have other numbers of streams send their gradients in one order (ZeRO 2 sums by order).
     """
     whole = len(parameters[0])
-    if len(counts) < 2 or whole not in counts:
+    if whole not in counts:
         return [tuple(leading(p, count) for p in parameters) for count in counts]
     found = _Leading.apply(tuple(counts), *parameters)
     return [found[i : i + len(parameters)] for i in range(0, len(found), len(parameters))]
@@ -46,6 +48,8 @@ class _Leading(torch.autograd.Function):
         n = len(gradients) // len(ctx.counts)
         by_count = [gradients[i : i + n] for i in range(0, len(gradients), n)]
         whole = by_count.pop(ctx.counts.index(max(ctx.counts)))
+        if not by_count:
+            return None, *whole
         totals = torch._foreach_mul(whole, 1.0)  # the gradients themselves are not ours
         for others in by_count:
             parts = [t[: len(g)] for t, g in zip(totals, others, strict=True)]
