@@ -17,13 +17,18 @@ def images_per_step(recipe: Recipe) -> int:
 
 
 def flops_per_step(recipe: Recipe) -> float:
-    """Counted, two per multiply-add, the mean over the sizes that are drawn.
-
-    The steps of DSPNet's slow start are counted as the others, so that it comes out too dear.
+    """Counted, two per multiply-add, the mean over the steps and the sizes that are drawn.
 
     UserError: the recipe's teacher, whose forward passes count, is not there.
     """
-    return _counted(load.to_yaml(replace(recipe, output_dir="", seed=0)))
+    objective = recipe.objective
+    share = objective.slow_start  # of the steps, in which one student learns
+    recipe = replace(recipe, output_dir="", seed=0, objective=replace(objective, slow_start=0.0))
+    if not share:
+        return _counted(load.to_yaml(recipe))
+    alone = replace(recipe, objective=replace(recipe.objective, method="single"))
+    together, apart = (_counted(load.to_yaml(r)) for r in (recipe, alone))
+    return share * apart + (1 - share) * together
 
 
 @cache

@@ -56,9 +56,19 @@ def _expanded(recipe: Recipe) -> Recipe:
 
 def kept(tree: Mapping[str, Any]) -> Recipe:
     """The Recipe that a run has kept: as it was, whatever a new run would be told about it."""
-    found = build(Recipe(), tree)
+    found = build(Recipe(), _moved(tree))
     check_kept(found)
     return found
+
+
+def _moved(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With objective.slow_start where it stood in slimmable, which dspnet alone followed."""
+    old, objective = tree.get("slimmable"), tree.get("objective") or {}
+    if not isinstance(old, Mapping) or "slow_start" not in old:
+        return tree
+    rest = {key: value for key, value in old.items() if key != "slow_start"}
+    share = {"slow_start": old["slow_start"]} if objective.get("method") == "dspnet" else {}
+    return {**tree, "slimmable": rest, "objective": {**share, **objective}}
 
 
 def recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:

@@ -81,7 +81,8 @@ def between_runs(folders: Sequence[Path]) -> list[Shown]:
         files = RunFolder(folder)
         k = load.kept_recipe(files.recipe).evaluation.report_k
         rows = results.read(files.knn)
-        protocol = rows[-1].protocol if rows else None
+        newest = results.newest(rows, max((row.step for row in rows), default=0))
+        protocol = next((used for _, used in newest.values()), None)
         read.append((k, protocol, answers(files, rows, k)))
     found = []
     for (i, (k, protocol, known)), (j, (other_k, other, others)) in combinations(

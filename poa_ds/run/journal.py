@@ -1,4 +1,7 @@
-"""What a run says of itself every `log_every` steps: a row of metrics, a line, and warnings."""
+"""What a run says of itself every `log_every` steps: a row of metrics, warnings, and a line.
+
+In a log there is one line in 10 seconds at most after the first hundred.
+"""
 
 import time
 from collections.abc import Iterable

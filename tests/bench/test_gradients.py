@@ -57,8 +57,12 @@ def test_only_what_both_use_is_compared() -> None:
 
 
 def test_a_method_without_a_smaller_student_is_refused(capsys) -> None:
-    assert main(["bench", "gradients", "--config", "photos_dspnet"]) == 2
-    assert "dspnet: gradients are told apart for poa and sweet" in capsys.readouterr().err
+    for widths in (
+        [],
+        ["backbone.widths=[32,96]", "backbone.names={}"],
+    ):  # two students are not enough
+        assert main(["bench", "gradients", "--config", "photos_dspnet", *widths]) == 2
+        assert "dspnet: gradients are told apart for poa and sweet" in capsys.readouterr().err
 
 
 @pytest.mark.slow

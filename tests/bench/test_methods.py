@@ -14,11 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from poa_ds.bench import cost
 from poa_ds.bench.methods import report, results, table
 from poa_ds.bench.methods.results import Result
 from poa_ds.bench.methods.runs import Settings, plan
 from poa_ds.cli import main
-from poa_ds.recipe import derived
+from poa_ds.recipe import derived, load
 from poa_ds.run import exit_status
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.run_folder import RunFolder
@@ -81,6 +82,16 @@ def test_who_learns_from_another_run_comes_after_it_and_of_the_same_seed(setting
             assert (teacher.seed, str(teacher.folder)) == (run.seed, run.recipe.distill.teacher)
     with pytest.raises(UsageError, match="learns from poa"):
         plan(read, settings(read, variants=("dspnet", "seed")))
+
+
+@pytest.mark.parametrize("recipe", ["photos", "photos_dspnet", "photos_sweet"])
+def test_in_a_slow_start_one_student_costs_what_it_costs_alone(recipe: str) -> None:
+    def flops(*overrides: str) -> float:
+        return cost.flops_per_step(load.recipe(Path(recipe), overrides))
+
+    alone, together = flops("objective.method=single"), flops()
+    assert alone < together
+    assert flops("objective.slow_start=0.25") == pytest.approx(0.25 * alone + 0.75 * together)
 
 
 def test_equal_flops_give_all_runs_of_a_variant_what_the_first_has_alone(settings) -> None:

@@ -326,6 +326,16 @@ def test_a_schedule_may_be_constant_and_what_is_not_used_may_be_anything() -> No
     load.from_dict({"schedule": {"teacher_temperature": 0.02, "teacher_temperature_epochs": 0}})
 
 
+@pytest.mark.parametrize(("method", "share"), [("dspnet", 0.5), ("poa", 0.0)])
+def test_a_slow_start_is_read_where_it_stood_before(method: str, share: float) -> None:
+    old = {"slimmable": {"weights": "poa", "slow_start": 0.5}, "objective": {"method": method}}
+    found = load.kept(old)
+    assert found.slimmable.weights == "poa" and found.objective.slow_start == share
+    assert "slow_start" in old["slimmable"]
+    with pytest.raises(UsageError, match=r"slimmable.slow_start"):
+        load.from_dict(old)  # of a new run it is told
+
+
 def test_the_recipe_of_a_run_that_is_there_is_read_whichever_way_it_went(tmp_path: Path) -> None:
     tree = {"schedule": {"base_lr": 1e-6, "momentum_end": 0.9}}
     recipe = load.kept(tree)

@@ -62,6 +62,20 @@ def test_runs_are_paired_by_query_where_both_answered_the_same(tmp_path: Path) -
     assert choosing.between_runs(folders[:1]) == []
 
 
+def test_an_earlier_step_that_is_measured_again_does_not_make_runs_alike(tmp_path: Path) -> None:
+    """Their newest evaluations are by other queries, whatever was appended to both since."""
+    folders = []
+    for name, queries in (("a", 760), ("b", 380)):
+        folder = made_run(tmp_path / name, evaluations=2, steps=10, queries=queries)
+        keep_answers(folder)
+        files = RunFolder(folder)
+        newest = results.read(files.knn)[-1]
+        protocol = {**newest.protocol, "queries": {"images": 100, "of": 760, "index_sha256": "b"}}
+        results.append(files.knn, results.KnnRow(5, protocol, newest.knn))
+        folders.append(folder)
+    assert choosing.between_runs(folders) == []
+
+
 def test_every_text_stands_out_from_what_is_behind_it() -> None:
     style = (resources.files("poa_ds.report") / "page_parts" / "page.css").read_text()
     for theme in re.findall(r":root\S*?\{(color-scheme[^}]*)\}", style):
