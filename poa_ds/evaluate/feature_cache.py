@@ -28,7 +28,7 @@ from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import arguments, dist, paths
 from poa_ds.system.errors import UsageError, UserError
-from poa_ds.system.files import replace_text
+from poa_ds.system.files import give_name, replace_text
 from poa_ds.system.json_text import parse
 from poa_ds.system.paths import is_address
 from poa_ds.system.run_folder import RunFolder
@@ -216,12 +216,12 @@ def _join(part: Path, out: Path, *, passing: bool) -> None:
     if not out.is_dir():
         if passing:
             (part / PASSING).touch()
-        part.rename(out)
+        give_name(part, out)
         return
     added, about = _about(part), _about(out)
     for name in added["files"].values():
         if (part / name).exists():  # else a killed command has moved it
-            (part / name).rename(out / name)
+            give_name(part / name, out / name)
     for name in ("files", "not_finite"):
         about[name] |= added[name]
     about["setting"]["sizes"] += added["setting"]["sizes"]

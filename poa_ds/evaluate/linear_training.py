@@ -16,7 +16,7 @@ from torch import Tensor
 from poa_ds.evaluate.linear import Classifiers, Unit, chunks, cosine, dealt
 from poa_ds.evaluate.linear_data import LabelledBatch
 from poa_ds.system import dist
-from poa_ds.system.files import sync
+from poa_ds.system.files import give_name, sync
 
 AT_A_TIME = 4096  # rows that are classified
 
@@ -100,8 +100,7 @@ class Training:
         dist.barrier()
         if dist.is_main():
             shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-            sync(folder)
+            give_name(partial, target)
             for other in saved(folder).values():
                 if other != target:
                     shutil.rmtree(other)

@@ -66,7 +66,15 @@ def publish(file: IO[bytes], path: Path) -> None:
     """Give a complete file of the same folder its name, on the disk before it is seen."""
     file.flush()
     os.fsync(file.fileno())
-    os.replace(file.name, path)
+    give_name(Path(file.name), path)
+
+
+def give_name(whole: Path, path: Path) -> None:
+    """Give what is on the disk already its name, on the disk when this returns.
+
+    A file takes the place of a file, a folder that of an empty folder or of none.
+    """
+    os.replace(whole, path)
     sync(path.parent)
 
 

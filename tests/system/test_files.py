@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from poa_ds.system import files
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_bytes, replace_text, whole_folder
 from tests.test_architecture import modules
@@ -89,6 +90,23 @@ def test_what_a_kill_left_beside_a_file_goes_and_what_is_at_work_stays(tmp_path:
         fcntl.flock(file, fcntl.LOCK_EX)
         replace_text(path, "new")
     assert {*os.listdir(tmp_path)} == {"latest", other.name, working.name}
+
+
+def test_what_is_whole_gets_its_name_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    synced = []
+    monkeypatch.setattr(files, "sync", synced.append)
+    files.give_name(tmp_path / "one", tmp_path / "named")
+    files.give_name(tmp_path / "two" / "file", tmp_path / "named" / "file")
+    assert (tmp_path / "named" / "file").read_text() == "two"
+    assert synced == [tmp_path, tmp_path / "named"]
+    (tmp_path / "three").mkdir()
+    with pytest.raises(OSError, match="not empty"):
+        files.give_name(tmp_path / "three", tmp_path / "named")
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
