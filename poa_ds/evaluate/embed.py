@@ -127,7 +127,8 @@ def write(
 ) -> dict[str, int] | None:
     """The folder OUT with these features; size -> rows that are not finite, named.
 
-    None: stopped by SIGTERM, and the same call goes on from there. A collective.
+    None: stopped by SIGTERM, also in the last part, so that what follows does not begin; the same
+    call goes on from there. A collective.
     """
     block = setting["batch_size"]
     subnets = [model.space.require(Subnet.read(label)) for label in setting["sizes"]]
@@ -144,9 +145,9 @@ def write(
     todo = [span for span in deal.own() if not parts.has(span)]
     with listening() as asked:
         work.run(parts, todo, workers, asked)
-    if dist.any_rank(not all(map(parts.has, deal.own())), device):
+    if dist.any_rank(bool(asked) or not all(map(parts.has, deal.own())), device):
         if dist.is_main():
-            tell("stopped between two parts: the same command goes on from there")
+            tell("stopped behind a whole part: the same command goes on from there")
         return None
     strange: dict[str, int] = {}
     if dist.is_main():

@@ -68,8 +68,8 @@ class Task:
             if found is None:
                 return None
             if dist.is_main():
-                for row in found:
-                    results.append(done, row)
+                every = [*score_rows.read(done), *found]  # all of a group at once, or none
+                replace_text(done, "".join(f"{row.to_json()}\n" for row in every))
                 self._group.unlink()
                 shutil.rmtree(self._checkpoints, ignore_errors=True)
             dist.barrier()
@@ -98,7 +98,7 @@ class Task:
             rest = [size for size in self.sizes if str(size) not in finished]
             begun = parse(self._group.read_bytes()) if self._group.is_file() else []
             group = [size for size in rest if str(size) in begun]
-            if not group or len(group) < len(begun):  # the rest of a group has no checkpoint
+            if not group:
                 shutil.rmtree(self._checkpoints, ignore_errors=True)
                 group = self._cut(rest)
             replace_text(self._group, json.dumps([*map(str, group)]))

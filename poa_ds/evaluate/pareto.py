@@ -30,8 +30,8 @@ def cheapest_not_worse(
     """Number of the first (worth, its error) that is not shown to be worse than the highest.
 
     Points in the order of their cost; those without a worth do not count. between: the error of
-    the difference of two points; where it is not known, the highest one's own stands for it. Of
-    equally high ones the first is the highest.
+    the difference of two points; where it is not known, the highest one's own stands for it, and 0
+    where that is not known (None). Of equally high ones the first is the highest.
     """
     known = [(*point, number) for number, point in enumerate(points) if point[0] is not None]
     if not known:
@@ -40,6 +40,6 @@ def cheapest_not_worse(
 
     def allowed(number: int) -> float:
         found = between(number, top)
-        return error if found is None else found
+        return (error or 0.0) if found is None else found
 
     return next(number for worth, _, number in known if highest - worth <= allowed(number))

@@ -177,6 +177,8 @@ def table(
         lines.append(
             f"* the front of {cost} and {name}: no other is as good in both and better in one"
         )
+    elif any(row.best and row.worth_error is None for row in found):
+        lines.append("* the highest, the cheapest of equal ones: its error is not known")
     elif any(row.best for row in found):
         of_what = "their difference, query by query" if by_query else "the highest"
         lines.append(f"* the cheapest within the 95 % error of {of_what}: not shown to be worse")

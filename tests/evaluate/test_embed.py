@@ -178,6 +178,26 @@ def test_sigterm_ends_between_two_parts(
     assert kept == [0, 2, 4, 6, 8]
 
 
+def test_sigterm_in_the_only_part_is_not_forgotten(
+    run: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a command that goes on with the features would begin its work."""
+    write, kept = Parts.write, []
+
+    def asked(parts: Parts, span: range, *rest: object) -> None:
+        write(parts, span, *rest)
+        kept.append(span)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Parts, "write", asked)
+    assert embedded(run, tmp_path / "out", "--images", tree) == 75
+    assert kept == [range(COUNT)] and not (tmp_path / "out").exists()
+    assert embedded(run, tmp_path / "out", "--images", tree) == 0
+    assert kept == [range(COUNT)]  # nothing was left to do
+    found = load_file(tmp_path / "out" / f"{LABELS[0]}.safetensors")["features"]
+    assert len(found) == COUNT and np.isfinite(found).all()
+
+
 def arguments_of(run: Path, out: Path, tree: Path) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     embed.add_arguments(parser)

@@ -195,6 +195,44 @@ def test_a_killed_command_goes_on_from_its_last_checkpoint(
     assert saved == [2, 4] and (one.value, one.setting) == (other.value, other.setting)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_kill_at_the_end_of_a_group_loses_no_row_and_no_checkpoint(
+    run: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """kept: whether the rows of the group have just come onto the disk."""
+    words = ("--sizes", "32x2,48x2", "--save-every", 2)
+    assert linear(run, *words) == 0
+    wanted, replace_text, run_training, firsts = (
+        rows(run),
+        linear_task.replace_text,
+        Training.run,
+        [],
+    )
+
+    def killed(path: Path, text: str) -> None:
+        if path.name != "rows.jsonl":
+            return replace_text(path, text)
+        if kept:
+            replace_text(path, text)
+        raise KeyboardInterrupt
+
+    def noted(self: Training, *args: object, first: int, **more: object) -> bool:
+        firsts.append(first)
+        return run_training(self, *args, first=first, **more)
+
+    monkeypatch.setattr(Training, "run", noted)
+    monkeypatch.setattr(linear_task, "replace_text", killed)
+    assert linear(run, *words) == 130
+    monkeypatch.setattr(linear_task, "replace_text", replace_text)
+    assert linear(run, *words) == 0
+    assert firsts == ([0] if kept else [0, 4])  # both sizes fit into one group
+    again = rows(run)[len(wanted) :]
+    assert [(r.size, r.name, r.value, r.setting) for r in again] == [
+        (r.size, r.name, r.value, r.setting) for r in wanted
+    ]
+    assert not (run / "linear").exists()
+
+
 def test_published_holds_nothing_out_and_says_when_it_is_not_published(
     run: Path, capsys: pytest.CaptureFixture
 ) -> None:

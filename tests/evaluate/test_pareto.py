@@ -42,6 +42,12 @@ def test_the_cheapest_within_the_error_of_the_highest() -> None:
     assert cheapest_not_worse([(None, None)]) is None
 
 
+def test_where_no_error_is_known_the_cheapest_of_the_highest_is_taken() -> None:
+    points = [(70.0, None), (72.0, None), (None, None), (72.0, None), (71.0, 3.0)]
+    assert cheapest_not_worse(points) == 1
+    assert cheapest_not_worse(points, lambda number, highest: 2.0 if number == 0 else None) == 0
+
+
 def test_where_the_error_of_a_difference_is_known_it_decides() -> None:
     points = [(70.0, 3.0), (71.5, 3.0), (None, None), (72.0, 3.0)]
     errors = {(0, 3): 1.9, (1, 3): 0.6}

@@ -15,6 +15,7 @@ from poa_ds.evaluate.features import random_weights
 from poa_ds.evaluate.latency_rows import LatencyRow, Place, processor
 from poa_ds.evaluate.results import KnnRow
 from poa_ds.evaluate.right import RightRow
+from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.model.space import Subnet
 from poa_ds.system.printable import short
 from tests.evaluate.test_knn import tiny
@@ -119,6 +120,20 @@ def test_a_cheaper_size_within_the_error_of_the_best_is_marked(
     rows = found(capsys, tmp_path)
     assert [row["best"] for row in rows] == [False, True, False, False]
     assert rows[2]["error"] == pytest.approx(4.757, abs=1e-3) and rows[3]["error"] is None
+
+
+def test_sizes_are_judged_by_a_measure_whose_error_is_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As nmi, ari and fmi of clusters."""
+    run_folder(tmp_path)
+    for size, value in (("32x2", 50.0), ("48x2", 50.5)):
+        row = ScoreRow("clusters", 7, size, "nmi", value, None, "val", "", {}, 1.0, {}, "2")
+        results.append(tmp_path / "evaluations.jsonl", row)
+    rows = found(capsys, tmp_path, "--worth", "clusters_nmi")
+    assert [row["size"] for row in rows if row["best"]] == ["48x2"]
+    assert cli.main(["sizes", str(tmp_path), "--worth", "clusters_nmi"]) == 0
+    assert "its error is not known" in capsys.readouterr().out
 
 
 def test_table_is_aligned_and_says_how_it_was_measured(
