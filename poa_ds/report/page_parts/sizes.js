@@ -26,8 +26,9 @@ function chosen(own, budget, queries) {
 }
 function fronts() {
   const k = readout(), key = S.cost;
-  const points = R.flatMap((r, q) => r.sizes.map((s, i) => ({ q, r, s, i, cost: s[key], y: last(r)[i] }))).filter(p => p.cost != null && p.y != null);
-  if (!k || !points.length) { instead($.fronts, "Nothing has been evaluated yet."); return $.answer.replaceChildren(); }
+  const here = r => key !== "latency" || r.times.place === run().times.place; // times of two places are not compared
+  const points = R.flatMap((r, q) => r.sizes.map((s, i) => ({ q, r, s, i, cost: s[key], y: last(r)[i] }))).filter(p => p.cost != null && p.y != null && here(p.r));
+  if (!k || !points.length) { instead($.fronts, k && key === "latency" ? "No times of this run are known." : "Nothing has been evaluated yet."); return $.answer.replaceChildren(); }
   const costs = points.map(p => p.cost), [low, high] = [least(costs), most(costs)], budget = Math.exp(Math.log(low) + Math.log(high / low) * S.budget) * 1.0001;
   const own = points.filter(p => p.q === S.run), found = chosen(own, budget, k.queries), traces = [], of = [];
   R.forEach((r, q) => { // nothing cheaper than the front is better
