@@ -18,12 +18,12 @@ from poa_ds.checkpoint.deployed import read_recipe
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.manifest import MANIFEST
 from poa_ds.evaluate import image_sources
-from poa_ds.export import import_weights, weights_source
+from poa_ds.export import adapted, import_weights, weights_source
 from poa_ds.plan.constants import GPUS
-from poa_ds.recipe import derived, load
+from poa_ds.recipe import checks, derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.run import exit_status
-from poa_ds.system import files, json_text, lock, paths
+from poa_ds.system import files, json_text, lock, paths, stopping
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.run_folder import RunFolder
@@ -118,12 +118,15 @@ class Job:
 def run(args: argparse.Namespace) -> int:
     """Every stage that is not done yet; the exit status of the one that failed, or 0."""
     job = Job(args)
-    load.recipe(args.config, args.overrides)  # mistakes are told before any work
+    adapted.check(args.overrides)
+    load.recipe(args.config, args.overrides)
     if args.dry_run:
         tell(described(job))
         return 0
     with lock.held(args.out, "an adaptation", lost=_taken_over, name=LOCK):
         _same_words(job)
+        tell(described(job))  # mistakes are told before any work, and before they are noted
+        files.replace_text(job.out / ASKED, json.dumps(job.words(), indent=1) + "\n")
         return _stages(job)
 
 
@@ -136,7 +139,6 @@ def _same_words(job: Job) -> None:
     """UsageError where the folder was begun with other arguments, naming them."""
     path, words = job.out / ASKED, job.words()
     if not path.is_file():
-        files.replace_text(path, json.dumps(words, indent=1) + "\n")
         return
     before = json_text.parse_object(path.read_bytes())
     changed = [key for key in words if before.get(key) != words[key]]
@@ -151,7 +153,8 @@ def _stages(job: Job) -> int:
         **{"train": _train, "table": _table, "report": _report},
     }
     for number, stage in enumerate(ORDER, 1):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for request in (signal.SIGINT, *stopping.requests()):  # a launcher keeps them to itself
+            signal.signal(request, signal.default_int_handler)
         tell(f"\n[{number}/{len(ORDER)}] {stage}")
         try:
             status = work[stage](job)
@@ -199,7 +202,7 @@ def _import(job: Job) -> int:
     given = import_weights.given_options(job.args)
     if status := _call("import", job.args.weights, "--out", partial, *rebase, *given):
         return status
-    partial.rename(job.start)
+    files.publish_folder(partial, job.start)
     return 0
 
 
@@ -227,11 +230,14 @@ def _train(job: Job) -> int:
     if ended and ended.status == exit_status.DONE:
         tell(f"done, at step {ended.step:,}")
         return 0
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # k-NN's, which the ranks need
     network, _ = read_recipe(job.start / "config.json")
     images = len(ShardFolder.open(job.shards()["train"]))
     files.replace_text(job.recipe, load.to_yaml(recipe_of(job, network, images)))
-    words = ["--config", job.recipe, "--deepspeed_config", "zero2", *job.args.overrides]
-    return _call("launch", "--", *words, f"output_dir={job.out}")
+    return _call("launch", "--", "--config", job.recipe, "--deepspeed_config", "zero2")
 
 
 def _table(job: Job) -> int:
@@ -245,21 +251,23 @@ def _report(job: Job) -> int:
 def recipe_of(job: Job, network: Recipe, images: int) -> Recipe:
     """The recipe that --config and the overrides give, for this network and this data.
 
-    The queue is at most half of the images, whole steps. On a CPU everything is fp32.
+    The queue is at most half of the images, whole steps. On a CPU everything is fp32, unless an
+    override asks for another precision. UsageError: what does not go together.
     """
     import torch
 
     base, shards = load.recipe(job.args.config, job.args.overrides), job.shards()
-    rows = base.batch.slots * base.batch.images_per_slot
-    queue = min(base.distill.queue, images // 2) // rows * rows
+    queue = derived.longest_queue(base, images) or base.distill.queue  # then told as too long
     crops, pixels, seen = network.crops, network.augmentation, network.evaluation
-    return replace(
+    training = {key: getattr(base.backbone, key) for key in adapted.TRAINING}
+    kept = torch.cuda.is_available() or any(x.startswith("precision=") for x in job.args.overrides)
+    found = replace(
         base,
         output_dir=str(job.out),
         start=str(job.start),
-        precision=base.precision if torch.cuda.is_available() else "fp32",
-        backbone=replace(network.backbone, drop_path=base.backbone.drop_path),
-        distill=replace(base.distill, teacher=str(job.start), queue=queue or base.distill.queue),
+        precision=base.precision if kept else "fp32",
+        backbone=replace(network.backbone, **training),
+        distill=replace(base.distill, teacher=str(job.start), queue=queue),
         crops=replace(base.crops, global_size=crops.global_size, local_size=crops.local_size),
         augmentation=replace(base.augmentation, mean=pixels.mean, std=pixels.std),
         data=replace(base.data, train=str(shards["train"])),
@@ -272,6 +280,9 @@ def recipe_of(job: Job, network: Recipe, images: int) -> Recipe:
             crop=seen.crop,
         ),
     )
+    checks.check(found)
+    checks.check_images(found, images)
+    return found
 
 
 def _can_measure(job: Job) -> bool:

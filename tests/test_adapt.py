@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from poa_ds import adapt, cli
+from poa_ds import adapt, cli, launch
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.evaluate import results
 from poa_ds.export import import_weights
 from poa_ds.export.import_weights import FEATURES
 from poa_ds.recipe import derived, load
 from poa_ds.run import exit_status
+from poa_ds.system import stopping
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import plain
 from tests.support.shards import image
@@ -69,20 +70,32 @@ def test_wrong_use_is_told_before_any_work(
         (["--images", str(tmp_path / "none")], "none: no such folder"),
         (["--config", "elastic_any_foldr"], "did you mean elastic_any_folder"),
         (["shedule.epochs=1"], "schedule"),
+        (["--depths", "1,3"], "--depths must end with 2"),
+        (["--image-size", "50"], "crops.global_size 50 is not a multiple"),
+        (["batch.images_per_slot=32"], "use steps of at most 24 images (batch.slots"),
+        (["backbone.width.min=64"], "backbone.width.min: give --widths"),
+        (["crops={global_size: 64}"], "crops.global_size: give --image-size"),
+        (["data.train=x", "start=y"], "data.train: give --images; start: it is what --weights"),
     ):
-        assert cli.main([*words, *more, "--dry-run"]) == 2
-        assert told in capsys.readouterr().err
+        for dry in ([], ["--dry-run"]):
+            assert cli.main([*words, *more, *dry]) == 2
+            assert told in capsys.readouterr().err
+            assert not (tmp_path / "run").exists()
+    (tmp_path / "w.safetensors").write_bytes(b"no weights")
+    assert cli.main(words) == 1
+    assert "w.safetensors is missing or damaged" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_stage_that_fails_is_named(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "w.safetensors").write_bytes(b"no weights")
+    for path in (tmp_path / "images" / "val").rglob("*.png"):
+        path.write_bytes(b"no image")
     assert cli.main(words) == 1
     told = capsys.readouterr()
-    assert "[2/6] import" in told.out and "w.safetensors is missing or damaged" in told.err
-    assert "the stage `import` ended with status 1" in told.err
+    assert "[1/6] shard" in told.out and "no usable image" in told.err
+    assert "the stage `shard` ended with status 1" in told.err
     assert cli.main([*words, "--rebase", "sort"]) == 2  # another command in the same folder
     assert "was begun with rebase rotate and now sort" in capsys.readouterr().err
 
@@ -92,7 +105,9 @@ def test_the_recipe_has_the_network_the_data_and_a_queue_that_fits(
 ) -> None:
     parser = argparse.ArgumentParser()
     adapt.add_arguments(parser)
-    job = adapt.Job(parser.parse_intermixed_args([*words[1:], "distill.queue=1000"]))
+    more = ["distill.queue=1000", "precision=bf16", "backbone.activation_checkpointing=true"]
+    more += ["backbone.residual=precision", "backbone.drop_path=0.1"]
+    job = adapt.Job(parser.parse_intermixed_args([*words[1:], *more]))
     _, _, network = import_weights.read(job.args, job.args.weights)
     recipe = adapt.recipe_of(job, network, 47)
     assert recipe.distill.queue == 16  # whole steps of 8 in half of 47 images
@@ -100,9 +115,25 @@ def test_the_recipe_has_the_network_the_data_and_a_queue_that_fits(
     assert recipe.data.train == str(tmp_path / "run" / "shards" / "train")
     assert recipe.evaluation.queries == str(tmp_path / "run" / "shards" / "val")
     assert (recipe.backbone.widths, recipe.crops.global_size) == ((64, 128), 32)
+    assert (recipe.backbone.residual, recipe.backbone.drop_path) == ("precision", 0.1)
+    assert recipe.backbone.activation_checkpointing and recipe.precision == "bf16"
     assert recipe.schedule.epochs == 2 and recipe.objective.method == "seed"
     again = load.from_dict(plain(recipe))  # a training takes it as it is
     assert str(derived.space(again).intact) == "128x2"
+
+
+def test_a_stage_behind_a_launcher_can_be_interrupted(words: list[str], tmp_path: Path) -> None:
+    numbers = (signal.SIGINT, *stopping.requests())
+    before = [signal.getsignal(number) for number in numbers]
+    for path in (tmp_path / "images" / "train").rglob("*.png"):
+        path.write_bytes(b"no image")
+    try:
+        launch.Asked()  # as the stage `train` leaves it
+        assert cli.main(words) == 1
+        assert {signal.getsignal(number) for number in numbers} == {signal.default_int_handler}
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def start(words: list[str]) -> subprocess.Popen[str]:

@@ -121,9 +121,9 @@ def _recipe(
 
 def _with_queue(recipe: Recipe, images: int) -> Recipe:
     """The longest queue up to SEED's own that half of the images fill."""
-    rows = recipe.batch.slots * recipe.batch.images_per_slot
-    queue = min(Distill.queue, images // 2) // rows * rows
+    queue = derived.longest_queue(recipe, images)  # the recipe's own is SEED's
     if not queue:
+        rows = recipe.batch.slots * recipe.batch.images_per_slot
         raise UserError(
             f"--fit {recipe.data.train} holds {images:,} images: {2 * rows:,} are needed, two steps"
             f" of the run's ({rows:,} each, batch.slots x batch.images_per_slot)"

@@ -79,6 +79,12 @@ def shape(recipe: Recipe) -> Shape:
     return shapes.of(recipe.backbone, recipe.crops.global_size)
 
 
+def longest_queue(recipe: Recipe, images: int) -> int:
+    """The longest distill.queue up to the recipe's that half of the images fill, in whole steps."""
+    rows = recipe.batch.slots * recipe.batch.images_per_slot
+    return min(recipe.distill.queue, images // 2) // rows * rows
+
+
 def peak_lr(recipe: Recipe) -> float:
     """The learning rate after the warm-up."""
     growth = recipe.batch.slots * recipe.batch.images_per_slot / REFERENCE_IMAGES

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from poa_ds.model import shape as shapes
 from poa_ds.model.tucker.shape import TuckerShape
+from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 
 
@@ -32,8 +33,11 @@ def data_problems(recipe: Recipe, images: int) -> Iterable[str]:
     """What the method asks of a training set of so many images, in words."""
     if recipe.objective.method != "seed" or recipe.distill.queue <= images // 2:
         return
-    largest = images // 2 // _rows(recipe) * _rows(recipe)
-    remedy = f"at most distill.queue={largest}" if largest else "smaller batches"
+    largest, rows = derived.longest_queue(recipe, images), _rows(recipe)
+    smaller = (
+        f"steps of at most {images // 2:,} images (batch.slots x batch.images_per_slot, {rows:,})"
+    )
+    remedy = f"at most distill.queue={largest}" if largest else smaller
     yield (
         f"distill.queue {recipe.distill.queue:,} is more than half of the {images:,} images: a view"
         f" would meet its own image there; use {remedy}"

@@ -78,6 +78,15 @@ def give_name(whole: Path, path: Path) -> None:
     sync(path.parent)
 
 
+def publish_folder(folder: Path, path: Path) -> None:
+    """Give a complete folder its name, not taken yet, on the disk before it is seen."""
+    for inside in folder.rglob("*"):
+        sync(inside)
+    sync(folder)
+    folder.rename(path)
+    sync(path.parent)
+
+
 def sync(path: Path) -> None:
     """Bring a file's content, or the names in a folder, onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
