@@ -78,8 +78,14 @@ class Reader:
         return place
 
 
-def add_arguments(parser: argparse.ArgumentParser, **places: str) -> None:
-    """What every command that reads features takes; places: name of a set -> what it is for."""
+def add_arguments(
+    parser: argparse.ArgumentParser, *, shards_alone: bool = False, **places: str
+) -> None:
+    """What every command that reads features takes; places: name of a set -> what it is for.
+
+    shards_alone: a set cannot be a folder of features.
+    """
+    kinds = "shards" if shards_alone else "shards, or features that `poa-ds embed RUN` has written"
     parser.add_argument(
         "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
     )
@@ -88,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser, **places: str) -> None:
             f"--{name}",
             type=paths.place,
             metavar="PLACE",
-            help=f"{what}: shards, or features that `poa-ds embed RUN` has written (recipe's)",
+            help=f"{what}: {kinds} (recipe's)",
         )
     parser.add_argument("--sizes", help="all, or names and WIDTHxDEPTH, by commas (recipe's names)")
     parser.add_argument("--step", type=int, help="of the teacher (the newest)")

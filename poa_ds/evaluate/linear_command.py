@@ -31,7 +31,9 @@ FEW, EPOCHS, FEW_BATCH = 200_000, 40, 256  # below so many images
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds eval linear`."""
-    feature_cache.add_arguments(parser, train="to learn from", val="to measure on")
+    feature_cache.add_arguments(
+        parser, shards_alone=True, train="to learn from", val="to measure on"
+    )
     of_labels.add_arguments(parser)
     parser.add_argument(
         "--crops",
@@ -142,7 +144,10 @@ def protocol_of(
     reader: Reader,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Every number of the method; published where they are POA's (or, with last4, DINOv2's)."""
+    """Every number of the method.
+
+    published: whether they are POA's (or, with last4, DINOv2's), but for precision and images.
+    """
     many = len(learn) >= FEW
     batch = args.batch or (BATCH if many else FEW_BATCH)
     steps = args.steps or STEPS

@@ -20,6 +20,7 @@ from poa_ds.evaluate.command import add_knn_arguments, overridden
 from poa_ds.evaluate.features import Readout
 from poa_ds.evaluate.knn import knn
 from poa_ds.evaluate.knn_protocol import KnnProtocol
+from poa_ds.evaluate.neighbours import subset
 from poa_ds.evaluate.ranks import all_ranks
 from poa_ds.evaluate.results import describe, error
 from poa_ds.export.import_weights import calibration_images
@@ -146,10 +147,9 @@ def measured(
 def _queries(protocol: KnnProtocol, readout: Readout) -> Iterator[torch.Tensor]:
     """ALIKE_IMAGES of them, evenly spread, in batches of uint8; the same on every rank."""
     rows, options = protocol.queries.rows, protocol.options
-    step = -(-len(rows) // ALIKE_IMAGES)
     batches = eval_batches(
         protocol.queries.folder,
-        rows[::step],
+        rows[subset(len(rows), ALIKE_IMAGES)],
         resize=options.resize,
         crop=options.crop,
         batch_size=options.batch_size,

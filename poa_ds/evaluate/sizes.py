@@ -331,5 +331,7 @@ def _remarks(
 
 def _missing(name: str, run: Path) -> str:
     """The measure and the command that measures it."""
+    if name == KNN:
+        return f"k-NN: poa-ds eval knn {run} --sizes all"
     kind = name.partition("_")[0]
-    return f"{'k-NN' if name == KNN else name}: poa-ds eval {kind} {run} --sizes all"
+    return f"{name}: poa-ds eval {kind} {run} --sizes all, with the options of the other sizes"

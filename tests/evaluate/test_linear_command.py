@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from poa_ds.cli import main
 from poa_ds.data.image.views import decode, random_crop
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.order import VIEWS, Order, keyed
-from poa_ds.evaluate import linear_data, linear_task, score_rows
+from poa_ds.evaluate import linear_command, linear_data, linear_task, score_rows
 from poa_ds.evaluate.feature_sets import FeatureSet
+from poa_ds.evaluate.image_sources import Shards
 from poa_ds.evaluate.linear import Classifiers, units
 from poa_ds.evaluate.linear_data import RandomCrops
 from poa_ds.evaluate.linear_training import Training
@@ -242,6 +244,39 @@ def test_published_holds_nothing_out_and_says_when_it_is_not_published(
     assert row.protocol["train"]["images"] == 33 and row.protocol["published"] is False
     printed = capsys.readouterr().out
     assert json.loads(printed[printed.index("\n[") :])[0]["name"] == row.name
+
+
+CHANGES = [
+    {"published": False},
+    {"subset": 0.1},
+    {"shots": 5},
+    {"crops": "centre"},
+    {"learning_rates": linear_command.RATES[1:]},
+    {"batch": 1024},
+    {"steps": 12_501},
+    {"epochs": 10},
+    {"resize": 224},
+    {"crop": 192},
+    {"images": 199_999},  # for fewer than 200,000 other steps are the default
+]
+
+
+@pytest.mark.parametrize("change", [{}, {"taps": "last4"}, {"precision": "bf16"}, *CHANGES])
+def test_published_is_what_has_the_published_numbers_but_for_precision(
+    tmp_path: Path, change: dict
+) -> None:
+    """Of 200,000 images, which are not read."""
+    few = {"subset": 1.0, "shots": None, "seed": 0}
+    length = {"batch": None, "steps": None, "epochs": None}
+    given = {"published": True, "crops": "random", "taps": "even4", **few, **length}
+    given |= {"learning_rates": linear_command.RATES, "images": 200_000}
+    args = SimpleNamespace(**given | {"resize": 256, "crop": 224, "precision": "fp32"} | change)
+    recipe = SimpleNamespace(evaluation=args)
+    reader = SimpleNamespace(recipe=recipe, readout=SimpleNamespace(precision=args.precision))
+    images = Shards(make_shards(tmp_path / "val", 3))
+    rows = np.arange(args.images), np.arange(0)
+    found = linear_command.protocol_of(images, images, *rows, reader, args)
+    assert found["published"] == (change not in CHANGES)
 
 
 def test_few_labels_are_learnt_from_under_a_name_of_their_own(run: Path) -> None:

@@ -12,6 +12,8 @@ from poa_ds import cli
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import ShardFolder
+from poa_ds.evaluate import rebase_command
+from poa_ds.evaluate.cka import Alike
 from poa_ds.evaluate.features import Readout
 from poa_ds.export.rebase import checked
 from poa_ds.model.space import Subnet
@@ -94,6 +96,21 @@ def test_the_table_has_a_line_per_size_and_a_column_per_variant(
     [row] = [line.split() for line in told if line.startswith("128x2")]
     assert len(row) == 7 and row[1] == row[3] and row[2] == "1.000"
     assert {path: path.stat().st_mtime_ns for path in (place / "none0.5").rglob("*")} == before
+
+
+def test_cka_looks_at_so_many_queries_evenly_spread(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, add = [], Alike.add
+
+    def noted(self: Alike, *pair: torch.Tensor) -> None:
+        seen.append(len(pair[0]))
+        add(self, *pair)
+
+    monkeypatch.setattr(Alike, "add", noted)
+    monkeypatch.setattr(rebase_command, "ALIKE_IMAGES", 20)  # of 30
+    assert measured(place, "--sizes", "64x1", "--input-scales", "0.5", "--json") == 0
+    assert sum(seen) == 3 * 20  # in three bases
 
 
 def test_wrong_use_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

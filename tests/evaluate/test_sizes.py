@@ -133,7 +133,9 @@ def test_sizes_are_judged_by_a_measure_whose_error_is_not_known(
     rows = found(capsys, tmp_path, "--worth", "clusters_nmi")
     assert [row["size"] for row in rows if row["best"]] == ["48x2"]
     assert cli.main(["sizes", str(tmp_path), "--worth", "clusters_nmi"]) == 0
-    assert "its error is not known" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "its error is not known" in printed
+    assert f"eval clusters {tmp_path} --sizes all, with the options of the other" in printed
 
 
 def test_table_is_aligned_and_says_how_it_was_measured(
