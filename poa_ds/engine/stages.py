@@ -197,6 +197,9 @@ class Zero3(Stage):
                 if p.ds_status.name == "AVAILABLE":
                     p.partition()
         persistent[:] = [p for p in persistent if id(p) not in teachers]
+        # as under the stages before; on the host, where DeepSpeed reads it
+        unused = [torch.zeros(())]
+        zero._get_norm_groups = lambda: unused
 
     def flats(self) -> list[Tensor]:
         return list(self.zero.fp32_partitioned_groups_flat)
@@ -224,8 +227,9 @@ class Zero3(Stage):
     @torch.no_grad()
     def push(self) -> None:
         for i, ema in self.masters():
-            for p, offset, n in self._cut(i):
-                self.averages[id(p)].ds_tensor.data.copy_(ema.narrow(0, offset, n))
+            cut = self._cut(i)
+            teachers = [self.averages[id(p)].ds_tensor.data for p, *_ in cut]
+            torch._foreach_copy_(teachers, [ema.narrow(0, offset, n) for _, offset, n in cut])
 
     def reload(self) -> None:
         zero = self.zero
