@@ -31,6 +31,7 @@ from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError
 
 CALIBRATION = 512  # images that the basis is found on
+INPUT_SCALE = 0.5  # of slices of networks that were not trained elastic
 FEATURES = "original_features.safetensors"
 LOCAL, RESIZE = 96 / 224, 256 / 224  # of the recipes: pixels of local crops, and before the crop
 
@@ -88,8 +89,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input-scale",
         type=float,
-        default=0.5,
-        help="backbone.input_scale of slices (%(default)s; 1 is that of networks trained as POA)",
+        help=f"backbone.input_scale of slices ({INPUT_SCALE}; 1: that of networks trained as POA)",
     )
     parser.add_argument("--mean", type=_three, help="of the pixels (config.json, else ImageNet's)")
     parser.add_argument("--std", type=_three, help="of the pixels (config.json, else ImageNet's)")
@@ -161,9 +161,14 @@ def read(args: argparse.Namespace, named: str) -> tuple[Source, Found, Recipe]:
 
 def _run_published(args: argparse.Namespace) -> int:
     """The same of a checkpoint of the published code, backbone and heads, whatever its backbone."""
-    told = "widths depths calibrate image_size head_dim mean std".split()
-    if given := [f"--{key.replace('_', '-')}" for key in told if getattr(args, key) is not None]:
-        raise UsageError(f"--published: its recipe says what SOURCE is, leave out {given[0]}")
+    keys = "widths depths calibrate rebase image_size head_dim input_scale mean std".split()
+    given = [f"--{key.replace('_', '-')}" for key in keys if getattr(args, key) is not None]
+    if args.download:
+        given.append("--download")  # SOURCE is a file
+    if given:
+        raise UsageError(
+            f"--published: its recipe says what SOURCE is, leave out {', '.join(given)}"
+        )
     source = weights_source.source(args.source, licence=args.licence)
     recipe = load.recipe(args.published)
     tensors = from_poa_teacher(read_checkpoint(source.weights), recipe)
@@ -203,7 +208,7 @@ def recipe_of(found: Found, args: argparse.Namespace, pixels: dict[str, Any]) ->
                 "qkv_bias": found.qkv_bias,
                 "layer_scale": 1.0,
                 "drop_path": 0.0,
-                "input_scale": args.input_scale,
+                "input_scale": INPUT_SCALE if args.input_scale is None else args.input_scale,
             },
             "crops": {
                 "global_size": side,

@@ -79,12 +79,11 @@ def give_name(whole: Path, path: Path) -> None:
 
 
 def publish_folder(folder: Path, path: Path) -> None:
-    """Give a complete folder its name, not taken yet, on the disk before it is seen."""
+    """Give a complete folder its name, all of it on the disk before it is seen."""
     for inside in folder.rglob("*"):
         sync(inside)
     sync(folder)
-    folder.rename(path)
-    sync(path.parent)
+    give_name(folder, path)
 
 
 def sync(path: Path) -> None:

@@ -270,6 +270,9 @@ def test_files_that_are_no_checkpoints_are_refused_without_running_them(
         assert name in capsys.readouterr().err
     assert cli.main(["import", "bad.pth", *words, "--widths", "64,192"]) == 2
     assert "--published: its recipe says what SOURCE is" in capsys.readouterr().err
+    more = ["--rebase", "rotate", "--input-scale", "0.5", "--download"]
+    assert cli.main(["import", "bad.pth", *words, *more]) == 2
+    assert "leave out --rebase, --input-scale, --download" in capsys.readouterr().err
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     assert cli.main(["import", "bad.pth", *words]) == 2

@@ -12,7 +12,7 @@ import pytest
 
 from poa_ds.system import files
 from poa_ds.system.errors import UserError
-from poa_ds.system.files import replace_bytes, replace_text, whole_folder
+from poa_ds.system.files import publish_folder, replace_bytes, replace_text, whole_folder
 from tests.test_architecture import modules
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +123,23 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with whole_folder(folder) as partial:
         (partial / "other").write_text("new")
     assert os.listdir(folder) == ["other"] and os.listdir(folder.parent) == ["teacher"]
+
+
+def test_a_folder_gets_its_name_with_its_files_on_the_disk_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial, named, synced = tmp_path / "start.partial", tmp_path / "start", []
+    (partial / "deep").mkdir(parents=True)
+    (partial / "deep" / "weights").write_text("whole")
+
+    def noted(path: Path) -> None:
+        synced.append((path.name, named.exists()))
+
+    monkeypatch.setattr(files, "sync", noted)
+    publish_folder(partial, named)
+    assert (named / "deep" / "weights").read_text() == "whole" and not partial.exists()
+    inside = ["deep", "weights", "start.partial"]
+    assert synced == [*((name, False) for name in inside), (tmp_path.name, True)]
 
 
 def test_two_that_fill_one_folder_do_not_mix(tmp_path: Path) -> None:
