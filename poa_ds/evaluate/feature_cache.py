@@ -6,9 +6,11 @@ writes it, to which sizes are added as they are asked for.
 
 import argparse
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,15 @@ from poa_ds.evaluate.score_rows import identity
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
-from poa_ds.system import arguments, dist, paths
+from poa_ds.system import arguments, dist, lock, paths
+from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.files import give_name, replace_text
 from poa_ds.system.json_text import parse
 from poa_ds.system.paths import is_address
 from poa_ds.system.run_folder import RunFolder
 
+LOCK = "features_lock.json"  # of the run: who makes features, or reads some that will go
 PASSING = "until_the_command_ends"  # a file in a folder of features that nobody has asked to keep
 
 
@@ -116,13 +120,16 @@ def add_arguments(
 class Cache:
     """Sets of features by place. stopped: by SIGTERM; what is made stays for the same command.
 
-    keep: for other commands too. used: the folders that this one reads.
+    keep: for other commands too. used: the folders that this one reads. own: holds the lock, which
+    features that are there to stay do not need.
     """
 
     reader: Reader
     feature: str
     keep: bool
+    own: ExitStack
     used: set[Path] = field(default_factory=set)
+    locked: bool = False
     stopped: bool = False
 
     def cost(self, place: str) -> None:
@@ -145,9 +152,13 @@ class Cache:
         return found
 
     def of(self, images: Images) -> FeatureSet | None:
-        """The same for any images."""
+        """The same for any images. UserError: another command makes features of this run."""
         reader = self.reader
         out, missing, own = self._missing(images, tell=False)
+        goes = bool(missing) or (out / PASSING).exists()
+        if not self.locked and dist.any_rank(goes, reader.readout.device):
+            self._lock()
+            out, missing, own = self._missing(images, tell=False)
         if not missing:
             return self._of(out)
         labels = [subnet.label for subnet in missing]
@@ -166,6 +177,19 @@ class Cache:
             _join(part, out, passing=not self.keep)
         dist.barrier()
         return self._of(out)
+
+    def _lock(self) -> None:
+        """Until the command ends. A collective: all ranks fail where the main one does."""
+        trouble, folder = "", self.reader.folder.path
+        if dist.is_main():
+            try:
+                what = "an evaluation that makes features"
+                self.own.enter_context(lock.held(folder, what, lost=_taken_over, name=LOCK))
+            except UserError as error:
+                trouble = str(error)
+        if trouble := dist.broadcast_object(trouble):
+            raise UserError(trouble)
+        self.locked = True
 
     def _missing(self, images: Images, *, tell: bool) -> tuple[Path, list[Subnet], dict[str, Any]]:
         """(the set's folder, sizes that are not there, what features depend on)."""
@@ -190,18 +214,29 @@ class Cache:
 @contextmanager
 def cache(reader: Reader, feature: str, *, keep: bool) -> Iterator[Cache]:
     """What was made for the block alone is gone behind it, unless it is kept or was stopped."""
-    found = Cache(reader, feature, keep)
-    yield found
-    dist.barrier()
-    if dist.is_main() and not found.stopped:
-        for folder in found.used:
-            if keep:
-                (folder / PASSING).unlink(missing_ok=True)
-            elif (folder / PASSING).exists():
-                shutil.rmtree(folder)
-        for empty in (reader.folder.features / f"step{reader.step:08d}", reader.folder.features):
-            if empty.is_dir() and not any(empty.iterdir()):
-                empty.rmdir()
+    with ExitStack() as own:
+        found = Cache(reader, feature, keep, own)
+        yield found
+        dist.barrier()
+        if dist.is_main() and found.locked and not found.stopped:
+            _clear(found)
+
+
+def _clear(found: Cache) -> None:
+    features, step = found.reader.folder.features, found.reader.step
+    for folder in found.used:
+        if found.keep:
+            (folder / PASSING).unlink(missing_ok=True)
+        elif (folder / PASSING).exists():
+            shutil.rmtree(folder)
+    for empty in (features / f"step{step:08d}", features):
+        if empty.is_dir() and not any(empty.iterdir()):
+            empty.rmdir()
+
+
+def _taken_over(message: str) -> None:
+    say(f"poa-ds eval: error: {message}")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_features(place: str) -> bool:

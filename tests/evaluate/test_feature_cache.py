@@ -13,6 +13,7 @@ from poa_ds.evaluate import embed, feature_cache
 from poa_ds.evaluate.embedding_files import Parts
 from poa_ds.evaluate.feature_cache import Reader
 from poa_ds.evaluate.feature_sets import FeatureSet
+from poa_ds.system.errors import UserError
 from tests.support.shards import make_shards
 from tests.support.teachers import make_teacher
 
@@ -99,6 +100,20 @@ def test_what_a_killed_command_has_left_is_removed_by_the_next_or_kept(run: Path
         assert (run / "features").exists() == keep
     features(run, "32x2", keep=False)
     assert (run / "features").exists()
+
+
+def test_no_command_removes_what_another_reads(run: Path) -> None:
+    with feature_cache.cache(reader(run, "32x2"), "cls", keep=False) as cache:
+        found = cache.get(str(run.parent / "images"))
+        for sizes in ("32x2", "48x3"):
+            with pytest.raises(UserError, match="in use by an evaluation that makes features"):
+                features(run, sizes, keep=sizes == "48x3")
+        assert len(found.rows("32x2")[0]) == 9
+    assert not (run / "features").exists() and not (run / feature_cache.LOCK).exists()
+    features(run, "32x2")
+    with feature_cache.cache(reader(run, "48x3"), "cls", keep=False) as cache:
+        cache.get(str(run.parent / "images"))
+        assert [*features(run, "32x2", keep=False).files] == ["32x2"]  # there to stay
 
 
 def test_a_kill_between_files_and_their_list_loses_nothing(
