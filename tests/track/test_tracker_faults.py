@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -135,7 +136,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(
     shards: Path, out: Path, uri: str, watch: Callable[[int], None] = lambda step: None
 ) -> str:
-    """What a real run of STEPS steps printed; watch(step) is called as steps are done."""
+    """What a real run of STEPS steps printed; watch(row) is called as metrics are written."""
     words = command(shards, out, f"schedule.steps_per_epoch={STEPS}", "tracking=mlflow")
     words += [f"mlflow.uri={uri}", "mlflow.run_name=run", "data.workers=0"]
     with subprocess.Popen(
@@ -146,14 +147,23 @@ def train(
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("step "):
-                watch(int(line.split()[1].rstrip(":")))
-    printed = "".join(lines)
+        following = threading.Thread(target=follow, args=(process, out / "metrics.jsonl", watch))
+        following.start()
+        printed = process.stdout.read()
+        following.join()
     assert process.returncode == 0, printed
     return printed
+
+
+def follow(process: subprocess.Popen, metrics: Path, watch: Callable[[int], None]) -> None:
+    """watch(row) as rows are there: a log has no line for each of many quick steps."""
+    seen = 0
+    while process.poll() is None:
+        rows = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+        for row in range(seen, rows):
+            watch(row)
+        seen = max(seen, rows)
+        time.sleep(0.02)
 
 
 def same_everywhere(run: Recorded) -> dict[str, list[tuple[int, float]]]:
@@ -209,9 +219,9 @@ def test_a_server_that_dies_in_the_middle_is_filled_later(
         server.start()
         recording: list[int] = []
 
-        def watch(step: int) -> None:
+        def watch(row: int) -> None:
             if known_run(out):
-                recording.append(step)
+                recording.append(row)
                 if len(recording) == 10:
                     server.signal(signal.SIGSTOP)
                 if len(recording) == 20:
