@@ -1,4 +1,4 @@
-"""evaluations.jsonl: what every evaluation but k-NN has found, a number per row, only appended.
+"""evaluations.jsonl: what evaluations but k-NN found and keep, a number per row, only appended.
 
 A long format: a new kind of evaluation or metric needs no new reader. k-NN stays in knn.jsonl.
 """
