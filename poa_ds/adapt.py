@@ -17,7 +17,7 @@ from pathlib import Path
 from poa_ds.checkpoint.deployed import read_recipe
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.manifest import MANIFEST
-from poa_ds.evaluate import image_sources
+from poa_ds.evaluate.embed import sources as image_sources
 from poa_ds.export import adapted, import_weights, weights_source
 from poa_ds.plan.constants import GPUS
 from poa_ds.recipe import checks, derived, load

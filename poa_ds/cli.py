@@ -95,32 +95,32 @@ COMMANDS = {
         "poa-ds eval rebase runs/dinov2 --bank data/my_images/train --queries data/my_images/val",
     ),
     "eval linear": Command(
-        "poa_ds.evaluate.linear_command",
+        "poa_ds.evaluate.linear.command",
         "linear classifiers on frozen features: the field's 52 per size, in one pass",
         "poa-ds eval linear runs/photos --crops centre --epochs 10",
     ),
     "eval logistic": Command(
-        "poa_ds.evaluate.logistic_command",
+        "poa_ds.evaluate.logistic.command",
         "logistic regression on features of many sizes, from all labels or a few",
         "poa-ds eval logistic runs/photos --val data/photos/val --subset 10%",
     ),
     "eval clusters": Command(
-        "poa_ds.evaluate.clusters_command",
+        "poa_ds.evaluate.clusters.command",
         "k-means of features of many sizes, and how classes show in it: no label is learnt from",
         "poa-ds eval clusters runs/photos --val data/photos/val",
     ),
     "embed": Command(
-        "poa_ds.evaluate.embed",
+        "poa_ds.evaluate.embed.command",
         "features of any images, by any sizes of a run -> safetensors, npy or parquet",
         "poa-ds embed runs/photos --images my_images --sizes 32x2,96x4 --out features",
     ),
     "look": Command(
-        "poa_ds.evaluate.look",
+        "poa_ds.evaluate.look.command",
         "one page of pictures: what sizes see in images",
         "poa-ds look runs/photos --images my_images --out look.html",
     ),
     "latency": Command(
-        "poa_ds.evaluate.latency",
+        "poa_ds.evaluate.latency.command",
         "how long each size takes by itself on this machine",
         "poa-ds latency runs/photos --sizes all --threads 1",
     ),

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from poa_ds.data.places import open_folder
 from poa_ds.data.store.manifest import MANIFEST
-from poa_ds.evaluate import image_sources
-from poa_ds.evaluate.image_sources import Images, Shards
+from poa_ds.evaluate.embed import sources as image_sources
+from poa_ds.evaluate.embed.sources import Images, Shards
 from poa_ds.recipe.tree import Data
 from poa_ds.system.paths import is_address
 

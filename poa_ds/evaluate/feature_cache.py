@@ -19,11 +19,11 @@ import torch
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher, weights_hash
 from poa_ds.data.places import open_folder
-from poa_ds.evaluate.embed import setting_of, tell_cost, write
-from poa_ds.evaluate.embedding_files import ABOUT, is_there
+from poa_ds.evaluate.embed.command import setting_of, tell_cost, write
+from poa_ds.evaluate.embed.files import ABOUT, is_there
+from poa_ds.evaluate.embed.sources import Images, Shards
 from poa_ds.evaluate.feature_sets import FeatureSet
 from poa_ds.evaluate.features import Readout
-from poa_ds.evaluate.image_sources import Images, Shards
 from poa_ds.evaluate.score_rows import identity
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from poa_ds.evaluate.embedding_files import ABOUT
+from poa_ds.evaluate.embed.files import ABOUT
 from poa_ds.model.space import Subnet
 from poa_ds.system import dist
 from poa_ds.system.console import say

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
-from poa_ds.evaluate import latency_rows, results, score_rows, worth
+from poa_ds.evaluate import results, score_rows, worth
 from poa_ds.evaluate import right as of_right
-from poa_ds.evaluate.latency_rows import LatencyRow
+from poa_ds.evaluate.latency import rows as latency_rows
+from poa_ds.evaluate.latency.rows import LatencyRow
 from poa_ds.evaluate.pareto import cheapest_not_worse, front
 from poa_ds.evaluate.right import Right
 from poa_ds.evaluate.worth import KNN, Worth

@@ -8,7 +8,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from poa_ds.evaluate import latency_rows, results, right
+from poa_ds.evaluate import results, right
+from poa_ds.evaluate.latency import rows as latency_rows
 from poa_ds.evaluate.results import KnnRow
 from poa_ds.evaluate.right import Right
 from poa_ds.recipe import load

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from poa_ds.evaluate.latency_rows import processor
+from poa_ds.evaluate.latency.rows import processor
 from poa_ds.system import dist
 from poa_ds.system.versions import versions
 

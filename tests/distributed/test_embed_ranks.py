@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing
 
 from poa_ds import cli
-from poa_ds.evaluate import embed
+from poa_ds.evaluate.embed import command as embed
 from tests.support.shards import content, make_shards
 from tests.support.teachers import make_teacher
 

@@ -10,7 +10,7 @@ import torch
 
 from poa_ds.cli import main
 from poa_ds.evaluate import score_rows
-from poa_ds.evaluate.clusters import agreement, begin, best, lloyd, nearest
+from poa_ds.evaluate.clusters.kmeans import agreement, begin, best, lloyd, nearest
 from tests.support.shards import make_shards
 from tests.support.teachers import make_teacher
 

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from poa_ds.cli import main
-from poa_ds.evaluate import embed
-from poa_ds.evaluate.embedding_files import Parts
+from poa_ds.evaluate.embed import command as embed
+from poa_ds.evaluate.embed.files import Parts
 from poa_ds.export.load import load
 from tests.support.shards import image, make_shards
 from tests.support.teachers import make_teacher

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from poa_ds.cli import main
-from poa_ds.evaluate import embed, feature_cache
-from poa_ds.evaluate.embedding_files import Parts
+from poa_ds.evaluate import feature_cache
+from poa_ds.evaluate.embed import command as embed
+from poa_ds.evaluate.embed.files import Parts
 from poa_ds.evaluate.feature_cache import Reader
 from poa_ds.evaluate.feature_sets import FeatureSet
 from poa_ds.system.errors import UserError

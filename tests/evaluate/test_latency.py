@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from poa_ds.cli import main
-from poa_ds.evaluate import latency, latency_rows, results
-from poa_ds.evaluate.latency import measure
-from poa_ds.evaluate.latency_rows import LatencyRow, Place
+from poa_ds.evaluate import results
+from poa_ds.evaluate.latency import command as latency
+from poa_ds.evaluate.latency import rows as latency_rows
+from poa_ds.evaluate.latency.command import measure
+from poa_ds.evaluate.latency.rows import LatencyRow, Place
 from poa_ds.system.errors import UserError
 from tests.support.teachers import make_teacher
 

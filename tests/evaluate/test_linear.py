@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poa_ds.evaluate.features import even4, features_of_blocks, last4, random_weights
-from poa_ds.evaluate.linear import RATES, TOGETHER, Classifiers, cosine, dealt, units
+from poa_ds.evaluate.linear.classifiers import RATES, TOGETHER, Classifiers, cosine, dealt, units
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import load
 from tests.support.teachers import RECIPE

@@ -16,12 +16,15 @@ from poa_ds.cli import main
 from poa_ds.data.image.views import decode, random_crop
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.order import VIEWS, Order, keyed
-from poa_ds.evaluate import linear_command, linear_data, linear_task, score_rows
+from poa_ds.evaluate import score_rows
+from poa_ds.evaluate.embed.sources import Shards
 from poa_ds.evaluate.feature_sets import FeatureSet
-from poa_ds.evaluate.image_sources import Shards
-from poa_ds.evaluate.linear import Classifiers, units
-from poa_ds.evaluate.linear_data import RandomCrops
-from poa_ds.evaluate.linear_training import Training
+from poa_ds.evaluate.linear import command as linear_command
+from poa_ds.evaluate.linear import data as linear_data
+from poa_ds.evaluate.linear import task as linear_task
+from poa_ds.evaluate.linear.classifiers import Classifiers, units
+from poa_ds.evaluate.linear.data import RandomCrops
+from poa_ds.evaluate.linear.training import Training
 from poa_ds.evaluate.score_rows import ScoreRow
 from tests.support.shards import make_shards
 from tests.support.teachers import make_teacher

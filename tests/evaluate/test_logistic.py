@@ -10,9 +10,10 @@ import torch
 from safetensors.numpy import load_file
 
 from poa_ds.cli import main
-from poa_ds.evaluate import logistic, results, score_rows
-from poa_ds.evaluate.logistic import choose, fit, objective
-from poa_ds.evaluate.logistic_command import score
+from poa_ds.evaluate import results, score_rows
+from poa_ds.evaluate.logistic import fit as logistic
+from poa_ds.evaluate.logistic.command import score
+from poa_ds.evaluate.logistic.fit import choose, fit, objective
 from poa_ds.evaluate.split import drawn, few
 from tests.support.shards import make_shards
 from tests.support.teachers import make_teacher

@@ -13,8 +13,8 @@ from torch import nn
 from poa_ds.checkpoint.deployed import publish
 from poa_ds.cli import main
 from poa_ds.evaluate.features import random_weights
-from poa_ds.evaluate.look import NEAREST
-from poa_ds.evaluate.seeing import brightness, colours, nearest, places, scores, see, see_map
+from poa_ds.evaluate.look.command import NEAREST
+from poa_ds.evaluate.look.seeing import brightness, colours, nearest, places, scores, see, see_map
 from poa_ds.export.extract import extract
 from poa_ds.export.load import load
 from poa_ds.model.space import ElasticSpace

@@ -8,7 +8,7 @@ import torch
 
 from poa_ds.cli import main
 from poa_ds.data.image.views import center_view, decode
-from poa_ds.evaluate.seeing import brightness, colours, see
+from poa_ds.evaluate.look.seeing import brightness, colours, see
 from poa_ds.export.load import load
 from tests.evaluate.test_look import made_tree
 from tests.support import chromium

@@ -12,7 +12,7 @@ import pytest
 from poa_ds import cli
 from poa_ds.evaluate import results, sizes
 from poa_ds.evaluate.features import random_weights
-from poa_ds.evaluate.latency_rows import LatencyRow, Place, processor
+from poa_ds.evaluate.latency.rows import LatencyRow, Place, processor
 from poa_ds.evaluate.results import KnnRow
 from poa_ds.evaluate.right import RightRow
 from poa_ds.evaluate.score_rows import ScoreRow

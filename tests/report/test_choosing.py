@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from poa_ds.evaluate import latency_rows, results, right
+from poa_ds.evaluate import results, right
+from poa_ds.evaluate.latency import rows as latency_rows
 from poa_ds.evaluate.pareto import front
 from poa_ds.report import choosing, runs
 from poa_ds.system.run_folder import RunFolder

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from poa_ds.evaluate import results
-from poa_ds.evaluate.latency_rows import LatencyRow, Place, processor
+from poa_ds.evaluate.latency.rows import LatencyRow, Place, processor
 from poa_ds.evaluate.right import RightRow
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, load

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from poa_ds.checkpoint.deployed import weights_hash
-from poa_ds.evaluate import linear_data, results, score_rows
+from poa_ds.evaluate import results, score_rows
 from poa_ds.evaluate.feature_cache import Reader
 from poa_ds.evaluate.features import READS, tapped, tokens_read
-from poa_ds.evaluate.linear import Unit, bytes_of, units
-from poa_ds.evaluate.linear_data import LabelledBatch, RandomCrops
-from poa_ds.evaluate.linear_training import Training
+from poa_ds.evaluate.linear import data as linear_data
+from poa_ds.evaluate.linear.classifiers import Unit, bytes_of, units
+from poa_ds.evaluate.linear.data import LabelledBatch, RandomCrops
+from poa_ds.evaluate.linear.training import Training
 from poa_ds.evaluate.score_rows import BEST_ON_VAL, ScoreRow, identity
 from poa_ds.model.space import Subnet
 from poa_ds.system import dist

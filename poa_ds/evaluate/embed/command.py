@@ -22,10 +22,10 @@ from poa_ds.checkpoint.deployed import find_teacher, load_teacher, weights_hash
 from poa_ds.data.image.views import center_view, decode
 from poa_ds.data.places import open_folder
 from poa_ds.data.workers import loaded
-from poa_ds.evaluate import image_sources
-from poa_ds.evaluate.embedding_files import Parts, is_there, publish
+from poa_ds.evaluate.embed import sources as image_sources
+from poa_ds.evaluate.embed.files import Parts, is_there, publish
+from poa_ds.evaluate.embed.sources import Images, Shards
 from poa_ds.evaluate.features import READS, Readout, tokens_read
-from poa_ds.evaluate.image_sources import Images, Shards
 from poa_ds.evaluate.knn_protocol import Encoder
 from poa_ds.evaluate.neighbours import Deal
 from poa_ds.evaluate.ranks import all_ranks, listening

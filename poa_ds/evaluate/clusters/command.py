@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from poa_ds.evaluate import feature_cache, results, score_table
-from poa_ds.evaluate.clusters import MOST, TOLERANCE, agreement, best
+from poa_ds.evaluate.clusters.kmeans import MOST, TOLERANCE, agreement, best
 from poa_ds.evaluate.feature_cache import Reader
 from poa_ds.evaluate.feature_sets import FeatureSet, usable
 from poa_ds.evaluate.ranks import all_ranks

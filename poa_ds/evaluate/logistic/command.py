@@ -8,9 +8,10 @@ import time
 import torch
 from torch import Tensor
 
-from poa_ds.evaluate import feature_cache, logistic, results, score_table, split
+from poa_ds.evaluate import feature_cache, results, score_table, split
 from poa_ds.evaluate.feature_cache import Cache, Reader
 from poa_ds.evaluate.feature_sets import FeatureSet, check_alike, matched, usable
+from poa_ds.evaluate.logistic import fit as logistic
 from poa_ds.evaluate.ranks import all_ranks
 from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.evaluate.split import HELD_OUT, few

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from poa_ds.evaluate import feature_cache, linear_data, score_table
+from poa_ds.evaluate import feature_cache, score_table
 from poa_ds.evaluate import split as of_labels
+from poa_ds.evaluate.embed.sources import Part, Shards
 from poa_ds.evaluate.feature_cache import Cache, Reader, is_features
 from poa_ds.evaluate.feature_sets import matched, usable
 from poa_ds.evaluate.features import TAPS
-from poa_ds.evaluate.image_sources import Part, Shards
-from poa_ds.evaluate.linear import MOMENTUM, RATES
-from poa_ds.evaluate.linear_data import RandomCrops
-from poa_ds.evaluate.linear_task import Task
+from poa_ds.evaluate.linear import data as linear_data
+from poa_ds.evaluate.linear.classifiers import MOMENTUM, RATES
+from poa_ds.evaluate.linear.data import RandomCrops
+from poa_ds.evaluate.linear.task import Task
 from poa_ds.evaluate.ranks import all_ranks, listening
 from poa_ds.evaluate.score_rows import BEST_ON_VAL, ScoreRow
 from poa_ds.evaluate.split import HELD_OUT, drawn, few

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save, save_file
 
-from poa_ds.evaluate.image_sources import Images
+from poa_ds.evaluate.embed.sources import Images
 from poa_ds.system.errors import UserError
 from poa_ds.system.files import replace_bytes, replace_text, whole_folder
 from poa_ds.system.json_text import parse

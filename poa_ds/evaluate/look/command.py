@@ -10,12 +10,12 @@ from torch import Tensor
 
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.data.image.views import center_view, decode
-from poa_ds.evaluate import image_sources
 from poa_ds.evaluate.bank import Bank, bank, marks, reference
-from poa_ds.evaluate.image_sources import Images
-from poa_ds.evaluate.look_page import View, page
+from poa_ds.evaluate.embed import sources as image_sources
+from poa_ds.evaluate.embed.sources import Images
+from poa_ds.evaluate.look.page import View, page
+from poa_ds.evaluate.look.seeing import Seen, brightness, colours, nearest, places, see, see_map
 from poa_ds.evaluate.neighbours import subset
-from poa_ds.evaluate.seeing import Seen, brightness, colours, nearest, places, see, see_map
 from poa_ds.export.extract import extract
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from poa_ds.evaluate.linear import Classifiers, Unit, chunks, cosine, dealt
-from poa_ds.evaluate.linear_data import LabelledBatch
+from poa_ds.evaluate.linear.classifiers import Classifiers, Unit, chunks, cosine, dealt
+from poa_ds.evaluate.linear.data import LabelledBatch
 from poa_ds.system import dist
 from poa_ds.system.files import give_name, sync
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.evaluate import results
-from poa_ds.evaluate.latency_rows import LatencyRow, Place, processor
+from poa_ds.evaluate.latency.rows import LatencyRow, Place, processor
 from poa_ds.export import onnx_file
 from poa_ds.export.extract import extract
 from poa_ds.export.folder import LIMIT
