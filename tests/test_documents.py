@@ -77,9 +77,9 @@ def test_numbers_of_sizes_are_those_of_the_recipes():
         assert (len(space.subnets()), len(space.menu())) == (int(sizes), int(entries)), name
 
 
-def test_readme_s_table_of_recipes_is_right():
+def test_the_table_of_recipes_is_right():
     """`name.yaml` | 143, from 384x12 to 1024x24: for every recipe that a row describes alone."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/howto/recipes.md").read_text()
     rows = re.findall(r"^\| `(\w+)\.yaml` \| (\d+)[^|]*, from (\S+) to (\S+) ", text, re.MULTILINE)
     assert len(rows) >= 7
     for name, sizes, smallest, largest in rows:

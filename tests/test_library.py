@@ -1,4 +1,4 @@
-"""The library as README tells it: its names, its example, its strictness."""
+"""The library as docs/howto/library.md tells it: its names, its example, its strictness."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ from poa_ds.model.branch import Branch
 from tests.conftest import shared
 from tests.export.test_folder import made
 
-README = Path(__file__).parents[1] / "README.md"
+LIBRARY = Path(__file__).parents[1] / "docs/howto/library.md"
 STAGED = ((1, 1, 1, 1), (1, 1, 2, 1), (1, 2, 2, 1))
 MODELS = {
     "vit": lambda: ElasticViT(ElasticSpace((32, 64), (2, 3)), image_size=64, head_dim=32),
@@ -57,9 +57,9 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     state |= {f"dino_head.{name}": t for name, t in heads.items()}
     monkeypatch.chdir(tmp_path)
     torch.save({"teacher": state}, "teacher_checkpoint.pth")
-    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
+    code = re.search(r"```python\n(.*?)```", LIBRARY.read_text(), re.DOTALL)[1]
     names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, str(LIBRARY), "exec"), names)
     assert torch.isfinite(names["terms"].koleo)
     before = made.backbone.embed.pos_embed
     assert not torch.equal(names["student"].backbone.embed.pos_embed, before)

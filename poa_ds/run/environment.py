@@ -82,5 +82,5 @@ def say_differences() -> None:
     if lines and dist.is_main():
         say(
             "warning: the environment is not the same on all ranks (.deepspeed_env carries it, see"
-            " README):\n  " + "\n  ".join(lines)
+            " docs/howto/cluster.md):\n  " + "\n  ".join(lines)
         )

@@ -137,7 +137,7 @@ def test_bytes_of_other_networks_are_what_was_counted(
     found = measured(tmp_path, world, [1, 2, 3], shapes)
     check_state(found, shapes, world)
     ratios = check_saved(found, shapes)
-    assert all(0.95 < ratio < 1.05 for ratio in ratios), ratios  # as README says
+    assert all(0.95 < ratio < 1.05 for ratio in ratios), ratios  # as docs/howto/cluster.md says
 
 
 @pytest.mark.slow
