@@ -13,12 +13,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from poa_ds.bench import cost
-from poa_ds.bench.methods import report, results, table
+from poa_ds.bench.methods import basis, report, results, table
 from poa_ds.bench.methods.results import Result
 from poa_ds.bench.methods.runs import Settings, plan
+from poa_ds.bench.methods.table import Variant
+from poa_ds.checkpoint.deployed import publish
 from poa_ds.cli import main
+from poa_ds.export import start
+from poa_ds.methods.method import method
+from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, load
 from poa_ds.run import exit_status
 from poa_ds.system.errors import UsageError, UserError
@@ -37,6 +43,11 @@ variants:
   alone: {alone: true}
   broken: {set: [evaluation.bank=/no/such/folder]}
 """
+TWO = "recipe: photos\nagainst: a\nsizes: [32x2]\nvariants:\n  "
+PROTOCOL = {
+    **{"queries": {"images": 100}, "bank": {"images": 100, "of": 100}},
+    **{"crop": 32, "resize": 32, "precision": "fp32"},
+}
 
 
 @pytest.fixture
@@ -61,11 +72,13 @@ def written(tmp_path: Path) -> Callable[[str], str]:
 def test_every_shipped_table_has_recipes_that_train(name: str, settings) -> None:
     """Each is checked by the recipe's own rules; the same images for all, and every size of it."""
     read = table.read(name)
-    found = plan(read, settings(read, seeds=(3,)))
+    own = read.head.equal == "own"
+    steps = None if own else 100
+    found = plan(read, settings(read, seeds=(3,), steps=steps, equal=read.head.equal))
     assert len({run.name for run in found}) == len(found)
     assert {run.variant for run in found} == set(read.variants)
-    assert {run.steps for run in found} == {100} and {run.seed for run in found} == {3}
-    assert len({run.images for run in found}) == 1
+    assert {run.seed for run in found} == {3}
+    assert own or ({run.steps for run in found} == {100} and len({r.images for r in found}) == 1)
     for run in found:
         every = {str(subnet) for subnet in derived.space(run.recipe).subnets()}
         assert set(run.sizes) <= every and run.recipe.data.train == "data/train"
@@ -78,10 +91,66 @@ def test_who_learns_from_another_run_comes_after_it_and_of_the_same_seed(setting
     found = plan(read, settings(read))
     for at, run in enumerate(found):
         if run.variant == "seed":
-            [teacher] = [other for other in found[:at] if other.name == run.teacher]
+            [teacher] = [other for other in found[:at] if other.name in run.needs]
             assert (teacher.seed, str(teacher.folder)) == (run.seed, run.recipe.distill.teacher)
     with pytest.raises(UsageError, match="learns from poa"):
         plan(read, settings(read, variants=("dspnet", "seed")))
+
+
+def test_who_begins_with_another_run_has_it_before_it_and_as_its_teacher(settings) -> None:
+    """Re-based: from a folder of its own. A chain of two comes in its order."""
+    read = table.read("from_weights")
+    poa = Variant(recipe="photos", start="none_40", set=("backbone.input_scale=0.5",))
+    given = Variant(start="runs/mine", set=read.variants["none_40"].set)
+    more = {"chain": poa, "given": given} | dict(read.variants)  # asked for in the wrong order
+    read = replace(read, variants=more)
+    made = settings(read, steps=None, equal="own")
+    found = {run.name: run for run in plan(read, made)}
+    names, runs = list(found), made.out / "runs"
+    for seed in (0, 1):
+        plain, turned = found[f"none_40_s{seed}"], found[f"rotate_40_s{seed}"]
+        assert plain.recipe.start == plain.recipe.distill.teacher == f"{runs}/source_s{seed}"
+        assert plain.needs == turned.needs == (f"source_s{seed}",) and not plain.source
+        assert (turned.source, turned.rebase) == (f"{runs}/source_s{seed}", "rotate")
+        assert turned.recipe.start == turned.recipe.distill.teacher
+        assert turned.recipe.start == f"{made.out}/starts/rotate_40_s{seed}"
+        chain = found[f"chain_s{seed}"].recipe
+        assert chain.start == f"{runs}/none_40_s{seed}" and chain.objective.method == "poa"
+        order = [names.index(f"{name}_s{seed}") for name in ("source", "none_40", "chain")]
+        assert order == sorted(order)
+        assert found[f"given_s{seed}"].recipe.start == "runs/mine"
+        assert not found[f"given_s{seed}"].needs
+    assert {found[f"rotate_{n}_s0"].steps for n in (40, 100, 200)} == {40, 100, 200}
+    with pytest.raises(UsageError, match="none_40 begins with source"):
+        plan(read, replace(made, variants=("poa_40", "none_40")))
+
+
+def test_a_start_is_the_source_in_another_basis(tmp_path: Path, settings, written) -> None:
+    """The last norm has no factors here: features are turned, and what is between them stays."""
+    make_shards(tmp_path / "data" / "train", 24)
+    alone = ["backbone.width={min: 64, max: 64}", "backbone.depth={min: 2, max: 2}"]
+    recipe = load.recipe(Path("photos"), [*alone, "backbone.names={}"])
+    network = method(recipe).networks().backbone
+    tensors = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
+    publish(tmp_path / "source", tensors, recipe, 7)
+    text = TINY + "  moved: {start: %s, rebase: rotate, set: %s}\n"
+    sizes = '["backbone.width={max: 64, step: 32}", "backbone.depth.max=2", "backbone.names={}"]'
+    read = table.read(written(text % (tmp_path / "source", sizes)))
+    data = str(tmp_path / "data")
+    [run] = plan(read, settings(read, data=data, seeds=(0,), variants=("moved",)))
+    basis.write(run)
+    begun = method(run.recipe).networks()
+    start.begin(begun, run.recipe.start)
+    images = torch.randn(5, 3, 32, 32)
+    whole, half = (Subnet(width, 2) for width in (64, 32))
+    theirs, ours = (x(images, whole)[:, 0] for x in (network, begun.backbone))
+    assert torch.allclose(theirs @ theirs.T, ours @ ours.T, rtol=1e-3)
+    assert not torch.allclose(theirs, ours, rtol=0.1)
+    part, own = network(images, whole)[:, 0, :32], begun.backbone(images, half)[:, 0]
+    assert not torch.allclose(part @ part.T, own @ own.T, rtol=0.1)
+    written_at = Path(run.recipe.start).stat().st_mtime_ns
+    basis.write(run)  # it stays
+    assert Path(run.recipe.start).stat().st_mtime_ns == written_at
 
 
 @pytest.mark.parametrize("recipe", ["photos", "photos_dspnet", "photos_sweet"])
@@ -118,12 +187,13 @@ def test_equal_flops_give_all_runs_of_a_variant_what_the_first_has_alone(setting
         ("against: a\nsizes: [32x2]\nvariants: {a: {}}", "a has no recipe"),
         ("recipe: photos\nagainst: a\nsizes: [32x2]\nvariants: {a: {alon: true}}", "alone"),
         ("recipe: photos\nagainst: a\nsizes: [32x2]\nvariants: {a/b: {}}", "letters"),
-        ("recipe: photos\nagainst: a\nsizes: [32x2]\nvariants: {a: {teacher: a}}", "must be a"),
-        (
-            "recipe: photos\nagainst: a\nsizes: [32x2]\n"
-            "variants: {a: {}, b: {alone: true, teacher: a}}",
-            "exclude each other",
-        ),
+        (f"{TWO}a: {{teacher: a}}", "comes before itself: a <- a"),
+        (f"{TWO}a: {{start: b}}\n  b: {{teacher: a}}", "comes before itself: a <- b <- a"),
+        (f"{TWO}a: {{}}\n  b: {{teacher: c}}", "teacher 'c' is no variant"),
+        (f"{TWO}a: {{}}\n  b: {{alone: true, teacher: a}}", "alone excludes teacher"),
+        (f"{TWO}a: {{alone: true}}\n  b: {{start: a}}", "start 'a' must be a variant with one run"),
+        (f"{TWO}a: {{rebase: sort}}", "rebase sort without start"),
+        (f"{TWO}a: {{}}\nequal: steps", "equal"),
     ],
 )
 def test_a_mistake_in_a_table_is_named(text: str, said: str, written) -> None:
@@ -140,7 +210,7 @@ def test_runs_that_would_see_other_images_or_have_unknown_flops_are_refused(
         plan(read, settings(read))
     read = table.read("methods")
     read = replace(read, head=replace(read.head, against="seed"))
-    with pytest.raises(UsageError, match="seed has a teacher"):
+    with pytest.raises(UsageError, match="seed has a teacher or a start"):
         plan(read, settings(read, equal="flops"))
 
 
@@ -185,6 +255,21 @@ def test_a_mean_is_of_those_that_have_every_size() -> None:
     assert report.accuracy(found, "a", report.ALL).mean == 75.0
     assert report.accuracy(found, "b", report.ALL) is None
     assert report.difference(found, "b", "a", report.ALL) is None
+
+
+def test_what_was_measured_before_the_first_step_stands_apart(written) -> None:
+    read = table.read(written(TINY))
+    found = [_result("poa", 0, w32x2=70.0, w64x2=80.0), _result("alone", 0, w32x2=60.0, w64x2=62.0)]
+    found = [replace(r, protocol=PROTOCOL) for r in found]
+    run = SimpleNamespace(name="poa_s0", variant="poa", done=True)
+    run.recipe = SimpleNamespace(evaluation=SimpleNamespace(report_k=20))
+    assert "first step" not in report.text(read, [run], found, {}, "command")
+    found[0] = replace(found[0], before={"32x2": 51.0, "64x2": 53.0})
+    text = report.text(read, [run], found, {}, "command")
+    _, _, part = text.partition("Before the first step.")
+    assert part.split("What one")[0].strip().endswith("| **poa** | 0 | 51.0 | 53.0 | 52.0 |")
+    kept = report.record(read, [run], found)["variants"]["poa"]
+    assert kept["before"]["64x2"]["mean"] == 53.0 and kept["k-NN"]["64x2"]["mean"] == 80.0
 
 
 def test_a_variant_without_finite_features_does_not_stop_the_table(monkeypatch) -> None:

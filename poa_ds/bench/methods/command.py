@@ -11,11 +11,12 @@ import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from poa_ds.bench.methods import report, results, runner
 from poa_ds.bench.methods import runs as planned
 from poa_ds.bench.methods.runs import Run, Settings
-from poa_ds.bench.methods.table import Table, names, read
+from poa_ds.bench.methods.table import Equal, Table, names, read
 from poa_ds.system import files, lock, paths
 from poa_ds.system.arguments import count, whole
 from poa_ds.system.console import say, tell
@@ -39,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=count, metavar="N", help="of every run (the recipes')")
     parser.add_argument(
         "--equal",
-        choices=("images", "flops"),
-        default="images",
-        help="what all variants get alike: images seen by each run, or counted operations of all"
-        " runs of a variant together (%(default)s)",
+        choices=get_args(Equal),
+        help="what all variants get alike: images seen by each run; or counted operations of all"
+        " runs of a variant together; or nothing (own), each has its own steps (the table's,"
+        " images where it says nothing)",
     )
     parser.add_argument(
         "--data", type=paths.place, metavar="DIR", help="holds train and val (the table's)"
@@ -92,6 +93,9 @@ def _settings(table: Table, args: argparse.Namespace) -> Settings:
     unknown = sorted(set(args.only or ()) - set(table.variants))
     if unknown:
         raise UsageError(f"--only {', '.join(unknown)}: variants are {', '.join(table.variants)}")
+    equal = args.equal or table.head.equal
+    if equal == "own" and args.steps:
+        raise UsageError("--steps: each variant has steps of its own here (--equal own)")
     chosen = tuple(name for name in table.variants if not args.only or name in args.only)
     data = args.data or table.head.data
     return Settings(
@@ -101,7 +105,7 @@ def _settings(table: Table, args: argparse.Namespace) -> Settings:
         tuple(dict.fromkeys(args.seeds)),
         chosen,
         args.steps,
-        args.equal,
+        equal,
     )
 
 
@@ -151,6 +155,6 @@ def _command(args: argparse.Namespace) -> str:
     words = ["poa-ds", "bench", "methods", "--table", args.table, "--seeds", *map(str, args.seeds)]
     words += ["--only", *args.only] if args.only else []
     words += ["--steps", str(args.steps)] if args.steps else []
-    words += ["--equal", args.equal] if args.equal != "images" else []
+    words += ["--equal", args.equal] if args.equal else []
     words += ["--data", args.data] if args.data else []
     return shlex.join([*words, "--out", str(args.out)])

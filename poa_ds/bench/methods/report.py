@@ -1,6 +1,7 @@
 """The table of a comparison: Markdown for people, JSON with every figure of every seed."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -39,6 +40,7 @@ def text(
         f"Minus {table.head.against}, in points, paired by seed. `ahead`, `behind`: the whole"
         " interval lies on that side; `not shown`: it does not.",
         _markdown(["", "seeds", *_columns(table)], _differences(table, found)),
+        *_begun(table, found),
         "What one seed costs. TFLOP: counted, evaluations left out; time: of the steps.",
         _markdown(["", "runs", "images", "TFLOP", "time"], _costs(table, found)),
         *_missing(runs, outcomes),
@@ -57,6 +59,7 @@ def record(table: Table, runs: Sequence[Run], found: Sequence[Result]) -> dict[s
         "variants": {
             variant: {
                 "k-NN": _json(table, lambda size, v=variant: accuracy(found, v, size)),
+                "before": _json(table, lambda size, v=variant: accuracy(begun(found), v, size)),
                 "difference": _json(
                     table, lambda size, v=variant: difference(found, v, table.head.against, size)
                 ),
@@ -90,6 +93,19 @@ def difference(found: Sequence[Result], variant: str, against: str, size: str) -
     own, other = _by_seed(found, variant, size), _by_seed(found, against, size)
     both = [own[seed] - other[seed] for seed in own if seed in other]
     return mean(both) if both else None
+
+
+def begun(found: Sequence[Result]) -> list[Result]:
+    """Those that were measured before their first step, with what that gave."""
+    return [replace(result, knn=result.before) for result in found if result.before]
+
+
+def _begun(table: Table, found: Sequence[Result]) -> list[str]:
+    first = begun(found)
+    if not first:
+        return []
+    rows = _accuracies(table, first)
+    return ["Before the first step.", _markdown(["", "seeds", *_columns(table)], rows)]
 
 
 def _by_seed(found: Sequence[Result], variant: str, size: str) -> dict[int, float]:
@@ -136,10 +152,10 @@ def _costs(table: Table, found: Sequence[Result]) -> list[list[str]]:
         whole = [r for r in found if r.variant == name and r.whole]
         if not whole:
             continue
-        teacher = table.variants[name].teacher
+        others = " and ".join(table.before(name))
         rows.append(
             [
-                name + (f", beside the run of {teacher}" if teacher else ""),
+                name + (f", beside the run of {others}" if others else ""),
                 str(whole[0].runs),
                 f"{fmean(r.images for r in whole):,.0f}",
                 f"{fmean(r.flops for r in whole) / 1e12:,.1f}",

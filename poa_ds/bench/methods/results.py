@@ -1,7 +1,7 @@
 """What the runs of a table have given so far, read from their folders."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from poa_ds.bench import cost
@@ -15,6 +15,7 @@ from poa_ds.system.run_folder import RunFolder
 class Result:
     """Of one variant and seed, by as many runs as it takes. knn: size -> percent at report_k.
 
+    before: the same before the first step, of runs that were measured there (evaluation.at_start).
     seconds: of the steps alone. whole: no run of it is missing.
     """
 
@@ -27,6 +28,7 @@ class Result:
     flops: float
     seconds: float
     whole: bool
+    before: Mapping[str, float] = field(default_factory=dict)
 
 
 def read(runs: Sequence[Run]) -> list[Result]:
@@ -52,13 +54,16 @@ def read(runs: Sequence[Run]) -> list[Result]:
 
 def _result(done: Sequence[Run], *, whole: bool) -> Result:
     knn: dict[str, float] = {}
+    before: dict[str, float] = {}
     protocol: Mapping[str, Any] = {}
     for run in done:
-        newest = results.newest(results.read(RunFolder(run.folder).knn), run.steps)
-        for size in run.sizes:
-            if size in newest:  # one whose features were not finite is not
-                accuracies, protocol = newest[size]
-                knn[size] = accuracies[run.recipe.evaluation.report_k]
+        rows = results.read(RunFolder(run.folder).knn)
+        for step, into in ((0, before), (run.steps, knn)):
+            newest = results.newest(rows, step)
+            for size in run.sizes:
+                if size in newest:  # one whose features were not finite is not
+                    accuracies, protocol = newest[size]
+                    into[size] = accuracies[run.recipe.evaluation.report_k]
     return Result(
         done[0].variant,
         done[0].seed,
@@ -69,4 +74,5 @@ def _result(done: Sequence[Run], *, whole: bool) -> Result:
         sum(run.flops() or 0.0 for run in done),
         sum(max(cost.seconds(RunFolder(r.folder).metrics).values(), default=0.0) for r in done),
         whole,
+        before,
     )

@@ -44,7 +44,7 @@ def run(plan: Callable[[], Sequence[Run]], out: Path) -> None:
         open_ = [run for run in every if run.name not in done | tried]
         if not open_:
             return
-        ready = [run for run in open_ if not run.teacher or run.teacher in done]
+        ready = [run for run in open_ if done.issuperset(run.needs)]
         if not ready:
             _give_up(open_, out)
             return
@@ -92,7 +92,7 @@ def _left(runs: Sequence[Run], rates: Sequence[tuple[float, float]]) -> str:
 
 def _give_up(runs: Sequence[Run], out: Path) -> None:
     for run in runs:
-        why = f"its teacher {run.teacher} is not there"
+        why = f"it needs {', '.join(run.needs)}, not all of which is done"
         keep(out, run.name, Outcome(why, 0.0, _today(), versions.versions()["commit"]))
         tell(f"{run.name} is left out: {why}")
 
@@ -102,6 +102,10 @@ def _train(run: Run, out: Path) -> Outcome:
     recipe = _recipe(run, out)
     for folder in (recipe.parent, out / "logs", out / "runs"):
         folder.mkdir(parents=True, exist_ok=True)
+    if run.source:
+        from poa_ds.bench.methods import basis  # torch: seconds, which --help does without
+
+        basis.write(run)
     files.replace_text(recipe, load.to_yaml(run.recipe))
     log, begun = out / "logs" / f"{run.name}.log", time.monotonic()
     command = [sys.executable, "-m", "poa_ds.train", "--config", str(recipe)]

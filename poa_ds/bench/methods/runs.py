@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from poa_ds.bench import cost
-from poa_ds.bench.methods.table import Table, Variant
+from poa_ds.bench.methods.table import Equal, Table, Variant
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.recipe.twin import twin
@@ -14,7 +13,6 @@ from poa_ds.run import exit_status
 from poa_ds.system.errors import UsageError
 from poa_ds.system.run_folder import RunFolder
 
-Equal = Literal["images", "flops"]
 # of every run: what MLflow and the page would show is in the table
 OVERRIDES = ("tracking=none", "report=false", "evaluation.at_start=false")
 
@@ -34,7 +32,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """One training. sizes: of the table, those that it measures. teacher: the run it needs."""
+    """One training. sizes: of the table, those that it measures. needs: the runs before it.
+
+    source: the run that is written in another basis (rebase) to recipe.start before this begins.
+    """
 
     name: str
     variant: str
@@ -42,7 +43,9 @@ class Run:
     sizes: tuple[str, ...]
     recipe: Recipe
     steps: int
-    teacher: str = ""
+    needs: tuple[str, ...] = ()
+    source: str = ""
+    rebase: str = "none"
 
     @property
     def folder(self) -> Path:
@@ -60,22 +63,30 @@ class Run:
         return bool(ended and ended.status == exit_status.DONE and ended.step == self.steps)
 
     def flops(self) -> float | None:
-        """Counted, two per multiply-add, without evaluations; None as long as its teacher lacks."""
-        if self.teacher and not RunFolder(Path(self.recipe.distill.teacher)).teachers.is_dir():
-            return None
+        """Counted, two per multiply-add, without evaluations; None while its teacher is missing."""
+        if self.needs or self.source:
+            teacher = self.recipe.distill.teacher
+            if teacher and not _there(Path(teacher)):
+                return None
         return self.steps * cost.flops_per_step(self.recipe)
 
 
+def _there(teacher: Path) -> bool:
+    """Whether it is a run that has published, or one network's folder."""
+    return RunFolder(teacher).teachers.is_dir() or (teacher / "teacher.safetensors").is_file()
+
+
 def plan(table: Table, settings: Settings) -> list[Run]:
-    """All runs, seed by seed, teachers before those who learn from them."""
+    """All runs, seed by seed, and of a seed each behind those that it needs."""
     chosen = {name: table.variants[name] for name in settings.variants}
-    for name, variant in chosen.items():
-        if variant.teacher and variant.teacher not in chosen:
-            raise UsageError(
-                f"{name} learns from {variant.teacher}: give it to --only too (what is done is not"
-                " repeated)"
-            )
-    ordered = sorted(chosen.items(), key=lambda item: bool(item[1].teacher))
+    for name in chosen:
+        for other in table.before(name):
+            if other not in chosen:
+                does = "learns from" if other == chosen[name].teacher else "begins with"
+                raise UsageError(
+                    f"{name} {does} {other}: give it to --only too (what is done is not repeated)"
+                )
+    ordered = sorted(chosen.items(), key=lambda item: table.depth(item[0]))
     found = []
     for seed in settings.seeds:
         of_seed = [
@@ -99,11 +110,14 @@ def _of_variant(
         f"seed={seed}",
         f"output_dir={runs / name}_s{seed}",
     ]
-    teacher = f"{variant.teacher}_s{seed}" if variant.teacher else ""
-    if teacher:
-        overrides.append(f"distill.teacher={runs / teacher}")
+    if variant.teacher:
+        overrides.append(f"distill.teacher={runs / variant.teacher}_s{seed}")
+    source = f"{runs / variant.start}_s{seed}" if variant.start in table.variants else variant.start
     try:
         recipe = load.recipe(Path(variant.recipe or table.head.recipe), overrides)
+        if variant.start:
+            moved = f"{settings.out / 'starts' / name}_s{seed}"
+            recipe = _started(recipe, variant, source if variant.rebase == "none" else moved)
         there = {str(subnet) for subnet in derived.space(recipe).subnets()}
         sizes = tuple(size for size in table.head.sizes if size in there)
         if not sizes:
@@ -119,7 +133,17 @@ def _of_variant(
     except UsageError as error:
         raise UsageError(f"variant {name}: {error}") from error
     recipe = replace(recipe, evaluation=replace(recipe.evaluation, sizes=sizes))
-    yield replace(_run(f"{name}_s{seed}", name, recipe, sizes, settings), teacher=teacher)
+    found = _run(f"{name}_s{seed}", name, recipe, sizes, settings)
+    found = replace(found, needs=tuple(f"{other}_s{seed}" for other in table.before(name)))
+    moves = variant.rebase != "none"
+    yield replace(found, source=source, rebase=variant.rebase) if moves else found
+
+
+def _started(recipe: Recipe, variant: Variant, start: str) -> Recipe:
+    """The recipe that begins with `start`, and learns from it where nothing else is named."""
+    if recipe.objective.method == "seed" and not variant.teacher:
+        recipe = replace(recipe, distill=replace(recipe.distill, teacher=start))
+    return replace(recipe, start=start)
 
 
 def _run(
@@ -141,10 +165,10 @@ def _balanced(runs: Sequence[Run], table: Table, settings: Settings) -> list[Run
     """The runs of a seed with steps that give every variant the FLOPs of table.head.against."""
     if table.head.against not in settings.variants:
         raise UsageError(f"--equal flops: --only needs {table.head.against}, whose FLOPs count")
-    if table.variants[table.head.against].teacher:
+    if table.variants[table.head.against].needs:
         raise UsageError(
-            f"--equal flops: {table.head.against} has a teacher, before whose end its FLOPs are not"
-            " known: compare with a variant that has none"
+            f"--equal flops: {table.head.against} has a teacher or a start, before whose end its"
+            " FLOPs are not known: compare with a variant that has none"
         )
     totals: dict[str, float | None] = {}
     for name in settings.variants:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from poa_ds.recipe import shipped
 from poa_ds.system.errors import UsageError
@@ -12,6 +12,7 @@ from poa_ds.system.typed_yaml import build, parse
 
 TABLES = Path(__file__).with_name("tables")
 NAME = re.compile(r"[A-Za-z0-9_.-]+")  # a part of folder names
+Equal = Literal["images", "flops", "own"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,15 @@ class Variant:
     set: tuple[str, ...] = ()  # key=value overrides, beside the table's
     alone: bool = False  # by one run for each size, which knows that size alone
     teacher: str = ""  # a variant whose run of the same seed is distill.teacher
+    # a variant (its run of the same seed) or a run's folder: what it begins with, and for method
+    # seed its teacher too, unless `teacher` names another
+    start: str = ""
+    rebase: Literal["none", "sort", "rotate"] = "none"  # of `start`, as `poa-ds import --rebase`
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What must be there before its run: variants, and a folder where `start` is none."""
+        return tuple(dict.fromkeys(name for name in (self.teacher, self.start) if name))
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Head:
     data: str = ""  # a folder with the shard folders train and val
     against: str = ""  # the variant that the others are held against
     sizes: tuple[str, ...] = ()  # WIDTHxDEPTH; a variant without one of them has no figure there
+    equal: Equal = "images"  # what all variants get alike; own: nothing, each has its own steps
     set: tuple[str, ...] = ()
 
 
@@ -42,6 +53,14 @@ class Table:
     name: str
     head: Head
     variants: Mapping[str, Variant] = field(default_factory=dict)
+
+    def before(self, name: str) -> tuple[str, ...]:
+        """The variants whose runs must be done before those of `name`."""
+        return tuple(other for other in self.variants[name].needs if other in self.variants)
+
+    def depth(self, name: str) -> int:
+        """How many variants stand before it, one behind the other."""
+        return max((1 + self.depth(other) for other in self.before(name)), default=0)
 
 
 def names() -> list[str]:
@@ -85,11 +104,30 @@ def _check(head: Head, variants: Mapping[str, Variant]) -> None:
     for name, variant in variants.items():
         if not (variant.recipe or head.recipe):
             raise UsageError(f"variants.{name} has no recipe, and the table has none for all")
-        if variant.alone and variant.teacher:
-            raise UsageError(f"variants.{name}: alone and teacher exclude each other")
-        other = variants.get(variant.teacher)
-        if variant.teacher and (other is None or other.teacher or other.alone):
-            raise UsageError(
-                f"variants.{name}.teacher {variant.teacher!r} must be a variant with one run that"
-                " has no teacher itself"
-            )
+        if variant.alone and variant.needs:
+            raise UsageError(f"variants.{name}: alone excludes teacher and start")
+        if variant.rebase != "none" and not variant.start:
+            raise UsageError(f"variants.{name}: rebase {variant.rebase} without start")
+        if variant.teacher and variant.teacher not in variants:
+            raise UsageError(f"variants.{name}.teacher {variant.teacher!r} is no variant")
+        for key, other in (("teacher", variant.teacher), ("start", variant.start)):
+            if other in variants and variants[other].alone:
+                raise UsageError(
+                    f"variants.{name}.{key} {other!r} must be a variant with one run; it has one"
+                    " for each size (alone)"
+                )
+        if circle := _circle(name, variants):
+            raise UsageError(f"variants.{name} comes before itself: {' <- '.join(circle)}")
+
+
+def _circle(name: str, variants: Mapping[str, Variant]) -> list[str]:
+    """A way from it through what it needs back to it; empty: there is none."""
+    ways = [[name]]
+    while ways:
+        way = ways.pop()
+        for other in variants[way[-1]].needs:
+            if other == name:
+                return [*way, other]
+            if other in variants and other not in way:
+                ways.append([*way, other])
+    return []
