@@ -90,9 +90,6 @@ def add_arguments(
     shards_alone: a set cannot be a folder of features.
     """
     kinds = "shards" if shards_alone else "shards, or features that `poa-ds embed RUN` has written"
-    parser.add_argument(
-        "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
-    )
     for name, what in places.items():
         parser.add_argument(
             f"--{name}",
@@ -100,11 +97,19 @@ def add_arguments(
             metavar="PLACE",
             help=f"{what}: {kinds} (recipe's)",
         )
-    parser.add_argument("--sizes", help="all, or names and WIDTHxDEPTH, by commas (recipe's names)")
-    parser.add_argument("--step", type=int, help="of the teacher (the newest)")
     parser.add_argument(
         "--keep-features", action="store_true", help="in RUN/features, for the next command"
     )
+    add_reader_arguments(parser)
+
+
+def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `Reader.of` takes, and how rows are printed."""
+    parser.add_argument(
+        "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
+    )
+    parser.add_argument("--sizes", help="all, or names and WIDTHxDEPTH, by commas (recipe's names)")
+    parser.add_argument("--step", type=int, help="of the teacher (the newest)")
     parser.add_argument(
         "--batch-size", type=arguments.count, help="images at a time (recipe's evaluation's)"
     )

@@ -16,7 +16,7 @@ from poa_ds.cli import main
 from poa_ds.data.image.views import decode, random_crop
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.order import VIEWS, Order, keyed
-from poa_ds.evaluate import score_rows
+from poa_ds.evaluate import groups, score_rows
 from poa_ds.evaluate.embed.sources import Shards
 from poa_ds.evaluate.feature_sets import FeatureSet
 from poa_ds.evaluate.linear import command as linear_command
@@ -209,7 +209,7 @@ def test_a_kill_at_the_end_of_a_group_loses_no_row_and_no_checkpoint(
     assert linear(run, *words) == 0
     wanted, replace_text, run_training, firsts = (
         rows(run),
-        linear_task.replace_text,
+        groups.replace_text,
         Training.run,
         [],
     )
@@ -226,9 +226,9 @@ def test_a_kill_at_the_end_of_a_group_loses_no_row_and_no_checkpoint(
         return run_training(self, *args, first=first, **more)
 
     monkeypatch.setattr(Training, "run", noted)
-    monkeypatch.setattr(linear_task, "replace_text", killed)
+    monkeypatch.setattr(groups, "replace_text", killed)
     assert linear(run, *words) == 130
-    monkeypatch.setattr(linear_task, "replace_text", replace_text)
+    monkeypatch.setattr(groups, "replace_text", replace_text)
     assert linear(run, *words) == 0
     assert firsts == ([0] if kept else [0, 4])  # both sizes fit into one group
     again = rows(run)[len(wanted) :]

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
             if dist.is_main():
                 score_table.keep(rows, reader.folder.evaluations, args)
                 say_ends(rows, args.learning_rates)
-                found.remove()
+                found.groups.remove()
             return int(len(found.sizes) < len(reader.subnets))
 
 
@@ -247,7 +247,7 @@ def task(
         if fixed
         else RandomCrops(train.folder, learn, protocol["crop"], protocol["batch"], args.seed),
         args.save_every,
-        1e9 * args.memory_gb if args.memory_gb else None,
+        args.memory_gb,
         f"top1{of_labels.amount(args)}",
     )
 

@@ -4,28 +4,29 @@ A batch is the same on any number of ranks: which images, by (seed, position) al
 crop; its features are computed in blocks of a fixed size, dealt to the ranks and gathered.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from poa_ds.data.batch import Bad
 from poa_ds.data.image.views import random_crop
-from poa_ds.data.loader import SUBSTITUTES, decoded
-from poa_ds.data.store.index import SampleError, ShardFolder
-from poa_ds.data.store.order import SUBSTITUTE, VIEWS, Order, keyed
+from poa_ds.data.loader import decoded
+from poa_ds.data.store.index import ShardFolder
+from poa_ds.data.store.order import VIEWS, Order, keyed
 from poa_ds.data.workers import loaded
+from poa_ds.evaluate import positions
 from poa_ds.evaluate.knn_protocol import Encoder
 from poa_ds.evaluate.neighbours import Deal
+from poa_ds.evaluate.positions import Requests
 from poa_ds.system import dist
-from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 
 SCALE, FLIP = (0.08, 1.0), 0.5  # of a random crop, as in DINOv2's evaluation
-BLOCKS = 16  # of a batch: what can be dealt to ranks
 LabelledBatch = tuple[Mapping[str, Tensor], Tensor]  # features (B, D) of each size, labels (B,)
 
 
@@ -64,16 +65,16 @@ class RandomCrops:
 
         widths: size -> columns of its features, in the order of `encode`.
         """
-        deal = Deal(self.batch, -(-self.batch // BLOCKS))
+        deal = positions.dealt(self.batch)
         spans, places = deal.own(), _places(deal).to(device)
-        requests = _Requests(Order(len(self.rows), self.seed), self.batch, spans, steps)
+        requests = Requests(Order(len(self.rows), self.seed), self.batch, spans, steps)
         crops = _Crops(self.folder, self.rows, self.crop, self.seed)
         found = iter(loaded(crops, requests, workers))
         for _ in steps:
             labels = [torch.zeros(0, dtype=torch.int64, device=device)]
             features = [[torch.zeros(0, width, device=device)] for width in widths.values()]
             for _ in spans:
-                images, own, bad = _checked(next(found))
+                images, own, bad = positions.checked(next(found))
                 for column, x in zip(features, encode(images.to(device)), strict=True):
                     column.append(x.float())
                 labels.append(own.to(device))
@@ -86,13 +87,7 @@ class RandomCrops:
 
     def say_damage(self) -> None:
         """How many images were damaged, on all ranks. A collective."""
-        bad = {entry for rank in dist.all_gather_objects(self.bad) for entry in rank}
-        if bad and dist.is_main():
-            shard, key, cause = sorted(bad)[0]
-            say(
-                f"warning: others stand for {len(bad)} damaged images of {self.folder.path}; the "
-                f"first: {SampleError(shard, key, cause)}"
-            )
+        positions.say_damage(self.bad, self.folder.path)
 
 
 def _places(deal: Deal) -> Tensor:
@@ -111,22 +106,6 @@ def _gathered(own: Tensor, deal: Deal, places: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Requests(Sampler[tuple[int, np.ndarray]]):
-    """(first position, places among the rows to learn from) of this rank's blocks, step by step."""
-
-    order: Order
-    batch: int
-    spans: Sequence[range]
-    steps: range
-
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        for step in self.steps:
-            for span in self.spans:
-                first = step * self.batch + span.start
-                yield first, self.order.rows(first, len(span))
-
-
-@dataclass(frozen=True)
 class _Crops(Dataset[tuple[Tensor, Tensor, list[Bad]] | UserError]):
     """Requests -> random crops (b, 3, S, S) uint8, labels, and what was replaced."""
 
@@ -140,34 +119,16 @@ class _Crops(Dataset[tuple[Tensor, Tensor, list[Bad]] | UserError]):
     ) -> tuple[Tensor, Tensor, list[Bad]] | UserError:
         first, places = request
         crops, labels, bad = [], [], []
+        read = partial(decoded, self.folder)
         try:
-            for number, place in enumerate(places.tolist()):
-                position = first + number
-                image, row = self._usable(place, position, bad)
+            for position, place in enumerate(places.tolist(), start=first):
+                image, row, replaced = positions.usable(
+                    read, self.rows, place, seed=self.seed, position=position
+                )
                 rng = keyed(VIEWS, self.seed, position)
                 crops.append(random_crop(image, self.crop, SCALE, FLIP, rng))
                 labels.append(self.folder.label(row))
+                bad += replaced
         except UserError as error:  # as a value: workers lose its type
             return error
         return torch.stack(crops), torch.tensor(labels), bad
-
-    def _usable(self, place: int, position: int, bad: list[Bad]) -> tuple[Tensor, int]:
-        """(image, its row): another that is learnt from, in the place of a damaged one."""
-        rng = keyed(SUBSTITUTE, self.seed, position)
-        for _ in range(SUBSTITUTES):
-            row = int(self.rows[place])
-            try:
-                return decoded(self.folder, row), row
-            except SampleError as error:
-                bad.append((error.shard, error.key, error.cause))
-                place, last = (
-                    (place + 1 + int(rng.random() * (len(self.rows) - 1))) % len(self.rows),
-                    error,
-                )
-        raise last
-
-
-def _checked(found: tuple[Tensor, Tensor, list[Bad]] | UserError) -> tuple[Tensor, Tensor, list]:
-    if isinstance(found, UserError):
-        raise found
-    return found

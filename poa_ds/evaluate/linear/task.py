@@ -1,26 +1,23 @@
 """One `poa-ds eval linear`: which images, in how many steps, and the trainings of all its sizes.
 
-RUN/linear/<letters of the task>/ holds what a stopped command goes on from: rows of the sizes that
-are done, the sizes of the group that is in training, and its checkpoint.
+RUN/linear/<letters of the task>/ holds what a stopped command goes on from (groups.py).
 """
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from poa_ds.checkpoint.deployed import weights_hash
-from poa_ds.evaluate import results, score_rows
+from poa_ds.evaluate import results
 from poa_ds.evaluate.feature_cache import Reader
 from poa_ds.evaluate.features import READS, tapped, tokens_read
+from poa_ds.evaluate.groups import Groups, allowed_bytes
 from poa_ds.evaluate.linear import data as linear_data
 from poa_ds.evaluate.linear.classifiers import Unit, bytes_of, units
 from poa_ds.evaluate.linear.data import LabelledBatch, RandomCrops
@@ -28,12 +25,9 @@ from poa_ds.evaluate.linear.training import Training
 from poa_ds.evaluate.score_rows import BEST_ON_VAL, ScoreRow, identity
 from poa_ds.model.space import Subnet
 from poa_ds.system import dist
-from poa_ds.system.files import replace_text
-from poa_ds.system.json_text import parse
 from poa_ds.system.progress import progress
 
 Rows = Callable[[str], tuple[Tensor, Tensor]]  # size -> (features (n, D), labels (n,))
-FREE_SHARE = 0.6  # of the free memory, for classifiers in training
 AT_ONCE = 256  # the batch for which rates are named
 
 
@@ -41,7 +35,7 @@ AT_ONCE = 256  # the batch for which rates are named
 class Task:
     """protocol: with every number of the method. held: None where all images are learnt from.
 
-    learn: rows of fixed features, or None for `crops`. memory_bytes: of classifiers on a rank.
+    learn: rows of fixed features, or None for `crops`. memory_gb: for classifiers, on a rank.
     """
 
     reader: Reader
@@ -53,7 +47,7 @@ class Task:
     learn: Rows | None
     crops: RandomCrops | None
     save_every: int
-    memory_bytes: float | None
+    memory_gb: float | None
     metric: str = "top1"
 
     @cached_property
@@ -61,61 +55,21 @@ class Task:
         own = {"weights": weights_hash(self.reader.teacher), "sizes": [*map(str, self.sizes)]}
         return self.reader.folder.linear / identity({**self.protocol, **own})
 
+    @cached_property
+    def groups(self) -> Groups:
+        return Groups(self.folder, self.sizes, self._fit)
+
     def run(self, asked: Sequence[int]) -> list[ScoreRow] | None:
         """The rows of all sizes; None where a signal came: the same task goes on from there."""
-        done = self.folder / "rows.jsonl"
-        while group := self._next(done):
-            found = self._trained(group, asked)
-            if found is None:
-                return None
-            if dist.is_main():
-                every = [*score_rows.read(done), *found]  # all of a group at once, or none
-                replace_text(done, "".join(f"{row.to_json()}\n" for row in every))
-                self._group.unlink()
-                shutil.rmtree(self._checkpoints, ignore_errors=True)
-            dist.barrier()
-        return score_rows.read(done) if dist.is_main() else []
+        return self.groups.run(partial(self._trained, asked=asked))
 
-    def remove(self) -> None:
-        """What only a stopped command needs."""
-        shutil.rmtree(self.folder)
-        if not any(self.folder.parent.iterdir()):
-            self.folder.parent.rmdir()
-
-    @property
-    def _group(self) -> Path:
-        return self.folder / "group.json"
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.folder / "checkpoint"
-
-    def _next(self, done: Path) -> list[Subnet]:
-        """The sizes to train together now: those that were in training, or as memory allows."""
-        group: list[Subnet] = []
-        if dist.is_main():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            finished = {row.size for row in score_rows.read(done)}
-            rest = [size for size in self.sizes if str(size) not in finished]
-            begun = parse(self._group.read_bytes()) if self._group.is_file() else []
-            group = [size for size in rest if str(size) in begun]
-            if not group:
-                shutil.rmtree(self._checkpoints, ignore_errors=True)
-                group = self._cut(rest)
-            replace_text(self._group, json.dumps([*map(str, group)]))
-        return dist.broadcast_object(group)
-
-    def _cut(self, rest: Sequence[Subnet]) -> list[Subnet]:
-        """The first of these whose classifiers fit into memory, one at least."""
+    def _fit(self, group: Sequence[Subnet]) -> bool:
+        """Whether the classifiers of these fit into memory."""
         if self.learn is not None:
-            return list(rest[:1])
-        allowed, group = self.memory_bytes or FREE_SHARE * _free(self.reader.readout.device), []
-        for size in rest:
-            every = [unit for other in (*group, size) for unit in self.units(other)]
-            if group and bytes_of(every, self.classes) / dist.world_size() > allowed:
-                break
-            group.append(size)
-        return group
+            return False  # features that lie there are read a size at a time
+        every = [unit for size in group for unit in self.units(size)]
+        allowed = allowed_bytes(self.memory_gb, self.reader.readout.device)
+        return bytes_of(every, self.classes) / dist.world_size() <= allowed
 
     def units(self, size: Subnet) -> list[Unit]:
         """All classifiers of a size."""
@@ -133,7 +87,7 @@ class Task:
             seed=self.protocol["seed"],
             device=self.reader.readout.device,
         )
-        first = training.resume(self._checkpoints)
+        first = training.resume(self.groups.checkpoints)
         batches = self._batches(group, range(first, steps))
         if dist.is_main():
             label = f"linear {', '.join(map(str, group))}"
@@ -141,7 +95,7 @@ class Task:
         finished = training.run(
             batches,
             first=first,
-            folder=self._checkpoints,
+            folder=self.groups.checkpoints,
             save_every=self.save_every,
             asked=asked,
         )
@@ -212,9 +166,3 @@ class Task:
                 )
             )
         return rows
-
-
-def _free(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available

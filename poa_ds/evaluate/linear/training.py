@@ -4,19 +4,17 @@ No classifier is on two ranks, and none is reduced: memory falls with the ranks,
 does not depend on their number.
 """
 
-import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from poa_ds.evaluate import checkpoints
 from poa_ds.evaluate.linear.classifiers import Classifiers, Unit, chunks, cosine, dealt
 from poa_ds.evaluate.linear.data import LabelledBatch
 from poa_ds.system import dist
-from poa_ds.system.files import give_name, sync
 
 AT_A_TIME = 4096  # rows that are classified
 
@@ -52,20 +50,24 @@ class Training:
 
         A collective. Saves to `folder` every so many steps.
         """
-        for done, (features, labels) in enumerate(batches, start=first + 1):
-            share = self.scale * cosine(done - 1, self.steps)
-            near, wanted = (
-                {s: x.to(self.device) for s, x in features.items()},
-                labels.to(self.device),
-            )
+
+        def one(step: int, batch: LabelledBatch) -> None:
+            features, labels = batch
+            share = self.scale * cosine(step, self.steps)
+            near = {size: x.to(self.device) for size, x in features.items()}
+            wanted = labels.to(self.device)
             for classifiers in self.own:
                 classifiers.learn(near[classifiers.unit.size], wanted, share)
-            stop = dist.any_rank(bool(asked), self.device) and done < self.steps
-            if stop or (done % save_every == 0 and done < self.steps):
-                self.save(folder, done)
-            if stop:
-                return False
-        return True
+
+        return checkpoints.learn(
+            batches,
+            one,
+            partial(self.save, folder),
+            steps=range(first, self.steps),
+            save_every=save_every,
+            asked=asked,
+            device=self.device,
+        )
 
     @torch.no_grad()
     def right(self, rows: Callable[[str], tuple[Tensor, Tensor]]) -> dict[str, list[int]]:
@@ -86,40 +88,10 @@ class Training:
         return {u.name: row[: len(u.rates)] for u, row in zip(self.every, table, strict=True)}
 
     def save(self, folder: Path, step: int) -> None:
-        """FOLDER/step00000100 with a file per unit, whole or not there; older ones go."""
-        target = folder / f"step{step:08d}"
-        partial = folder / f".{target.name}.partial"
-        if dist.is_main():
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier()
-        for own in self.own:
-            path = partial / f"{own.unit.name}.safetensors"
-            save_file({name: x.cpu() for name, x in own.state().items()}, path)
-            sync(path)
-        dist.barrier()
-        if dist.is_main():
-            shutil.rmtree(target, ignore_errors=True)
-            give_name(partial, target)
-            for other in saved(folder).values():
-                if other != target:
-                    shutil.rmtree(other)
-        dist.barrier()
+        """A file per unit. A collective."""
+        checkpoints.save(folder, step, {own.unit.name: own.state() for own in self.own})
 
     def resume(self, folder: Path) -> int:
         """The step that was saved, 0 for none; by any number of ranks. A collective."""
-        found = saved(folder)
-        step = dist.broadcast_object(max(found, default=0))
-        for own in self.own if step else ():
-            own.load(self._read(found[step] / f"{own.unit.name}.safetensors"))
-        dist.barrier()
-        return step
-
-    def _read(self, path: Path) -> Mapping[str, Tensor]:
-        return load_file(path, device=str(self.device))
-
-
-def saved(folder: Path) -> dict[int, Path]:
-    """Step -> its folder."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return {int(p.name[4:]): p for p in found if re.fullmatch(r"step\d{8}", p.name)}
+        load = {own.unit.name: own.load for own in self.own}
+        return checkpoints.resume(folder, self.device, load)
