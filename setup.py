@@ -59,10 +59,12 @@ setup(
     extras_require={
         "demo": ["scikit-image>=0.22", "scikit-learn>=1.4"],
         "decode": ["simplejpeg>=1.7"],  # for data.decoder
+        "detection": ["pycocotools>=2.0.8"],
         "test": [
             "hypothesis>=6.100",
             "onnx>=1.17",
             "onnxruntime>=1.20",
+            "pycocotools>=2.0.8",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.11",

@@ -39,6 +39,7 @@ IMPORTERS = {
     "deepspeed": {"poa_ds.engine.engine"},
     "mlflow": {"poa_ds.track.mlflow_client"},
     "plotly": {"poa_ds.report.page"},
+    "pycocotools": {"poa_ds.evaluate.detection.coco"},
     "webdataset": {"poa_ds.data.stream"},
     "triton": {"poa_kernels"},
 }

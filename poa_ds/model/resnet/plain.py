@@ -63,8 +63,21 @@ class ResNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last map (B, C, rows, columns)."""
+        return self.maps(images)[-1]
+
+    @property
+    def strides(self) -> list[int]:
+        """Pixels of the images from one place of each of the maps to the next."""
+        return [4, 8, 16, 32]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """A map (B, C, rows, columns) of each stage."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, 2, padding=1)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        found = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            found.append(x)
+        return found
 
     def forward(self, images: Tensor) -> Tensor:
         """The class feature (B, C): the mean over the last map."""

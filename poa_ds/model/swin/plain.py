@@ -147,6 +147,20 @@ class Swin(nn.Module):
         """Normalised tokens of the last map (B, rows, columns, C)."""
         return self.norm(self.layers(self.embed(images)))
 
+    @property
+    def strides(self) -> list[int]:
+        """Pixels of the images from one place of each of the maps to the next."""
+        merges = sum(isinstance(layer, Merge) for layer in self.layers)
+        return [self.embed.proj.stride[0] * 2**stage for stage in range(merges + 1)]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """A map (B, C, rows, columns) of each stage, the last one normalised."""
+        x, found = self.embed(images), []
+        for layer in self.layers:
+            found += [x] if isinstance(layer, Merge) else []
+            x = layer(x)
+        return [x.permute(0, 3, 1, 2) for x in (*found, self.norm(x))]
+
     def forward(self, images: Tensor) -> Tensor:
         """The class feature (B, C): the mean token."""
         return self.forward_features(images).mean((1, 2))

@@ -219,6 +219,17 @@ class ViT(nn.Module):
             x = block(x, angles)
         return self.norm(x)
 
+    @property
+    def strides(self) -> list[int]:
+        """Pixels of the images from one place of each of the maps to the next."""
+        return [self.patch_embed.proj.stride[0]]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """One map (B, C, rows, columns): the normalised tokens of the patches."""
+        rows, columns = (side // self.strides[0] for side in images.shape[2:])
+        tokens = self.forward_features(images)[:, self.num_prefix_tokens :]
+        return [tokens.transpose(1, 2).unflatten(2, (rows, columns))]
+
     def forward(self, images: Tensor) -> Tensor:
         """The class feature (B, C): the class token."""
         return self.forward_features(images)[:, 0]

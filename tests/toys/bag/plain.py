@@ -24,6 +24,15 @@ class Bag(nn.Module):
         x = self.norm(x)
         return torch.cat((x.mean(1, keepdim=True), x), dim=1)
 
+    @property
+    def strides(self) -> list[int]:
+        return [self.patch.stride[0]]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The patches as one map (B, C, rows, columns)."""
+        places = tuple(side // self.strides[0] for side in images.shape[2:])
+        return [self.forward_features(images)[:, 1:].transpose(1, 2).unflatten(2, places)]
+
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_features(images)[:, 0]
 
