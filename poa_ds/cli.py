@@ -25,7 +25,8 @@ READER_GONE = 141  # 128 + SIGPIPE
 class Command:
     """module.<arguments>(parser) declares the arguments, module.<run>(args) does the work.
 
-    hands_on: what stands behind `--` is another program's, `args.words`.
+    hands_on: what stands behind `--` is another program's, `args.words`. scores: what it adds to a
+    run's evaluations.jsonl is brought to MLflow behind it.
     """
 
     module: str
@@ -34,6 +35,7 @@ class Command:
     run: str = "run"
     hands_on: bool = False
     arguments: str = "add_arguments"
+    scores: bool = False
 
 
 COMMANDS = {
@@ -98,16 +100,19 @@ COMMANDS = {
         "poa_ds.evaluate.linear.command",
         "linear classifiers on frozen features: the field's 52 per size, in one pass",
         "poa-ds eval linear runs/photos --crops centre --epochs 10",
+        scores=True,
     ),
     "eval logistic": Command(
         "poa_ds.evaluate.logistic.command",
         "logistic regression on features of many sizes, from all labels or a few",
         "poa-ds eval logistic runs/photos --val data/photos/val --subset 10%",
+        scores=True,
     ),
     "eval clusters": Command(
         "poa_ds.evaluate.clusters.command",
         "k-means of features of many sizes, and how classes show in it: no label is learnt from",
         "poa-ds eval clusters runs/photos --val data/photos/val",
+        scores=True,
     ),
     "embed": Command(
         "poa_ds.evaluate.embed.command",
@@ -308,7 +313,11 @@ def _run(name: str, arguments: list[str]) -> int:
         if not words:
             parser.error("nothing stands behind `--`")
         args.words = words
-    return getattr(module, command.run)(args)
+    status = getattr(module, command.run)(args)
+    if command.scores and status in (0, UserError.exit_status):
+        sync = importlib.import_module("poa_ds.track.mlflow_sync")
+        sync.after_evaluation(args)
+    return status
 
 
 def _overview(commands: dict[str, Command]) -> str:

@@ -20,7 +20,8 @@ from poa_ds.track.destination import Destination
 from poa_ds.track.logged_points import AllSteps, LastSteps
 from poa_ds.track.metrics_file import Floors, rows_after, size_of, values_of
 from poa_ds.track.mlflow_client import connect
-from poa_ds.track.mlflow_view import COMMIT, NOTE, SIZE, View
+from poa_ds.track.mlflow_scores import PROTOCOL, Scores
+from poa_ds.track.mlflow_view import COMMIT, NOTE, SIZE, View, allowed
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 RUN_TAG = "poa_run"  # has `key` of the ids: the run is found by it where the ids do not help
@@ -85,6 +86,7 @@ class MlflowStore:
         self._knowledge = AllSteps if mode == "sync" else LastSteps
         self._known: dict[str, LastSteps | AllSteps] = {}
         self._offset, self._view = 0, View(recipe)
+        self._scores = Scores(client, RunFolder(folder).evaluations)
         self.experiment = self._experiment_id()
         run = self._find()
         if run is None:
@@ -102,11 +104,22 @@ class MlflowStore:
         self._keep_ids()
 
     def catch_up(self) -> int:
-        """The number of points of metrics.jsonl that the runs lacked; they are there now."""
-        return sum(self.fill())
+        """The number of points of the run's files that the runs lacked; they are there now."""
+        return sum(self.fill()) + self.fill_scores()
+
+    def fill_scores(self) -> int:
+        """The same of evaluations.jsonl alone: the sizes' linear_top1 and others."""
+        added = 0
+        for run, row, milliseconds in self._scores.lacking(self._run_of_size):
+            name = allowed(row.name)
+            point = self._entities.Metric(name, row.value, milliseconds, row.step)
+            self._client.log_batch(run, metrics=[point])
+            self._client.set_tag(run, f"{PROTOCOL}{name}", row.protocol_id)
+            added += 1
+        return added
 
     def fill(self) -> Iterator[int]:
-        """Log what catch_up says; the number of points after every ROWS_AT_A_TIME rows."""
+        """Log what metrics.jsonl has; the number of points after every ROWS_AT_A_TIME rows."""
         rows = rows_after(RunFolder(self._folder).metrics, self._offset)
         while some := list(islice(rows, ROWS_AT_A_TIME)):
             points: dict[str, list] = {}
@@ -115,7 +128,7 @@ class MlflowStore:
                     run = self._run_of_size(label) if label else self._ids["run"]
                     points.setdefault(run, []).extend(
                         self._entities.Metric(name, x, round(1000 * row["time"]), row["step"])
-                        for name, x in ((_allowed(name), x) for name, x in values.items())
+                        for name, x in ((allowed(name), x) for name, x in values.items())
                         if not self._known[run].has(name, row["step"])
                     )
             for run, found in points.items():
@@ -293,8 +306,3 @@ class MlflowStore:
     def _keep_ids(self) -> None:
         if self._keeps_ids:
             mlflow_ids.keep(self._folder, self._ids)
-
-
-def _allowed(name: str) -> str:
-    """The metric's name without the characters that MLflow refuses."""
-    return re.sub(r"[^\w\-./ :]", "_", name)

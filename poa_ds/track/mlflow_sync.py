@@ -17,7 +17,7 @@ from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
-from poa_ds.system.console import tell
+from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.json_text import parse_object
 from poa_ds.system.lock import alone
@@ -69,6 +69,35 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def after_evaluation(args: argparse.Namespace) -> None:
+    """Bring what `poa-ds eval` has added to evaluations.jsonl into the runs of a training.
+
+    Where there are none: nothing. MLflow that fails is said; the file has everything.
+    """
+    if getattr(args, "dry_run", False) or os.environ.get("RANK", "0") != "0":
+        return
+    files = RunFolder.around(args.run)
+    if not all(path.is_file() for path in (files.evaluations, files.recipe, files.mlflow_ids)):
+        return
+    folder, recipe = files.path.resolve(), load.kept_recipe(files.recipe)
+    ids = mlflow_ids.known(folder, {})
+    if "run" not in ids:
+        return
+    set_environment()
+    place = destination(recipe, folder, os.environ)
+    try:
+        with alone(folder):
+            store = mlflow_store.open_store(
+                recipe, folder, ids, _sizes(recipe), place=place, mode="sync"
+            )
+            added = store.fill_scores()
+    except Exception as error:  # MLflow's and its libraries' own, of many kinds
+        again = f"the run's folder has them all: poa-ds mlflow-sync {args.run}"
+        say(f"warning: {failure(error, place, again)}")
+    else:
+        say(f"{added:,} points into {place}")
+
+
 def _sync(
     named: Path, recipe: Recipe, rows: list[metrics_file.Row], place: Destination, *, own: bool
 ) -> None:
@@ -98,6 +127,7 @@ def _fill(store: MlflowStore, recipe: Recipe, folder: Path, rows: list[metrics_f
     added, evaluations = Added(), results.read(RunFolder(folder).knn)
     parts = ceil(len(rows) / mlflow_store.ROWS_AT_A_TIME)
     added.points = sum(progress(store.fill(), total=parts, label="metrics", unit="parts"))
+    added.points += store.fill_scores()
     maps = list(_evaluations(rows))
     for step, top1, _ in progress(maps, total=len(maps), label="pictures", unit="pictures"):
         added.pictures += tracker.draw(store, step, top1, recipe.evaluation.report_k)

@@ -1,5 +1,6 @@
 """What of a run MLflow shows, and under which names: of the run itself, and of a run per size."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,8 @@ class View:
         report = RunFolder(folder).report
         lines.append(f"\nTo choose a size by: `{report.name}` among the artifacts, or `{report}`.")
         return "\n".join(lines)
+
+
+def allowed(name: str) -> str:
+    """The metric's name without the characters that MLflow refuses."""
+    return re.sub(r"[^\w\-./ :]", "_", name)

@@ -1,5 +1,6 @@
 """mlflow-sync makes the runs that training would have made, and nothing twice."""
 
+import argparse
 import json
 import shutil
 import sqlite3
@@ -15,11 +16,14 @@ import pytest
 from poa_ds import cli
 from poa_ds.evaluate import results
 from poa_ds.evaluate.results import KnnRow
+from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.run_folder import RunFolder
+from poa_ds.track import mlflow_ids
 from poa_ds.track.metrics_file import Floors
+from poa_ds.track.mlflow_sync import after_evaluation
 from poa_ds.track.tracker import Tracker
 from tests.support.mlflow_runs import PATIENCE_SECONDS, Recorded, recorded, steps
 from tests.track.test_tracker import closed_port
@@ -251,3 +255,66 @@ def test_mistakes_are_named(
     with pytest.raises(SystemExit):
         cli.main(["mlflow-sync", "--help"])
     assert "poa-ds mlflow-sync runs/photos" in capsys.readouterr().out
+
+
+PROTOCOL = {"val": {"images": 1000, "of": 1000}, "crop": 32, "resize": 32, "precision": "fp32"}
+
+
+def row(size: str, value: float, **changed: object) -> ScoreRow:
+    own = ScoreRow(
+        *("linear", 3, size, "top1", value, None, "val", "held_out"),
+        *({"rate": 0.1}, 1.5, PROTOCOL, "2.0"),
+    )
+    return replace(own, **changed)
+
+
+def points(run: Recorded, name: str) -> list[tuple[int, float]]:
+    return [(step, value) for step, value, _ in run.points.get(name, [])]
+
+
+def test_scores_reach_the_runs_of_sizes_behind_a_training(
+    whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy(whole, tmp_path / "run", "mlflow.db", "mlflow.json")
+    path, uri = RunFolder(folder).evaluations, f"sqlite:///{folder}/mlflow.db"
+    few = {"kind": "logistic", "metric": "top1_of_1%", "step": LAST}
+    again = row("32x2", 52.0, protocol={**PROTOCOL, "crop": 28})
+    rows = (row("32x2", 50.0), row("96x4", 60.0), row("raw_pixels", 20.0), row("32x2", 40.0, **few))
+    for added, fresh in ((3, rows), (2, (again, row("96x4", 55.0, step=1))), (0, ())):
+        for each in fresh:
+            results.append(path, each)
+        capsys.readouterr()
+        after_evaluation(argparse.Namespace(run=folder))
+        assert f"{added} points into MLflow at {uri}" in capsys.readouterr().err
+    runs = recorded(uri, "photos")
+    assert points(runs["32x2 (small)"], "linear_top1") == [(3, 50.0), (3, 52.0)]
+    assert points(runs["96x4 (large)"], "linear_top1") == [(1, 55.0), (3, 60.0)]
+    assert points(runs["32x2 (small)"], "logistic_top1_of_1_") == [(LAST, 40.0)]
+    assert len(runs) == 3 and not any("linear" in name for name in runs["made"].points)
+    assert sync(folder) == 0
+    assert "added 0 points" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_training_brings_the_scores_that_are_made_beside_it(tmp_path: Path) -> None:
+    folder, uri = tmp_path / "run", f"sqlite:///{tmp_path}/store.db"
+    tracker = train(folder, recipe_of(folder, uri))
+    results.append(RunFolder(folder).evaluations, row("32x2", 50.0))
+    tracker.log(LAST + 1, {"loss/total": 0.5})
+    tracker.close(timeout_seconds=PATIENCE_SECONDS)
+    run = recorded(uri, "photos")["32x2 (small)"]
+    assert points(run, "linear_top1") == [(3, 50.0)]
+
+
+def test_a_store_that_is_away_costs_an_evaluation_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    recipe = recipe_of(folder, f"sqlite:///{tmp_path}/gone/store.db")
+    RunFolder(folder).recipe.write_text(load.to_yaml(recipe))
+    mlflow_ids.keep(folder, {"key": "a", "run": "b", "children": {}})
+    results.append(RunFolder(folder).evaluations, row("32x2", 50.0))
+    after_evaluation(argparse.Namespace(run=folder, dry_run=False))
+    said = capsys.readouterr().err
+    assert "warning: MLflow at" in said and f"poa-ds mlflow-sync {folder}" in said
