@@ -16,13 +16,14 @@ STEPS := tests/distributed/test_stages.py tests/distributed/test_backbones_ranks
 	tests/distributed/test_launchers.py tests/distributed/test_knn_ranks.py tests/evaluate/test_knn.py \
 	tests/engine tests/model tests/methods tests/bench/test_step.py tests/kernels/test_step.py
 
-.PHONY: help setup demo test test-slow test-processors test-all lint clean from-nothing
+.PHONY: help setup demo docs test test-slow test-processors test-all lint clean from-nothing
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo      pre-train on photographs that are in the box, k-NN of every size, extract one'
 	@echo 'make test      the tests'
 	@echo 'make test-all  the slow tests, those for other processors and the linter too'
+	@echo 'make docs      the documents as a site: build/docs/site/index.html'
 	@echo 'make lint      ruff check and format check'
 	@echo 'make clean     remove .venv and caches; runs/ stays'
 	@echo 'Another interpreter: make demo PYTHON=python3.12. Arguments of the demo: ARGS="--seed 1"'
@@ -31,6 +32,10 @@ setup: $(READY)
 
 demo: $(READY)
 	@$(BIN)/poa-ds demo $(ARGS)
+
+docs: $(READY)
+	@$(BIN)/python docs/build_site.py build/docs
+	@echo 'build/docs/site/index.html'
 
 test: $(READY)
 	@$(PYTEST) $(TWO)

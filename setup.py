@@ -61,7 +61,9 @@ setup(
         "decode": ["simplejpeg>=1.7"],  # for data.decoder
         "detection": ["pycocotools>=2.0.8"],
         "test": [
+            "furo>=2024.8",
             "hypothesis>=6.100",
+            "myst-parser>=4.0",
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "pycocotools>=2.0.8",
@@ -69,7 +71,9 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.11",
             "simplejpeg>=1.7",
+            "sphinx>=8.0",
         ],
+        "docs": ["furo>=2024.8", "myst-parser>=4.0", "sphinx>=8.0"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
     },
 )

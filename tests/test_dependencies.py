@@ -10,12 +10,15 @@ from tests.test_architecture import ROOT, imports, modules
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit_image": "skimage", "scikit_learn": "sklearn"}
 # declared and named by no import: programs, and what others look for
 NOT_IMPORTED = {
+    "furo": "docs/conf.py names it",
+    "myst_parser": "docs/conf.py names it",
     "pytest_xdist": "a plug-in of pytest",
     "ruff": "a program",
     "onnx": "torch.onnx imports it",
     "onnxscript": "torch.onnx imports it",
     "skimage": "its photographs are the demo's",
     "sklearn": "its photographs are the demo's",
+    "sphinx": "docs/build_site.py imports it",
 }
 # imported where they are there, in tests of remote shards
 OPTIONAL = {"s3fs", "moto"}
