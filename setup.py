@@ -71,9 +71,11 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.11",
             "simplejpeg>=1.7",
+            "transformers>=5.0",
             "sphinx>=8.0",
         ],
         "docs": ["furo>=2024.8", "myst-parser>=4.0", "sphinx>=8.0"],
+        "hf": ["transformers>=5.0"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
     },
 )

@@ -22,6 +22,7 @@ from poa_ds.system import paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError
 
+PROGRAMS = {"timm": "timm", "hf": "transformers"}  # that load a format
 BEFORE_SCALE = {"ls1": "attn.proj", "ls2": "mlp.fc2"}  # the layer that each LayerScale follows
 
 
@@ -69,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=list(WEIGHTS),
         help="timm where it can express the size exactly, else state-dict, which comes with "
-        "model.py, a module that needs torch alone; onnx",
+        "model.py, a module that needs torch alone; hf: for AutoModel of transformers, where that "
+        "can express the size exactly; onnx",
     )
     parser.add_argument(
         "--dynamic-size",
@@ -124,12 +126,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def style(model: ElasticBackbone, subnet: Subnet, asked: Style | None) -> Style:
-    """The asked format, or the best one. UsageError where timm cannot express the size."""
-    why = form.of(model.kind).not_timm(model.shape, subnet)
-    if asked == "timm" and why:
+    """The asked format, or the best one. UsageError: it cannot express the size."""
+    found = form.of(model.kind)
+    why = found.not_timm(model.shape, subnet)
+    refused = {"timm": why}
+    if asked == "hf":
+        refused["hf"] = found.not_hf(model.shape, subnet)
+    if asked and refused.get(asked):
         raise UsageError(
-            f"--format timm: timm cannot express {subnet} exactly ({why}):"
-            " use --format state-dict or onnx"
+            f"--format {asked}: {PROGRAMS[asked]} cannot express {subnet} exactly"
+            f" ({refused[asked]}): use --format state-dict or onnx"
         )
     return asked or ("state-dict" if why else "timm")
 

@@ -2,7 +2,7 @@
 
 import json
 import runpy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from poa_ds.checkpoint.deployed import licence_of
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import ShardFolder
-from poa_ds.export import onnx_file
+from poa_ds.export import hf_folder, onnx_file
 from poa_ds.export.plain_state import build
 from poa_ds.model import form
 from poa_ds.model.backbone import ElasticBackbone
@@ -28,9 +28,10 @@ from poa_ds.system.json_text import parse
 from poa_ds.system.regular import check_regular
 from poa_ds.system.run_folder import LICENCE
 
-Style = Literal["timm", "state-dict", "onnx"]
+Style = Literal["timm", "hf", "state-dict", "onnx"]
 WEIGHTS: dict[Style, str] = {
     "timm": "model.safetensors",
+    "hf": "model.safetensors",
     "state-dict": "state_dict.safetensors",
     "onnx": "model.onnx",
 }
@@ -86,18 +87,22 @@ class Export:
     def _fill(self, folder: Path, subnet: Subnet, state: Mapping[str, Tensor]) -> None:
         found = form.of(self.model.kind)
         name, arguments = found.arguments(self.model.shape, subnet, state)
-        weights = folder / WEIGHTS[self.style]
+        weights, about = folder / WEIGHTS[self.style], self._about(subnet, name, arguments)
         if self.style == "onnx":
             network = build(found.module, arguments, state)
             side = self.recipe.crops.global_size
             onnx_file.write(network, found.feature, weights, side, any_size=self.any_size)
+        elif self.style == "hf":
+            config, state = found.hf(self.model.shape, subnet, state)
+            about = config | {"dtype": "float32", MARK: about[MARK]}
+            (folder / hf_folder.PROCESSOR).write_text(hf_folder.processor(self.recipe))
+        elif self.style == "timm":
+            name, arguments, state = found.timm(self.model.shape, subnet, state)
+            about = self._about(subnet, name, arguments)
         else:
-            if self.style == "timm":
-                name, arguments, state = found.timm(self.model.shape, subnet, state)
-            else:
-                (folder / MODULE).write_text(Path(found.module.__file__).read_text())
+            (folder / MODULE).write_text(Path(found.module.__file__).read_text())
+        if self.style != "onnx":
             save_file(dict(state), weights, metadata={"format": "pt"})
-        about = self._about(subnet, name, arguments)
         (folder / RECIPE).write_text(json.dumps(about, indent=2) + "\n")
         if licence := licence_of(Path(self.source)):
             (folder / LICENCE).write_text(licence)
@@ -143,12 +148,15 @@ class Export:
         side, width = self.recipe.crops.global_size, self.model.feature_width(subnet)
         load = {
             "timm": f'timm.create_model("local-dir:{folder}", pretrained=True).eval()',
+            "hf": f'transformers.AutoModel.from_pretrained("{folder}")',
             "state-dict": f'runpy.run_path("{folder / MODULE}")["load"]("{folder}")  # torch alone',
             "onnx": f'onnxruntime.InferenceSession("{folder / WEIGHTS["onnx"]}")',
         }
         run = ("feature = model(images)", "features = model.forward_features(images)")
         if self.style == "onnx":
             run = ('feature, features = model.run(None, {"images": images})',)
+        elif self.style == "hf":
+            run = ("found = model(images); found.pooler_output, found.last_hidden_state",)
         sides = f"rows, columns), trained at {side}" if self.any_size else f"{side}, {side})"
         lines = (
             f"# images: normalised float32 (B, 3, {sides}",
@@ -168,6 +176,7 @@ def _refuse_foreign(folder: Path) -> None:
         RECIPE,
         MODULE,
         LICENCE,
+        hf_folder.PROCESSOR,
         "__pycache__",
         *WEIGHTS.values(),
     }  # who imports MODULE leaves one
@@ -184,8 +193,12 @@ def _json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def reload(folder: Path) -> nn.Module:
-    """The exported model, built from the folder alone."""
+def reload(
+    folder: Path, features: Callable[[Tensor, int], Tensor] = lambda hidden, rows: hidden
+) -> nn.Module:
+    """The exported model, built from the folder alone. features: as of hf_folder.Network."""
+    if _json(folder / RECIPE).get(MARK, {}).get("format") == "hf":
+        return hf_folder.Network(folder, features)
     if (folder / WEIGHTS["timm"]).is_file():
         import timm  # seconds; needed here only
 
@@ -202,8 +215,13 @@ def check(folder: Path, model: ElasticBackbone, subnet: Subnet, images: Tensor) 
 
     images: normalised float (B, 3, rows, columns).
     """
-    wanted, network = model(images, subnet), reload(folder)
-    tokens = form.of(model.kind).tokens(network.forward_features(images), model.shape)
+    found = form.of(model.kind)
+
+    def features(hidden: Tensor, rows: int) -> Tensor:
+        return found.hf_features(hidden, model.shape, rows)
+
+    wanted, network = model(images, subnet), reload(folder, features)
+    tokens = found.tokens(network.forward_features(images), model.shape)
     feature = network(images)  # what users call: the class feature alone
     return max((wanted - tokens).abs().max().item(), (wanted[:, 0] - feature).abs().max().item())
 

@@ -69,6 +69,23 @@ class Form(Protocol):
     ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
         """(architecture, model_args, state) of timm."""
 
+    def not_hf(self, shape: Shape, subnet: Subnet) -> str:
+        """Why transformers cannot express this size exactly, or an empty text.
+
+        Where it never can, `hf` and `hf_features` are not there.
+        """
+
+    def hf(
+        self, shape: Shape, subnet: Subnet, state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(config.json, state) of transformers; names of tensors as in files on the hub."""
+
+    def hf_features(self, hidden: Tensor, shape: Shape, rows: int) -> Tensor:
+        """What the plain network's forward_features gives, of transformers' last_hidden_state.
+
+        rows: of the images.
+        """
+
     def feature(self, features: Tensor) -> Tensor:
         """What the plain network's forward_features gives -> class features."""
 

@@ -158,6 +158,10 @@ class ResNetForm:
         return "resnet50_gn", arguments, dict(state)
 
     @staticmethod
+    def not_hf(shape: ResNetShape, subnet: Subnet) -> str:
+        return "its ResNets have batch norms, and convolutions of its BiT are standardized"
+
+    @staticmethod
     def feature(features: Tensor) -> Tensor:
         return reduce(features, "n c r k -> n c", "mean")
 

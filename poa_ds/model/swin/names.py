@@ -12,8 +12,9 @@ from torch import Tensor
 from poa_ds.model.backbone import pooled
 from poa_ds.model.form import backbone_part, blocks_of, stages_of
 from poa_ds.model.row_orders import head_major, third_major
+from poa_ds.model.shape import map_sides
 from poa_ds.model.space import ElasticSpace, Subnet
-from poa_ds.model.swin import plain
+from poa_ds.model.swin import hf, plain
 from poa_ds.model.swin.network import ElasticSwin, channel_major, position_major
 from poa_ds.model.swin.shape import SwinShape
 from poa_ds.model.swin.windows import relative_positions
@@ -126,6 +127,13 @@ def _shifts(shape: SwinShape, subnet: Subnet) -> list[list[bool]]:
     return rows
 
 
+def _normed(shape: SwinShape, subnet: Subnet) -> str:
+    """Why no other network has the norm of its patches, or an empty text."""
+    if subnet.width == shape.widest:
+        return ""
+    return f"its patches are normalised over {shape.widest} channels, not {subnet.width}"
+
+
 class SwinForm:
     """How sizes of an ElasticSwin look outside: a plain module, and timm's where it is the same."""
 
@@ -235,8 +243,8 @@ class SwinForm:
 
     @staticmethod
     def not_timm(shape: SwinShape, subnet: Subnet) -> str:
-        if subnet.width != shape.widest:
-            return f"its patches are normalised over {shape.widest} channels, not {subnet.width}"
+        if why := _normed(shape, subnet):
+            return why
         if any(row != [i % 2 == 1 for i in range(len(row))] for row in _shifts(shape, subnet)):
             return "its blocks do not shift their windows in turns"
         sides = [shape.grid(shape.image_size) // 2 * 2**i for i in range(4)]
@@ -279,6 +287,21 @@ class SwinForm:
             },
             theirs,
         )
+
+    @staticmethod
+    def not_hf(shape: SwinShape, subnet: Subnet) -> str:
+        return _normed(shape, subnet) or hf.refused(shape, _shifts(shape, subnet))
+
+    @classmethod
+    def hf(
+        cls, shape: SwinShape, subnet: Subnet, state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        _, arguments, theirs = cls.timm(shape, subnet, state)
+        return hf.written(arguments, theirs)
+
+    @staticmethod
+    def hf_features(hidden: Tensor, shape: SwinShape, rows: int) -> Tensor:
+        return hidden.unflatten(1, (map_sides(rows, shape.patch_size)[-1], -1))
 
     @staticmethod
     def feature(features: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from poa_ds.model.row_orders import (
     with_key_bias,
 )
 from poa_ds.model.space import ElasticSpace, Subnet
-from poa_ds.model.vit import eva, plain
+from poa_ds.model.vit import eva, hf, plain
 from poa_ds.model.vit.network import ElasticViT
 from poa_ds.model.vit.shape import VitShape
 from poa_kernels.slices import alpha
@@ -235,6 +235,20 @@ class VitForm:
         if shape.positions == "rope":
             return eva.not_timm(shape, subnet)
         return f"its norms have an eps of {EPS:g}" if shape.norm_eps != EPS else ""
+
+    @staticmethod
+    def not_hf(shape: VitShape, subnet: Subnet) -> str:
+        return hf.refused(shape, subnet)
+
+    @staticmethod
+    def hf(
+        shape: VitShape, subnet: Subnet, state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return hf.written(shape, subnet, state)
+
+    @staticmethod
+    def hf_features(hidden: Tensor, shape: VitShape, rows: int) -> Tensor:
+        return hidden
 
     @staticmethod
     def feature(features: Tensor) -> Tensor:

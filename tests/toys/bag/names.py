@@ -55,6 +55,10 @@ class BagForm:
         return "timm has no bag of patches"
 
     @staticmethod
+    def not_hf(shape: BagShape, subnet: Subnet) -> str:
+        return "transformers has no bag of patches"
+
+    @staticmethod
     def feature(features: Tensor) -> Tensor:
         return features[:, 0]
 
