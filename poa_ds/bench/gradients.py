@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,9 @@ class Row:
     """One slot of one step. Norms are over the numbers that the smaller student uses, weighted as
     in the loss: `intact` holds lambda, `elastic` 1 - lambda. share: of all numbers of the
     module, those that it uses. cosine: between the two, nan where one is 0.
+
+    `elastic` is the sum of what the smaller student learns from the teacher (`taught`) and from the
+    intact one (`imitated`, with its weight); their cosines are with `intact` too.
     """
 
     step: int
@@ -59,6 +62,10 @@ class Row:
     intact: float
     elastic: float
     cosine: float
+    taught: float
+    taught_cosine: float
+    imitated: float
+    imitated_cosine: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,6 +143,7 @@ def _look(
         find = partial(gradients, trained, stepper.engine.networks, batch, target, values)
         weight = trained.weights[0]
         intact = {n: weight * g for n, g in find(1.0).items()}
+        taught = {n: (1 - weight) * g for n, g in find(0.0, imitation=0.0).items()}
         elastic = {n: (1 - weight) * g for n, g in find(0.0).items()}
         size = str(trained.sizes(batch.step, batch.slot)[1])
         for module in dict.fromkeys(name.split(".")[0] for name in intact):
@@ -144,8 +152,10 @@ def _look(
                 batch.step,
                 size,
                 module,
-                torch.cat([intact[n].flatten() for n in names]),
-                torch.cat([elastic[n].flatten() for n in names]),
+                *(
+                    torch.cat([part[n].flatten() for n in names])
+                    for part in (intact, elastic, taught)
+                ),
             )
 
 
@@ -156,10 +166,14 @@ def gradients(
     target: Assignments,
     values: StepValues,
     share: float,
+    *,
+    imitation: float | None = None,
 ) -> Gradients:
     """Of one slot's terms towards teacher and intact student, without KoLeo. share: the weight of
-    the intact student, 1 or 0: then these are its own ones, or the smaller student's."""
+    the intact student, 1 or 0: then these are its own ones, or the smaller student's. imitation:
+    another weight than the recipe's."""
     alone = copy.copy(trained)
+    alone.imitation = trained.imitation if imitation is None else imitation
     alone.objective = dataclasses.replace(trained.objective, intact_weight=share, koleo=0.0)
     total, _ = alone.loss(networks, batch, target, values)
     parameters = networks.trained()
@@ -167,13 +181,22 @@ def gradients(
     return dict(zip(parameters, found, strict=True))
 
 
-def compared(step: int, size: str, module: str, intact: Tensor, elastic: Tensor) -> Row:
-    """intact, elastic: (N,), what each adds to the gradient of the same N numbers."""
+def compared(
+    step: int, size: str, module: str, intact: Tensor, elastic: Tensor, taught: Tensor
+) -> Row:
+    """intact, elastic, taught: (N,), what each adds to the gradient of the same N numbers; elastic
+    holds taught."""
     used = elastic != 0  # exactly: what a slice does not use has no gradient
-    ours, theirs = intact[used].double(), elastic[used].double()
-    a, b = float(ours.norm()), float(theirs.norm())
-    cosine = float(ours @ theirs) / (a * b) if a * b else math.nan
-    return Row(step, size, module, float(used.double().mean()), a, b, cosine)
+    ours, theirs, learned = (part[used].double() for part in (intact, elastic, taught))
+    parts = (theirs, learned, theirs - learned)
+    figures = [x for part in parts for x in (float(part.norm()), _cosine(ours, part))]
+    return Row(step, size, module, float(used.double().mean()), float(ours.norm()), *figures)
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """nan where one is 0."""
+    both = float(a.norm() * b.norm())
+    return float(a @ b) / both if both else math.nan
 
 
 def _told(rows: Iterator[Row]) -> Iterator[Row]:
@@ -195,31 +218,41 @@ def _keep(path: Path, rows: Sequence[Row]) -> None:
 
 def _table(rows: Sequence[Row], recipe: Recipe, device: str, what: str) -> str:
     """By module and width of the smaller student, over the parts of the run."""
+    m, weight = machine(device), recipe.objective.intact_weight
+    last = max(row.step for row in rows) + 1
+    return "\n".join(
+        [
+            f"gradients of the two students on the weights that both use: {what}",
+            f"{m.processor}, threads {m.threads}; torch {m.torch}; {m.date}",
+            f"ratio: smaller / intact, weighted {1 - weight:g} and {weight:g} as in the loss; "
+            f"medians over each part of {last} steps",
+            *_lines(rows, "all terms of the smaller student", lambda r: (r.elastic, r.cosine)),
+            *_lines(rows, "towards the teacher", lambda r: (r.taught, r.taught_cosine)),
+            *_lines(rows, "towards the intact one", lambda r: (r.imitated, r.imitated_cosine)),
+        ]
+    )
+
+
+def _lines(
+    rows: Sequence[Row], title: str, part: Callable[[Row], tuple[float, float]]
+) -> Iterator[str]:
+    """part: the norm of it and its cosine with the intact student's."""
     last, found = max(row.step for row in rows) + 1, defaultdict(list)
     for row in rows:
-        width = int(row.size.split("x")[0])
-        found[row.module, width].append((row.step * PARTS // last, row))
-    m, weight = machine(device), recipe.objective.intact_weight
-    wide = 12 * PARTS
-    lines = [
-        f"gradients of the two students on the weights that both use: {what}",
-        f"{m.processor}, threads {m.threads}; torch {m.torch}; {m.date}",
-        f"ratio: smaller / intact, weighted {1 - weight:g} and {weight:g} as in the loss; "
-        f"medians over each part of {last} steps",
-        "",
-        f"{'module':<10}{'width':>6}{'share':>8}  {'ratio of norms':<{wide}}cosine",
-    ]
+        found[row.module, int(row.size.split("x")[0])].append((row.step * PARTS // last, row))
+    yield ""
+    yield title
+    yield f"{'module':<10}{'width':>6}{'share':>8}  {'ratio of norms':<{12 * PARTS}}cosine"
     for (module, width), looked in sorted(found.items()):
         share = mean(row.share for _, row in looked)
-        parts = [[row for part, row in looked if part == k] for k in range(PARTS)]
-        ratios = [_middle(row.elastic / row.intact for row in part if row.intact) for part in parts]
-        cosines = [_middle(row.cosine for row in part) for part in parts]
-        lines.append(
+        parts = [[row for k, row in looked if k == wanted] for wanted in range(PARTS)]
+        ratios = [_middle(part(r)[0] / r.intact for r in rows_ if r.intact) for rows_ in parts]
+        cosines = [_middle(part(row)[1] for row in rows_) for rows_ in parts]
+        yield (
             f"{module:<10}{width:>6}{share:>8.2f}  "
             + "".join(f"{x:<12.2f}" for x in ratios)
             + "".join(f"{x:<8.2f}" for x in cosines)
         )
-    return "\n".join(lines)
 
 
 def _middle(values: Iterable[float]) -> float:

@@ -25,11 +25,9 @@ class Poa:
     imitation: its weight beside a smaller student's other terms.
     """
 
-    imitation = 1.0
-
     def __init__(self, recipe: Recipe, space: ElasticSpace | None = None) -> None:
         self.recipe, self.space = recipe, space or derived.space(recipe)
-        self.objective = recipe.objective
+        self.objective, self.imitation = recipe.objective, recipe.objective.imitation
         self._losses = LOSSES[self.objective.loss](recipe)
 
     @property

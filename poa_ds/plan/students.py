@@ -50,8 +50,9 @@ class Students:
     @property
     def imitates(self) -> bool:
         """Whether the others learn from the intact one too."""
-        weighs = self.recipe.objective.method != "dspnet" or self.recipe.slimmable.imitation > 0
-        return len(self.subnets) > 1 and weighs
+        recipe = self.recipe
+        options = recipe.slimmable if recipe.objective.method == "dspnet" else recipe.objective
+        return len(self.subnets) > 1 and options.imitation > 0
 
     @property
     def patch_rows(self) -> int:

@@ -86,8 +86,8 @@ RULES = (
     Rule(
         "may",
         "earlier and later ones cannot be compared",
-        "objective.intact_weight objective.slow_start objective.dino objective.ibot"
-        " objective.koleo"
+        "objective.intact_weight objective.slow_start objective.imitation objective.dino"
+        " objective.ibot objective.koleo"
         " objective.student_temperature objective.sinkhorn_iterations"
         " slimmable.weights slimmable.imitation"
         " distill.teacher_temperature distill.student_temperature distill.imitation distill.patches"

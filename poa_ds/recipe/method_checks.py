@@ -7,6 +7,8 @@ from poa_ds.model.tucker.shape import TuckerShape
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 
+OWN_IMITATION = {"dspnet": "slimmable.imitation", "seed": "distill.imitation"}
+
 
 def problems(recipe: Recipe) -> Iterator[str]:
     """What contradicts the recipe's method, in words."""
@@ -14,6 +16,12 @@ def problems(recipe: Recipe) -> Iterator[str]:
         yield (
             f"objective.slow_start {recipe.objective.slow_start:g}: {recipe.objective.method} has"
             " no smaller students that could wait, remove it"
+        )
+    own = OWN_IMITATION.get(recipe.objective.method)
+    if own and recipe.objective.imitation != Recipe().objective.imitation:
+        yield (
+            f"objective.imitation {recipe.objective.imitation:g}: of {recipe.objective.method} it"
+            f" is {own}, remove it"
         )
     yield from PROBLEMS.get(recipe.objective.method, lambda _: ())(recipe)
     if recipe.objective.loss == "byol":

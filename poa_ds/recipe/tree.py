@@ -50,6 +50,9 @@ class Objective:
     loss: Literal["prototypes", "byol"] = "prototypes"
     # share of the run, from its start, in which the intact student learns alone
     slow_start: Annotated[float, Bounds(0, 1, open_high=True)] = 0.0
+    # of the smaller student towards the intact one, beside its terms towards the teacher, for poa
+    # and sweet; 0: it is not computed
+    imitation: NotNegative = 1.0
     dino: NotNegative = 1.0  # weight, as are the two below
     ibot: NotNegative = 1.0
     koleo: NotNegative = 0.1

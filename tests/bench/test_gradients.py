@@ -21,11 +21,11 @@ from tests.bench.test_step import TINY
 from tests.support.shards import make_shards
 
 
-def parts(recipe: Recipe, share: float) -> dict[str, Tensor]:
+def parts(recipe: Recipe, share: float, imitation: float | None = None) -> dict[str, Tensor]:
     work, trained = Job(recipe, {}, None, "cpu"), method(recipe)
     networks, batch, values = trained.networks(), work.batches(0)[0], work.values()
     targets, _ = trained.targets(lambda use: use(networks), [batch], values, {})
-    return gradients(trained, networks, batch, targets[0], values, share)
+    return gradients(trained, networks, batch, targets[0], values, share, imitation=imitation)
 
 
 def passes(recipe: Recipe, intact_weight: float) -> dict[str, Tensor | None]:
@@ -48,12 +48,24 @@ def test_each_student_has_the_gradient_that_separate_passes_give(share: float) -
 
 
 def test_only_what_both_use_is_compared() -> None:
-    row = compared(
-        3, "16x2", "backbone", torch.tensor([3.0, 0, 5, 4]), torch.tensor([0.0, 2, 0, -2])
-    )
+    intact, elastic = torch.tensor([3.0, 0, 5, 4]), torch.tensor([0.0, 2, 0, -2])
+    row = compared(3, "16x2", "backbone", intact, elastic, torch.tensor([0.0, 2, 0, 1]))
     assert row.share == 0.5 and row.intact == 4.0
     assert math.isclose(row.elastic, math.sqrt(8)) and math.isclose(row.cosine, -1 / math.sqrt(2))
-    assert math.isnan(compared(0, "16x2", "heads", torch.zeros(2), torch.ones(2)).cosine)
+    assert math.isclose(row.taught, math.sqrt(5)) and row.imitated == 3.0  # (0, -3)
+    assert math.isclose(row.taught_cosine, 1 / math.sqrt(5)) and row.imitated_cosine == -1.0
+    none, ones = torch.zeros(2), torch.ones(2)
+    assert math.isnan(compared(0, "16x2", "heads", none, ones, ones).cosine)
+
+
+def test_what_is_learned_from_the_intact_student_is_the_rest() -> None:
+    """Towards the teacher: what a run has that does not imitate."""
+    tree = TINY | {"batch": {"slots": 1, "images_per_slot": 6}}
+    recipe = load.from_dict(tree)
+    free = load.from_dict(tree | {"objective": {"imitation": 0.0}})
+    taught, every, plain = parts(recipe, 0.0, imitation=0.0), parts(recipe, 0.0), parts(free, 0.0)
+    assert all(torch.equal(taught[name], plain[name]) for name in plain)
+    assert any(not torch.equal(taught[name], every[name]) for name in plain)
 
 
 def test_a_method_without_a_smaller_student_is_refused(capsys) -> None:
@@ -78,4 +90,5 @@ def test_the_command_looks_at_a_run(tmp_path: Path, capsys) -> None:
     assert {row.step for row in rows} == {0, 2, 4}
     assert {row.module for row in rows} == {"backbone", "heads"}
     assert all(0 < row.share <= 1 and row.elastic > 0 for row in rows)
+    assert all(row.taught > 0 and row.imitated > 0 for row in rows)
     assert "ratio: smaller / intact, weighted 0.2 and 0.8" in capsys.readouterr().out

@@ -57,6 +57,7 @@ VARIANTS = {
     "no local crops": {"crops": {"local_count": 0}},
     "no patches": {"objective": {"ibot": 0.0}},
     "another input scale": {"backbone": {"input_scale": 0.5}},
+    "less imitation": {"objective": {"imitation": 0.3}},
 }
 
 
@@ -96,7 +97,7 @@ def ours(work: Job) -> tuple[float, dict[str, Tensor]]:
             drop_path=drop_path,
         )
         weights = objective.intact_weight, 1 - objective.intact_weight
-        losses.append(terms.total(weights, objective))
+        losses.append(terms.total(weights, objective, imitation=objective.imitation))
     total = torch.stack(losses).mean()
     total.backward()
     return total.item(), {n: p.grad for n, p in networks.student.named_parameters()}

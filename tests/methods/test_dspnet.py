@@ -93,11 +93,20 @@ def test_one_listed_size_is_a_slow_loop_over_views_patches_and_heads_in_float64(
     assert_equal_gradients(student, total, slow)
 
 
-def test_two_sizes_with_poas_weights_are_poa_with_that_draw() -> None:
-    recipe = recipe_with(**tree(32, 64, slimmable={"weights": "poa", "imitation": 1.0}))
+@pytest.mark.parametrize("imitation", [1.0, 0.3, 0.0])
+def test_two_sizes_with_poas_weights_are_poa_with_that_draw(imitation: float) -> None:
+    recipe = recipe_with(**tree(32, 64, slimmable={"weights": "poa", "imitation": imitation}))
     poa = as_method(recipe, "poa")
+    poa = replace(poa, objective=replace(poa.objective, imitation=imitation))
     assert method(poa).sizes(0, 0) == method(recipe).sizes(0, 0)
     assert_the_same(one_step(recipe), one_step(poa))
+
+
+@pytest.mark.parametrize(("name", "key"), [("dspnet", "slimmable"), ("seed", "distill")])
+def test_a_method_whose_imitation_has_a_key_of_its_own_refuses_poas(name: str, key: str) -> None:
+    said = rf"objective.imitation 0.5: of {name} it is {key}.imitation, remove"
+    with pytest.raises(UsageError, match=said):
+        load.recipe(Path(f"photos_{name}"), ["objective.imitation=0.5"])
 
 
 def test_the_total_is_the_weighted_sum_of_each_size_alone_in_float64() -> None:

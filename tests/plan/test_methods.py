@@ -8,6 +8,7 @@ import torch
 from poa_ds.cli import main
 from poa_ds.methods import frozen
 from poa_ds.methods.method import method
+from poa_ds.model.space import Subnet
 from poa_ds.plan import distillation, losses
 from poa_ds.plan import state as plan_state
 from poa_ds.plan import step_time as plan_time
@@ -52,8 +53,14 @@ def test_what_none_imitates_is_not_counted() -> None:
         recipe = recipe_with(**tree(32, 48, 64, slimmable={"imitation": imitation}))
         return losses.saved(Students(recipe, fixed(recipe), 5))["probabilities and targets"]
 
+    def of_poa(imitation: float) -> float:
+        recipe = recipe_with(objective={"imitation": imitation})
+        shown = Students(recipe, (Subnet(64, 4), Subnet(32, 2)), 5)
+        return losses.saved(shown)["probabilities and targets"]
+
     views = 5 * 4  # crops x images
     assert kept(1.0) - kept(0.0) == 2 * 2 * views * (48 + 96) * 4
+    assert of_poa(1.0) - of_poa(0.0) == 2 * views * (48 + 96) * 4
 
 
 def test_a_plan_of_a_frozen_teacher_has_its_own_parts(

@@ -124,7 +124,8 @@ class ThreePasses:
                 for x, y in zip(small[:2], whole[:2], strict=True)
                 if len(x)
             )
-            terms.append(objective.intact_weight * a + (1 - objective.intact_weight) * (b + copied))
+            b = b + objective.imitation * copied
+            terms.append(objective.intact_weight * a + (1 - objective.intact_weight) * b)
         spread = sum(koleo(half) for cls in (intact_cls, elastic_cls) for half in cls.chunk(2)) / 2
         return torch.stack(terms).mean() + objective.koleo * spread
 
