@@ -42,7 +42,7 @@ def fitting(
     if len(text.encode()) <= most_bytes:
         return text
     fewer = [
-        {**run, "readouts": [r for r in run["readouts"] if r["k"] == run["report_k"]], "cut": True}
+        {**run, "readouts": [r for r in run["readouts"] if _stays(r, run)], "cut": True}
         for run in runs
     ]
     text = page(fewer, title, pairs)
@@ -52,6 +52,11 @@ def fitting(
             f"the page has {size:.2f} MB at least: allow it by --max-mb, or name fewer runs"
         )
     return text
+
+
+def _stays(readout: Shown, run: Shown) -> bool:
+    """Whether it is of the recipe's k, or no k-NN."""
+    return readout["k"] == run["report_k"] or isinstance(readout["k"], str)
 
 
 def as_script(data: object) -> str:

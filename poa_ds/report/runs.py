@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from poa_ds.evaluate import results
+from poa_ds.evaluate import results, score_rows
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.tree import Recipe
-from poa_ds.report import choosing
+from poa_ds.report import choosing, scores
 from poa_ds.report.series import columns, rounded, thinned
 from poa_ds.system import events
 from poa_ds.system.addresses import without_passwords
@@ -39,6 +39,7 @@ def read(folder: Path) -> Shown:
     for size in listed:
         size["latency"] = times.get("ms", {}).get(size["size"])
     evaluations, k = results.read(files.knn), recipe.evaluation.report_k
+    names, others = [size["size"] for size in listed], score_rows.read(files.evaluations)
     return {
         "name": recipe.mlflow.run_name or folder.absolute().name,
         "folder": folder.absolute().name,
@@ -46,7 +47,7 @@ def read(folder: Path) -> Shown:
         "shell": shlex.quote(str(folder)),
         "sizes": listed,
         "times": {key: times[key] for key in ("place", "unsteady") if times},
-        "readouts": readouts(evaluations, [size["size"] for size in listed]),
+        "readouts": readouts(evaluations, names) + scores.readouts(others, names),
         "report_k": k,
         "sure": choosing.sure(
             choosing.answers(files, evaluations, k), listed, _last(evaluations, k)

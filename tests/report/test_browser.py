@@ -19,7 +19,7 @@ from poa_ds.recipe.backbone import backbone
 from poa_ds.report import command, runs
 from poa_ds.system.run_folder import RunFolder
 from tests.support import chromium
-from tests.support.made_runs import keep_answers, keep_times, made_run
+from tests.support.made_runs import keep_answers, keep_scores, keep_times, made_run
 
 pytestmark = pytest.mark.slow
 WATCH = """<script>window.wrong = [];
@@ -224,3 +224,14 @@ def test_the_page_is_drawn_and_dark_where_the_system_is(folder: Path, said: dict
     pixels = picture.getcolors(picture.width * picture.height)
     assert picture.size == (1400, 900) and len(pixels) > 200
     assert max(pixels)[1] in {(20, 22, 26), (29, 32, 37)}  # --bg or --card
+
+
+def test_a_run_that_only_linear_classifiers_measured_is_shown_by_them(tmp_path: Path):
+    folder = made_run(tmp_path / "run", evaluations=0)
+    values = keep_scores(folder)
+    out = tmp_path / "report.html"
+    command.write([folder], out)
+    found = spoken(out, "curves")
+    shown = {size: pytest.approx(value, abs=0.01) for size, value in values.items()}
+    assert {size: value for (size, _), value in pointed(found["curves"]).items()} == shown
+    assert "linear_top1 %" in found["table"] and not found["wrong"]

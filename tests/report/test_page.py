@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from poa_ds.cli import main
+from poa_ds.evaluate import results, score_rows
 from poa_ds.recipe import derived, load
 from poa_ds.report import runs
 from poa_ds.report.page import as_script, fitting, page
@@ -15,7 +17,7 @@ from poa_ds.system.errors import UserError
 from poa_ds.system.events import Events
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.track import metrics_file
-from tests.support.made_runs import PHOTOS, QUERIES, made_run
+from tests.support.made_runs import PHOTOS, QUERIES, keep_scores, made_run
 
 RESNET = PHOTOS.with_name("resnet152x2_in1k.yaml")
 HOSTILE = "</script><b onmouseover=alert(1)>&amp;"
@@ -227,3 +229,24 @@ def test_a_nan_that_another_program_wrote_is_named_with_its_line(tmp_path: Path,
     assert main(words) == UserError.exit_status
     said = capsys.readouterr().err
     assert f"{path}, line 5 is damaged: 'loss/total' is 'nan', not a number" in said
+
+
+def test_other_accuracies_are_read_outs_too_with_their_floors_and_protocols(tmp_path: Path):
+    folder = made_run(tmp_path / "run", evaluations=1)
+    values, path = keep_scores(folder), RunFolder(folder).evaluations
+    row = score_rows.read(path)[0]
+    error = results.error(25.0, 500)
+    floor = {"metric": "top1_random_weights", "value": 25.0, "error": error}
+    results.append(path, replace(row, **floor))
+    results.append(path, replace(row, kind="clusters", metric="nmi", error=None))
+    other = replace(row, value=50.0, error=results.error(50.0, 500), step=800)
+    results.append(path, replace(other, protocol={**row.protocol, "crop": 28}))
+    [run] = data(report(tmp_path / "report.html", folder))["runs"]
+    *knn, linear = run["readouts"]
+    assert [r["k"] for r in knn] == [10, 20] and linear["k"] == "linear_top1"
+    names = [size["size"] for size in run["sizes"]]
+    assert linear["steps"] == [400, 800] and linear["queries"] == 500
+    assert linear["values"][0] == [pytest.approx(values[name], rel=1e-4) for name in names]
+    assert linear["values"][1] == [50.0 if name == row.size else None for name in names]
+    assert linear["random"] == [25.0 if name == row.size else None for name in names]
+    assert linear["pixels"] is None and len(linear["protocols"]) == 2

@@ -10,6 +10,7 @@ import numpy as np
 from poa_ds.evaluate import results
 from poa_ds.evaluate.latency.rows import LatencyRow, Place, processor
 from poa_ds.evaluate.right import RightRow
+from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, load
 from poa_ds.system.run_folder import RunFolder
@@ -79,6 +80,21 @@ def keep_answers(folder: Path, *, k: int = 20) -> None:
     for size in [*bits][::7]:
         bits[size] = bits[size][::-1]
     results.append(RunFolder(folder).right, RightRow.of(row.step, row.protocol, k, bits))
+
+
+def keep_scores(folder: Path, *, step: int = 400) -> dict[str, float]:
+    """linear_top1 of every size, above its k-NN; size -> percent."""
+    recipe = load.kept_recipe(RunFolder(folder).recipe)
+    sizes = derived.space(recipe).subnets()
+    found = {str(size): percent(i, len(sizes), 1.0) + 3 for i, size in enumerate(sizes)}
+    shown = {"val": {"images": 500, "of": 500}, "crop": 32, "resize": 32, "precision": "fp32"}
+    for size, value in found.items():
+        row = ScoreRow(
+            *("linear", step, size, "top1", value, results.error(value, 500), "val", "held_out"),
+            *({"rate": 0.1}, 1.0, shown, "2"),
+        )
+        results.append(RunFolder(folder).evaluations, row)
+    return found
 
 
 def keep_times(folder: Path) -> None:

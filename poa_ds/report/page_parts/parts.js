@@ -27,6 +27,8 @@ function el(tag, attributes = {}, ...inside) { // strings become text, never HTM
 const run = () => R[S.run];
 const readout = (r = run()) => r.readouts.find(x => x.k === S.k);
 const last = (r = run()) => readout(r)?.values.at(-1) ?? r.sizes.map(() => null);
+const ofKnn = k => typeof k !== "string"; // else the name of another measure
+const measure = (k = S.k) => k == null || ofKnn(k) ? "k-NN" : k;
 const widths = uniq(R.flatMap(r => r.sizes.map(s => s.width))).sort((a, b) => a - b);
 const depths = uniq(R.flatMap(r => r.sizes).sort((a, b) => a.blocks - b.blocks || a.depth.localeCompare(b.depth)).map(s => s.depth));
 const COST = { parameters: "parameters", gflops: "GFLOPs", ...(R.some(r => r.times.place) ? { latency: "milliseconds" } : {}) };

@@ -53,7 +53,7 @@ function fronts() {
   plot($.fronts, traces, layout($.fronts.clientWidth < 500 ? 320 : 400, { xaxis, yaxis: { ticksuffix: " %" }, shapes: [line], margin: { l: 50, r: 24, t: 12, b: 46 } }), ({ curve, index }) => {
     const p = of[curve]?.[index];
     return p && [[named(p.s, p.r)], [`${percent(p.y)} % ± ${error(p.y, k.queries).toFixed(1)}`], about(p.s)];
-  }, `k-NN accuracy against ${COST[key]}; the table below has the same numbers`);
+  }, `${measure()} accuracy against ${COST[key]}; the table below has the same numbers`);
   answer(found, budget, k);
 }
 function dots(box, lit) { // the same for the dots of all runs
@@ -118,7 +118,7 @@ function curves() {
       return x == null ? null : `${o.name}: ${percent(x)} (${percent(x - v, true)})`;
     });
     return [[named(l.s, l.r)], [`${percent(v)} % at step ${count(step)}`], random == null ? null : `${percent(v - random, true)} over random weights`, about(l.s), ...elsewhere];
-  }, "k-NN accuracy of every size over steps; the table below has the last values");
+  }, `${measure()} accuracy of every size over steps; the table below has the last values`);
 }
 
 function heat() {

@@ -10,9 +10,9 @@ function controls() {
   $.heatBar.replaceChildren(group("show", "map", [["value", "accuracy"], ["gain", "gain over random"], ["change", "change since the last"]], map), group("colours span", "whole", [[false, "this step"], [true, "all steps"]], map));
 }
 function header() {
-  const r = run(), ks = uniq(R.flatMap(x => x.readouts.map(o => o.k))).sort((a, b) => a - b);
+  const r = run(), ks = uniq(R.flatMap(x => x.readouts.map(o => o.k))).sort((a, b) => ofKnn(b) - ofKnn(a) || (ofKnn(a) ? a - b : a.localeCompare(b))), names = ks.every(ofKnn) ? "" : "k-NN, ";
   const state = `${r.sizes.length} sizes · step ${count(r.step)}${r.steps ? ` of ${count(r.steps)}` : ""} · ${r.ended || "running, or ended without a word"}`;
-  $.header.replaceChildren(...[el("h1", {}, D.title), el("span", { class: "state" }, state), el("span", { class: "grow" }), R.length > 1 ? few("run", "run", R.map((x, i) => [i, x.name, ofRun(i)]), draw) : null, ks.length > 1 ? few("k-NN", "k", ks.map(k => [k, `k = ${k}`]), draw) : null, el("button", { class: "noprint", id: "theme", "aria-label": "dark or light", onclick: () => { root.dataset.theme = dark() ? "light" : "dark"; draw(); } }, "◐")].filter(Boolean));
+  $.header.replaceChildren(...[el("h1", {}, D.title), el("span", { class: "state" }, state), el("span", { class: "grow" }), R.length > 1 ? few("run", "run", R.map((x, i) => [i, x.name, ofRun(i)]), draw) : null, ks.length > 1 ? few(names ? "by" : "k-NN", "k", ks.map(k => [k, ofKnn(k) ? `${names}k = ${k}` : k]), draw) : null, el("button", { class: "noprint", id: "theme", "aria-label": "dark or light", onclick: () => { root.dataset.theme = dark() ? "light" : "dark"; draw(); } }, "◐")].filter(Boolean));
 }
 const bySeries = () => SERIES.forEach(([name, test]) => series($[name], test));
 function draw() {

@@ -1,7 +1,7 @@
 // All numbers, what happened, how it was measured, the recipe.
 function table() {
   const r = run(), k = readout(), v = last(), several = R.length > 1, others = R.filter(o => o !== r);
-  const times = r.times.place ? ["ms"] : [], head = ["size", "name", "parameters", "GFLOPs", ...times, several ? r.name : "k-NN top-1 %", "± 95 %", ...(several ? others.flatMap(o => [o.name, `${o.name} − ${r.name}`]) : ["random weights", "gain"])];
+  const times = r.times.place ? ["ms"] : [], head = ["size", "name", "parameters", "GFLOPs", ...times, several ? r.name : ofKnn(S.k) ? "k-NN top-1 %" : `${S.k} %`, "± 95 %", ...(several ? others.flatMap(o => [o.name, `${o.name} − ${r.name}`]) : ["random weights", "gain"])];
   const text = [String, String, short, number, ...times.map(() => number), percent, x => x == null ? "–" : x.toFixed(1), ...(several ? others.flatMap(() => [percent, x => percent(x, true)]) : [percent, x => percent(x, true)])];
   const minus = (a, b) => a == null || b == null ? null : +(a - b).toFixed(4);
   const rows = r.sizes.map((s, i) => {
@@ -51,7 +51,7 @@ function recipe() {
 function measured() {
   const parts = R.filter(r => readout(r)).flatMap(r => {
     const k = readout(r);
-    return [R.length > 1 ? el("h3", {}, r.name) : null, ...k.protocols.map(p => el("p", { class: "tight" }, `k-NN, k = ${k.k}: ${p}`)), el("details", {}, el("summary", {}, "in full"), el("code", { class: "block" }, JSON.stringify(k.protocol, null, 1)))];
+    return [R.length > 1 ? el("h3", {}, r.name) : null, ...k.protocols.map(p => el("p", { class: "tight" }, `${ofKnn(k.k) ? `k-NN, k = ${k.k}` : k.k}: ${p}`)), el("details", {}, el("summary", {}, "in full"), el("code", { class: "block" }, JSON.stringify(k.protocol, null, 1)))];
   });
   const protocols = uniq(R.flatMap(r => readout(r)?.protocols ?? []));
   const warning = protocols.length > 1 ? el("p", {}, el("span", { class: "badge on" }, "▲ these protocols differ: the accuracies cannot be compared")) : null;
