@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.folder import files
 from data_tools.parallel import ordered
 from data_tools.shard import REJECTED, add_workers, version
 from poa_ds.data.store.index import INDEX
@@ -32,6 +31,7 @@ from poa_ds.data.store.scan import (
     numbers,
     scan_tar,
 )
+from poa_ds.data.store.tree import files
 from poa_ds.system import paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
@@ -179,7 +179,8 @@ def _tars(folder: Path) -> tuple[list[str], int]:
         raise UsageError(f"{folder}: no such folder")
     found, passed = files(folder, named_from=folder)
     if passed:
-        raise UserError(f"{folder / passed[0].file}: {passed[0].reason}")
+        file, reason = passed[0]
+        raise UserError(f"{folder / file}: {reason}")
     names = sorted(str(path.relative_to(folder)) for path in found)
     every = len(names)
     names = [name for name in names if not leftover(name)]

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from data_tools import archives
 from data_tools.archives import TRAIN, VAL
-from data_tools.folder import check_root, files, folders, passed_over, without_images
+from data_tools.folder import check_root, without_images
 from data_tools.imagenet_labels import NAMES, find_labels
 from data_tools.packing import add_recode
 from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Rejected, Sample
+from poa_ds.data.store.tree import files, folders, passed_over
 from poa_ds.system import paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
@@ -79,7 +80,8 @@ def _by_folder(root: Path, split: str, classes: list[str]) -> Found:
     """Samples labelled by the folder below the split that they lie in."""
     ranks = {name: rank for rank, name in enumerate(classes)}
     samples: list[Sample] = []
-    found, rejected = files(root / split, named_from=root)
+    found, passed = files(root / split, named_from=root)
+    rejected = [Rejected(*item) for item in passed]
     for path in found:
         origin, parts = str(path.relative_to(root)), path.relative_to(root / split).parts
         reason = passed_over(Path(*parts))
@@ -98,7 +100,8 @@ def _by_folder(root: Path, split: str, classes: list[str]) -> Found:
 def _flat(root: Path, classes: list[str], given: Path | None) -> Found:
     """Samples of a flat val/, labelled by a file."""
     samples: list[Sample] = []
-    found, rejected = files(root / "val", named_from=root)
+    found, passed = files(root / "val", named_from=root)
+    rejected = [Rejected(*item) for item in passed]
     for path in found:
         origin, inside = str(path.relative_to(root)), path.relative_to(root / "val")
         reason = passed_over(inside)

@@ -6,8 +6,8 @@ import os
 from data_tools.packing import add_recode
 from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Rejected, Sample
+from poa_ds.data.store import tree
 from poa_ds.system import paths
-from poa_ds.system.errors import UsageError, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,32 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes OUT. The number of a class is its rank among the sorted names."""
-    try:
-        lines = args.list.read_text("utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise UsageError(f"--list {args.list}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--list {args.list} cannot be read: {error}") from error
-    root = args.root or args.list.parent
-    named: dict[str, str] = {}
-    rejected = []
-    for number, line in enumerate(lines, start=1):
-        path, _, name = line.partition("\t")
-        if path in named:
-            rejected.append(Rejected(path, f"named twice: again in line {number}"))
-        elif line.strip():
-            named[path] = name.strip()
-    classes = sorted({name for name in named.values() if name})
-    ranks = {name: rank for rank, name in enumerate(classes)}
+    found = tree.listed(args.list, args.root)
     samples = [
-        Sample(
-            os.path.splitext(path)[0],
-            path,
-            root / path,
-            ranks.get(name, -1),
-            {"source": path},
-        )
-        for path, name in named.items()
+        Sample(os.path.splitext(name)[0], name, found.root / name, label, {"source": name})
+        for name, label in zip(found.names, found.labels, strict=True)
     ]
-    split = Split(samples, classes, rejected, str(args.list))
+    rejected = [Rejected(*passed) for passed in found.passed]
+    split = Split(samples, found.classes, rejected, str(args.list))
     return write_splits({args.out: split}, tool="list", args=args)

@@ -16,8 +16,6 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from data_tools.finished import Journal
 from data_tools.packing import FIRST, Outcome, Recode, pack, unique_keys
 from data_tools.parallel import ordered, processors
@@ -27,6 +25,7 @@ from poa_ds.data.image.opening import LARGEST
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST
+from poa_ds.data.store.tree import SHUFFLE, shuffled
 from poa_ds.system import paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
@@ -34,7 +33,6 @@ from poa_ds.system.printable import printable_lines
 from poa_ds.system.progress import progress
 
 REJECTED, ALTERED = "rejected.jsonl", "altered.jsonl"
-SHUFFLE = 1 << 63  # second word of the key of the shuffle; epochs of a run take 0, 1, 2, ...
 OWN = re.compile(
     r"shard-\d{6}\.tar(\.partial)?"
     r"|(index\.npy|(rejected|altered)\.jsonl|dataset\.json)(\.([0-9a-f]{16}\.)?partial)?"
@@ -231,8 +229,7 @@ def _packed(
 ) -> Iterator[Outcome]:
     """What becomes of each sample in shuffled order, from place `first` on."""
     keys = unique_keys([sample.name for sample in samples])
-    words = np.random.Philox(key=[args.seed, SHUFFLE]).random_raw(len(keys))
-    order = np.argsort(words, kind="stable")
+    order = shuffled(len(keys), args.seed)
     recode = Recode.of(args)
     portions = (
         [(keys[n], samples[n], recode) for n in order[begin : begin + PORTION]]

@@ -2,15 +2,14 @@
 
 import functools
 import os
-import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from poa_ds.data.image.opening import Undecodable
-
-LARGEST = 0x7FFFF000  # bytes that Linux hands over in one read; the index has 31 bits for a size
+from poa_ds.data.store import tree
+from poa_ds.data.store.scan import LARGEST_IMAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +72,21 @@ def read(sample: Sample) -> bytes:
     content = sample.content
     if isinstance(content, bytes):
         return content
+    if isinstance(content, Path):
+        return tree.read(content)
+    _check_size(content.size)
     try:
-        if isinstance(content, TarSlice):
-            _check_size(content.size)
-            found = os.pread(_descriptor(content.archive), content.size, content.offset)
-            if len(found) < content.size:
-                raise Undecodable("the archive ends inside it")
-            return found
-        status = content.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise Undecodable("not a regular file")  # reading a pipe would wait for ever
-        _check_size(status.st_size)
-        return content.read_bytes()
+        found = os.pread(_descriptor(content.archive), content.size, content.offset)
     except OSError as error:
         raise Undecodable(f"unreadable file: {error.strerror}") from error
-    except ValueError as error:  # a name with a zero byte
-        raise Undecodable(f"unreadable file: {error}") from error
+    if len(found) < content.size:
+        raise Undecodable("the archive ends inside it")
+    return found
 
 
 def _check_size(size: int) -> None:
-    if size > LARGEST:
-        raise Undecodable(f"too large: more than {LARGEST} bytes")
+    if size > LARGEST_IMAGE:
+        raise Undecodable(f"too large: more than {LARGEST_IMAGE} bytes")
 
 
 @functools.lru_cache(maxsize=4)

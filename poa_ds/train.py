@@ -22,6 +22,7 @@ from poa_ds.system import limits, lock, paths, rendezvous
 from poa_ds.system.allocator import prepare_allocator
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
+from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.stopping import Requests
 from poa_ds.track import destination
 
@@ -94,7 +95,8 @@ def _run(args: argparse.Namespace) -> int:
         from poa_ds.run.setup import Setup
         from poa_ds.run.training import Training
 
-        setup = Setup(recipe, ds_file, source=source, watchdog=watchdog)
+        indexes = None if args.dry_run else RunFolder(Path(recipe.output_dir)).images
+        setup = Setup(recipe, ds_file, source=source, watchdog=watchdog, indexes=indexes)
         return dry_run(setup) if args.dry_run else _trained(Training(setup).run, recipe, watchdog)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from poa_ds.data.image.decoders import check_decoder
 from poa_ds.data.store.index import ShardFolder
+from poa_ds.data.store.loose import Beat, LooseFolder, is_images
 from poa_ds.data.store.mixture import Mixture, MixtureOrder
 from poa_ds.data.store.order import BlockOrder, Order
 from poa_ds.data.store.remote import Prefetcher, RemoteFolder, is_remote
@@ -20,12 +21,17 @@ from poa_ds.system.errors import UsageError
 Folder = ShardFolder | Mixture
 
 
-def open_folder(place: str, data: Data) -> ShardFolder:
-    """The shard folder at a path or an address; every missing or cut shard is an error.
+def open_folder(
+    place: str, data: Data, indexes: Path | None = None, beat: Beat = lambda: None
+) -> ShardFolder:
+    """The shard folder at a path or an address, or a folder or list of images at a path.
 
-    At an address each rank of a job asks for its part of the shards.
+    Every missing or cut shard is an error; at an address each rank of a job asks for its part of
+    them. indexes: where those of images are kept if data.cache is empty; beat: called meanwhile.
     """
     if not is_remote(place):
+        if is_images(Path(place)):
+            return LooseFolder.at(Path(place), _kept(data, indexes), beat)
         return ShardFolder.open(place)
     folder = RemoteFolder.at(place, Path(data.cache))
     ranks = rendezvous.complete_environment(os.environ)
@@ -33,16 +39,26 @@ def open_folder(place: str, data: Data) -> ShardFolder:
     return folder
 
 
-def open_training(data: Data) -> Folder | Stream:
-    """What the recipe trains on: one folder, a mixture, or a stream."""
+def _kept(data: Data, indexes: Path | None) -> Path | None:
+    """The folder for indexes of images; None where nothing can be kept."""
+    if data.cache:
+        return Path(data.cache)
+    there = indexes and next((path for path in (indexes, *indexes.parents) if path.exists()), None)
+    return indexes if there and os.access(there, os.W_OK) else None
+
+
+def open_training(
+    data: Data, indexes: Path | None = None, beat: Beat = lambda: None
+) -> Folder | Stream:
+    """What the recipe trains on: one folder, a mixture, or a stream; the rest as `open_folder`."""
     check_decoder(data.decoder)
     if data.mode == "stream":
         return Stream(data.train, data.images)
     if data.mix:
-        folders = [open_folder(place, data) for place in data.mix]
+        folders = [open_folder(place, data, indexes, beat) for place in data.mix]
         folder = Mixture(folders, list(data.mix.values()))
     else:
-        folder = open_folder(data.train, data)
+        folder = open_folder(data.train, data, indexes, beat)
     check_cache(folder, order_of(folder, 0, data.block_shards), data.cache_bytes)
     return folder
 

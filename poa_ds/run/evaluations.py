@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from poa_ds.checkpoint import deployed
-from poa_ds.data.places import open_folder
 from poa_ds.evaluate import results
 from poa_ds.evaluate.features import Readout, random_weights
 from poa_ds.evaluate.knn import answers, raw_pixel_floor, right_row
@@ -62,8 +61,8 @@ class Evaluations:
         dist.barrier()
         self.rows = results.read(self.path)
         if recipe.evaluation.queries:
-            queries = open_folder(recipe.evaluation.queries, recipe.data)
-            bank = open_folder(recipe.evaluation.bank or recipe.data.train, recipe.data)
+            queries = setup.open_folder(recipe.evaluation.queries)
+            bank = setup.open_folder(recipe.evaluation.bank or recipe.data.train)
             self.protocol = KnnProtocol.of(bank, queries, recipe.evaluation)
             self.readout = Readout.of(recipe, setup.engine.device)
             self.protocol.say_doubts()

@@ -2,6 +2,7 @@
 
 from poa_ds.checkpoint.folders import read_manifest
 from poa_ds.checkpoint.state import RunState, find_together, load
+from poa_ds.data.store.loose import LooseFolder
 from poa_ds.recipe import continuing
 from poa_ds.run.setup import Setup
 from poa_ds.system import dist
@@ -30,6 +31,13 @@ def resume(setup: Setup, folder: RunFolder) -> RunState | None:
     state, setup.stepper.state = load(setup.engine, found)
     if state.data_hash != setup.data_hash:
         named = [f"\n  {change}" for change in changed if change.key.startswith("data.mix.")]
+        if isinstance(setup.folder, LooseFolder):
+            since = setup.folder.changes_since(state.data_hash)
+            raise UserError(
+                f"{found} was made with other images than data.train {setup.folder.path} holds"
+                f"{f': {since}' if since else ''}; a run goes on with the same ones only: put them "
+                "back, or choose another output_dir (start=RUN begins with its weights)"
+            )
         raise UserError(
             f"{found} was made with other data than data.train {setup.folder.path} "
             f"(the index{', or a share of data.mix,' if named else ''} differs): use the same "

@@ -13,7 +13,8 @@ from poa_ds.checkpoint import folders
 from poa_ds.checkpoint.state import RunState
 from poa_ds.data.batch import Batch
 from poa_ds.data.loader import train_batches
-from poa_ds.data.places import open_training, order_name
+from poa_ds.data.places import open_folder, open_training, order_name
+from poa_ds.data.store.index import ShardFolder
 from poa_ds.engine import engine
 from poa_ds.engine.engine import Engine
 from poa_ds.export import start
@@ -25,7 +26,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.run import environment
 from poa_ds.run.clock import Clock
 from poa_ds.run.step import Stepper, StepResult
-from poa_ds.run.watchdog import NCCL_SECONDS, Watchdog
+from poa_ds.run.watchdog import NCCL_SECONDS, SET_UP, Watchdog
 from poa_ds.system import dist
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UserError
@@ -49,12 +50,22 @@ class Step:
 class Setup:
     """One process's part of a run that can begin; making it brings the ranks together.
 
-    source: the DeepSpeed file's name, for messages.
+    source: the DeepSpeed file's name, for messages. indexes: where those of images that lie in no
+    shards are kept; None: nowhere.
     """
 
-    def __init__(self, recipe: Recipe, ds_file: dict, *, source: str, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        ds_file: dict,
+        *,
+        source: str,
+        watchdog: Watchdog,
+        indexes: Path | None = None,
+    ) -> None:
         self.recipe, self.watchdog, self.requests = recipe, watchdog, watchdog.requests
-        self.folder = open_training(recipe.data)
+        self.indexes = indexes
+        self.folder = open_training(recipe.data, indexes, self._beat)
         self.data_hash = order_name(self.folder, recipe.data.block_shards)
         images = recipe.batch.slots * recipe.batch.images_per_slot
         if images > len(self.folder):
@@ -70,6 +81,7 @@ class Setup:
             watchdog.most_seconds = NCCL_SECONDS
         engine.start_processes(device)
         environment.say_differences()
+        self._check_agreement()
         self.ds_config = ds_json.resolved(recipe, ds_file, dist.world_size(), source=source)
         self.numbers = derived.of(recipe, len(self.folder))
         self.schedules = derived.schedules(recipe, len(self.folder))
@@ -83,6 +95,21 @@ class Setup:
         self.clock = Clock(images)
         if dist.is_main():
             self._announce(operators)
+
+    def open_folder(self, place: str) -> ShardFolder:
+        """The images of a place that an evaluation looks at."""
+        return open_folder(place, self.recipe.data, self.indexes, self._beat)
+
+    def _beat(self) -> None:
+        self.watchdog.beat(SET_UP, slow=True)
+
+    def _check_agreement(self) -> None:
+        """UserError where ranks see other images: a file came, or a host has another copy."""
+        if len({*dist.all_gather_objects(self.data_hash)}) > 1:
+            raise UserError(
+                f"ranks do not see the same images in {self.folder.path}: let nothing change it, "
+                "and give every host the same"
+            )
 
     def _begins_with(self) -> str:
         """The network that the recipe starts from; empty where a checkpoint has other weights."""

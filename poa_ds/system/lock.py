@@ -80,12 +80,13 @@ def held(
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def alone(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Processes of this machine pass the block one after the other.
 
     path: a folder, or a file, which is made where it is missing and may be replaced in the block.
+    waiting: called again and again while another process has it.
     """
-    handle = _open_alone(path)
+    handle = _open_alone(path, waiting)
     try:
         yield
     finally:
@@ -94,18 +95,30 @@ def alone(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _open_alone(path: Path) -> int:
+def _open_alone(path: Path, waiting: Callable[[], None] | None) -> int:
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     while True:
         handle = os.open(path, flags, 0o666)
         try:
-            _flock(handle, fcntl.LOCK_EX)
+            if waiting is None:
+                _flock(handle, fcntl.LOCK_EX)
+            while waiting is not None and not _flocked(handle):
+                waiting()
+                time.sleep(LOOK_SECONDS)
             if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
                 return handle
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)  # replaced while this one waited
+
+
+def _flocked(handle: int) -> bool:
+    try:
+        _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _flock(handle: int, operation: int) -> None:

@@ -24,6 +24,7 @@ class RunFolder:
         self.right = path / "knn_right.jsonl"
         self.evaluations = path / "evaluations.jsonl"  # all but k-NN
         self.features = path / "features"  # of sets of images, for evaluations
+        self.images = path / "images"  # indexes of images that lie in no shards
         self.linear = path / "linear"  # unfinished trainings of linear classifiers
         self.latency = path / "latency.jsonl"
         self.events = path / "events.jsonl"

@@ -14,10 +14,11 @@ import webdataset
 from PIL import Image
 
 from data_tools import folder, imagenet, shard
-from data_tools.sources import LARGEST, Rejected, Sample
+from data_tools.sources import Rejected, Sample
 from poa_ds.data.image.opening import NO_IMAGE
 from poa_ds.data.image.pixels import pixels, png
 from poa_ds.data.store.index import ShardFolder
+from poa_ds.data.store.scan import LARGEST_IMAGE
 from poa_ds.system.errors import UsageError, UserError
 from tests.support.shards import content, image, make_shards, options, rejected, run, samples, save
 
@@ -195,7 +196,7 @@ def test_what_cannot_be_read_is_listed(tmp_path: Path) -> None:
     assert rejected(tmp_path / "out") == {
         "gone.jpg": "unreadable file: No such file or directory",
         "pipe.jpg": "not a regular file",
-        "film.jpg": f"too large: more than {LARGEST} bytes",
+        "film.jpg": f"too large: more than {LARGEST_IMAGE} bytes",
     }
 
 

@@ -139,6 +139,10 @@ class ShardFolder:
             return f"number {sample}"  # only reached while another damage is being reported
         return self.manifest.naming.split(name)[0]
 
+    def name(self, sample: int) -> str:
+        """What names a sample among all of the folder: shard/key."""
+        return f"{self.shard(sample)}/{self.key(sample)}"
+
     def read(self, sample: int) -> bytes:
         """The encoded image; SampleError when its bytes are not those that were written."""
         row, number = self.index[sample], self._shard_number(sample)

@@ -58,7 +58,7 @@ class Shards:
         return len(self.folder)
 
     def key(self, number: int) -> str:
-        return f"{self.folder.shard(number)}/{self.folder.key(number)}"
+        return self.folder.name(number)
 
     def label(self, number: int) -> int:
         return self.folder.label(number)
