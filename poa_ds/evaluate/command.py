@@ -27,11 +27,9 @@ def add_knn_arguments(parser: argparse.ArgumentParser, *, floors: bool = True) -
     )
     parser.add_argument("--sizes", help="all, or names and WIDTHxDEPTH, by commas (recipe's)")
     parser.add_argument("--step", type=int, help="of the teacher (the newest)")
+    parser.add_argument("--queries", type=paths.place, help="images (recipe's evaluation.queries)")
     parser.add_argument(
-        "--queries", type=paths.place, help="shard folder (recipe's evaluation.queries)"
-    )
-    parser.add_argument(
-        "--bank", type=paths.place, help="shard folder (recipe's evaluation.bank, or data.train)"
+        "--bank", type=paths.place, help="images (recipe's evaluation.bank, or data.train)"
     )
     parser.add_argument("--query-images", type=int, help="evenly spread; 0 = all (recipe's)")
     parser.add_argument("--bank-images", type=int, help="evenly spread; 0 = all (recipe's)")
@@ -50,8 +48,10 @@ def run_knn(args: argparse.Namespace) -> int:
         recipe = overridden(recipe, args)
         options, readout = recipe.evaluation, Readout.of(recipe, device)
         subnets = model.space.select(args.sizes or options.sizes)
-        bank = open_folder(options.bank or recipe.data.train, recipe.data)
-        protocol = KnnProtocol.of(bank, open_folder(options.queries, recipe.data), options)
+        indexes = RunFolder.around(find_teacher(args.run, args.step)).images
+        bank = open_folder(options.bank or recipe.data.train, recipe.data, indexes)
+        queries = open_folder(options.queries, recipe.data, indexes)
+        protocol = KnnProtocol.of(bank, queries, options)
         protocol.say_doubts()
         bar = progress if dist.is_main() else None
         answered = answers(model.to(device), subnets, protocol, readout, progress=bar)

@@ -143,7 +143,7 @@ class Cache:
             self._missing(self.images(place), tell=True)
 
     def images(self, place: str) -> Shards:
-        return Shards(open_folder(place, self.reader.recipe.data))
+        return Shards(open_folder(place, self.reader.recipe.data, self.reader.folder.images))
 
     def get(self, place: str) -> FeatureSet | None:
         """The features of its images by all sizes of the reader. None: stopped. A collective."""

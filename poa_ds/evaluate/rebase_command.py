@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from poa_ds.checkpoint.deployed import load_teacher
+from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.places import open_folder
 from poa_ds.data.store.index import ShardFolder
@@ -33,6 +33,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system import dist, paths
 from poa_ds.system.console import tell
 from poa_ds.system.progress import progress
+from poa_ds.system.run_folder import RunFolder
 
 WAYS: tuple[Rebase, ...] = ("none", "sort", "rotate")
 SCALES = (0.5, 1.0)
@@ -83,10 +84,12 @@ def run(args: argparse.Namespace) -> int:
         recipe = overridden(recipe, args)
         options, readout = recipe.evaluation, Readout.of(recipe, device)
         subnets = model.space.select(args.sizes or options.sizes)
-        bank = open_folder(options.bank or recipe.data.train, recipe.data)
-        protocol = KnnProtocol.of(bank, open_folder(options.queries, recipe.data), options)
+        indexes = RunFolder.around(find_teacher(args.run, args.step)).images
+        bank = open_folder(options.bank or recipe.data.train, recipe.data, indexes)
+        queries = open_folder(options.queries, recipe.data, indexes)
+        protocol = KnnProtocol.of(bank, queries, options)
         protocol.say_doubts()
-        shards = ShardFolder.open(args.calibrate) if args.calibrate else bank
+        shards = open_folder(str(args.calibrate), recipe.data, indexes) if args.calibrate else bank
         made = variants(model, recipe, shards, args.input_scales)
         cells = measured(model.to(device), made, subnets, protocol, readout)
         if dist.is_main() and args.json:

@@ -70,7 +70,7 @@ def check_places(recipe: Recipe) -> None:
         f"{key} is empty: give {key}=DIR, {meaning}"
         for key, value, meaning in (
             ("output_dir", recipe.output_dir, "the folder for checkpoints and metrics"),
-            ("data.train", data.train or data.mix, "a shard folder (poa-ds shard writes them)"),
+            ("data.train", data.train or data.mix, "a folder of images, a list of them, or shards"),
         )
         if not value
     ]
@@ -241,11 +241,11 @@ def _data(recipe: Recipe) -> Iterator[str]:
         if not data.images:
             yield "data.images is 0: data.mode stream needs to be told how many images an epoch has"
         if data.mix or data.block_shards:
-            yield "data.mode stream: data.mix and data.block_shards are for shard folders"
+            yield "data.mode stream: data.mix and data.block_shards are for folders"
         if recipe.evaluation.queries and not recipe.evaluation.bank:
             yield "evaluation.bank is empty, and data.mode stream has no folder for it: name one"
     elif data.images:
-        yield f"data.images {data.images}: a shard folder says itself how many it has (remove it)"
+        yield f"data.images {data.images}: a folder says itself how many it has (remove it)"
     train = () if data.mode == "stream" else (data.train,)
     places = (*train, *data.mix, recipe.evaluation.queries, recipe.evaluation.bank)
     remote = [place for place in places if "://" in place]

@@ -184,14 +184,16 @@ class Optimizer:
 class Data:
     """Where images come from, and who reads them."""
 
-    train: str = ""  # a shard folder or its address (http://, s3://, ...)
+    # a folder of images (sub-folders are the labels), a list of them (PATH or PATH<tab>CLASS a
+    # line), a shard folder, or the address of one (http://, s3://, ...)
+    train: str = ""
     # stream: train names tars that are only read from front to back (pipe:..., {000..099});
     # such a run does not continue with the same images
     mode: Literal["index", "stream"] = "index"
     images: CountOrNone = 0  # of an epoch in mode stream
-    # several shard folders in the place of train, with weights
+    # several folders in the place of train, with weights
     mix: Mapping[str, Positive] = field(default_factory=dict)
-    cache: str = ""  # where shards of addresses are kept
+    cache: str = ""  # where shards of addresses are kept, and indexes of images (empty: output_dir)
     cache_gb: NotNegative = 0.0  # at most; 0: all of them
     block_shards: CountOrNone = 0  # mixed at a time; 0: all images of the data set
     workers: CountOrNone = 8  # loader processes of each rank
@@ -211,8 +213,8 @@ class Data:
 class Evaluation:
     """k-NN during training."""
 
-    queries: str = ""  # a shard folder; empty: no evaluation
-    bank: str = ""  # a shard folder; empty: data.train
+    queries: str = ""  # images, as data.train; empty: no evaluation
+    bank: str = ""  # images; empty: data.train
     every_epochs: NotNegative = 10.0  # 0: only at the start (at_start) and at the end
     at_start: bool = True
     sizes: tuple[str, ...] = ("all",)  # names, WIDTHxDEPTH, or all

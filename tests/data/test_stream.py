@@ -152,8 +152,11 @@ def test_a_source_without_images_is_named(tmp_path: Path) -> None:
     ("data", "message"),
     [
         ({"mode": "stream", "train": "pipe:cat x"}, "data.images is 0"),
-        ({"mode": "stream", "train": "x", "images": 5, "block_shards": 3}, "for shard folders"),
-        ({"train": "x", "images": 5}, "data.images 5: a shard folder says itself"),
+        (
+            {"mode": "stream", "train": "x", "images": 5, "block_shards": 3},
+            "are for folders",
+        ),
+        ({"train": "x", "images": 5}, "data.images 5: a folder says itself"),
     ],
 )
 def test_wrong_recipes_say_what_is_allowed(data: dict, message: str) -> None:
