@@ -9,13 +9,14 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from poa_ds.bench.loose_reads import reads
 from poa_ds.bench.published_pipeline import published
 from poa_ds.bench.report import Machine, machine
 from poa_ds.data.batch import Sample, collate
@@ -23,8 +24,10 @@ from poa_ds.data.image.decoders import decoder, installed
 from poa_ds.data.image.photometric import GLOBAL_1, GLOBAL_2, LOCAL, draw
 from poa_ds.data.image.views import Views, views
 from poa_ds.data.loader import slot_batches
+from poa_ds.data.places import open_folder
 from poa_ds.data.spec import BatchSpec, batch_spec
 from poa_ds.data.store.index import ShardFolder
+from poa_ds.data.store.loose import LooseFolder
 from poa_ds.data.store.order import VIEWS, Order, keyed
 from poa_ds.data.stream import stream_images
 from poa_ds.engine import engine
@@ -45,7 +48,8 @@ class Figures:
     kilobytes: float  # of one encoded image
     parts: dict[str, float]
     published: float
-    stream: float
+    stream: float | None  # webdataset's reader; None: there is no tar
+    files: Mapping[str, float]  # reading from shards and files, wall milliseconds, warm and cold
     rates: dict[int, float]
     decoders: dict[str, float]  # decoding and all crops, by every decoder that is installed
 
@@ -92,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
     recipe = load.recipe(args.config, args.overrides)
     if not recipe.data.train:
-        raise UsageError("data.train is empty: give data.train=DIR, a shard folder")
-    folder, device = ShardFolder.open(recipe.data.train), engine.pick_device()
+        raise UsageError("data.train is empty: give data.train=DIR")
+    folder, device = open_folder(recipe.data.train, recipe.data), engine.pick_device()
     torch.set_num_threads(1)
     figures = measure(folder, batch_spec(recipe), args.images, counts, device)
     place = machine(device)
@@ -118,15 +122,18 @@ def measure(
     few = contents[: max(1, images // PUBLISHED_SHARE)]
     say("measuring the published pipeline")
     slow = _each(finish, few)
-    say("measuring webdataset's reader")
-    sources = [str(folder.path / shard.file) for shard in folder.manifest.shards]
-    stream = _stream(sources, max(images, READS))
+    stream = None
+    if not isinstance(folder, LooseFolder):
+        say("measuring webdataset's reader")
+        sources = [str(folder.path / shard.file) for shard in folder.manifest.shards]
+        stream = _stream(sources, max(images, READS))
+    files = reads(folder, rows.tolist(), contents)
     rates = {}
     for workers in counts:
         say(f"measuring {workers} workers")
         rates[workers] = _rate(folder, spec, images, workers)
     kilobytes = sum(map(len, contents)) / len(contents) / 1000
-    return Figures(images, kilobytes, parts, slow, stream, rates, _decoders(spec, contents))
+    return Figures(images, kilobytes, parts, slow, stream, files, rates, _decoders(spec, contents))
 
 
 def _parts(
@@ -233,6 +240,7 @@ def table(folder: Path, figures: Figures, place: Machine, rate: float) -> str:
             ("published pipeline (PIL, per sample), without reading", figures.published),
             ("webdataset's streaming reader, reading only", figures.stream),
         )
+        if value is not None
     ]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     decoders = [
@@ -253,6 +261,10 @@ def table(folder: Path, figures: Figures, place: Machine, rate: float) -> str:
             "| data.decoder: decode and crop | processor µs per image | images/s of one core |",
             "|---|---:|---:|",
             *decoders,
+            "",
+            "| reading an image in random order | wall µs |",
+            "|---|---:|",
+            *(f"| {name} | {1000 * value:,.0f} |" for name, value in figures.files.items()),
             "",
             "| workers | images/s |",
             "|---:|---:|",

@@ -58,7 +58,7 @@ def marks(images: Tensor) -> list[bytes]:
 
 
 def reference(place: str, data: Data) -> Images:
-    """The images of a shard folder, here or at an address, or else of a tree."""
-    if is_address(place) or (Path(place) / MANIFEST).is_file():
+    """The images of a shard folder, here or at an address, of a list, or else of a tree."""
+    if is_address(place) or (Path(place) / MANIFEST).is_file() or Path(place).is_file():
         return Shards(open_folder(place, data))
     return image_sources.below(Path(place), "--reference")

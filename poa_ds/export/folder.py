@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from poa_ds.checkpoint.deployed import licence_of
 from poa_ds.data.loader import eval_batches
-from poa_ds.data.store.index import ShardFolder
+from poa_ds.data.places import open_folder
 from poa_ds.export import hf_folder, onnx_file
 from poa_ds.export.plain_state import build
 from poa_ds.model import form
@@ -229,13 +229,13 @@ def check(folder: Path, model: ElasticBackbone, subnet: Subnet, images: Tensor) 
 def check_images(recipe: Recipe, shards: Path | None = None) -> tuple[Tensor, str]:
     """(normalised images, what they are).
 
-    Of the shard folder, else of the evaluation's queries where they are, else random.
+    Of the folder, else of the evaluation's queries where they are, else random.
     """
     evaluation, side = recipe.evaluation, recipe.crops.global_size
     place = shards or Path(evaluation.queries)
-    if shards is None and not (evaluation.queries and place.is_dir()):
+    if shards is None and not (evaluation.queries and place.exists()):
         return torch.randn(CHECKED_IMAGES, 3, side, side), "random images"
-    folder = ShardFolder.open(place)
+    folder = open_folder(str(place), recipe.data)
     ids = range(min(CHECKED_IMAGES, len(folder)))
     resize = round(side * evaluation.resize / evaluation.crop)
     images, _ = next(eval_batches(folder, ids, resize=resize, crop=side, batch_size=CHECKED_IMAGES))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from poa_ds.checkpoint.deployed import write_teacher
 from poa_ds.data.loader import eval_batches
+from poa_ds.data.places import open_folder
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.export import weights_source
 from poa_ds.export.import_poa import from_poa_teacher, read_checkpoint
@@ -236,7 +237,7 @@ def _rebased(network: ElasticViT, recipe: Recipe, args: argparse.Namespace) -> R
     network = network.float()
     if args.rebase == "none":
         return rebased(network, None, "none")
-    images = calibration_images(recipe, ShardFolder.open(args.calibrate))
+    images = calibration_images(recipe, open_folder(str(args.calibrate), recipe.data))
     return rebased(network, statistics(network, images), args.rebase)
 
 

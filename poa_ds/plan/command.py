@@ -107,7 +107,7 @@ def _images(recipe: Recipe, given: int | None) -> tuple[int, str]:
         return given, "--images"
     if data.mode == "stream":
         return data.images, "data.images"
-    if not data.mix and data.train and Path(data.train).is_dir():
+    if not data.mix and data.train and Path(data.train).exists():
         return len(open_training(data)), data.train
     place = data.train or "data.train"
     assumed = int(GENERAL["imagenet"].value)

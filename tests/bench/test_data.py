@@ -9,10 +9,12 @@ import torch
 
 from poa_ds.bench import data as bench_data
 from poa_ds.bench.data import Figures
+from poa_ds.bench.loose_reads import reads
 from poa_ds.bench.published_pipeline import published
 from poa_ds.data.image.decoders import installed
 from poa_ds.data.image.pixels import png
 from poa_ds.data.image.views import CropSpec
+from poa_ds.data.store.loose import LooseFolder
 from poa_ds.data.stream import stream_images
 from poa_ds.system.errors import UsageError
 from tests.support.published import COLOURS
@@ -41,7 +43,7 @@ def test_every_part_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_the_workers_that_a_rate_needs_are_rounded_up() -> None:
     parts = {"read": 0.1, "decode": 1.0, "crop": 2.0, "collate": 0.9, "photometric": 50.0}
-    figures = Figures(1, 1.0, parts, 30.0, 0.1, {}, {})
+    figures = Figures(1, 1.0, parts, 30.0, 0.1, {}, {}, {})
     assert [figures.workers_for(rate) for rate in (1, 250, 251, 4000)] == [1, 1, 2, 16]
 
 
@@ -83,3 +85,18 @@ def test_the_stream_gives_every_image_of_the_tars(tmp_path: Path) -> None:
 def test_wrong_numbers_are_refused(words: tuple) -> None:
     with pytest.raises(UsageError, match=(*words, "data.train is empty")[0]):
         run(bench_data, *words)
+
+
+def test_files_are_measured_beside_shards_and_alone(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "train", 12)
+    contents = [shards.read(row) for row in range(12)]
+    found = reads(shards, range(12), contents)
+    kinds = ("from memory", "from the disk")
+    assert list(found) == [f"{name}, {kind}" for name in ("shards", "files") for kind in kinds]
+    assert all(value > 0 for value in found.values())
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.png").write_bytes(contents[0])
+    assert list(reads(LooseFolder.at(tmp_path / "mine", None), [0], contents[:1])) == [
+        f"files, {kind}" for kind in kinds
+    ]

@@ -20,6 +20,7 @@ from poa_ds.system.regular import check_regular
 # folders that hold parts of a data set, and no class
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 SHUFFLE = 1 << 63  # second word of the key of the shuffle; epochs of a run take 0, 1, 2, ...
+UNREADABLE = "unreadable folder"
 Passed = tuple[str, str]  # a file or folder that is none of the data, and why
 
 
@@ -119,7 +120,7 @@ def files(root: Path, *, named_from: Path) -> tuple[list[Path], list[Passed]]:
         passed.append((f"{Path(folder).relative_to(named_from)}/", reason))
 
     def unreadable(error: OSError) -> None:
-        reject(error.filename, f"unreadable folder: {error.strerror}")
+        reject(error.filename, f"{UNREADABLE}: {error.strerror}")
 
     for folder, below, names in os.walk(root, onerror=unreadable, followlinks=True):
         real = Path(folder).resolve()

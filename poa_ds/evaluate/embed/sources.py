@@ -1,7 +1,6 @@
 """Images by number, wherever they lie: a tree of files, a list of files, or a shard folder."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from poa_ds.data.store import tree
 from poa_ds.data.store.index import ShardFolder
-from poa_ds.data.store.leftovers import NAMES
 from poa_ds.system.errors import UserError
 from poa_ds.system.regular import check_regular
 
@@ -135,21 +134,20 @@ def below(root: Path, option: str = "--images") -> Files:
     """All image files of a tree by the ends of their names, in sorted order.
 
     The first level of folders gives the labels. Hidden files and what file managers leave are
-    passed over. UserError: there is no such folder, or no image in it.
+    passed over. UserError: there is no such folder, one in it cannot be read, or no image.
     """
     if not root.is_dir():
         raise UserError(f"{option} {root}: no such folder")
-    names = []
-    for folder, folders, files in os.walk(root, onerror=_raise):
-        folders[:] = [name for name in folders if _counts(name)]
-        found = (name for name in files if _counts(name) and Path(name).suffix.lower() in SUFFIXES)
-        names += [str((Path(folder) / name).relative_to(root)) for name in found]
+    found = tree.below(root)
+    for name, reason in found.passed:
+        if reason.startswith(tree.UNREADABLE):
+            raise UserError(f"{option} {root / name}: {reason}")
+    names = sorted(name for name in found.names if Path(name).suffix.lower() in SUFFIXES)
     if not names:
         raise UserError(
             f"{option} {root}: no image in it (files are taken by the ends of their names: "
             f"{', '.join(sorted(SUFFIXES))})"
         )
-    names.sort()
     own = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
     return _labelled(root, names, own)
 
@@ -180,11 +178,3 @@ def _labelled(root: Path, names: Sequence[str], own: Sequence[str]) -> Files:
     classes = sorted(set(own) - {""})
     number = {name: place for place, name in enumerate(classes)}
     return Files(root, names, [number.get(name, -1) for name in own], classes)
-
-
-def _counts(name: str) -> bool:
-    return not name.startswith(".") and name not in NAMES
-
-
-def _raise(error: OSError) -> None:
-    raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
