@@ -114,6 +114,11 @@ COMMANDS = {
         "poa-ds eval clusters runs/photos --val data/photos/val",
         scores=True,
     ),
+    "eval segmentation": Command(
+        "poa_ds.evaluate.segmentation.command",
+        "linear heads on frozen features for the class of every pixel: mIoU of many sizes",
+        "poa-ds eval segmentation runs/photos --layout ade20k --train ADEChallengeData2016",
+    ),
     "embed": Command(
         "poa_ds.evaluate.embed.command",
         "features of any images, by any sizes of a run -> safetensors, npy or parquet",

@@ -50,6 +50,7 @@ class ElasticBackbone(nn.Module):
     kind: ClassVar[str]  # its name in the table and in recipes
     input_scale = 1.0  # its layers' (`layers.scale_inputs`)
     other_sizes: ClassVar[str] = ""  # where to get a size that is not in the space, in words
+    copies: ClassVar[int] = 1  # patch tokens on a side that stand for one place of the last map
     reads_blocks: ClassVar[bool] = False  # whether tokens may be read out behind any block (`taps`)
     blocks: nn.ModuleList
 

@@ -26,6 +26,7 @@ class RunFolder:
         self.features = path / "features"  # of sets of images, for evaluations
         self.images = path / "images"  # indexes of images that lie in no shards
         self.linear = path / "linear"  # unfinished trainings of linear classifiers
+        self.segmentation = path / "segmentation"  # the same of segmentation's heads
         self.latency = path / "latency.jsonl"
         self.events = path / "events.jsonl"
         self.bad_samples = path / "bad_samples.jsonl"

@@ -144,6 +144,7 @@ class ElasticResNet(ElasticBackbone):
     """
 
     kind = "resnet"
+    copies = 2
 
     def __init__(
         self,

@@ -146,6 +146,7 @@ class ElasticSwin(ElasticBackbone):
     """
 
     kind = "swin"
+    copies = 2
 
     def __init__(
         self,
