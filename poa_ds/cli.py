@@ -150,12 +150,17 @@ COMMANDS = {
         "poa-ds compare runs/photos runs/photos_dspnet --by images --out compared.png",
     ),
     "extract": Command(
-        "poa_ds.export.extract",
+        "poa_ds.deploy.extract",
         "one size as a model of its own",
         "poa-ds extract runs/photos --size 64x3 --out models/64x3 --format timm --check",
     ),
+    "publish": Command(
+        "poa_ds.deploy.publish",
+        "one size with its model card as a folder for the Hugging Face hub, checked",
+        "poa-ds publish runs/photos --size 64x3 --out hub/64x3 --licence apache-2.0",
+    ),
     "init": Command(
-        "poa_ds.export.init",
+        "poa_ds.deploy.init",
         "a network of any width and depth to start from, made from a run's template",
         "poa-ds init runs/photos_sweet --size 128x6 --out models/128x6 --check",
     ),

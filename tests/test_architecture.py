@@ -27,6 +27,7 @@ FLOORS = (
     "evaluate",
     "track",
     "report",
+    "deploy",
     "run",
     "plan",
     "bench",

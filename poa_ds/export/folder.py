@@ -35,9 +35,10 @@ WEIGHTS: dict[Style, str] = {
     "state-dict": "state_dict.safetensors",
     "onnx": "model.onnx",
 }
-RECIPE, MODULE = "config.json", "model.py"
+RECIPE, MODULE, CARD = "config.json", "model.py", "README.md"
 MARK = "poa_ds"  # a key of RECIPE: the folder is one of ours
 LIMIT = 1e-4  # of a check; rounding in float32 amounts to about 1e-5
+HALF_LIMIT = 5e-2  # the same of weights in 16 bits, where it amounts to about 5e-3
 CHECKED_IMAGES = 8
 
 
@@ -47,6 +48,7 @@ class Export:
 
     source: where the teacher came from, for the record. any_size: an ONNX file for images of any
     sides; the other formats take them anyway. made: how a size came about that was not trained.
+    half: weights in 16 bits. told_source: what stands in config.json for `source`, which is a path.
     """
 
     model: ElasticBackbone
@@ -56,6 +58,8 @@ class Export:
     style: Style = "timm"
     any_size: bool = False
     made: str = ""
+    half: bool = False
+    told_source: str = ""
 
     def write(
         self,
@@ -63,24 +67,29 @@ class Export:
         state: Mapping[str, Tensor],
         folder: Path,
         images: Tensor | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> float | None:
         """Write the plain `state` of one size; with images, the difference that `check` finds.
 
-        UserError, and nothing written: a difference above LIMIT, or a folder of someone else.
+        texts: contents of further files, by name. UserError, and nothing written: a difference
+        above rounding, or a folder of someone else.
         """
         _refuse_foreign(folder)
+        limit = HALF_LIMIT if self.half else LIMIT
         with whole_folder(folder) as partial:
             self._fill(partial, subnet, state)
+            for name, text in (texts or {}).items():
+                (partial / name).write_text(text, "utf-8")
             if images is None:
                 return None
             difference = check(partial, self.model, subnet, images)
             if self.any_size:
                 tall = F.interpolate(images, scale_factor=(2.0, 1.0))
                 difference = max(difference, check(partial, self.model, subnet, tall))
-            if not difference <= LIMIT:
+            if not difference <= limit:
                 raise UserError(
                     f"{subnet}: the exported model differs from the elastic network by "
-                    f"{difference:.3g} (at most {LIMIT:g} is rounding); {folder} is not written"
+                    f"{difference:.3g} (at most {limit:g} is rounding); {folder} is not written"
                 )
         return difference
 
@@ -88,13 +97,15 @@ class Export:
         found = form.of(self.model.kind)
         name, arguments = found.arguments(self.model.shape, subnet, state)
         weights, about = folder / WEIGHTS[self.style], self._about(subnet, name, arguments)
+        if self.half:
+            state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
         if self.style == "onnx":
             network = build(found.module, arguments, state)
             side = self.recipe.crops.global_size
             onnx_file.write(network, found.feature, weights, side, any_size=self.any_size)
         elif self.style == "hf":
             config, state = found.hf(self.model.shape, subnet, state)
-            about = config | {"dtype": "float32", MARK: about[MARK]}
+            about = config | {"dtype": "float16" if self.half else "float32", MARK: about[MARK]}
             (folder / hf_folder.PROCESSOR).write_text(hf_folder.processor(self.recipe))
         elif self.style == "timm":
             name, arguments, state = found.timm(self.model.shape, subnet, state)
@@ -134,10 +145,11 @@ class Export:
             MARK: {
                 "size": str(subnet),
                 "cut_from": str(self.model.space.intact),
-                "source": self.source,
+                "source": self.told_source or self.source,
                 "step": self.step,
                 "format": self.style,
                 **({"any_size": True} if self.any_size else {}),
+                **({"half": True} if self.half else {}),
                 **({"made": self.made} if self.made else {}),
                 "note": f"trained at {side} px; {found.note}",
             },
@@ -175,6 +187,7 @@ def _refuse_foreign(folder: Path) -> None:
     ours = {
         RECIPE,
         MODULE,
+        CARD,
         LICENCE,
         hf_folder.PROCESSOR,
         "__pycache__",

@@ -45,11 +45,12 @@ class Network(nn.Module):
     def __init__(self, folder: Path, features: Callable[[Tensor, int], Tensor]) -> None:
         super().__init__()
         try:
-            from transformers import AutoModel  # seconds, and not every machine has it
+            from transformers import AutoModel, logging  # seconds, and not every machine has it
         except ImportError as error:
             raise UserError(
                 "reading a folder of transformers needs that package: pip install 'poa_ds[hf]'"
             ) from error
+        logging.disable_progress_bar()  # of tensors, gone before it can be read
         network, report = AutoModel.from_pretrained(
             folder, output_loading_info=True, local_files_only=True
         )

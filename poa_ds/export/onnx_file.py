@@ -18,14 +18,15 @@ INPUT, OUTPUTS = "images", ("feature", "features")
 
 
 class _Both(nn.Module):
-    """(class feature, what forward_features gives) in one pass."""
+    """(class feature, what forward_features gives) in one pass, in float32 with any weights."""
 
     def __init__(self, network: nn.Module, feature: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.network, self.feature = network, feature
+        self.dtype = next(network.parameters()).dtype
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.network.forward_features(images)
+        features = self.network.forward_features(images.to(self.dtype)).float()
         return self.feature(features), features
 
 
@@ -68,7 +69,9 @@ def write(
 @torch.no_grad()
 def _places(network: nn.Module, side: int) -> dict[int, str]:
     """The axes of the features that grow with the images."""
-    shapes = [network.forward_features(torch.zeros(1, 3, n, n)).shape for n in (side, 2 * side)]
+    like = next(network.parameters())
+    images = [like.new_zeros(1, 3, n, n) for n in (side, 2 * side)]
+    shapes = [network.forward_features(x).shape for x in images]
     grown = [axis for axis, (small, large) in enumerate(zip(*shapes, strict=True)) if small < large]
     return {axis: f"places{axis}" for axis in grown}
 

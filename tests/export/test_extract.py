@@ -86,6 +86,7 @@ def test_timm_opens_the_folder_by_itself_and_computes_the_same(
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
     assert modes == {(tmp_path / "out").stat().st_mode & 0o666}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
     ]
@@ -152,7 +153,7 @@ def test_an_export_that_differs_is_reported_and_not_written(
         return state
 
     run_folder(tmp_path / "run")
-    monkeypatch.setattr("poa_ds.export.extract.extract", wrong)
+    monkeypatch.setattr("poa_ds.deploy.extract.extract", wrong)
     words = ["--size", "32x2", "--out", str(tmp_path / "out"), "--check"]
     assert cli.main(["extract", str(tmp_path / "run"), *words]) == 1
     assert "32x2: the exported model differs" in capsys.readouterr().err

@@ -170,16 +170,16 @@ Network = Swin
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The float32 tensors of a safetensors file."""
+    """The tensors of a safetensors file, of 32 or 16 bits there, in float32."""
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     tensors = {}
     for name, about in json.loads(content[8:start]).items():
         if name != "__metadata__":
-            assert about["dtype"] == "F32", name
+            kind = {"F32": torch.float32, "F16": torch.float16}[about["dtype"]]
             first, last = (start + offset for offset in about["data_offsets"])
-            numbers = torch.frombuffer(bytearray(content[first:last]), dtype=torch.float32)
-            tensors[name] = numbers.reshape(about["shape"])
+            numbers = torch.frombuffer(bytearray(content[first:last]), dtype=kind)
+            tensors[name] = numbers.reshape(about["shape"]).float()
     return tensors
 
 

@@ -6,9 +6,11 @@ import argparse
 import torch
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
-from poa_ds.export.extract import extract, style
+from poa_ds.deploy.card import card
+from poa_ds.deploy.extract import style
+from poa_ds.export.extract import extract
 from poa_ds.export.fit import fit
-from poa_ds.export.folder import WEIGHTS, Export, check_images
+from poa_ds.export.folder import CARD, WEIGHTS, Export, check_images
 from poa_ds.model.space import Subnet
 from poa_ds.system import paths
 from poa_ds.system.arguments import whole
@@ -71,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
         tell(f"fit: loss {found.first:.4g} at first, {found.last:.4g} at the end")
     about = f"from the template of {model.space.smallest} to {model.space.intact}; {learned}"
     export = Export(made, recipe, step, str(source), form, made=about)
-    difference = export.write(size, extract(made, size), args.out, images)
+    texts = {CARD: card(export, size)}
+    difference = export.write(size, extract(made, size), args.out, images, texts)
     tell(f"{size}, {made.parameter_count(size):,} parameters, {about}: {args.out}")
     if difference is not None:
         tell(f"  largest difference to the factors' form on {what}: {difference:.2e}")
