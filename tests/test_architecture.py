@@ -33,7 +33,14 @@ FLOORS = (
     "bench",
     "programs",
 )
-PROGRAMS = {"train", "launch", "demo", "adapt", "cli"}  # the modules that stand in poa_ds itself
+PROGRAMS = {
+    "train",
+    "launch",
+    "demo",
+    "adapt",
+    "cli",
+    "commands",
+}  # the modules that stand in poa_ds itself
 
 # libraries that are slow to import, that change often, or that not every machine has
 IMPORTERS = {
