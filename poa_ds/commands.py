@@ -84,6 +84,11 @@ COMMANDS = {
         "poa-ds eval linear runs/photos --crops centre --epochs 10",
         scores=True,
     ),
+    "eval finetune": Command(
+        "poa_ds.finetune",
+        "sizes that learn whole from labels, each in a training of its own",
+        "poa-ds eval finetune runs/photos --sizes 96x4 --epochs 20 --batch 256",
+    ),
     "eval logistic": Command(
         "poa_ds.evaluate.logistic.command",
         "logistic regression on features of many sizes, from all labels or a few",

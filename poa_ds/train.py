@@ -84,10 +84,19 @@ def _run(args: argparse.Namespace) -> int:
     if args.print_config:
         print(load.to_yaml(recipe), end="")
         return 0
+    source = str(args.deepspeed_config or "without --deepspeed_config")
+    return trained(recipe, ds_file, source=source, dry=args.dry_run)
+
+
+def trained(recipe: Recipe, ds_file: dict, *, source: str, dry: bool = False) -> int:
+    """The exit status of this rank's part of a training, or of two steps of it.
+
+    source: the DeepSpeed file's name, for messages. The main thread's signals are the training's
+    from here on. UserError, Fault or KeyboardInterrupt: it did not begin.
+    """
     _check_surroundings(recipe)
     watchdog = _begin(recipe)
-    source = str(args.deepspeed_config or "without --deepspeed_config")
-    writes = os.environ["RANK"] == "0" and not args.dry_run
+    writes = os.environ["RANK"] == "0" and not dry
     own = lock.held(Path(recipe.output_dir), "a training", lost=faults.taken_over)
     with faults.explained(watchdog.where, recipe.output_dir), own if writes else nullcontext():
         # torch and DeepSpeed: seconds to import
@@ -95,12 +104,12 @@ def _run(args: argparse.Namespace) -> int:
         from poa_ds.run.setup import Setup
         from poa_ds.run.training import Training
 
-        indexes = None if args.dry_run else RunFolder(Path(recipe.output_dir)).images
+        indexes = None if dry else RunFolder(Path(recipe.output_dir)).images
         setup = Setup(recipe, ds_file, source=source, watchdog=watchdog, indexes=indexes)
-        return dry_run(setup) if args.dry_run else _trained(Training(setup).run, recipe, watchdog)
+        return dry_run(setup) if dry else _told(Training(setup).run, recipe, watchdog)
 
 
-def _trained(run: Callable[[], int], recipe: Recipe, watchdog: Watchdog) -> int:
+def _told(run: Callable[[], int], recipe: Recipe, watchdog: Watchdog) -> int:
     """The run's exit status; behind an error also what is saved, and how to go on."""
     from poa_ds.run import closing
 

@@ -38,6 +38,7 @@ PROGRAMS = {
     "launch",
     "demo",
     "adapt",
+    "finetune",
     "cli",
     "commands",
 }  # the modules that stand in poa_ds itself

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from poa_ds.data.batch import Bad, Batch, Sample
 from poa_ds.data.image.photometric import GLOBAL_1, GLOBAL_2, LOCAL, draw
-from poa_ds.data.image.views import views
+from poa_ds.data.image.views import Views, views
 from poa_ds.data.spec import BatchSpec
 from poa_ds.data.store.index import SampleError
 from poa_ds.system.errors import UserError
@@ -18,6 +18,9 @@ def prepared(
     spec: BatchSpec, image: Tensor, rng: random.Random, *, position: int, label: int
 ) -> Sample:
     """The image's crops and their colours, drawn from its own generator."""
+    if spec.labelled:
+        crop = spec.labelled(image, rng)[None]
+        return Sample(Views(crop, crop[:0]), [], position, label)
     kinds = (GLOBAL_1, GLOBAL_2, *[LOCAL] * spec.crops.local_count)
     draws = [draw(rng, spec.photometric, kind) for kind in kinds]
     return Sample(views(image, spec.crops, rng), draws, position, label)

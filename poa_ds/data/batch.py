@@ -24,7 +24,7 @@ class Sample:
     """One image as a worker prepares it."""
 
     views: Views
-    draws: Sequence[Draw]  # one per crop: global, then local
+    draws: Sequence[Draw]  # one per crop: global, then local; none for finished crops
     position: int
     label: int
 
@@ -35,16 +35,17 @@ class Batch:
 
     step: int
     slot: int
-    global_crops: Tensor  # (2B, 3, S, S) uint8, or float and normalised
+    global_crops: Tensor  # (views * B, 3, S, S) uint8, or float and normalised
     local_crops: Tensor  # (L * B, 3, s, s), likewise
-    masks: Tensor  # (2B, N) bool
-    mask_indices: Tensor  # (M,) int64: places in the flattened (2B * N)
+    masks: Tensor  # (views * B, N) bool
+    mask_indices: Tensor  # (M,) int64: places in the flattened masks
     mask_weights: Tensor  # (M,) float32: 1 / masked patches of that crop
     global_photometric: Photometric | None = None
     local_photometric: Photometric | None = None
     positions: Tensor | None = None  # (B,) int64
     labels: Tensor | None = None  # (B,) int64, -1: none
     bad: tuple[Bad, ...] = ()
+    views: int = 2  # global crops of an image; one where labels are learnt
 
     @classmethod
     def of(
@@ -63,7 +64,7 @@ class Batch:
     @property
     def size(self) -> int:
         """B, the number of images."""
-        return len(self.global_crops) // 2
+        return len(self.global_crops) // self.views
 
     def to(self, device: torch.device | str) -> Self:
         """The batch with its tensors on a device; photometric parameters stay on the CPU."""
@@ -113,6 +114,7 @@ def collate(
     whole = [sample.views.global_crops for sample in samples]
     part = [sample.views.local_crops for sample in samples]
     draws = list(zip(*[sample.draws for sample in samples], strict=True))  # crop by crop
+    views = len(samples[0].views.global_crops)
     crop_major = "crop image c h w -> (crop image) c h w"
     return Batch(
         step,
@@ -121,9 +123,10 @@ def collate(
         rearrange(torch.stack(part, dim=1), crop_major),
         masks,
         *mask_lists(masks),
-        global_photometric=Photometric.stack(list(chain(*draws[:2]))),
-        local_photometric=Photometric.stack(list(chain(*draws[2:]))),
+        global_photometric=Photometric.stack(list(chain(*draws[:views]))) if draws else None,
+        local_photometric=Photometric.stack(list(chain(*draws[views:]))) if draws else None,
         positions=torch.tensor([sample.position for sample in samples]),
         labels=torch.tensor([sample.label for sample in samples]),
         bad=tuple(bad),
+        views=views,
     )

@@ -109,7 +109,7 @@ class _Slots(Dataset[Batch | UserError]):
         except UserError as error:
             return error
         masks = spec.masks.draw(
-            2 * len(samples), keyed(MASKS, spec.seed, request.step, request.slot)
+            spec.views * len(samples), keyed(MASKS, spec.seed, request.step, request.slot)
         )
         return collate(samples, masks, step=request.step, slot=request.slot, bad=bad)
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from poa_ds.data.image.labelled import LabelledCrop
 from poa_ds.data.image.masks import batch_masks
 from poa_ds.data.image.photometric import PhotometricSpec
 from poa_ds.data.image.views import CropSpec
@@ -44,6 +45,12 @@ class BatchSpec:
     block_shards: int  # mixed at a time; 0: all images
     cache_bytes: int  # of fetched shards; 0: any number
     decoder: str  # one of decoders.NAMES
+    labelled: LabelledCrop | None = None  # the one crop of each image that labels are learnt from
+
+    @property
+    def views(self) -> int:
+        """Global crops of an image."""
+        return 1 if self.labelled else 2
 
 
 def batch_spec(recipe: Recipe) -> BatchSpec:
@@ -72,6 +79,21 @@ def batch_spec(recipe: Recipe) -> BatchSpec:
         block_shards=recipe.data.block_shards,
         cache_bytes=recipe.data.cache_bytes,
         decoder=recipe.data.decoder,
+        labelled=labelled_crop(recipe) if recipe.finetune.classes else None,
+    )
+
+
+def labelled_crop(recipe: Recipe) -> LabelledCrop:
+    """The crop that a recipe learns labels from."""
+    crops, colours, options = recipe.crops, recipe.augmentation, recipe.finetune
+    return LabelledCrop(
+        size=crops.global_size,
+        scale=crops.global_scale,
+        flip=colours.flip,
+        policy=options.policy,
+        erase=options.erase,
+        mean=colours.mean,
+        std=colours.std,
     )
 
 

@@ -143,7 +143,7 @@ class _StreamSlots(IterableDataset):
             samples.append(prepared(spec, image, rng, position=count, label=label))
             count += 1
             if len(samples) == spec.images_per_slot:
-                masks = spec.masks.draw(2 * len(samples), keyed(MASKS, *own, count))
+                masks = spec.masks.draw(spec.views * len(samples), keyed(MASKS, *own, count))
                 yield collate(samples, masks, step=0, slot=0, bad=bad)
                 samples, bad = [], []
 

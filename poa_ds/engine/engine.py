@@ -90,7 +90,11 @@ class Engine:
             deepspeed.utils.set_z3_leaf_modules(networks, networks.leaves())
         self.networks = networks
         self.optimizer = EmaAdamW(
-            parameter_groups(networks.trained().items(), averaged=networks.averaged()),
+            parameter_groups(
+                networks.trained().items(),
+                averaged=networks.averaged(),
+                decayed=options.decayed,
+            ),
             betas=(options.beta1, options.beta2),
             eps=options.eps,
         )

@@ -50,24 +50,33 @@ def decays(name: str) -> bool:
     return not (name.endswith(".bias") or any(x in name for x in ("norm", "gamma", "factor")))
 
 
+def is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Whether it is a layer's matrix or kernel: no vector, token or table of positions."""
+    return parameter.ndim > 1 and not name.endswith(("_token", "pos_embed", "position_bias"))
+
+
 def part(name: str) -> str:
     """ "last_layer" for the prototypes, which are frozen in the first epoch."""
     return "last_layer" if name.endswith((".weight_g", ".weight_v")) else ""
 
 
 def parameter_groups(
-    student: Iterable[tuple[str, torch.nn.Parameter]], *, averaged: Container[str]
+    student: Iterable[tuple[str, torch.nn.Parameter]],
+    *,
+    averaged: Container[str],
+    decayed: str = "published",
 ) -> list[dict]:
     """Few groups: (backbone, heads, ibot_heads) x (decayed, not) x (averaged, not).
 
-    Keys `module`, `decays`, `averaged`.
+    Keys `module`, `decays`, `averaged`. decayed: optimizer.decayed of the recipe.
     """
     groups: dict[tuple[str, bool, bool], list] = {}
     for name, p in student:
-        groups.setdefault((name.split(".")[0], decays(name), name in averaged), []).append(p)
+        decaying = decays(name) and (decayed == "published" or is_matrix(name, p))
+        groups.setdefault((name.split(".")[0], decaying, name in averaged), []).append(p)
     return [
-        {"params": params, "module": module, "decays": decayed, "averaged": is_averaged}
-        for (module, decayed, is_averaged), params in groups.items()
+        {"params": params, "module": module, "decays": decaying, "averaged": is_averaged}
+        for (module, decaying, is_averaged), params in groups.items()
     ]
 
 
@@ -93,7 +102,7 @@ def for_student(
     """
     start = {} if average is None else dict(average.named_parameters())
     optimizer = EmaAdamW(
-        parameter_groups(student.named_parameters(), averaged=start),
+        parameter_groups(student.named_parameters(), averaged=start, decayed=options.decayed),
         betas=(options.beta1, options.beta2),
         eps=options.eps,
     )

@@ -116,6 +116,17 @@ class ElasticBackbone(nn.Module):
                 layout = self.layout_after(block, layout)
         return self.leave(streams, layout)
 
+    def readout(self, images: Tensor, subnet: Subnet, drop_path: DropPath | None = None) -> Tensor:
+        """(B, readout_width): what a classifier stands on that learns together with the network.
+
+        The class feature, unless a backbone says otherwise.
+        """
+        return self.streams((images,), (subnet,), (None,), drop_path)[0][0][:, 0]
+
+    def readout_width(self, subnet: Subnet) -> int:
+        """Channels of `readout`."""
+        return self.feature_width(subnet)
+
     def taps(self, images: Tensor, subnet: Subnet, places: Sequence[int]) -> list[Tensor]:
         """Tokens (B, 1 + N, C) behind these of the size's blocks, read out as behind the last.
 

@@ -38,7 +38,7 @@ RULES = (
         " backbone.template.ranks"
         " backbone.widths backbone.depth.max"
         " heads.prototypes heads.hidden heads.bottleneck heads.layers heads.separate_ibot"
-        " distill.hidden crops.global_size",
+        " distill.hidden crops.global_size finetune.classes",
     ),
     Rule(
         "must not",
@@ -51,7 +51,7 @@ RULES = (
     Rule(
         "must not",
         "the images would come in another order, some of them twice and some not at all",
-        "data.mode data.block_shards",
+        "data.mode data.block_shards finetune.share",
     ),
     Rule(
         "may",
@@ -97,7 +97,9 @@ RULES = (
         " augmentation.saturation augmentation.hue augmentation.gray augmentation.blur"
         " augmentation.blur_probability augmentation.blur_kernel augmentation.blur_sigma"
         " augmentation.solarize augmentation.mean augmentation.std masks.probability masks.ratio"
-        " backbone.drop_path backbone.template.noise",
+        " backbone.drop_path backbone.template.noise"
+        " finetune.policy finetune.erase finetune.mixup finetune.cutmix finetune.switch"
+        " finetune.smoothing",
         counted="losses",
     ),
     Rule(
@@ -140,7 +142,8 @@ RULES = (
         "may",
         "holds from here on; the moments stay",
         "optimizer.beta1 optimizer.beta2 optimizer.eps optimizer.layer_decay"
-        " optimizer.patch_embed_factor optimizer.clip_backbone optimizer.clip_heads",
+        " optimizer.patch_embed_factor optimizer.clip_backbone optimizer.clip_heads"
+        " optimizer.decayed",
     ),
     Rule(
         "may",

@@ -145,7 +145,8 @@ def schedules(recipe: Recipe, images: int) -> Schedules:
 
 def scores_prototypes(recipe: Recipe) -> bool:
     """Whether students and teacher are compared by prototypes, at the teacher's temperature."""
-    return recipe.objective.method != "seed" and recipe.objective.loss == "prototypes"
+    others = ("seed", "finetune")
+    return recipe.objective.method not in others and recipe.objective.loss == "prototypes"
 
 
 def alone_steps(recipe: Recipe, steps: int) -> int:
@@ -159,7 +160,7 @@ def _evaluation_share(recipe: Recipe, images: int, images_per_epoch: int) -> flo
     A student's backward costs two forwards; heads and data loading are left out on both sides.
     """
     evaluation, crops, patch = recipe.evaluation, recipe.crops, recipe.backbone.patch_size
-    if not evaluation.queries:
+    if not evaluation.queries or recipe.finetune.classes:  # labels need no bank
         return 0.0
     sizes = space(recipe)
     views = 2 * crops.global_size**2 + crops.local_count * crops.local_size**2
@@ -178,7 +179,7 @@ def _students(recipe: Recipe) -> float:
     menu = sizes.menu()
     if method == "dspnet":
         return sum(sizes.cost(subnet) for subnet in sizes.subnets())
-    if method == "single" or (method == "seed" and menu == [sizes.intact]):
+    if method in ("single", "finetune") or (method == "seed" and menu == [sizes.intact]):
         return 1.0
     return 1.0 + sum(sizes.cost(subnet) for subnet in menu) / len(menu)
 
@@ -195,6 +196,7 @@ def _size_rows(recipe: Recipe, images: int) -> list[tuple[str, str]]:
     names = recipe.backbone.names.items()
     count = len(sizes.subnets())
     learn = {"dspnet": "all in every step", "single": "the largest alone"}
+    learn["finetune"] = "with labels"
     how = learn.get(recipe.objective.method, f"drawn {recipe.draws}")
     return [
         ("sizes", f"{count:,} from {sizes.smallest} to {sizes.intact}, {how}"),
@@ -255,6 +257,8 @@ def _describe_evaluation(recipe: Recipe, numbers: Derived) -> str:
     if not evaluation.queries:
         return "none (evaluation.queries is empty)"
     when = f"every {numbers.evaluation_steps:,} steps" if numbers.evaluation_steps else "at the end"
+    if recipe.finetune.classes:
+        return f"{when}: top-1 on {evaluation.queries}"
     everything = f"all {len(space(recipe).subnets()):,} sizes"
     sizes = everything if "all" in evaluation.sizes else ", ".join(evaluation.sizes)
     bank = f"{evaluation.bank_images:,} bank images" if evaluation.bank_images else "the whole bank"

@@ -12,7 +12,7 @@ OWN_IMITATION = {"dspnet": "slimmable.imitation", "seed": "distill.imitation"}
 
 def problems(recipe: Recipe) -> Iterator[str]:
     """What contradicts the recipe's method, in words."""
-    if recipe.objective.slow_start and recipe.objective.method in ("seed", "single"):
+    if recipe.objective.slow_start and recipe.objective.method in ("seed", "single", "finetune"):
         yield (
             f"objective.slow_start {recipe.objective.slow_start:g}: {recipe.objective.method} has"
             " no smaller students that could wait, remove it"
@@ -22,6 +22,11 @@ def problems(recipe: Recipe) -> Iterator[str]:
         yield (
             f"objective.imitation {recipe.objective.imitation:g}: of {recipe.objective.method} it"
             f" is {own}, remove it"
+        )
+    if recipe.finetune.classes and recipe.objective.method != "finetune":
+        yield (
+            f"finetune.classes {recipe.finetune.classes}: {recipe.objective.method} learns without"
+            " labels, remove it"
         )
     yield from PROBLEMS.get(recipe.objective.method, lambda _: ())(recipe)
     if recipe.objective.loss == "byol":
@@ -76,8 +81,8 @@ def _seed(recipe: Recipe) -> Iterator[str]:
 
 def _byol(recipe: Recipe) -> Iterator[str]:
     options = recipe.objective
-    if options.method == "seed":
-        yield "objective.loss byol: seed has a loss of its own, remove objective.loss"
+    if options.method in ("seed", "finetune"):
+        yield f"objective.loss byol: {options.method} has a loss of its own, remove objective.loss"
         return
     for key, value in (("ibot", options.ibot), ("koleo", options.koleo)):
         if value:
@@ -104,8 +109,32 @@ def _sweet(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def _finetune(recipe: Recipe) -> Iterator[str]:
+    by_hand = "`poa-ds eval finetune RUN` writes such recipes"
+    if recipe.finetune.classes < 2:
+        yield (
+            f"finetune.classes {recipe.finetune.classes}: objective.method finetune needs the"
+            f" number of classes, 2 at least ({by_hand})"
+        )
+    sizes = len(derived.space(recipe).subnets())
+    if sizes > 1:
+        yield (
+            f"objective.method finetune trains one size, and the backbone has {sizes}: {by_hand}"
+        )
+    if recipe.crops.local_count:
+        yield (
+            f"crops.local_count {recipe.crops.local_count}: finetune sees one crop of an image,"
+            " write 0"
+        )
+    if recipe.masks.probability:
+        yield f"masks.probability {recipe.masks.probability:g}: finetune hides no patch, write 0"
+    if recipe.data.mix or recipe.data.mode == "stream":
+        yield "data.mix and data.mode stream: finetune reads one shard folder, data.train"
+
+
 PROBLEMS: dict[str, Callable[[Recipe], Iterable[str]]] = {
     "dspnet": _dspnet,
+    "finetune": _finetune,
     "seed": _seed,
     "sweet": _sweet,
 }

@@ -6,4 +6,5 @@ METHODS = {
     "dspnet": "poa_ds.methods.dspnet:Dspnet",
     "seed": "poa_ds.methods.seed:Seed",
     "sweet": "poa_ds.methods.sweet:Sweet",
+    "finetune": "poa_ds.methods.finetune:Finetune",
 }

@@ -16,7 +16,8 @@ def _schedules(recipe: Recipe, images: int) -> Iterator[str]:
     """What begins or ends at a step that the run does not have."""
     numbers, schedule = derived.of(recipe, images), recipe.schedule
     run = f"and the run has {numbers.steps:,} (schedule.epochs {schedule.epochs:g})"
-    if recipe.objective.ibot and numbers.ibot_start_step >= numbers.steps:
+    patches = recipe.objective.ibot and not recipe.finetune.classes
+    if patches and numbers.ibot_start_step >= numbers.steps:
         yield (
             f"iBOT never starts: schedule.ibot_start_epoch {schedule.ibot_start_epoch:g} is after"
             f" {numbers.ibot_start_step:,} steps, {run}"
@@ -67,7 +68,8 @@ def _intervals(recipe: Recipe, images: int) -> Iterator[str]:
 
 def _unused(recipe: Recipe) -> Iterator[str]:
     """Keys that another key takes the effect from."""
-    if recipe.objective.ibot and not (recipe.masks.probability and recipe.masks.ratio[1]):
+    patches = recipe.objective.ibot and not recipe.finetune.classes
+    if patches and not (recipe.masks.probability and recipe.masks.ratio[1]):
         yield (
             f"iBOT learns nothing, no patch is masked: masks.probability"
             f" {recipe.masks.probability:g}, masks.ratio {[*recipe.masks.ratio]}"

@@ -94,6 +94,23 @@ class Distill:
 
 
 @dataclass(frozen=True)
+class Finetune:
+    """Of objective.method finetune: a classifier on one size, all of which learns from labels.
+
+    Crops follow crops.global_size and global_scale, and augmentation.flip, mean and std.
+    """
+
+    classes: CountOrNone = 0  # of the labels; 0: the run learns without labels
+    share: Annotated[float, Bounds(0, 1, open_low=True)] = 1.0  # of each class's images
+    policy: str = "rand-m9-mstd0.5-inc1"  # of changes to a crop, in timm's words; empty: none
+    erase: Share = 0.25  # probability that a box of a crop becomes noise
+    mixup: NotNegative = 0.8  # alpha of its Beta; 0: none, as for cutmix
+    cutmix: NotNegative = 1.0
+    switch: Share = 0.5  # probability of cutmix where there are both
+    smoothing: Annotated[float, Bounds(0, 1, open_high=True)] = 0.1  # of labels
+
+
+@dataclass(frozen=True)
 class Crops:
     """Sizes in pixels, scales as shares of the image's area."""
 
@@ -178,6 +195,9 @@ class Optimizer:
     patch_embed_factor: NotNegative = 0.2  # in addition, on the patch projection
     clip_backbone: NotNegative = 1.5  # largest gradient norm, 0: any; likewise clip_heads
     clip_heads: NotNegative = 1.5
+    # what weight decay applies to. published: all but biases, norms and LayerScale; matrices:
+    # nor to tokens, positions and any other vector
+    decayed: Literal["published", "matrices"] = "published"
 
 
 @dataclass(frozen=True)
@@ -267,6 +287,7 @@ class Recipe:
     objective: Objective = field(default_factory=Objective)
     slimmable: Slimmable = field(default_factory=Slimmable)
     distill: Distill = field(default_factory=Distill)
+    finetune: Finetune = field(default_factory=Finetune)
     crops: Crops = field(default_factory=Crops)
     augmentation: Augmentation = field(default_factory=Augmentation)
     masks: Masks = field(default_factory=Masks)

@@ -135,15 +135,15 @@ class Evaluations:
         return pixels, {subnet: of_size.percent() for subnet, of_size in untrained.items()}
 
     def _batches(self, items: Iterable, *, total: int, label: str, unit: str) -> Iterator:
-        """The batches of this rank; ranks that have fewer wait here for the others."""
-        most = int(dist.all_max(torch.tensor(total, device=self.engine.device)))
-        if dist.is_main():
-            items = progress(items, total=total, label=label, unit=unit, every=LOG_SECONDS)
-        for item in items:
-            yield item
-            self.between_batches()
-        for _ in range(most - total):
-            self.between_batches()
+        """The batches of this rank, as `waited_for`."""
+        yield from waited_for(
+            items,
+            self.between_batches,
+            self.engine.device,
+            total=total,
+            label=label,
+            unit=unit,
+        )
 
     def _tell(self, step: int, row: KnnRow, measured: dict, seconds: float) -> None:
         k = self.recipe.evaluation.report_k
@@ -162,3 +162,23 @@ class Evaluations:
                 f"{top1[low]:.1f} % ({low}) to {top1[high]:.1f} % ({high}); "
                 f"raw pixels {floors.pixels:.1f} %"
             )
+
+
+def waited_for(
+    items: Iterable,
+    between_batches: Callable[[], None],
+    device: torch.device,
+    *,
+    total: int,
+    label: str,
+    unit: str,
+) -> Iterator:
+    """The batches of this rank; ranks that have fewer wait here for the others."""
+    most = int(dist.all_max(torch.tensor(total, device=device)))
+    if dist.is_main():
+        items = progress(items, total=total, label=label, unit=unit, every=LOG_SECONDS)
+    for item in items:
+        yield item
+        between_batches()
+    for _ in range(most - total):
+        between_batches()

@@ -17,6 +17,7 @@ from poa_ds.data.places import open_folder, open_training, order_name
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.engine import engine
 from poa_ds.engine.engine import Engine
+from poa_ds.evaluate.finetune.images import learnt_from
 from poa_ds.export import start
 from poa_ds.methods.method import method
 from poa_ds.recipe import checks, derived, ds_json
@@ -66,6 +67,8 @@ class Setup:
         self.recipe, self.watchdog, self.requests = recipe, watchdog, watchdog.requests
         self.indexes = indexes
         self.folder = open_training(recipe.data, indexes, self._beat)
+        if recipe.finetune.classes:
+            self.folder = learnt_from(self.folder, recipe)
         self.data_hash = order_name(self.folder, recipe.data.block_shards)
         images = recipe.batch.slots * recipe.batch.images_per_slot
         if images > len(self.folder):

@@ -24,6 +24,7 @@ from poa_ds.checkpoint.state import RunState, snapshot
 from poa_ds.export.start import licence
 from poa_ds.recipe import derived, load
 from poa_ds.run import bad_samples, closing, exit_status
+from poa_ds.run.accuracies import Accuracies
 from poa_ds.run.evaluations import Evaluations
 from poa_ds.run.journal import Journal
 from poa_ds.run.pages import Pages
@@ -70,7 +71,8 @@ class Training:
         self.tracker = self._tracker(first_step)
         writes = dist.is_main() and setup.recipe.report
         self.pages = Pages(self.output.path, self.tracker, writes=writes)
-        self.evaluations = Evaluations(
+        kind = Accuracies if setup.recipe.finetune.classes else Evaluations
+        self.evaluations = kind(
             setup, self.tracker, first_step=first_step, between_batches=self._between_batches
         )
         self.screen = self._screen(first_step)

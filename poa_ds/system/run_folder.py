@@ -27,6 +27,7 @@ class RunFolder:
         self.images = path / "images"  # indexes of images that lie in no shards
         self.linear = path / "linear"  # unfinished trainings of linear classifiers
         self.segmentation = path / "segmentation"  # the same of segmentation's heads
+        self.finetune = path / "finetune"  # trainings of sizes with labels, each a run of its own
         self.latency = path / "latency.jsonl"
         self.events = path / "events.jsonl"
         self.bad_samples = path / "bad_samples.jsonl"

@@ -18,6 +18,17 @@ PROGRAM = "tests.distributed.programs.every_method"
 HALF = 0.03  # of a term in fp32: weights and activations of 8 bits, through four blocks
 ORDER = 1e-3  # of a term in bf16, from equal masters: other orders of summation (1e-7 here)
 
+FINETUNE = {  # the intact size of the others, and what labels need
+    "objective__method": "finetune",
+    "objective__ibot": 0,
+    "finetune__classes": 5,
+    "backbone__width": {"min": 64, "max": 64, "step": 16},
+    "backbone__depth": {"min": 4, "max": 4, "step": 1},
+    "crops__local_count": 0,
+    "masks__probability": 0,
+    "optimizer__decayed": "matrices",
+}
+
 
 def seed_tree(teacher: Path) -> dict:
     """With every term that the method has."""
@@ -33,12 +44,13 @@ def recipe_of(name: str, folder: Path) -> dict:
         "dspnet": lambda: dspnet_tree(32, 48, 64, slimmable={"imitation": 0.5}),
         "dspnet byol": lambda: byol_tree(32, 48, 64, slimmable={"imitation": 0.5}),
         "sweet": lambda: sweet.tree([0, 0, 0], noise=0.1),
+        "finetune": lambda: FINETUNE,
         "seed": lambda: seed_tree(make_teacher(folder / "teacher")),
     }
     return found[name]() | ({} if "dspnet" in name else {"draws": "per_slot"})
 
 
-NAMES = ("poa", "single", "dspnet", "dspnet byol", "sweet", "seed")
+NAMES = ("poa", "single", "dspnet", "dspnet byol", "sweet", "seed", "finetune")
 
 
 def test_no_method_is_missing_here() -> None:

@@ -39,7 +39,7 @@ class CropSpec:
 class Views:
     """The crops of one image."""
 
-    global_crops: Tensor  # (2, 3, S, S) uint8
+    global_crops: Tensor  # (2, 3, S, S) uint8; one, float and normalised, to learn labels from
     local_crops: Tensor  # (L, 3, s, s) uint8
 
 

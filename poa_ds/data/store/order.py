@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 # purposes of random numbers: their streams never meet
-MASKS, VIEWS, SUBSTITUTE, DROP_PATH, STREAM = range(8, 13)
+MASKS, VIEWS, SUBSTITUTE, DROP_PATH, STREAM, MIXED = range(8, 14)
 
 
 def keyed(purpose: int, seed: int, *counters: int) -> random.Random:

@@ -209,6 +209,19 @@ class ElasticResNet(ElasticBackbone):
         n = layout.groups
         return [tokens[i : i + n] for i in range(0, len(tokens), n)]
 
+    def readout(self, images: Tensor, subnet: Subnet, drop_path: None = None) -> Tensor:
+        """The means of the maps of stages 2 to 4, as POA fine-tunes."""
+        streams, layout = self.enter((images,), (subnet,), (None,))
+        means: dict[int, Tensor] = {}  # by growth: of the last block of each stage
+        for index in self.members(subnet):
+            plan = self.plan(index, layout, (True,), (None,))
+            streams = self._run(self.blocks[index], streams, plan)
+            means[self.growth[index]] = streams[0].mean((2, 3))
+        return torch.cat([means[growth] for growth in (2, 4, 8)], dim=1)
+
+    def readout_width(self, subnet: Subnet) -> int:
+        return (2 + 4 + 8) * self.feature_width(subnet) // 8
+
     def draw_drop_path(self, *args: object) -> None:
         return None  # as published
 

@@ -68,6 +68,8 @@ def recipe_with(**changes: object) -> Recipe:
 
 def made_batch(recipe: Recipe, at: int, slot: int) -> Batch:
     g = torch.Generator().manual_seed(1000 * at + slot)
+    if recipe.finetune.classes:
+        return labelled_batch(recipe, at, slot, g)
     return Batch.of(
         torch.randn(2 * IMAGES, 3, 32, 32, generator=g),
         torch.randn(recipe.crops.local_count * IMAGES, 3, 16, 16, generator=g),
@@ -75,6 +77,14 @@ def made_batch(recipe: Recipe, at: int, slot: int) -> Batch:
         step=at,
         slot=slot,
     )
+
+
+def labelled_batch(recipe: Recipe, at: int, slot: int, g: torch.Generator) -> Batch:
+    """One crop of each image, and its label."""
+    crops, empty = torch.randn(IMAGES, 3, 32, 32, generator=g), torch.zeros(0)
+    masks = torch.zeros(IMAGES, derived.shape(recipe).grid(32) ** 2, dtype=torch.bool)
+    labels = torch.randint(recipe.finetune.classes, (IMAGES,), generator=g)
+    return Batch(at, slot, crops, empty, masks, empty, empty, labels=labels, views=1)
 
 
 class Run:
@@ -146,9 +156,8 @@ class Run:
     def weights(self, at: int) -> dict:
         """The teacher's fp32 weights: a checksum and a sample; and what may have moved them."""
         whole = self.engine.deployed()
-        assert all(
-            name.startswith(("backbone.", "heads.", "ibot_heads.", "projector.")) for name in whole
-        )
+        parts = ("backbone.", "heads.", "ibot_heads.", "projector.", "classifier.")
+        assert all(name.startswith(parts) for name in whole)
         checksum = 0
         for _, tensor in sorted(whole.items()):
             checksum = zlib.crc32(tensor.contiguous().numpy(), checksum)

@@ -1,0 +1,260 @@
+"""How sizes are fine-tuned: POA's table, and the recipe of a training that it makes of a run's.
+
+Other sizes take the row of the named size whose number of parameters is nearest, as a ratio; no
+number between two rows is made up.
+"""
+
+from dataclasses import dataclass, replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+from poa_ds.model import shape as shapes
+from poa_ds.model.space import Subnet
+from poa_ds.recipe import derived, load
+from poa_ds.recipe.tree import (
+    Augmentation,
+    Batch,
+    Checkpoint,
+    Crops,
+    Data,
+    Distill,
+    Evaluation,
+    Finetune,
+    Masks,
+    Objective,
+    Optimizer,
+    Recipe,
+    Schedule,
+    Slimmable,
+)
+from poa_ds.system.errors import UsageError
+from poa_ds.system.typed_yaml import plain
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of one fine-tuning. batch: of a step; lr: at its peak, whatever the batch is.
+
+    ema: momentum of the averaged weights. Defaults: what POA has in all rows.
+    """
+
+    batch: int
+    epochs: float
+    lr: float
+    layer_decay: float
+    drop_path: float
+    warmup: float = 0.1  # share of the epochs
+    min_lr: float = 1e-6
+    weight_decay: float = 0.05
+    ema: float = 0.7
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    smoothing: float = 0.1
+    policy: str = "rand-m9-mstd0.5-inc1"
+    erase: float = 0.25
+
+
+@dataclass(frozen=True)
+class Row:
+    """A named size of a shipped recipe, and how it is fine-tuned."""
+
+    recipe: str
+    size: str
+    title: str
+    settings: Settings
+
+    def parameters(self) -> int:
+        recipe = load.recipe(Path(self.recipe))
+        return derived.shape(recipe).parameters(derived.space(recipe).parse(self.size))
+
+
+VIT, SWIN, RESNET = "vit_l16_in1k", "swin_b_in1k", "resnet152x2_in1k"
+# name of a backbone -> its rows, from POA's code for fine-tuning on ImageNet
+TABLE = {
+    "vit": (
+        Row(VIT, "small", "ViT-S", Settings(2048, 200, 0.002, 0.55, 0.1)),
+        Row(VIT, "base", "ViT-B", Settings(2048, 100, 0.0007, 0.4, 0.2)),
+        Row(VIT, "large", "ViT-L", Settings(2048, 50, 0.0018, 0.6, 0.2)),
+    ),
+    "swin": (
+        Row(SWIN, "tiny", "Swin-T", Settings(1024, 200, 0.0014, 0.6, 0.1)),
+        Row(SWIN, "small", "Swin-S", Settings(1024, 100, 0.001, 0.4, 0.2)),
+        Row(SWIN, "base", "Swin-B", Settings(512, 50, 0.0007, 0.55, 0.2)),
+    ),
+    "resnet": (
+        Row(RESNET, "R50", "ResNet-50", Settings(1024, 100, 0.0014, 0.6, 0.0)),
+        Row(RESNET, "R101", "ResNet-101", Settings(1024, 100, 0.001, 0.4, 0.0)),
+        Row(RESNET, "R152", "ResNet-152", Settings(512, 100, 0.0007, 0.45, 0.0)),
+    ),
+}
+PUBLISHED_COSINE = 200  # epochs over which the published code lays every cosine
+
+
+def nearest(recipe: Recipe, subnet: Subnet) -> Row:
+    """The row of the table for a size of a run. UsageError: there is none for its backbone."""
+    alone = shapes.one_size(recipe.backbone, subnet)
+    rows = TABLE.get(alone.name)
+    if rows is None:
+        raise UsageError(f"backbone.name {alone.name}: there is no recipe to fine-tune it")
+    own = derived.shape(recipe).parameters(subnet)
+    return min(rows, key=lambda row: abs(log(row.parameters() / own)))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is fine-tuned, on what, and where its folder is. start: empty for random weights."""
+
+    run: Recipe
+    subnet: Subnet
+    start: str
+    settings: Settings
+    train: str
+    val: str
+    classes: int
+    share: float = 1.0
+    slots: int = 0  # of a step; 0: 8, or fewer where that does not divide the batch
+    cosine: float = 0.0  # epochs over which the cosine is laid; 0: all
+    seed: int = 0
+    precision: str = "fp32"
+    workers: int = 0
+
+    def recipe(self, output_dir: str) -> Recipe:
+        """The checked recipe of the training. UsageError: its numbers contradict each other."""
+        run, found = self.run, self.settings
+        options = replace(
+            shapes.one_size(run.backbone, self.subnet), names={}, drop_path=found.drop_path
+        )
+        name = run.mlflow.run_name or Path(run.output_dir).name or "run"
+        tree = Recipe(
+            output_dir=output_dir,
+            start=self.start,
+            seed=self.seed,
+            precision=self.precision,
+            log_every=run.log_every,
+            step_timeout_seconds=run.step_timeout_seconds,
+            tracking=run.tracking,
+            report=False,
+            kernels=run.kernels,
+            mlflow=replace(
+                run.mlflow,
+                experiment=f"{run.mlflow.experiment or 'poa'}-finetune",
+                run_name=f"{name}_{self.subnet}",
+            ),
+            backbone=options,
+            objective=Objective(method="finetune", ibot=0.0, koleo=0.0),
+            slimmable=Slimmable(),
+            distill=Distill(),
+            finetune=self._finetune(),
+            crops=Crops(run.crops.global_size, (0.08, 1.0), local_count=0),
+            augmentation=Augmentation(mean=run.augmentation.mean, std=run.augmentation.std),
+            masks=Masks(probability=0.0),
+            batch=self._batch(),
+            schedule=self._schedule(),
+            optimizer=Optimizer(
+                layer_decay=found.layer_decay,
+                patch_embed_factor=1.0,
+                clip_backbone=0.0,
+                clip_heads=0.0,
+                decayed="matrices",
+            ),
+            data=self._data(),
+            evaluation=Evaluation(
+                queries=self.val,
+                every_epochs=1.0,
+                at_start=False,
+                resize=run.evaluation.resize,
+                crop=run.evaluation.crop,
+                batch_size=run.evaluation.batch_size,
+            ),
+            checkpoint=Checkpoint(keep_last=1),
+        )
+        return load.from_dict(plain(tree))
+
+    def _finetune(self) -> Finetune:
+        found = self.settings
+        return Finetune(
+            classes=self.classes,
+            share=self.share,
+            policy=found.policy,
+            erase=found.erase,
+            mixup=found.mixup,
+            cutmix=found.cutmix,
+            smoothing=found.smoothing,
+        )
+
+    def _batch(self) -> Batch:
+        images = self.settings.batch
+        slots = self.slots or next(n for n in (8, 4, 2, 1) if images % n == 0)
+        if images % slots:
+            raise UsageError(f"--slots {slots} do not divide the {images} images of a step")
+        return Batch(slots, images // slots)
+
+    def _schedule(self) -> Schedule:
+        found = self.settings
+        return Schedule(
+            epochs=found.epochs,
+            warmup_epochs=found.warmup * found.epochs,
+            ibot_start_epoch=0.0,
+            freeze_last_layer_epochs=0.0,
+            stretch=min(1.0, found.epochs / self.cosine) if self.cosine else 1.0,
+            base_lr=found.lr,
+            lr_scaling="none",
+            min_lr=found.min_lr,
+            weight_decay=found.weight_decay,
+            weight_decay_end=found.weight_decay,
+            momentum=found.ema,
+            momentum_end=found.ema,
+            teacher_temperature_epochs=0.0,
+        )
+
+    def _data(self) -> Data:
+        own = self.run.data
+        return Data(
+            train=self.train,
+            cache=own.cache,
+            cache_gb=own.cache_gb,
+            workers=self.workers,
+            decoder=own.decoder,
+            on_error=own.on_error,
+            max_bad_fraction=own.max_bad_fraction,
+        )
+
+
+def numbers(recipe: Recipe) -> dict[str, Any]:
+    """What a table shows of a fine-tuning, and another one may have otherwise."""
+    schedule, batch = recipe.schedule, recipe.batch
+    return {
+        "epochs": schedule.epochs,
+        "batch": batch.slots * batch.images_per_slot,
+        "mixed within": batch.images_per_slot,
+        "lr": schedule.base_lr,
+        "layer decay": recipe.optimizer.layer_decay,
+        "drop path": recipe.backbone.drop_path,
+    }
+
+
+def protocol(recipe: Recipe) -> dict[str, Any]:
+    """The numbers of a fine-tuning that all rows of a table share, and those given by hand."""
+    schedule, options, optimizer = recipe.schedule, recipe.finetune, recipe.optimizer
+    return {
+        "crops": {"scale": [*recipe.crops.global_scale], "flip": recipe.augmentation.flip},
+        "policy": options.policy,
+        "erase": options.erase,
+        "mixup": options.mixup,
+        "cutmix": options.cutmix,
+        "switch": options.switch,
+        "smoothing": options.smoothing,
+        "adamw": [optimizer.beta1, optimizer.beta2, optimizer.eps],
+        "weight_decay": schedule.weight_decay,
+        "min_lr": schedule.min_lr,
+        "warmup_share": round(schedule.warmup_epochs / schedule.epochs, 6),
+        "cosine_stretch": schedule.stretch,
+        "ema": schedule.momentum,
+        "resize": recipe.evaluation.resize,
+        "crop": recipe.evaluation.crop,
+        "precision": recipe.precision,
+        "seed": recipe.seed,
+        "start": "run" if recipe.start else "random",
+        "published": False,  # drop path is applied, and pixels are resized by bicubic kernels
+    }

@@ -1,0 +1,286 @@
+"""poa-ds eval finetune: sizes of a run learn whole from labels, each in a training of its own.
+
+The training is poa_ds.train's, with the method `finetune` and a recipe made from the run's: it is
+launched, watched, stopped, saved and continued as any other.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from poa_ds import train
+from poa_ds.evaluate.finetune import recipes
+from poa_ds.evaluate.finetune.recipes import Job, Settings
+from poa_ds.recipe import derived, ds_json
+from poa_ds.recipe.tree import Recipe
+from poa_ds.run import exit_status, faults
+from poa_ds.system import arguments, paths, rendezvous
+from poa_ds.system.console import tell
+from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.run_folder import RunFolder
+
+EXAMPLE = f"""{exit_status.TABLE}
+
+example (one process; on a CPU put DS_ACCELERATOR=cpu before it):
+  poa-ds eval finetune runs/s16 --sizes small --train shards/train --val shards/val
+  deepspeed --num_gpus 8 --module poa_ds.finetune runs/s16 --sizes small \\
+      --train shards/train --val shards/val --deepspeed_config zero2"""
+METRICS = ("top1", "mean_per_class")
+HELP = {
+    "batch": "images of a step",
+    "epochs": "",
+    "lr": "at its peak, whatever the batch is",
+    "layer_decay": "factor on the rate from one block to the one before",
+    "drop_path": "stochastic depth",
+    "warmup": "share of the epochs in which the rate rises from 0",
+    "min_lr": "at the end of the cosine",
+    "weight_decay": "of matrices alone",
+    "ema": "momentum of the averaged weights, which are measured",
+    "mixup": "alpha, 0: none",
+    "cutmix": "alpha, 0: none",
+    "smoothing": "of labels",
+    "policy": "of changes to a crop, in timm's words; '' for none",
+    "erase": "probability that a box of a crop becomes noise",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds eval finetune`."""
+    parser.add_argument(
+        "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
+    )
+    parser.add_argument(
+        "--sizes", help="names and WIDTHxDEPTH, by commas, one after the other (recipe's names)"
+    )
+    parser.add_argument("--step", type=int, help="of the teacher (the newest)")
+    parser.add_argument(
+        "--train", type=paths.place, metavar="SHARDS", help="to learn from (recipe's)"
+    )
+    parser.add_argument(
+        "--val", type=paths.place, metavar="SHARDS", help="to measure on (recipe's)"
+    )
+    own = parser.add_argument_group("in the place of the numbers of POA's table")
+    for field in fields(Settings):
+        kind = {"batch": arguments.count, "policy": str}.get(field.name, float)
+        name = field.name.replace("_", "-")
+        own.add_argument(f"--{name}", type=kind, metavar="X", help=HELP[field.name] or None)
+    parser.add_argument(
+        "--published-cosine",
+        action="store_true",
+        help=f"lay the cosine over {recipes.PUBLISHED_COSINE} epochs and cut it",
+    )
+    parser.add_argument(
+        "--random-weights", action="store_true", help="start without the run: what it is worth"
+    )
+    parser.add_argument("--metric", choices=METRICS, default="top1", help="(%(default)s)")
+    parser.add_argument(
+        "--slots", type=arguments.count, help="parts of a step, for as many ranks at most (8)"
+    )
+    parser.add_argument("--workers", type=arguments.whole, help="loader processes (recipe's)")
+    parser.add_argument("--seed", type=arguments.whole, default=0, help="(%(default)s)")
+    parser.add_argument(
+        "--precision", choices=("bf16", "fp16", "fp32"), help="(recipe's; on a CPU fp32)"
+    )
+    parser.add_argument("--deepspeed_config", type=paths.path, metavar="FILE.json")
+    parser.add_argument("--dry-run", action="store_true", help="say what it costs, do nothing")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--csv", action="store_true", help="print CSV")
+    output.add_argument("--json", action="store_true", help="print JSON")
+    # appended by launchers
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fine-tune and measure each size, add rows to the run's evaluations.jsonl.
+
+    75 after SIGTERM: the same command goes on.
+    """
+    rendezvous.prepare_environment()
+    found = trainings(args)
+    if os.environ["RANK"] == "0":
+        tell(described(found))
+    if args.dry_run:
+        return exit_status.DONE
+    if len(found) > 1 and os.environ["WORLD_SIZE"] != "1":
+        raise UsageError(
+            f"--sizes: {len(found)} sizes, and a launcher has started {os.environ['WORLD_SIZE']}"
+            " ranks: give one size; each is a training of its own"
+        )
+    for training in found:
+        if status := training.run(args):
+            return status
+    return exit_status.DONE
+
+
+def trainings(args: argparse.Namespace) -> list["Training"]:
+    """One for each size that is asked for. UsageError, UserError: one of them cannot begin."""
+    from poa_ds.checkpoint.deployed import find_teacher, read_recipe, weights_hash
+    from poa_ds.data.places import open_folder
+
+    teacher = find_teacher(args.run, args.step)
+    recipe, step = read_recipe(teacher / "config.json")
+    places = {
+        "train": recipe.evaluation.bank or recipe.data.train,
+        "val": recipe.evaluation.queries,
+    }
+    for name in places:
+        places[name] = getattr(args, name) or places[name]
+        if not places[name]:
+            raise UsageError(f"the run's recipe names no such images: give --{name} SHARDS")
+    indexes = RunFolder.around(teacher).images
+    folder = open_folder(places["train"], recipe.data, indexes)
+    given = {
+        field.name: getattr(args, field.name)
+        for field in fields(Settings)
+        if getattr(args, field.name) is not None
+    }
+    subnets = derived.space(recipe).select(args.sizes or [*recipe.backbone.names] or ["all"])
+    derived.check_trained(recipe, subnets)
+    found = []
+    for subnet in subnets:
+        row = recipes.nearest(recipe, subnet)
+        job = Job(
+            recipe,
+            subnet,
+            "" if args.random_weights else f"{teacher}:{subnet}",
+            replace(row.settings, **given),
+            str(places["train"]),
+            str(places["val"]),
+            len(folder.classes),
+            slots=args.slots or 0,
+            cosine=recipes.PUBLISHED_COSINE if args.published_cosine else 0.0,
+            seed=args.seed,
+            precision=args.precision or _precision(recipe),
+            workers=recipe.data.workers if args.workers is None else args.workers,
+        )
+        about = {"weights_sha256": weights_hash(teacher), "recipe": row.title, "given": given}
+        found.append(Training(job, RunFolder.around(teacher), step, about))
+    return found
+
+
+def _precision(recipe: Recipe) -> str:
+    import torch
+
+    return recipe.precision if torch.cuda.is_available() else "fp32"
+
+
+class Training:
+    """The fine-tuning of one size: its recipe, its folder, and what its rows say."""
+
+    def __init__(self, job: Job, folder: RunFolder, step: int, about: dict[str, Any]) -> None:
+        from poa_ds.data.places import open_folder
+        from poa_ds.evaluate.finetune.images import learnt_from, measured_on
+        from poa_ds.evaluate.score_rows import identity
+
+        self.job, self.folder, self.step = job, folder, step
+        recipe = job.recipe("")
+        whole, val = (open_folder(x, recipe.data, folder.images) for x in (job.train, job.val))
+        learnt = learnt_from(whole, recipe)
+        numbers = measured_on(val, learnt)
+        self.images = len(learnt)
+        self.protocol = recipes.protocol(recipe) | {
+            "given": about["given"],
+            "train": {"images": len(learnt), "of": len(whole), "index_sha256": whole.hash},
+            "val": {"images": len(numbers), "of": len(val), "index_sha256": val.hash},
+        }
+        self.setting = {"recipe": about["recipe"], **recipes.numbers(recipe)}
+        words = [self.protocol, self.setting, about["weights_sha256"]]
+        place = f"step{step:08d}-{job.subnet.label}-{identity({'all': words})}"
+        self.output = RunFolder(folder.finetune / place)
+        self.recipe = job.recipe(str(self.output.path))
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Train to the end; the exit status. Rank 0 adds what came of it to the run's rows."""
+        ds_file, source = self._deepspeed(args)
+        try:
+            status = train.trained(self.recipe, ds_file, source=source)
+        except faults.Fault as error:
+            status = faults.report(error)
+        if status:
+            return status
+        if os.environ["RANK"] == "0":
+            self._keep(args)
+        return exit_status.DONE
+
+    def _deepspeed(self, args: argparse.Namespace) -> tuple[dict, str]:
+        """(content, name) of the file: zero2 where stage 0 is not possible."""
+        alone = os.environ["WORLD_SIZE"] == "1" and self.recipe.precision == "fp32"
+        path = args.deepspeed_config or (None if alone else Path("zero2"))
+        return ds_json.read(path), str(path or "without --deepspeed_config")
+
+    def _keep(self, args: argparse.Namespace) -> None:
+        from poa_ds.evaluate import score_rows, score_table
+        from poa_ds.evaluate.finetune import rows
+        from poa_ds.run.closing import busy_seconds
+        from poa_ds.system import events
+        from poa_ds.track.metrics_file import read_rows
+
+        own = rows.own(self.output)
+        seconds = busy_seconds(read_rows(self.output.metrics), events.read(self.output.events))
+        found = rows.of_run(
+            own,
+            step=self.step,
+            metric=args.metric,
+            named=args.metric if self.recipe.start else f"{args.metric}_random_weights",
+            setting=self.setting,
+            protocol=self.protocol,
+            seconds=seconds,
+        )
+        there = score_rows.read(self.folder.evaluations)
+        fresh = [row for row in found if not any(same(row, other) for other in there)]
+        if fresh:
+            score_table.keep(fresh, self.folder.evaluations, args)
+        else:
+            tell(f"{score_table.table(found)}\n{self.folder.evaluations} has it already")
+
+
+def described(found: Sequence[Training]) -> str:
+    """What each size costs, by the recipe that it takes."""
+    lines = []
+    for training in found:
+        job, recipe = training.job, training.recipe
+        steps = derived.of(recipe, training.images).steps
+        batch = recipe.batch.slots * recipe.batch.images_per_slot
+        shape, side = derived.shape(recipe), recipe.crops.global_size
+        flops = 3.0 * steps * batch * shape.flops(derived.space(recipe).intact, side)
+        numbers = ", ".join(f"{k} {v}" for k, v in training.setting.items() if k != "recipe")
+        start = "" if recipe.start else " from random weights"
+        lines.append(
+            f"{job.subnet}{start}, as {training.setting['recipe']}: {steps:,} steps x {batch:,}"
+            f" images = {flops:.2g} FLOPs; {numbers}\n  {training.output.path}"
+        )
+    return "\n".join(lines)
+
+
+def same(row: Any, other: Any) -> bool:
+    """Whether two rows say the same of the same training."""
+    keys = ("kind", "step", "size", "metric", "set", "chosen_by", "value", "setting", "protocol")
+    return all(getattr(row, key) == getattr(other, key) for key in keys)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program under a launcher; its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m poa_ds.finetune",
+        description="Fine-tune one size of a run; the same command continues a stopped training.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_arguments(parser)
+    args = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
+    try:
+        return run(args)
+    except (UserError, faults.Fault, KeyboardInterrupt) as error:
+        return faults.report(error)
+
+
+if __name__ == "__main__":
+    status = main()
+    if status:
+        faults.leave(status)
+    sys.exit(status)
