@@ -218,6 +218,11 @@ COMMANDS = {
         "what the intact and the smaller student want of the weights they share, over a run",
         "poa-ds bench gradients data.train=data/photos/train --steps 200",
     ),
+    "bench twins": Command(
+        "poa_ds.bench.twins",
+        "time and counted work of a step of one run of all sizes, and of each size alone",
+        "poa-ds bench twins --config ds_configs/photos.yaml",
+    ),
     "bench step": Command(
         "poa_ds.bench.step",
         "time and memory of a training step beside a plain three-pass implementation",

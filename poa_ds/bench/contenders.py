@@ -245,10 +245,11 @@ def _serve(connection: Connection, kind: Kind, job: Job) -> None:
         else:
             number, spread = question
             measured = partial(do, spread=spread)
-            connection.send(_measure(measured, job.batches(number), values, job.device))
+            connection.send(measure(measured, job.batches(number), values, job.device))
 
 
-def _measure(do: Step, batches: Sequence[Batch], values: StepValues, device: str) -> Sample:
+def measure(do: Step, batches: Sequence[Batch], values: StepValues, device: str) -> Sample:
+    """One step of a contender's `build`."""
     _wait(device)
     started, cpu_started = time.perf_counter(), time.process_time()
     loss, norms = do(batches, values)
