@@ -63,7 +63,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--val", type=paths.place, metavar="SHARDS", help="to measure on (recipe's)"
     )
-    own = parser.add_argument_group("in the place of the numbers of POA's table")
+    parser.add_argument(
+        "--recipe",
+        choices=recipes.RECIPES,
+        default=recipes.IMAGENET,
+        help="row of POA's numbers: those for ImageNet, or of its transfer of ViTs (%(default)s)",
+    )
+    parser.add_argument(
+        "--subset",
+        type=arguments.share,
+        default=1.0,
+        metavar="SHARE",
+        help="of each class to learn from, such as 10%%; one image at least",
+    )
+    own = parser.add_argument_group("in the place of the recipe's numbers")
     for field in fields(Settings):
         kind = {"batch": arguments.count, "policy": str}.get(field.name, float)
         name = field.name.replace("_", "-")
@@ -110,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
             f"--sizes: {len(found)} sizes, and a launcher has started {os.environ['WORLD_SIZE']}"
             " ranks: give one size; each is a training of its own"
         )
+    for training in found if len(found) > 1 else ():  # not behind hours of another size
+        training.check_start()
     for training in found:
         if status := training.run(args):
             return status
@@ -142,7 +157,7 @@ def trainings(args: argparse.Namespace) -> list["Training"]:
     derived.check_trained(recipe, subnets)
     found = []
     for subnet in subnets:
-        row = recipes.nearest(recipe, subnet)
+        row = recipes.nearest(recipe, subnet, args.recipe)
         job = Job(
             recipe,
             subnet,
@@ -151,6 +166,7 @@ def trainings(args: argparse.Namespace) -> list["Training"]:
             str(places["train"]),
             str(places["val"]),
             len(folder.classes),
+            share=args.subset,
             slots=args.slots or 0,
             cosine=recipes.PUBLISHED_COSINE if args.published_cosine else 0.0,
             seed=args.seed,
@@ -206,6 +222,20 @@ class Training:
             self._keep(args)
         return exit_status.DONE
 
+    def named(self, metric: str) -> str:
+        """The metric's name in the run's rows: what few labels or random weights give is apart."""
+        share, start = self.recipe.finetune.share, self.recipe.start
+        few = f"_of_{100 * share:g}%" if share < 1 else ""
+        return metric + few + ("" if start else "_random_weights")
+
+    def check_start(self) -> None:
+        """UserError: the run has no network that this training could begin with."""
+        from poa_ds.export import start
+        from poa_ds.recipe.backbone import backbone
+
+        if self.recipe.start:
+            start.check(backbone(self.recipe), self.recipe.start)
+
     def _deepspeed(self, args: argparse.Namespace) -> tuple[dict, str]:
         """(content, name) of the file: zero2 where stage 0 is not possible."""
         alone = os.environ["WORLD_SIZE"] == "1" and self.recipe.precision == "fp32"
@@ -225,7 +255,7 @@ class Training:
             own,
             step=self.step,
             metric=args.metric,
-            named=args.metric if self.recipe.start else f"{args.metric}_random_weights",
+            named=self.named(args.metric),
             setting=self.setting,
             protocol=self.protocol,
             seconds=seconds,

@@ -42,6 +42,14 @@ def begin(networks: Networks, start: str) -> None:
             average.copy_(parameter)
 
 
+def check(own: ElasticBackbone, start: str) -> None:
+    """UserError unless `start` names a network that fits `own`."""
+    try:
+        _tensors(start, own)
+    except UserError as error:
+        raise UserError(f"start {start}: {error}") from error
+
+
 def licence(start: str) -> str:
     """What goes with the weights that `start` names; empty: nothing."""
     place, _ = named(start)

@@ -18,6 +18,7 @@ from poa_ds.evaluate.finetune import recipes, rows
 from poa_ds.evaluate.finetune.accuracy import Counts, counted
 from poa_ds.evaluate.finetune.images import class_numbers, learnt_from, measured_on
 from poa_ds.evaluate.finetune.recipes import Job, Settings
+from poa_ds.export import start
 from poa_ds.model.classifier import Classified
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import load
@@ -67,6 +68,45 @@ def test_other_sizes_take_the_row_of_the_nearest_named_one() -> None:
     swin, resnet = load.recipe(Path("swin_b_in1k")), load.recipe(Path("resnet152x2_in1k"))
     assert recipes.nearest(swin, Subnet.read("96x6")).settings.lr == 0.0014
     assert recipes.nearest(resnet, Subnet.read("64x3-8-36-3")).title == "ResNet-152"
+
+
+def test_recipes_of_transfer_are_of_vits_and_for_steps_of_768_images() -> None:
+    vit, swin = load.recipe(Path("vit_l16_in1k")), load.recipe(Path("swin_b_in1k"))
+    row = recipes.nearest(vit, Subnet.read("384x12"), "cars")
+    assert row.title == "ViT-S on cars" and row.settings.lr == pytest.approx(6e-4)
+    assert (row.settings.layer_decay, row.settings.erase, row.settings.epochs) == (0.8, 0.1, 1000)
+    assert row.settings.warmup * row.settings.epochs == pytest.approx(5)
+    large = recipes.nearest(vit, Subnet.read("1024x24"), "inat18")
+    assert large.title == "ViT-B on inat18" and large.settings.drop_path == 0.2
+    with pytest.raises(UsageError, match=r"backbone\.name swin: nothing is published"):
+        recipes.nearest(swin, Subnet.read("96x6"), "cars")
+
+
+def test_a_size_that_no_network_alone_can_be_is_refused(tmp_path: Path) -> None:
+    """Of a ResNet all sizes have the outer channels of the widest."""
+    tree = {
+        "backbone": {
+            "name": "resnet",
+            "width": {"min": 16, "max": 32, "step": 16},
+            "stages": [[1, 1], [1, 1], [1, 1], [1, 1]],
+            "patch_size": 4,
+            "norm_groups": 4,
+        },
+        "crops": {"global_size": 32, "local_size": 32},
+    }
+    run = make_teacher(tmp_path / "run", **tree)
+    recipe = load.from_dict(RECIPE | tree)
+    for size, fits in ((Subnet(32, (1, 1, 1, 1)), True), (Subnet(16, (1, 1, 1, 1)), False)):
+        source = f"{run}:{size}"
+        made_of = Job(recipe, size, source, SETTINGS, "train", "val", 3).recipe("")
+        network = Classified(backbone(made_of), 3)
+        if fits:
+            start.check(network.backbone, source)
+            assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+            assert network.classifier.in_features == 64 * (2 + 4 + 8)
+        else:
+            with pytest.raises(UserError, match="outer"):
+                start.check(network.backbone, source)
 
 
 def test_the_recipe_has_the_numbers_of_the_row(places: Path) -> None:
@@ -189,10 +229,11 @@ def test_another_number_is_another_folder_and_protocol(
     places: Path, capsys: pytest.CaptureFixture
 ) -> None:
     found = set()
-    for more in ([], ["--lr", "0.1"], ["--seed", "1"], ["--random-weights"]):
+    few = ["--subset", "50%"]
+    for more in ([], ["--lr", "0.1"], ["--seed", "1"], ["--random-weights"], few):
         assert cli.main(words(places, "--sizes", "32x2", "--batch", "16", "--dry-run", *more)) == 0
         found.add(capsys.readouterr().out.splitlines()[-1])
-    assert len(found) == 4
+    assert len(found) == 5
 
 
 def test_wrong_use_is_said(places: Path, capsys: pytest.CaptureFixture) -> None:

@@ -88,15 +88,52 @@ TABLE = {
         Row(RESNET, "R152", "ResNet-152", Settings(512, 100, 0.0007, 0.45, 0.0)),
     ),
 }
+# set -> epochs, (rate for 512 images, layer decay) of ViT-S and of ViT-B, from POA's code for
+# transfer; a step has 768 images there
+TRANSFER = {
+    "cifar10": (1000, (8e-6, 0.9), (7.5e-6, 0.9)),
+    "cifar100": (1000, (9e-6, 0.85), (7.5e-6, 0.8)),
+    "inat18": (360, (4e-4, 0.8), (2e-4, 0.75)),
+    "inat19": (360, (7e-5, 0.85), (4e-5, 0.75)),
+    "flowers": (1000, (6e-4, 0.6), (5e-4, 0.7)),
+    "cars": (1000, (4e-4, 0.8), (3e-4, 0.7)),
+}
+IMAGENET = "imagenet"
+RECIPES = (IMAGENET, *TRANSFER)
 PUBLISHED_COSINE = 200  # epochs over which the published code lays every cosine
 
 
-def nearest(recipe: Recipe, subnet: Subnet) -> Row:
-    """The row of the table for a size of a run. UsageError: there is none for its backbone."""
-    alone = shapes.one_size(recipe.backbone, subnet)
-    rows = TABLE.get(alone.name)
-    if rows is None:
-        raise UsageError(f"backbone.name {alone.name}: there is no recipe to fine-tune it")
+def rows_of(name: str, images: str = IMAGENET) -> tuple[Row, ...]:
+    """The rows for a backbone of that name on these images; () where nothing is published."""
+    if images == IMAGENET:
+        return TABLE.get(name, ())
+    epochs, *of_sizes = TRANSFER[images]
+    return tuple(
+        replace(
+            row,
+            title=f"{row.title} on {images}",
+            settings=Settings(
+                batch=768,
+                epochs=epochs,
+                lr=lr * 768 / 512,
+                layer_decay=layer_decay,
+                drop_path=row.settings.drop_path,
+                warmup=5 / epochs,
+                min_lr=1e-5,
+                erase=0.1,
+            ),
+        )
+        for row, (lr, layer_decay) in zip(TABLE.get(name, ()), of_sizes, strict=False)
+        if row.recipe == VIT
+    )
+
+
+def nearest(recipe: Recipe, subnet: Subnet, images: str = IMAGENET) -> Row:
+    """The row for a size of a run. UsageError: there is none for its backbone."""
+    name = shapes.one_size(recipe.backbone, subnet).name
+    rows = rows_of(name, images)
+    if not rows:
+        raise UsageError(f"backbone.name {name}: nothing is published of how to fine-tune it")
     own = derived.shape(recipe).parameters(subnet)
     return min(rows, key=lambda row: abs(log(row.parameters() / own)))
 
@@ -255,6 +292,7 @@ def protocol(recipe: Recipe) -> dict[str, Any]:
         "crop": recipe.evaluation.crop,
         "precision": recipe.precision,
         "seed": recipe.seed,
+        "subset": options.share,
         "start": "run" if recipe.start else "random",
         "published": False,  # drop path is applied, and pixels are resized by bicubic kernels
     }
