@@ -11,6 +11,7 @@ from sklearn.metrics import jaccard_score
 from torch import Tensor, nn
 
 from poa_ds.evaluate.segmentation import heads as of_heads
+from poa_ds.evaluate.segmentation import training as of_training
 from poa_ds.evaluate.segmentation import windows
 from poa_ds.evaluate.segmentation.crops import random_pair, resized
 from poa_ds.evaluate.segmentation.heads import Heads, share, upsampled
@@ -77,10 +78,13 @@ def test_heads_learn_what_torch_s_own_layers_and_optimizer_learn() -> None:
     assert (own.learnt["weight"] - start.learnt["weight"]).abs().max() > 0.05
 
 
-def test_blocks_of_any_size_learn_the_same() -> None:
-    one, other = (trained(batches(), block) for block in (1, 4))
-    for name, x in one.state().items():
-        torch.testing.assert_close(x, other.state()[name], atol=1e-5, rtol=1e-4)
+def test_any_blocks_and_any_memory_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained(batches(), 4).state()
+    blocks = trained(batches(), 1).state()
+    monkeypatch.setattr(of_training, "BYTES", 3 * 4 * CLASSES * CROP * CROP)  # 3 images, then 1
+    for name, x in trained(batches(), 2).state().items():
+        assert torch.equal(whole[name], blocks[name])
+        torch.testing.assert_close(x, whole[name], atol=1e-5, rtol=1e-4)
 
 
 def test_what_is_ignored_changes_neither_loss_nor_gradient() -> None:

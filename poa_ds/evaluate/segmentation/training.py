@@ -1,8 +1,7 @@
 """The heads of some sizes in training on several ranks, and what they predict.
 
 A step takes two reductions: of the sums of which the norms' mean and variance follow, and of the
-gradients. Both are sums over blocks of images, in float64, so that any number of ranks learns the
-same to rounding.
+gradients. Both are summed in float64, so that any number of ranks learns the same to rounding.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,8 @@ from poa_ds.evaluate.segmentation.masks import IGNORED
 from poa_ds.evaluate.segmentation.pairs import Block, Whole
 from poa_ds.evaluate.segmentation.scores import counted
 from poa_ds.system import dist
+
+BYTES = 1 << 29  # of one head's scores of all pixels, in learning
 
 
 class Training:
@@ -61,15 +62,16 @@ class Training:
     @torch.no_grad()
     def learn(self, step: int, blocks: list[Block]) -> None:
         """A step on a batch, of which this rank has some blocks. A collective."""
-        maps = [self.encode(images.to(self.device)) for images, _ in blocks]
-        masks = [mask.to(self.device).long() for _, mask in blocks]
+        chunks = _chunks(blocks, self.heads[0].classes)
+        maps = [self.encode(images.to(self.device)) for images, _ in chunks]
+        masks = [mask.to(self.device).long() for _, mask in chunks]
         pixels, places, sums = self._sums(maps, masks)
         part = share(step, self.steps)
         normal = [h.see(s, places) for h, s in zip(self.heads, sums, strict=True)]
         own = [torch.zeros(h.numbers, dtype=torch.float64, device=self.device) for h in self.heads]
-        for of_block, mask in zip(maps, masks, strict=True):
+        for of_chunk, mask in zip(maps, masks, strict=True):
             for heads, total, x, (mean, root) in zip(
-                self.heads, own, of_block, normal, strict=True
+                self.heads, own, of_chunk, normal, strict=True
             ):
                 total += heads.gradients((x.float() - mean) * root, mask, pixels)
         total = dist.all_sum(torch.cat(own))
@@ -81,11 +83,11 @@ class Training:
     def _sums(self, maps: list[list[Tensor]], masks: list[Tensor]) -> tuple[int, int, list[Tensor]]:
         """(pixels with a class, one at least; places; sums (2, C) of each size), of all ranks."""
         known = sum(int((mask != IGNORED).sum()) for mask in masks)
-        places = sum(of_block[0].shape[:-1].numel() for of_block in maps)
+        places = sum(of_chunk[0].shape[:-1].numel() for of_chunk in maps)
         widths = [heads.mean.numel() for heads in self.heads]
         sums = [torch.zeros(2, width, dtype=torch.float64, device=self.device) for width in widths]
-        for of_block in maps:
-            for total, x in zip(sums, of_block, strict=True):
+        for of_chunk in maps:
+            for total, x in zip(sums, of_chunk, strict=True):
                 flat = x.double().flatten(0, -2)
                 total += torch.stack((flat.sum(0), flat.square().sum(0)))
         counts = torch.tensor([known, places], dtype=torch.float64, device=self.device)
@@ -158,3 +160,12 @@ class Training:
                     scores[:, rate], where, crop=crop, size=image.size, true_size=true.shape
                 )
                 yield (heads.name, rate), counted(classes, true, heads.classes)
+
+
+def _chunks(blocks: list[Block], classes: int) -> list[Block]:
+    """The images of these blocks, as many together as memory holds scores of their pixels."""
+    if not blocks:
+        return []
+    images, masks = map(torch.cat, zip(*blocks, strict=True))
+    many = max(1, BYTES // (4 * classes * masks[0].numel()))
+    return list(zip(images.split(many), masks.split(many), strict=True))
