@@ -180,6 +180,11 @@ COMMANDS = {
         "MLflow's pages of a run, by a link that lands on the curves of all its sizes",
         "poa-ds mlflow runs/photos --port 5001",
     ),
+    "tensorboard": Command(
+        "poa_ds.track.tensorboard_command",
+        "a run's curves as files of TensorBoard, made from its folder",
+        "poa-ds tensorboard runs/photos",
+    ),
     "mlflow-sync": Command(
         "poa_ds.track.mlflow_sync",
         "bring into MLflow what a run's folder has and the store lacks; nothing comes twice",

@@ -50,6 +50,7 @@ IMPORTERS = {
     "plotly": {"poa_ds.report.page"},
     "pycocotools": {"poa_ds.evaluate.detection.coco"},
     "webdataset": {"poa_ds.data.stream"},
+    "tensorboard": {"poa_ds.track.tensorboard_store"},
     "triton": {"poa_kernels"},
 }
 WITHOUT_TORCH = (

@@ -12,7 +12,17 @@ from tests.test_architecture import ROOT, imports, modules
 
 TEXT = (ROOT / "docs" / "security.md").read_text()
 # what opens connections, or starts programs that may
-CONNECTING = {"fsspec", "http", "mlflow", "requests", "socket", "ssl", "urllib", "webdataset"}
+CONNECTING = {
+    "fsspec",
+    "http",
+    "mlflow",
+    "requests",
+    "socket",
+    "ssl",
+    "urllib",
+    "webdataset",
+    "huggingface_hub",
+}
 STARTING = {"subprocess", "pty"}
 
 

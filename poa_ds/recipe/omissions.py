@@ -77,8 +77,9 @@ def _unused(recipe: Recipe) -> Iterator[str]:
     evaluation = recipe.evaluation
     if evaluation.bank and not evaluation.queries:
         yield f"no evaluation: evaluation.queries is empty, although bank is {evaluation.bank}"
-    if recipe.tracking == "none" and recipe.mlflow.uri:
-        yield f"MLflow gets nothing: tracking none, although mlflow.uri is {recipe.mlflow.uri}"
+    if "mlflow" not in recipe.trackers and recipe.mlflow.uri:
+        told = f"although mlflow.uri is {recipe.mlflow.uri}"
+        yield f"MLflow gets nothing: tracking {recipe.tracking}, {told}"
 
 
 def _idle(recipe: Recipe) -> Iterator[str]:

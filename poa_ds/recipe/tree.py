@@ -12,7 +12,16 @@ from poa_ds.model.options import Backbone
 from poa_ds.model.space import Policy
 from poa_ds.recipe.methods import METHODS
 from poa_ds.system.addresses import Address
-from poa_ds.system.typed_yaml import Bounds, Count, CountOrNone, NotNegative, OneOf, Positive, Share
+from poa_ds.system.typed_yaml import (
+    Bounds,
+    Count,
+    CountOrNone,
+    NamesOf,
+    NotNegative,
+    OneOf,
+    Positive,
+    Share,
+)
 
 Pair = tuple[Positive, Positive]
 
@@ -276,7 +285,8 @@ class Recipe:
     # a rank that makes no progress for so long ends the run; 0: never. Set-up, the first step,
     # the start of an evaluation and a checkpoint get 600 at least
     step_timeout_seconds: NotNegative = 600.0
-    tracking: Literal["mlflow", "none"] = "mlflow"
+    # where metrics go besides metrics.jsonl: mlflow, tensorboard (the folder tensorboard), or both
+    tracking: Annotated[str, NamesOf(("mlflow", "tensorboard"), alone="none")] = "mlflow"
     report: bool = True  # report.html in output_dir, written along the way
     draws: Policy = "balanced"  # of elastic sizes (docs/method.md 3)
     kernels: Literal["auto", "reference", "triton"] = "auto"  # what the operators run
@@ -297,3 +307,8 @@ class Recipe:
     data: Data = field(default_factory=Data)
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+    @property
+    def trackers(self) -> frozenset[str]:
+        """The names in `tracking`; none at all for `none`."""
+        return frozenset(part.strip() for part in self.tracking.split(",")) - {"none"}

@@ -36,6 +36,7 @@ class RunFolder:
         self.licence = path / LICENCE  # of the weights that the run began with
         self.checkpoints = path / "checkpoints"  # step00000300/, ..., latest
         self.teachers = path / TEACHERS  # step00000300/, ..., latest
+        self.tensorboard = path / "tensorboard"
         self.mlflow_ids = path / "mlflow.json"
         self.mlflow_store = path / "mlflow.db"  # where the recipe names no other
         self.mlflow_artifacts = path / "mlartifacts"

@@ -54,6 +54,22 @@ class OneOf:
         return f"one of {', '.join(self.table)}"
 
 
+@dataclass(frozen=True)
+class NamesOf:
+    """One of the texts, or several of them by commas; `alone` goes with no other."""
+
+    texts: tuple[str, ...]
+    alone: str
+
+    def __contains__(self, text: str) -> bool:
+        found = [part.strip() for part in text.split(",")]
+        known = len(set(found)) == len(found) and set(found) <= {*self.texts, self.alone}
+        return known and (self.alone not in found or len(found) == 1)
+
+    def __str__(self) -> str:
+        return f"one or more of {', '.join(self.texts)} by commas, or {self.alone}"
+
+
 Count = Annotated[int, Bounds(1)]
 CountOrNone = Annotated[int, Bounds(0)]
 Positive = Annotated[float, Bounds(0, open_low=True)]
@@ -190,6 +206,8 @@ def _value(hint: Any, value: object, path: str) -> Any:
     """`value` as the type `hint` says, or a UsageError."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
+        if isinstance(arguments[1], NamesOf) and isinstance(value, list):
+            value = ",".join(map(str, value))  # [a, b] is a,b
         number = _value(arguments[0], value, path)
         if number not in arguments[1]:
             raise UsageError(f"{path} is {brief(value)}: it must be {arguments[1]}")

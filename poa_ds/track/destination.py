@@ -56,7 +56,7 @@ class Destination:
 
 def check(recipe: Recipe, folder: Path, environment: Mapping[str, str]) -> None:
     """UsageError where a run that is to be tracked names a place that MLflow could not write to."""
-    if recipe.tracking == "mlflow":
+    if "mlflow" in recipe.trackers:
         destination(recipe, folder, environment)
 
 
@@ -79,10 +79,14 @@ def destination(
 def described(recipe: Recipe, environment: Mapping[str, str]) -> str:
     """Where metrics go, for the start of a run."""
     folder = Path(recipe.output_dir)
-    file = str(RunFolder(folder).metrics)
-    if recipe.tracking == "none":
-        return f"{file} alone (tracking none)"
-    return f"{file}; {destination(recipe, folder, environment)}"
+    places = [str(RunFolder(folder).metrics)]
+    if not recipe.trackers:
+        return f"{places[0]} alone (tracking none)"
+    if "mlflow" in recipe.trackers:
+        places.append(str(destination(recipe, folder, environment)))
+    if "tensorboard" in recipe.trackers:
+        places.append(f"TensorBoard's files in {RunFolder(folder).tensorboard}")
+    return "; ".join(places)
 
 
 def warnings(recipe: Recipe, environment: Mapping[str, str]) -> list[str]:
@@ -90,7 +94,7 @@ def warnings(recipe: Recipe, environment: Mapping[str, str]) -> list[str]:
     found = []
     given = ((URI, "mlflow.uri", recipe.mlflow.uri.whole),)
     given += ((EXPERIMENT, "mlflow.experiment", recipe.mlflow.experiment),)
-    for name, key, value in given if recipe.tracking == "mlflow" else ():
+    for name, key, value in given if "mlflow" in recipe.trackers else ():
         if value and environment.get(name, value) != value:
             found.append(f"{name} is set and not used: the recipe has {key} {Address(value)}")
     if recipe.mlflow.uri.has_password:
@@ -103,8 +107,8 @@ def warnings(recipe: Recipe, environment: Mapping[str, str]) -> list[str]:
         )
     if environment.get("MLFLOW_RUN_ID"):
         found.append("MLFLOW_RUN_ID is not used: a run finds its own by what is in output_dir")
-    if recipe.tracking == "none" and environment.get(URI):
-        found.append(f"MLflow gets nothing: tracking none, although {URI} is set")
+    if "mlflow" not in recipe.trackers and environment.get(URI):
+        found.append(f"MLflow gets nothing: tracking {recipe.tracking}, although {URI} is set")
     return found
 
 

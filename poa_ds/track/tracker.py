@@ -1,8 +1,8 @@
-"""The metrics of a run into metrics.jsonl and MLflow; nothing in here stops or delays training.
+"""The metrics of a run into metrics.jsonl, MLflow, TensorBoard: nothing stops or delays training.
 
 metrics.jsonl is written first, in the calling thread. A second thread alone touches MLflow: it
 imports it, makes the store (seconds), reads the rows back from the file. Whatever goes wrong there
-is said and tried again; the file has everything.
+is said and tried again; the file has everything. A third one does the same for TensorBoard.
 """
 
 import json
@@ -21,9 +21,20 @@ from poa_ds.system.errors import UserError
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.track import mlflow_ids
 from poa_ds.track.destination import destination
-from poa_ds.track.metrics_file import Floors, MetricsFile, Row, knn_values, read_rows, values_of
+from poa_ds.track.metrics_file import (
+    Floors,
+    MetricsFile,
+    Row,
+    knn_curves,
+    knn_values,
+    read_rows,
+    rows_after,
+    values_of,
+)
 from poa_ds.track.mlflow_client import IMPORTING, set_environment
 from poa_ds.track.mlflow_store import MlflowStore, Status, open_store
+from poa_ds.track.tensorboard_store import TensorboardStore
+from poa_ds.track.tensorboard_store import open_store as open_tensorboard
 
 FINAL_ERRORS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
@@ -38,12 +49,14 @@ class Tracker:
         folder: Path | None = None,
         metrics: MetricsFile | None = None,
         background: Background[MlflowStore] | None = None,
+        tensorboard: Background[TensorboardStore] | None = None,
         ids: Mapping[str, Any] | None = None,
         nonfinite: Mapping[str, int] | None = None,
     ) -> None:
         """nonfinite: how often each metric was nan or inf so far."""
         self._report_k, self._folder, self._metrics = report_k, folder, metrics
         self._background, self._ids = background, {} if ids is None else ids
+        self._tensorboard = tensorboard
         self._nonfinite, self._broken = Counter(nonfinite), False
 
     @classmethod
@@ -76,7 +89,8 @@ class Tracker:
             output_dir.mkdir(parents=True, exist_ok=True)
             path = RunFolder(output_dir).metrics
             metrics = MetricsFile(path, keep_through=first_step if resumed else None)
-            ids = {} if recipe.tracking == "none" else mlflow_ids.known(output_dir, resumed_ids)
+            tracked = "mlflow" in recipe.trackers
+            ids = mlflow_ids.known(output_dir, resumed_ids) if tracked else {}
             if ids:
                 mlflow_ids.keep(output_dir, ids)
         except OSError as error:
@@ -88,6 +102,7 @@ class Tracker:
             folder=output_dir,
             metrics=metrics,
             background=_in_background(recipe, output_dir, ids, known, mode) if ids else None,
+            tensorboard=_tensorboard(recipe, output_dir),
             ids=ids,
             nonfinite=_nonfinite_counts(read_rows(path)),
         )
@@ -116,15 +131,17 @@ class Tracker:
         table, where there is one.
         """
         values = knn_values(top1, floors or Floors(), report_k=self._report_k)
-        if self._record(step, values) and self._background:
+        if self._record(step, values):
             of_sizes = {size: by_k[self._report_k] for size, by_k in top1.items()}
             reported = {size: x for size, x in of_sizes.items() if math.isfinite(x)}
             found = floors or Floors()
-            if reported:  # else the features of no size were finite
+            if reported and self._background:  # else the features of no size were finite
                 self._background.submit(lambda store: store.note(step, reported, found, protocol))
-                self._background.submit(lambda store: draw(store, step, reported, self._report_k))
-            if table:
-                self._background.submit(lambda store: store.table(step, table))
+            for background in self._stores:
+                if reported:
+                    background.submit(lambda store: draw(store, step, reported, self._report_k))
+                if table:
+                    background.submit(lambda store: store.table(step, table))
 
     def sync(self) -> None:
         """Bring the rows onto the disk: a checkpoint must not know more steps than they do."""
@@ -140,8 +157,8 @@ class Tracker:
             self._background.submit(lambda store: store.artifact(path, folder))
 
     def flush(self, timeout_seconds: float = 30.0) -> bool:
-        """Whether MLflow has everything logged so far after at most that time."""
-        return self._background is None or self._background.flush(timeout_seconds)
+        """Whether each store has everything logged so far, each after at most that time."""
+        return all([background.flush(timeout_seconds) for background in self._stores])
 
     def close(self, status: Status = "FINISHED", timeout_seconds: float = 30.0) -> None:
         """End the MLflow runs with this status, waiting at most that long."""
@@ -159,7 +176,19 @@ class Tracker:
                     f"all, and this brings them there: poa-ds mlflow-sync {self._folder}"
                 )
             self._background = None
+        if self._tensorboard:
+            self._tensorboard.submit(TensorboardStore.close)
+            if self._tensorboard.close(timeout_seconds):
+                say(
+                    "TensorBoard's files lack the last entries; the run's folder has them all, and"
+                    f" this writes them: poa-ds tensorboard {self._folder}"
+                )
+            self._tensorboard = None
         self._metrics = None
+
+    @property
+    def _stores(self) -> list[Background]:
+        return [store for store in (self._background, self._tensorboard) if store is not None]
 
     def _record(self, step: int, values: Mapping[str, float]) -> bool:
         """Into the file and into the queue; False where nothing was new."""
@@ -175,8 +204,8 @@ class Tracker:
             say("metrics.jsonl is written again, and complete")
             self._broken = False
         fresh = bool(values_of(row))
-        if fresh and self._background:
-            self._background.submit(MlflowStore.catch_up)
+        for background in self._stores if fresh else ():
+            background.submit(lambda store: store.catch_up())
         return fresh
 
     def _unwritable(self, error: OSError) -> None:
@@ -217,6 +246,30 @@ def _in_background(
     return background
 
 
+def _tensorboard(recipe: Recipe, output_dir: Path) -> Background[TensorboardStore] | None:
+    """The thread that writes TensorBoard's files, where the recipe wants them."""
+    if "tensorboard" not in recipe.trackers:
+        return None
+    folder = output_dir.resolve()
+    background = Background(
+        "TensorBoard",
+        lambda: open_tensorboard(folder),
+        is_final=_is_final,
+        advice=f"training goes on, every metric is in {RunFolder(output_dir).metrics}",
+    )
+    background.submit(lambda store: draw_missing(store, folder, recipe.evaluation.report_k))
+    return background
+
+
+def draw_missing(store: TensorboardStore, folder: Path, k: int) -> None:
+    """The heat maps of all evaluations in metrics.jsonl."""
+    path = RunFolder(folder).metrics
+    for _, row in rows_after(path) if path.is_file() else ():
+        curves, _ = knn_curves([row])
+        if curves:
+            draw(store, row["step"], {size: points[0][1] for size, points in curves.items()}, k)
+
+
 def _nonfinite_counts(rows: Iterable[Row]) -> dict[str, int]:
     found = (item for row in rows for item in values_of(row).items())
     return {name: int(count) for name, count in found if name.startswith("nonfinite/")}
@@ -231,7 +284,9 @@ def _keep_files(store: MlflowStore) -> None:
         store.artifact(path)
 
 
-def draw(store: MlflowStore, step: int, top1: Mapping[Subnet, float], k: int) -> bool:
+def draw(
+    store: MlflowStore | TensorboardStore, step: int, top1: Mapping[Subnet, float], k: int
+) -> bool:
     """Whether the heat map of an evaluation was missing, and is there now."""
     if store.has_picture(step):
         return False
