@@ -1,7 +1,7 @@
 """poa-ds adapt: from weights that exist and a folder of images to a run of all sizes.
 
-Stages that any user could type, in order: shard, import, before, train, table, report. What is done
-stays done: the same command goes on where it was ended.
+Stages that any user could type, in order: shard, import, before, train, poa where it is asked for,
+table, report. What is done stays done: the same command goes on where it was ended.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import shlex
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from poa_ds.checkpoint.deployed import read_recipe
@@ -19,20 +19,19 @@ from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.manifest import MANIFEST
 from poa_ds.evaluate.embed import sources as image_sources
 from poa_ds.export import adapted, import_weights, weights_source
-from poa_ds.plan.constants import GPUS
+from poa_ds.export.adapt_job import POA, Job
+from poa_ds.plan import adaptation
 from poa_ds.recipe import checks, derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.run import exit_status
 from poa_ds.system import files, json_text, lock, paths, stopping
+from poa_ds.system.arguments import positive
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.run_folder import RunFolder
 
 RECIPE = Path("elastic_any_folder")  # shipped
 LOCK, ASKED = "adapt_lock.json", "adapt.json"
-ORDER = ("shard", "import", "before", "train", "table", "report")
-PLANNED = "a100-80g"  # the GPU of the estimate
-PASSES = 4  # of a network for one that learns and one that teaches: 3 and 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,52 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     import_weights.add_options(parser)
     parser.add_argument(
+        "--then-poa",
+        type=positive,
+        metavar="EPOCHS",
+        help=f"train on as long by POA, with a teacher that moves along, to RUN/{POA} (not at all)",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print the stages with sizes and cost, and stop"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="of the training, as poa_ds.train's"
     )
-
-
-@dataclass(frozen=True)
-class Job:
-    """What was asked, and where each part of it is."""
-
-    args: argparse.Namespace
-
-    @property
-    def out(self) -> Path:
-        return self.args.out
-
-    @property
-    def start(self) -> Path:
-        return self.out / "start"
-
-    @property
-    def recipe(self) -> Path:
-        return self.out / "adapt.yaml"
-
-    def sources(self) -> dict[str, Path]:
-        """Split -> its folder of images or shards."""
-        images = self.args.images
-        if not images.is_dir():
-            raise UsageError(f"--images {images}: no such folder")
-        parts = {name: images / name for name in ("train", "val") if (images / name).is_dir()}
-        return parts if "train" in parts else {"train": images}
-
-    def shards(self) -> dict[str, Path]:
-        """Split -> where its shards are, or will be."""
-        return {
-            name: place if (place / MANIFEST).is_file() else self.out / "shards" / name
-            for name, place in self.sources().items()
-        }
-
-    def words(self) -> dict[str, object]:
-        """What a continuation must ask for too."""
-        keys = "weights images config rebase widths depths image_size head_dim input_scale mean std"
-        found = {key: getattr(self.args, key) for key in keys.split()}
-        found |= {"overrides": self.args.overrides}
-        return json.loads(json.dumps(found, default=str))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -142,6 +106,8 @@ def _same_words(job: Job) -> None:
         return
     before = json_text.parse_object(path.read_bytes())
     changed = [key for key in words if before.get(key) != words[key]]
+    if before.get(POA) is None and POA in changed:
+        changed.remove(POA)  # a stage more
     if changed:
         told = ", ".join(f"{key} {before.get(key)} and now {words[key]}" for key in changed)
         raise UsageError(f"{job.out} was begun with {told}: name another --out")
@@ -150,12 +116,12 @@ def _same_words(job: Job) -> None:
 def _stages(job: Job) -> int:
     work: dict[str, Callable[[Job], int]] = {
         **{"shard": _shard, "import": _import, "before": _before},
-        **{"train": _train, "table": _table, "report": _report},
+        **{"train": _train, POA: _then_poa, "table": _table, "report": _report},
     }
-    for number, stage in enumerate(ORDER, 1):
+    for number, stage in enumerate(job.stages, 1):
         for request in (signal.SIGINT, *stopping.requests()):  # a launcher keeps them to itself
             signal.signal(request, signal.default_int_handler)
-        tell(f"\n[{number}/{len(ORDER)}] {stage}")
+        tell(f"\n[{number}/{len(job.stages)}] {stage}")
         try:
             status = work[stage](job)
         except (UserError, KeyboardInterrupt):
@@ -206,15 +172,9 @@ def _import(job: Job) -> int:
     return 0
 
 
-def _measured(job: Job) -> bool:
-    """Whether both splits are there with labels, which k-NN needs."""
-    shards = job.shards()
-    return "val" in shards and all((ShardFolder.open(x).labels >= 0).any() for x in shards.values())
-
-
 def _before(job: Job) -> int:
     """k-NN of the sizes before they learn."""
-    if not _measured(job):
+    if not job.measured():
         tell(f"no k-NN: {job.args.images} has no labelled train and val")
         return 0
     if RunFolder(job.start).knn.is_file():
@@ -226,69 +186,72 @@ def _before(job: Job) -> int:
 
 
 def _train(job: Job) -> int:
-    ended = exit_status.read(job.out)
-    if ended and ended.status == exit_status.DONE:
+    return _trained(job, job.out, _recipes(job)[0])
+
+
+def _then_poa(job: Job) -> int:
+    return _trained(job, job.out / POA, _recipes(job)[1])
+
+
+def _trained(job: Job, out: Path, recipe: Recipe) -> int:
+    """One training to its end."""
+    if ended := _done(out):
         tell(f"done, at step {ended.step:,}")
         return 0
     import torch
 
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # k-NN's, which the ranks need
-    network, _ = read_recipe(job.start / "config.json")
-    images = len(ShardFolder.open(job.shards()["train"]))
-    files.replace_text(job.recipe, load.to_yaml(recipe_of(job, network, images)))
-    return _call("launch", "--", "--config", job.recipe, "--deepspeed_config", "zero2")
+    kept = out / "adapt.yaml"
+    out.mkdir(exist_ok=True)
+    files.replace_text(kept, load.to_yaml(recipe))
+    return _call("launch", "--", "--config", kept, "--deepspeed_config", "zero2")
+
+
+def _done(out: Path) -> exit_status.Ended | None:
+    """How the training there came to its end; None where it has not."""
+    ended = exit_status.read(out)
+    return ended if ended and ended.status == exit_status.DONE else None
 
 
 def _table(job: Job) -> int:
-    return _call("sizes", job.out)
+    for out in job.runs:
+        if status := _call("sizes", out):
+            return status
+    return 0
 
 
 def _report(job: Job) -> int:
-    return _call("report", job.out, "--out", RunFolder(job.out).report)
+    return _call("report", *job.runs, "--out", RunFolder(job.out).report)
 
 
-def recipe_of(job: Job, network: Recipe, images: int) -> Recipe:
-    """The recipe that --config and the overrides give, for this network and this data.
+def _recipes(job: Job) -> list[Recipe]:
+    """Of the trainings, once there are shards and the imported network."""
+    network, _ = read_recipe(job.start / "config.json")
+    return recipes_of(job, network, len(ShardFolder.open(job.shards()["train"])))
 
-    The queue is at most half of the images, whole steps. On a CPU everything is fp32, unless an
-    override asks for another precision. UsageError: what does not go together.
+
+def recipes_of(job: Job, network: Recipe, images: int) -> list[Recipe]:
+    """What --config and the overrides give for this network and this data, training by training.
+
+    On a CPU everything is fp32, unless an override asks for another precision. UsageError: what
+    does not go together.
     """
     import torch
 
     base, shards = load.recipe(job.args.config, job.args.overrides), job.shards()
-    queue = derived.longest_queue(base, images) or base.distill.queue  # then told as too long
-    crops, pixels, seen = network.crops, network.augmentation, network.evaluation
-    training = {key: getattr(base.backbone, key) for key in adapted.TRAINING}
-    kept = torch.cuda.is_available() or any(x.startswith("precision=") for x in job.args.overrides)
-    found = replace(
-        base,
-        output_dir=str(job.out),
-        start=str(job.start),
-        precision=base.precision if kept else "fp32",
-        backbone=replace(network.backbone, **training),
-        distill=replace(base.distill, teacher=str(job.start), queue=queue),
-        crops=replace(base.crops, global_size=crops.global_size, local_size=crops.local_size),
-        augmentation=replace(base.augmentation, mean=pixels.mean, std=pixels.std),
-        data=replace(base.data, train=str(shards["train"])),
-        evaluation=replace(
-            base.evaluation,
-            queries=str(shards["val"]) if _can_measure(job) else "",
-            sizes=("all",),
-            at_start=False,  # the stage `before` has measured the same
-            resize=seen.resize,
-            crop=seen.crop,
-        ),
-    )
-    checks.check(found)
-    checks.check_images(found, images)
+    asked = any(x.startswith("precision=") for x in job.args.overrides)
+    if not (asked or torch.cuda.is_available()):
+        base = replace(base, precision="fp32")
+    queries = str(shards["val"]) if job.can_measure() else ""
+    places = adapted.Places(str(job.start), str(job.out), str(shards["train"]), queries)
+    found = [adapted.filled(base, network, places, images)]
+    if job.args.then_poa:
+        found.append(adapted.then_poa(found[0], str(job.out / POA), job.args.then_poa))
+    for recipe in found:
+        checks.check(recipe)
+        checks.check_images(recipe, images)
     return found
-
-
-def _can_measure(job: Job) -> bool:
-    """As `_measured`, also before there are shards: then by the folders alone."""
-    there = all((place / MANIFEST).is_file() for place in job.shards().values())
-    return _measured(job) if there else "val" in job.sources()
 
 
 def described(job: Job) -> str:
@@ -298,28 +261,39 @@ def described(job: Job) -> str:
         network, _ = read_recipe(job.start / "config.json")
     else:
         _, _, network = import_weights.read(job.args, job.args.weights)
-    recipe = recipe_of(job, network, counts["train"])
-    space, steps = derived.space(recipe), derived.of(recipe, counts["train"]).steps
+    recipes = recipes_of(job, network, counts["train"])
+    space, side = derived.space(recipes[0]), recipes[0].crops.global_size
     done = {
         "shard": all((place / MANIFEST).is_file() for place in shards.values()),
         "import": job.start.is_dir(),
-        "train": bool((e := exit_status.read(job.out)) and e.status == exit_status.DONE),
+        "train": bool(_done(job.out)),
+        POA: bool(_done(job.out / POA)),
     }
     split = ", ".join(f"{count:,} images ({name})" for name, count in counts.items())
-    knn = "k-NN of every size" if _can_measure(job) else "no k-NN: no labelled train and val"
-    rows = recipe.batch.slots * recipe.batch.images_per_slot
+    knn = "k-NN of every size" if job.can_measure() else "no k-NN: no labelled train and val"
+    trained = [_described(recipe, counts["train"]) for recipe in recipes]
     lines = {
         "shard": f"{job.args.images}: {split}",
         "import": f"{job.args.weights}: {len(space.subnets())} sizes from {space.smallest} to"
-        f" {space.intact}, {recipe.crops.global_size} px, --rebase {job.args.rebase}",
+        f" {space.intact}, {side} px, --rebase {job.args.rebase}",
         "before": f"{knn} before training",
-        "train": f"{steps:,} steps of {rows} images ({recipe.schedule.epochs:g} epochs), method"
-        f" {recipe.objective.method}; {_cost(recipe, steps)}",
-        "table": f"every size with its cost{' and k-NN' if _can_measure(job) else ''}",
+        "train": trained[0],
+        POA: trained[-1],
+        "table": f"every size with its cost{' and k-NN' if job.can_measure() else ''}",
         "report": str(RunFolder(job.out).report),
     }
     return "\n".join(
-        f"{stage:<8}{'done: ' if done.get(stage) else ''}{text}" for stage, text in lines.items()
+        f"{stage:<8}{'done: ' if done.get(stage) else ''}{lines[stage]}" for stage in job.stages
+    )
+
+
+def _described(recipe: Recipe, images: int) -> str:
+    """One training, with its cost."""
+    steps, batch = derived.of(recipe, images).steps, recipe.batch
+    rows = batch.slots * batch.images_per_slot
+    return (
+        f"{steps:,} steps of {rows} images ({recipe.schedule.epochs:g} epochs), method"
+        f" {recipe.objective.method}; {adaptation.cost(recipe, steps)}"
     )
 
 
@@ -331,18 +305,3 @@ def _counts(job: Job) -> dict[str, int]:
         made = (shards / MANIFEST).is_file()
         found[name] = len(ShardFolder.open(shards) if made else image_sources.below(place))
     return found
-
-
-def _cost(recipe: Recipe, steps: int) -> str:
-    """Counted operations of the networks, and what that is on one GPU."""
-    shape, space = derived.shape(recipe), derived.space(recipe)
-    side, sizes = recipe.crops.global_size, space.subnets()
-    drawn = sum(shape.flops(subnet, side) for subnet in sizes) / len(sizes)
-    a_crop = PASSES * shape.flops(space.intact, side) + (PASSES - 1) * drawn
-    total = 2 * recipe.batch.slots * recipe.batch.images_per_slot * steps * a_crop  # 2 crops
-    rate = GPUS[PLANNED].peak.value * GPUS[PLANNED].efficiency.value
-    hours = total / (rate * 1e12) / 3600
-    return (
-        f"{total:.3g} FLOPs counted, {hours:.2g} hours on one {PLANNED} (estimated; `poa-ds plan`"
-        " says more)"
-    )

@@ -18,8 +18,12 @@ from poa_ds import adapt, cli, launch
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.evaluate import results
 from poa_ds.export import import_weights
+from poa_ds.export.adapt_job import Job
 from poa_ds.export.import_weights import FEATURES
+from poa_ds.methods.method import method
+from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, load
+from poa_ds.recipe.tree import Recipe
 from poa_ds.run import exit_status
 from poa_ds.system import stopping
 from poa_ds.system.run_folder import RunFolder
@@ -60,6 +64,10 @@ def test_a_dry_run_tells_the_stages_with_sizes_and_cost_and_writes_nothing(
     assert "4 sizes from 64x1 to 128x2, 32 px, --rebase rotate" in lines["import"]
     assert lines["train"].startswith("12 steps of 8 images (2 epochs), method seed; ")
     assert "hours on one" in lines["train"] and "estimated" in lines["train"]
+    assert cli.main([*words, "--dry-run", "--then-poa", "3"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert [*lines] == ["shard", "import", "before", "train", "poa", "table", "report"]
+    assert lines["poa"].startswith("18 steps of 8 images (3 epochs), method poa; ")
     assert not (tmp_path / "run").exists()
 
 
@@ -98,6 +106,9 @@ def test_a_stage_that_fails_is_named(
     assert "the stage `shard` ended with status 1" in told.err
     assert cli.main([*words, "--rebase", "sort"]) == 2  # another command in the same folder
     assert "was begun with rebase rotate and now sort" in capsys.readouterr().err
+    assert cli.main([*words, "--then-poa", "1"]) == 1  # a stage more is no other command
+    assert cli.main([*words, "--then-poa", "2"]) == 2
+    assert "was begun with poa 1.0 and now 2.0" in capsys.readouterr().err
 
 
 def test_the_recipe_has_the_network_the_data_and_a_queue_that_fits(
@@ -107,9 +118,9 @@ def test_the_recipe_has_the_network_the_data_and_a_queue_that_fits(
     adapt.add_arguments(parser)
     more = ["distill.queue=1000", "precision=bf16", "backbone.activation_checkpointing=true"]
     more += ["backbone.residual=precision", "backbone.drop_path=0.1"]
-    job = adapt.Job(parser.parse_intermixed_args([*words[1:], *more]))
+    job = Job(parser.parse_intermixed_args([*words[1:], *more]))
     _, _, network = import_weights.read(job.args, job.args.weights)
-    recipe = adapt.recipe_of(job, network, 47)
+    [recipe] = adapt.recipes_of(job, network, 47)
     assert recipe.distill.queue == 16  # whole steps of 8 in half of 47 images
     assert recipe.start == recipe.distill.teacher == str(tmp_path / "run" / "start")
     assert recipe.data.train == str(tmp_path / "run" / "shards" / "train")
@@ -120,6 +131,27 @@ def test_the_recipe_has_the_network_the_data_and_a_queue_that_fits(
     assert recipe.schedule.epochs == 2 and recipe.objective.method == "seed"
     again = load.from_dict(plain(recipe))  # a training takes it as it is
     assert str(derived.space(again).intact) == "128x2"
+
+
+def test_the_second_stage_is_poa_on_what_the_first_one_left(
+    words: list[str], tmp_path: Path
+) -> None:
+    """All that says nothing of the method is the first recipe's."""
+    parser = argparse.ArgumentParser()
+    adapt.add_arguments(parser)
+    job = Job(parser.parse_intermixed_args([*words[1:], "--then-poa", "4", "mlflow.run_name=mine"]))
+    _, _, network = import_weights.read(job.args, job.args.weights)
+    first, then = adapt.recipes_of(job, network, 48)
+    out = tmp_path / "run"
+    assert (first.output_dir, then.start, then.output_dir) == (*[str(out)] * 2, str(out / "poa"))
+    assert then.objective == Recipe().objective and not then.distill.teacher
+    assert then.crops.local_count == 8 and first.crops.local_count == 0
+    assert (then.schedule.epochs, then.mlflow.run_name) == (4, "mine_then_poa")
+    numbers = derived.of(then, 48)
+    assert numbers.steps == 24 and 0 < numbers.ibot_start_step < 6
+    same = "seed precision draws backbone augmentation batch optimizer data evaluation checkpoint"
+    assert all(getattr(first, key) == getattr(then, key) for key in same.split())
+    assert method(load.from_dict(plain(then))).networks().backbone.space.intact == Subnet(128, 2)
 
 
 def test_a_stage_behind_a_launcher_can_be_interrupted(words: list[str], tmp_path: Path) -> None:
@@ -168,8 +200,9 @@ def others() -> list[psutil.Process]:
 def test_one_line_goes_on_after_kills_and_ends_with_a_trained_run(
     words: list[str], tmp_path: Path
 ) -> None:
-    out = tmp_path / "run"
-    for stage in ("import", "train"):
+    out, then = tmp_path / "run", tmp_path / "run" / "poa"
+    words = [*words, "--then-poa", "1", "heads.prototypes=[16]", "heads.hidden=16"]
+    for stage in ("import", "train", "poa"):
         kill_in(stage, words, out)
     last = start(words)
     text = last.communicate(timeout=TIME_LIMIT_SECONDS)[0]
@@ -182,6 +215,9 @@ def test_one_line_goes_on_after_kills_and_ends_with_a_trained_run(
     assert any((a - b).abs().max() > 1e-4 for a, b in pairs)  # it has learned something
     assert (out / "start" / FEATURES).is_file() and RunFolder(out).report.is_file()
     sizes = {"64x1", "64x2", "128x1", "128x2"}
-    for place in (out / "start", out):
+    last_step = exit_status.read(then)
+    assert last_step is not None and (last_step.status, last_step.step) == (exit_status.DONE, 6)
+    assert load.kept_recipe(then / "config.yaml").start == str(out)
+    for place in (out / "start", out, then):
         assert results.read(RunFolder(place).knn)[-1].knn.keys() == sizes
     assert all(size in text for size in sizes)
