@@ -100,14 +100,21 @@ def _extracted(place: Path, own: ElasticBackbone, *, timm: bool) -> dict[str, Te
         why = ours.not_timm(own.shape, intact)
         if why:
             raise UserError(f"it is timm's, and the recipe's {intact} is not: {why}")
-        _, arguments, named = ours.timm(own.shape, intact, wanted)
-        if named.keys() != wanted.keys():
-            raise UserError("it is written for timm: write it with --format state-dict")
+        _, arguments, _ = ours.timm(own.shape, intact, wanted)
+        state = _plain_of_timm(state, own)
     if not any(name.endswith(".gamma") for name in state):  # folded into the layers before
         gammas = {name: t for name, t in wanted.items() if name.endswith(".gamma")}
         state |= {name: torch.ones_like(tensor) for name, tensor in gammas.items()}
     _check(own, (wanted, arguments), (state, about["model_args"]))
     return ours.from_plain(state, own.shape)
+
+
+def _plain_of_timm(state: dict[str, Tensor], own: ElasticBackbone) -> dict[str, Tensor]:
+    """UserError: a tensor is missing that belongs to another, or there is no way back."""
+    try:
+        return form.of(own.kind).of_timm(state, own.shape)
+    except KeyError as error:
+        raise UserError(f"it lacks {error}") from error
 
 
 def _check(

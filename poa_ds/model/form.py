@@ -86,6 +86,12 @@ class Form(Protocol):
         rows: of the images.
         """
 
+    def of_timm(self, state: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
+        """The plain state that `timm` made this one of.
+
+        KeyError: one of two tensors is missing. UserError: there is no way back.
+        """
+
     def feature(self, features: Tensor) -> Tensor:
         """What the plain network's forward_features gives -> class features."""
 

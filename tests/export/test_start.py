@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from poa_ds.checkpoint.deployed import load_teacher, publish
 from poa_ds.cli import main
@@ -80,6 +81,37 @@ def test_student_and_teacher_compute_what_the_extracted_size_computes(
         torch.testing.assert_close(feature, wanted, rtol=0, atol=2e-5)
         heads = fresh.student.heads.state_dict()
         assert all(torch.equal(t, heads[n]) for n, t in branch.heads.state_dict().items())
+
+
+ROTARY = {"positions": "rope", "norm_eps": 1e-5, "registers": 4}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ROTARY,
+        ROTARY | {"qkv_bias": "no_key", "swiglu": 128},
+        ROTARY | {"qkv_bias": "none"},
+        {"qkv_bias": "no_key"},
+    ],
+)
+def test_timms_names_of_other_vits_are_read_too(tmp_path: Path, more: dict) -> None:
+    """Of DINOv3's shapes, and of a ViT whose keys have no bias, which timm's have."""
+    run, out = source(tmp_path / "run", vit(64, 4, **more)), tmp_path / "48x3"
+    words = ["extract", str(run), "--size", "48x3", "--out", str(out), "--format", "timm"]
+    assert main(words) == 0
+    small = more | ({"swiglu": 96} if "swiglu" in more else {})
+    begun, wanted = networks(vit(48, 3, **small)), networks(vit(48, 3, **small))
+    begin(begun, str(out))
+    begin(wanted, f"{run}:48x3")
+    for a, b in zip(begun.parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(a, b)
+    (path,) = out.glob("*.safetensors")
+    state = load_file(path)
+    gone = next(n for n in state if n.endswith(("v_bias", "fc1_x.weight", "attn.proj.bias")))
+    save_file({n: t for n, t in state.items() if n != gone}, path)
+    with pytest.raises(UserError, match=r"start .*(lacks|missing).*blocks\.0"):
+        begin(networks(vit(48, 3, **small)), str(out))
 
 
 def test_a_size_of_a_run_is_what_its_folder_would_be(tmp_path: Path) -> None:

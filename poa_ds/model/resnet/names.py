@@ -162,6 +162,10 @@ class ResNetForm:
         return "its ResNets have batch norms, and convolutions of its BiT are standardized"
 
     @staticmethod
+    def of_timm(state: Mapping[str, Tensor], shape: ResNetShape) -> dict[str, Tensor]:
+        return dict(state)
+
+    @staticmethod
     def feature(features: Tensor) -> Tensor:
         return reduce(features, "n c r k -> n c", "mean")
 

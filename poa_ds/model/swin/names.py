@@ -18,6 +18,7 @@ from poa_ds.model.swin import hf, plain
 from poa_ds.model.swin.network import ElasticSwin, channel_major, position_major
 from poa_ds.model.swin.shape import SwinShape
 from poa_ds.model.swin.windows import relative_positions
+from poa_ds.system.errors import UserError
 from poa_kernels.slices import alpha
 
 _PARTS = (
@@ -302,6 +303,10 @@ class SwinForm:
     @staticmethod
     def hf_features(hidden: Tensor, shape: SwinShape, rows: int) -> Tensor:
         return hidden.unflatten(1, (map_sides(rows, shape.patch_size)[-1], -1))
+
+    @staticmethod
+    def of_timm(state: Mapping[str, Tensor], shape: SwinShape) -> dict[str, Tensor]:
+        raise UserError("it is written for timm: write it with --format state-dict")
 
     @staticmethod
     def feature(features: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from poa_ds.model.row_orders import (
     third_major,
     unit_major,
     with_key_bias,
+    without_key_bias,
 )
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit import eva, hf, plain
@@ -249,6 +250,15 @@ class VitForm:
     @staticmethod
     def hf_features(hidden: Tensor, shape: VitShape, rows: int) -> Tensor:
         return hidden
+
+    @staticmethod
+    def of_timm(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
+        if shape.positions == "rope":
+            return eva.from_timm(state)
+        if shape.qkv_bias != "no_key":
+            return dict(state)
+        biases = {n: t for n, t in state.items() if n.endswith(".qkv.bias")}
+        return dict(state) | {n: without_key_bias(t, len(t) // 3) for n, t in biases.items()}
 
     @staticmethod
     def feature(features: Tensor) -> Tensor:
