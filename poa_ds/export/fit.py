@@ -23,7 +23,7 @@ from poa_ds.engine.networks import Networks
 from poa_ds.methods.seed import Seed, Student
 from poa_ds.model import shape as shapes
 from poa_ds.model.backbone import ElasticBackbone
-from poa_ds.model.projector import Projector
+from poa_ds.model.projector import Projector, Straight
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Distill, Optimizer, Recipe
 from poa_ds.system.errors import UserError
@@ -94,10 +94,7 @@ class _Fitting(Seed):
 
     def networks(self) -> Networks:
         torch.manual_seed(self.recipe.seed)
-        dim, out = self.own.feature_width(self.space.intact), self.teacher.width
-        hidden, init = self.options.hidden, self.recipe.heads.init
-        projector = Projector(dim, out, hidden=hidden, init=init)
-        return Networks(Student(self.own, projector), leaves=[Projector])
+        return Networks(Student(self.own, self.head(self.own)), leaves=[Projector, Straight])
 
 
 def _recipe(

@@ -19,7 +19,7 @@ from poa_ds.methods.frozen import Embedder, Frozen
 from poa_ds.methods.method import State
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.layers import scale_inputs
-from poa_ds.model.projector import Projector, unit
+from poa_ds.model.projector import Projector, Straight, unit
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived
 from poa_ds.recipe.backbone import backbone
@@ -34,7 +34,7 @@ QUEUE, LOCAL_QUEUE, TEACHER = "queue", "local_queue", "teacher_sha256"
 
 
 class Student(nn.Module):
-    def __init__(self, own: ElasticBackbone, projector: Projector) -> None:
+    def __init__(self, own: ElasticBackbone, projector: Projector | Straight) -> None:
         super().__init__()
         self.backbone, self.projector = own, projector
 
@@ -76,10 +76,22 @@ class Seed:
     def networks(self) -> Networks:
         torch.manual_seed(self.recipe.seed)
         own = backbone(self.recipe)
-        dim, out, init = own.feature_width(self.space.intact), self.teacher.width, self.recipe.heads
-        projector = Projector(dim, out, hidden=self.options.hidden, init=init.init)
+        projector = self.head(own)
         scale_inputs(projector, self.recipe.backbone.input_scale)
-        return Networks(Student(own, projector), leaves=[Projector])
+        return Networks(Student(own, projector), leaves=[type(projector)])
+
+    def head(self, own: ElasticBackbone) -> Projector | Straight:
+        """A new one for this student."""
+        dim, out, hidden = (
+            own.feature_width(self.space.intact),
+            self.teacher.width,
+            self.options.hidden,
+        )
+        return (
+            Projector(dim, out, hidden=hidden, init=self.recipe.heads.init)
+            if hidden
+            else Straight(dim, out)
+        )
 
     def sizes(self, step: int, slot: int) -> tuple[Subnet, ...]:
         """The intact student, and a drawn one if there are smaller sizes."""

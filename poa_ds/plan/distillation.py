@@ -108,8 +108,13 @@ def transient(students: Students, own_slots: int) -> Named:
 def head_flops(students: Students) -> float:
     """Of the students' heads on one slot, both ways."""
     features = derived.shape(students.recipe).features(students.subnets[0])
-    hidden, out = students.recipe.distill.hidden, teacher(students.recipe).width
-    return 2.0 * 3 * students.cls_rows * hidden * (features + out)
+    return 2.0 * 3 * students.cls_rows * _head(students.recipe, features, 1)
+
+
+def _head(recipe: Recipe, entered: int, students: int) -> int:
+    """Products for a row of each student's head; so many channels enter them all together."""
+    hidden, out = recipe.distill.hidden, teacher(recipe).width
+    return hidden * (entered + students * out) if hidden else entered * out
 
 
 def similarities(students: Students) -> tuple[float, float]:
@@ -139,9 +144,9 @@ def _patch_flops(students: Students) -> float:
 def least_flops(students: Students) -> float:
     """Of heads and products with the queue where no similarity is made twice."""
     recipe, form = students.recipe, derived.shape(students.recipe)
-    hidden, out = recipe.distill.hidden, teacher(recipe).width
+    out = teacher(recipe).width
     entered = sum(form.features(subnet) for subnet in students.subnets)
-    heads = 3 * students.views * hidden * (entered + len(students.subnets) * out)
+    heads = 3 * students.views * _head(recipe, entered, len(students.subnets))
     learned, targets = similarities(students)
     products = (2 * learned + TARGETS * targets) * out
     return 2.0 * (heads + products) + _patch_flops(students)

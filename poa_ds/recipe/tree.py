@@ -94,7 +94,9 @@ class Distill:
     teacher_temperature: Positive = 0.01
     student_temperature: Positive = 0.2
     queue: Count = 65536  # embeddings of the teacher that a view is compared with
-    hidden: Count = 2048  # of the student's head
+    # of the student's head; 0: one linear layer alone that begins as the identity, for a student
+    # that begins as its teacher
+    hidden: CountOrNone = 2048
     imitation: NotNegative = 0.0  # of the smaller student towards the intact one
     # local crops too, beside the teacher's embedding of the same crop, with a queue of their own
     local: bool = False

@@ -1,5 +1,6 @@
 """SEED as a method: its queue, its teacher from a file, elastic students, one process and ranks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from poa_ds.cli import main
 from poa_ds.data.batch import Batch
 from poa_ds.methods.method import method
 from poa_ds.methods.seed import LOCAL_QUEUE, QUEUE, Seed
+from poa_ds.model.projector import Straight
 from poa_ds.recipe import derived
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
@@ -74,6 +76,48 @@ def test_the_queue_holds_the_last_first_crops_in_slot_order_and_none_of_its_own_
         state = after
     torch.testing.assert_close(start.norm(dim=1), torch.ones(48))
     assert torch.equal(state[QUEUE], torch.cat(entered)[-48:])
+
+
+def test_a_straight_head_finds_a_student_that_is_its_teacher_where_it_is(teacher: Path) -> None:
+    """It says what the teacher says; a smaller one what it is itself, with nothing behind that."""
+    tree = changes(teacher)
+    tree["distill"]["hidden"] = 0
+    model, own, _ = deployed.load_teacher(teacher)
+    recipe = replace(recipe_with(**tree), backbone=own.backbone)
+    networks = method(recipe).networks()
+    networks.backbone.load_state_dict(model.state_dict())
+    images, space = torch.randn(4, 3, 32, 32), model.space
+    rows = networks.backbone(images, space.intact)[:, 0]
+    said = networks.student.projector(rows)
+    torch.testing.assert_close(said, embedded(teacher, images))
+    small = networks.backbone(images, space.smallest)[:, 0]
+    said = networks.student.projector(small)
+    torch.testing.assert_close(said[:, : small.shape[1]], F.normalize(small, dim=-1))
+    assert not said[:, small.shape[1] :].any()
+    both = networks.student.projector(small, rows)  # all sizes by one layer
+    torch.testing.assert_close(both[: len(small)], said)
+    narrow = Straight(24, 16)(rows[:, :24])
+    torch.testing.assert_close(narrow, F.normalize(rows[:, :16], dim=-1))
+
+
+@pytest.mark.parametrize(("of_teacher", "stays"), [(0.1, True), (0.01, False)])
+def test_one_temperature_for_both_leaves_a_student_that_is_its_teacher_where_it_is(
+    teacher: Path, of_teacher: float, stays: bool
+) -> None:
+    """The gradient of all its parameters is zero; of two temperatures it is not."""
+    tree = changes(teacher, objective__intact_weight=1.0)
+    tree["distill"] |= {"hidden": 0, "teacher_temperature": of_teacher, "student_temperature": 0.1}
+    model, own, _ = deployed.load_teacher(teacher)
+    recipe = replace(recipe_with(**tree), backbone=replace(own.backbone, drop_path=0.0))
+    seed = method(recipe)
+    networks, [batch, *_] = seed.networks(), batches(recipe, 2)
+    networks.backbone.load_state_dict(model.state_dict())
+    [target], _ = seed.targets(None, [batch], values(recipe, 2), {})
+    total, _ = seed.loss(networks, batch, target, values(recipe, 2))
+    total.backward()
+    grads = [p.grad for p in networks.student.parameters() if p.grad is not None]
+    most = max(grad.abs().max().item() for grad in grads)
+    assert most < 1e-5 if stays else most > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -267,8 +311,10 @@ def test_two_ranks_are_one_process_and_a_resumed_run_is_the_same_to_the_bit(
 
 
 @pytest.mark.slow
-def test_every_stage_trains_it_alike(teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hidden", [64, 0])
+def test_every_stage_trains_it_alike(teacher: Path, tmp_path: Path, hidden: int) -> None:
     tree = changes(teacher)
+    tree["distill"]["hidden"] = hidden
     one = launch(WORKER, 1, tmp_path / "one", stages=[0], steps=[0, 4], recipe=tree)["0"]
     two = launch(WORKER, 2, tmp_path / "two", stages=[1, 2, 3], steps=[0, 4], recipe=tree)
     for records in two.values():

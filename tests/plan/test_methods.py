@@ -98,6 +98,8 @@ def test_operations_of_a_step_by_hand(teacher: Path) -> None:
     tokens, c = 1 + 16, 48
     block = 12 * c * c * tokens + 2 * tokens**2 * c
     assert found.teacher == 2 * views * (3 * block + 16 * c * 3 * 64)
+    straight = load.recipe(Path("photos_seed"), [f"distill.teacher={teacher}", "distill.hidden=0"])
+    assert plan_time.work(straight).heads == 2 * 3 * (2 * views) * 64 * out
 
 
 @pytest.mark.parametrize("kind", ["timm", "state-dict"])
