@@ -70,8 +70,7 @@ COMMANDS = {
         "poa_ds.evaluate.command",
         "k-NN accuracy of any sizes of a run",
         "poa-ds eval knn runs/photos --sizes 32x2,96x4",
-        run="run_knn",
-        arguments="add_knn_arguments",
+        scores=True,
     ),
     "eval rebase": Command(
         "poa_ds.evaluate.rebase_command",
@@ -105,6 +104,7 @@ COMMANDS = {
         "poa_ds.evaluate.segmentation.command",
         "linear heads on frozen features for the class of every pixel: mIoU of many sizes",
         "poa-ds eval segmentation runs/photos --layout ade20k --train ADEChallengeData2016",
+        scores=True,
     ),
     "embed": Command(
         "poa_ds.evaluate.embed.command",

@@ -1,27 +1,49 @@
-"""poa-ds eval: measures the sizes of a run, on one process or on all ranks of a launcher."""
+"""poa-ds eval knn: measures the sizes of a run, on one process or on all ranks of a launcher."""
 
 import argparse
 import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.data.places import open_folder
-from poa_ds.evaluate import results
+from poa_ds.evaluate import results, score_table, split
+from poa_ds.evaluate.accuracies import accuracies
 from poa_ds.evaluate.features import Readout, random_weights
-from poa_ds.evaluate.knn import answers, knn, raw_pixel_floor, right_row
-from poa_ds.evaluate.knn_protocol import KnnProtocol
+from poa_ds.evaluate.knn import answers_of_sets, knn, raw_pixel_floor, right_row
+from poa_ds.evaluate.knn_protocol import Asked, KnnProtocol
+from poa_ds.evaluate.measured import score_rows_of
+from poa_ds.evaluate.neighbours import Answers
 from poa_ds.evaluate.ranks import all_ranks
 from poa_ds.evaluate.results import KnnRow
+from poa_ds.evaluate.score_rows import ScoreRow
+from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.space import Subnet
 from poa_ds.recipe import checks
 from poa_ds.recipe.tree import Recipe
-from poa_ds.system import dist, paths
+from poa_ds.system import arguments, dist, paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError
 from poa_ds.system.progress import progress
 from poa_ds.system.run_folder import RunFolder
 
 
-def add_knn_arguments(parser: argparse.ArgumentParser, *, floors: bool = True) -> None:
-    """Options of `poa-ds eval knn`. floors: whether they can be asked for."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `poa-ds eval knn`."""
+    add_bank_arguments(parser)
+    parser.add_argument("--floors", action="store_true", help="also raw pixels and random weights")
+    split.add_arguments(parser)
+    parser.add_argument("--seed", type=arguments.whole, default=0, help="of few (%(default)s)")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--csv", action="store_true", help="print CSV of what is beside knn.jsonl")
+    output.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def add_bank_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that asks queries in a bank."""
     parser.add_argument(
         "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
     )
@@ -35,41 +57,103 @@ def add_knn_arguments(parser: argparse.ArgumentParser, *, floors: bool = True) -
     parser.add_argument("--bank-images", type=int, help="evenly spread; 0 = all (recipe's)")
     parser.add_argument("--batch-size", type=int, help="images at a time (recipe's)")
     parser.add_argument("--workers", type=int, help="loader processes per rank (recipe's)")
-    if floors:
-        parser.add_argument(
-            "--floors", action="store_true", help="also raw pixels and random weights"
-        )
 
 
-def run_knn(args: argparse.Namespace) -> int:
-    """Measure, print a table, add a row to the run's knn.jsonl. Runs under torchrun as well."""
+@dataclass(frozen=True)
+class Opened:
+    """A network, and the images that it is asked about; folder: of its run."""
+
+    model: ElasticBackbone
+    recipe: Recipe
+    step: int
+    subnets: Sequence[Subnet]
+    readout: Readout
+    folder: RunFolder
+    protocol: KnnProtocol
+
+
+def opened(args: argparse.Namespace, device: torch.device) -> Opened:
+    """As the options of `add_bank_arguments` say; what makes answers doubtful is said."""
+    model, recipe, step = load_teacher(args.run, args.step)
+    recipe = overridden(recipe, args)
+    options, readout = recipe.evaluation, Readout.of(recipe, device)
+    subnets = model.space.select(args.sizes or options.sizes)
+    folder = RunFolder.around(find_teacher(args.run, args.step))
+    bank = open_folder(options.bank or recipe.data.train, recipe.data, folder.images)
+    queries = open_folder(options.queries, recipe.data, folder.images)
+    protocol = KnnProtocol.of(bank, queries, options)
+    protocol.say_doubts()
+    return Opened(model, recipe, step, subnets, readout, folder, protocol)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print tables, add rows to the run's files. Runs under torchrun as well.
+
+    Of few labels to evaluations.jsonl alone: what knn.jsonl has is of all.
+    """
     with all_ranks() as device:
-        model, recipe, step = load_teacher(args.run, args.step)
-        recipe = overridden(recipe, args)
-        options, readout = recipe.evaluation, Readout.of(recipe, device)
-        subnets = model.space.select(args.sizes or options.sizes)
-        indexes = RunFolder.around(find_teacher(args.run, args.step)).images
-        bank = open_folder(options.bank or recipe.data.train, recipe.data, indexes)
-        queries = open_folder(options.queries, recipe.data, indexes)
-        protocol = KnnProtocol.of(bank, queries, options)
-        protocol.say_doubts()
+        own, began = opened(args, device), time.monotonic()
+        protocol, readout = _of_few(own.protocol, args), own.readout
         bar = progress if dist.is_main() else None
-        answered = answers(model.to(device), subnets, protocol, readout, progress=bar)
-        found = {subnet: of_size.percent() for subnet, of_size in answered.items()}
+        asked, model = [Asked(protocol.queries, ranked=True)], own.model.to(device)
+        of_sets = answers_of_sets(model, own.subnets, protocol, asked, readout, progress=bar)
+        seconds = (time.monotonic() - began) / len(own.subnets)
         pixels, untrained = None, None
         if args.floors:
             pixels = raw_pixel_floor(protocol, readout, progress=bar)
-            other = random_weights(recipe).to(device)
-            untrained = knn(other, subnets, protocol, readout, progress=bar)
-        how = protocol.record(readout.precision)
-        row = KnnRow.of(step, how, found, raw_pixels=pixels, random_weights=untrained)
+            other = random_weights(own.recipe).to(device)
+            untrained = knn(other, own.subnets, protocol, readout, progress=bar)
         if dist.is_main():
-            folder = RunFolder.around(find_teacher(args.run, args.step))
+            answered = {subnet: of_queries for subnet, [of_queries] in of_sets.items()}
+            found = {subnet: of_size.percent() for subnet, of_size in answered.items()}
+            how, k = protocol.record(readout.precision), protocol.options.report_k
+            row = KnnRow.of(own.step, how, found, raw_pixels=pixels, random_weights=untrained)
             tell(results.table(row))
-            results.append(folder.right, right_row(step, how, options.report_k, answered))
-            results.append(folder.knn, row)
-            tell(f"added to {folder.knn}")
+            if not split.amount(args):
+                results.append(own.folder.right, right_row(own.step, how, k, answered))
+                results.append(own.folder.knn, row)
+                tell(f"added to {own.folder.knn}")
+            rows = knn_rows(own.step, protocol, of_sets, args, readout.precision, seconds)
+            score_table.keep(rows, own.folder.evaluations, args)
     return 0
+
+
+def _of_few(protocol: KnnProtocol, args: argparse.Namespace) -> KnnProtocol:
+    """The same with a bank of few labels, where these are asked for."""
+    bank = protocol.bank
+    kept = split.few(
+        bank.labels, args, seed=args.seed, keys=lambda: [*map(bank.folder.key, bank.rows)]
+    )
+    bank = dataclasses.replace(bank, rows=bank.rows[kept.numpy()])
+    return dataclasses.replace(protocol, bank=bank)
+
+
+def knn_rows(
+    step: int,
+    protocol: KnnProtocol,
+    answered: Mapping[Subnet, Sequence[Answers]],
+    args: argparse.Namespace,
+    precision: str,
+    seconds: float,
+) -> list[ScoreRow]:
+    """What knn.jsonl has no place for, for the k that is reported: knn_top5 and others.
+
+    knn_top1 too where it is of few labels.
+    """
+    how, k, amount = protocol.record(precision), protocol.options.report_k, split.amount(args)
+    used = {"train": how.pop("bank"), "val": how.pop("queries"), **how, "k": k}
+    used |= {"subset": split.subset_record(args), "shots": args.shots, "seed": args.seed}
+    used["published"] = not amount and (how["resize"], how["crop"]) == (256, 224)
+    rows, classes = [], len(protocol.bank.folder.classes)
+    for subnet, [of_queries] in answered.items():
+        if not of_queries.finite:
+            continue
+        found = dict(accuracies(of_queries.first[k], of_queries.labels, classes))
+        if not amount:
+            del found["top1"]
+        about = {"step": step, "size": str(subnet), "chosen_by": "", "setting": {}}
+        rows += score_rows_of("knn", "val", found, used, amount=amount, seconds=seconds, **about)
+    return rows
 
 
 def overridden(recipe: Recipe, args: argparse.Namespace) -> Recipe:

@@ -1,5 +1,6 @@
 """Labelled features that are on the disk: what classifiers and clusters are made from."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from poa_ds.evaluate.embed.files import ABOUT
+from poa_ds.evaluate.embed.files import ABOUT, ROWS
 from poa_ds.model.space import Subnet
 from poa_ds.system import dist
 from poa_ds.system.console import say
@@ -68,6 +69,26 @@ class FeatureSet:
         if not len(labels):
             raise UserError(f"{self.place}: no row has a class and finite features")
         return features, labels.long()
+
+    def keys(self) -> list[str]:
+        """What names each image, in order."""
+        lines = (self.folder / ROWS).read_text().splitlines()
+        return [json.loads(line)["key"] for line in lines]
+
+    def numbers(self, size: str) -> np.ndarray:
+        """Of the images that `rows` gives."""
+        found = load_file(self.files[size])
+        finite = np.isfinite(found["features"]).all(1)
+        return np.flatnonzero((found["labels"] >= 0) & finite)
+
+    def keys_of(self, size: str) -> list[str]:
+        """What names the images that `rows` gives."""
+        every = self.keys()
+        return [every[number] for number in self.numbers(size)]
+
+    @property
+    def folder(self) -> Path:
+        return next(iter(self.files.values())).parent
 
     def record(self, images: int) -> dict[str, Any]:
         """For a protocol: how many of which images."""

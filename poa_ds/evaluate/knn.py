@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from poa_ds.evaluate.features import Readout
-from poa_ds.evaluate.knn_protocol import KnnProtocol, Progress
+from poa_ds.evaluate.knn_protocol import Asked, KnnProtocol, Progress
 from poa_ds.evaluate.neighbours import Answers
 from poa_ds.evaluate.right import RightRow
 from poa_ds.model.backbone import ElasticBackbone
@@ -35,13 +35,30 @@ def answers(
     A k beyond the bank takes the whole bank. Memory: FEATURE_BYTES of features on the CPU; beyond
     that, images are read once per group of sizes.
     """
-    rows, was_training = protocol.rows_per_rank(), model.training
-    found: dict[Subnet, Answers] = {}
+    asked = [Asked(protocol.queries)]
+    found = answers_of_sets(model, subnets, protocol, asked, readout, progress=progress)
+    return {subnet: of_queries for subnet, [of_queries] in found.items()}
+
+
+def answers_of_sets(
+    model: ElasticBackbone,
+    subnets: Sequence[Subnet],
+    protocol: KnnProtocol,
+    sets: Sequence[Asked],
+    readout: Readout,
+    *,
+    progress: Progress | None = None,
+) -> dict[Subnet, list[Answers]]:
+    """The same of any sets of queries, in their order. A collective."""
+    rows = max(protocol.rows_per_rank(asked.split) for asked in sets)
+    found: dict[Subnet, list[Answers]] = {}
+    was_training = model.training
     model.eval()
     for group in _groups(subnets, lambda subnet: 4 * rows * model.feature_width(subnet)):
         encode, place = readout.encoder(model, group), (readout.device, readout.workers)
-        measured = protocol.measure(encode, len(group), *place, progress=progress)
-        found.update(zip(group, measured, strict=True))
+        measured = protocol.measure_sets(sets, encode, len(group), *place, progress)
+        of_sizes = zip(*measured, strict=True)
+        found.update((subnet, [*each]) for subnet, each in zip(group, of_sizes, strict=True))
     model.train(was_training)
     return found
 

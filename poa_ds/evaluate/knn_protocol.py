@@ -3,8 +3,8 @@
 Each rank reads, encodes and keeps its share of both; neighbours.py does the rest.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,16 @@ class Split:
     @property
     def labels(self) -> Tensor:
         return self.numbers[torch.from_numpy(self.folder.labels[self.rows]).long()]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Queries. among: (classes,) booleans, those that may be answered; ranked: the first five."""
+
+    split: Split
+    label: str = "k-NN queries"
+    among: Tensor | None = None
+    ranked: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,12 +134,11 @@ class KnnProtocol:
         for doubt in self.doubts() if dist.is_main() else ():
             say(f"warning: k-NN accuracy: {doubt}")
 
-    def rows_per_rank(self) -> int:
+    def rows_per_rank(self, queries: Split) -> int:
         """Images that a rank keeps features of, at most."""
-        deals = (self._deal(split) for split in (self.bank, self.queries))
+        deals = (self._deal(split) for split in (self.bank, queries))
         return sum(deal.rounds * deal.block for deal in deals)
 
-    @torch.inference_mode()
     def measure(
         self,
         encode: Encoder,
@@ -140,6 +149,20 @@ class KnnProtocol:
         progress: Progress | None = None,
     ) -> list[Answers]:
         """Which queries each of the `kinds` features of `encode` gets right. A collective."""
+        [found] = self.measure_sets([Asked(self.queries)], encode, kinds, device, workers, progress)
+        return found
+
+    @torch.inference_mode()
+    def measure_sets(
+        self,
+        sets: Sequence["Asked"],
+        encode: Encoder,
+        kinds: int,
+        device: torch.device,
+        workers: int,
+        progress: Progress | None = None,
+    ) -> list[list[Answers]]:
+        """The same of any sets of queries, [set][kind]; the bank is encoded once. A collective."""
 
         def blocks(split: Split, label: str) -> tuple[list[list[Tensor]], Tensor]:
             """(unit feature rows [kind][block] of this rank's share on the CPU, all labels)."""
@@ -156,22 +179,27 @@ class KnnProtocol:
             return found, self._labels(split, torch.cat(used), bad, device)
 
         bank_features, bank_labels = blocks(self.bank, "k-NN bank")
-        query_features, query_labels = blocks(self.queries, "k-NN queries")
-        own = self._deal(self.bank).own()
-        return [
-            answers(
-                Bank(bank_features[kind], own),
-                query_features[kind],
-                self._deal(self.queries),
-                bank_labels=bank_labels,
-                query_labels=query_labels,
-                classes=len(self.bank.numbers),
-                temperature=self.options.temperature,
-                k=self.options.k,
-                device=device,
-            )
-            for kind in range(kinds)
-        ]
+        own, measured = self._deal(self.bank).own(), []
+        for asked in sets:
+            features, labels = blocks(asked.split, asked.label)
+            of_kinds = [
+                answers(
+                    Bank(bank_features[kind], own),
+                    features[kind],
+                    self._deal(asked.split),
+                    bank_labels=bank_labels,
+                    query_labels=labels,
+                    classes=len(self.bank.numbers),
+                    temperature=self.options.temperature,
+                    k=self.options.k,
+                    device=device,
+                    among=asked.among,
+                    ranked=asked.ranked,
+                )
+                for kind in range(kinds)
+            ]
+            measured.append([replace(of_kind, labels=labels) for of_kind in of_kinds])
+        return measured
 
     def _deal(self, split: Split) -> Deal:
         return Deal(len(split.rows), self.options.batch_size)

@@ -13,6 +13,7 @@ import torch.distributed
 from einops import rearrange
 from torch import Tensor
 
+from poa_ds.evaluate.accuracies import FIRST, best_first
 from poa_ds.system import dist
 
 NO_NEIGHBOUR = torch.iinfo(torch.int64).min
@@ -143,11 +144,15 @@ class Answers:
     """What the vote said of one kind of features.
 
     right: for each k (Q,) bool on the CPU, whether each query of all ranks is put into its class.
-    finite: whether all features are; else nothing is.
+    finite: whether all features are; else nothing is. first: for each k the classes with the most
+    votes, best first (Q, 5), -1 where fewer have one; empty where they were not asked for.
+    labels: (Q,) of the queries.
     """
 
     right: Mapping[int, Tensor]
     finite: bool = True
+    first: Mapping[int, Tensor] = field(default_factory=dict)
+    labels: Tensor | None = None
 
     def percent(self) -> dict[int, float]:
         """Accuracy for each k; NaN without finite features."""
@@ -167,11 +172,14 @@ def answers(
     temperature: float,
     k: Sequence[int],
     device: torch.device,
+    among: Tensor | None = None,
+    ranked: bool = False,
 ) -> Answers:
     """Of the queries of all ranks, the same on each, for each k.
 
     queries: this rank's blocks, as `deal` deals them. Labels: of every row of bank and queries. A
-    k beyond the bank takes the whole bank. A collective.
+    k beyond the bank takes the whole bank. among: (classes,) booleans, those that may be answered;
+    None: all. ranked: with `first`. A collective.
     """
     if not _all_finite([*bank.features, *queries], device):
         none = torch.zeros(deal.rows, dtype=torch.bool)
@@ -183,16 +191,30 @@ def answers(
         dist.all_max(torch.tensor(width, device=device))
     )  # a rank may have no rows
     right = torch.zeros(len(k), deal.rows, dtype=torch.int32, device=device)
+    first = torch.zeros(len(k), deal.rows, FIRST, dtype=torch.int64, device=device)
     for turn in range(deal.rounds):
         span = deal.span(turn, dist.rank())
         own = queries[turn].to(device) if span else torch.zeros(0, width, device=device)
         similarity, numbers = read_keys(neighbours(own, turn, deal, bank, most))
         scores = vote(similarity, members[numbers], classes, temperature, k)
+        if among is not None:
+            scores = {n: s.masked_fill(~among.to(device), -1.0) for n, s in scores.items()}
         truth = query_labels[span.start : span.stop].to(device)
         found = torch.stack([s.argmax(1) == truth for s in scores.values()])
         right[:, span.start : span.stop] = found
+        if ranked:
+            first[:, span.start : span.stop] = torch.stack([*map(_with_votes, scores.values())])
     everywhere = torch.tensor(dist.on_host(dist.all_sum(right))).bool()
-    return Answers(dict(zip(k, everywhere, strict=True)))
+    every = torch.tensor(dist.on_host(dist.all_sum(first))) if ranked else ()
+    return Answers(
+        dict(zip(k, everywhere, strict=True)),
+        first=dict(zip(k, every, strict=True)) if ranked else {},
+    )
+
+
+def _with_votes(scores: Tensor) -> Tensor:
+    """(Q, FIRST): `best_first` of those that have a vote."""
+    return best_first(scores.masked_fill(scores <= 0, -torch.inf))
 
 
 def _all_finite(tensors: Sequence[Tensor], device: torch.device) -> bool:

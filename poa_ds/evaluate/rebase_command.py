@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.places import open_folder
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.evaluate.cka import Alike
-from poa_ds.evaluate.command import add_knn_arguments, overridden
+from poa_ds.evaluate.command import add_bank_arguments, opened
 from poa_ds.evaluate.features import Readout
 from poa_ds.evaluate.knn import knn
 from poa_ds.evaluate.knn_protocol import KnnProtocol
@@ -33,7 +32,6 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system import dist, paths
 from poa_ds.system.console import tell
 from poa_ds.system.progress import progress
-from poa_ds.system.run_folder import RunFolder
 
 WAYS: tuple[Rebase, ...] = ("none", "sort", "rotate")
 SCALES = (0.5, 1.0)
@@ -53,7 +51,7 @@ class Cell:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds eval rebase`."""
-    add_knn_arguments(parser, floors=False)
+    add_bank_arguments(parser)
     parser.add_argument(
         "--calibrate",
         type=paths.path,
@@ -79,24 +77,19 @@ def _scales(text: str) -> tuple[float, ...]:
 def run(args: argparse.Namespace) -> int:
     """Measure and print. Runs under torchrun as well; nothing is kept."""
     with all_ranks() as device:
-        loaded, recipe, step = load_teacher(args.run, args.step)
-        model = checked(loaded, str(args.run))
-        recipe = overridden(recipe, args)
-        options, readout = recipe.evaluation, Readout.of(recipe, device)
-        subnets = model.space.select(args.sizes or options.sizes)
-        indexes = RunFolder.around(find_teacher(args.run, args.step)).images
-        bank = open_folder(options.bank or recipe.data.train, recipe.data, indexes)
-        queries = open_folder(options.queries, recipe.data, indexes)
-        protocol = KnnProtocol.of(bank, queries, options)
-        protocol.say_doubts()
-        shards = open_folder(str(args.calibrate), recipe.data, indexes) if args.calibrate else bank
-        made = variants(model, recipe, shards, args.input_scales)
-        cells = measured(model.to(device), made, subnets, protocol, readout)
+        own = opened(args, device)
+        model, protocol, readout = checked(own.model, str(args.run)), own.protocol, own.readout
+        shards = protocol.bank.folder
+        if args.calibrate:
+            shards = open_folder(str(args.calibrate), own.recipe.data, own.folder.images)
+        made = variants(model, own.recipe, shards, args.input_scales)
+        cells = measured(model.to(device), made, own.subnets, protocol, readout)
         if dist.is_main() and args.json:
             tell(json.dumps([vars(cell) for cell in cells], indent=1))
         elif dist.is_main():
             how = protocol.record(readout.precision)
-            title = f"{args.run}, step {step}: k-NN top-1 in % (k={options.report_k}), then CKA"
+            k = protocol.options.report_k
+            title = f"{args.run}, step {own.step}: k-NN top-1 in % (k={k}), then CKA"
             tell(f"{title} with the intact network as it is\n{describe(how)}")
             tell(table(cells, len(protocol.queries.rows)))
     return 0

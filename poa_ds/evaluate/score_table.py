@@ -18,8 +18,7 @@ PLAIN = ("kind", "step", "size", "name", "metric", "set", "chosen_by", "value", 
 
 def keep(rows: Sequence[ScoreRow], path: Path, args: argparse.Namespace) -> None:
     """Add the rows to evaluations.jsonl, and print them as the options say."""
-    for row in rows:
-        results.append(path, row)
+    add(rows, path)
     if args.json:
         tell(json.dumps([asdict(row) | {"name": row.name} for row in rows], indent=1))
     elif args.csv:
@@ -27,6 +26,12 @@ def keep(rows: Sequence[ScoreRow], path: Path, args: argparse.Namespace) -> None
     else:
         tell(table(rows))
         tell(f"added to {path}")
+
+
+def add(rows: Sequence[ScoreRow], path: Path) -> None:
+    """Behind what the file has."""
+    for row in rows:
+        results.append(path, row)
 
 
 def table(rows: Sequence[ScoreRow]) -> str:

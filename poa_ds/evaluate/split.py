@@ -1,21 +1,80 @@
 """Rows that are held out or learnt from alone: the same for all sizes, methods and ranks."""
 
 import argparse
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from poa_ds.system import arguments
+from poa_ds.system import arguments, paths
+from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.regular import check_regular
 
 HELD_OUT = 0.1  # of each class, to choose a setting by
+ENDS = frozenset((".jpeg", ".jpg", ".png", ".webp"))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The images that a file names, one a line, as SimCLR's lists do: n04235860_14959.JPEG."""
+
+    path: Path
+    names: frozenset[str]
+    sha256: str
+
+    @classmethod
+    def read(cls, path: Path) -> "Listed":
+        check_regular(path)
+        content = path.read_bytes()
+        lines = content.decode(errors="replace").split("\n")
+        names = frozenset(_stem(line.strip()) for line in lines if line.strip())
+        if not names:
+            raise UserError(f"--subset {path} names no image")
+        return cls(path, names, hashlib.sha256(content).hexdigest())
+
+    def rows(self, keys: Sequence[str], place: str) -> np.ndarray:
+        """The numbers of the images with these names. UserError: one is not there, or twice.
+
+        keys: of all images of the place, as Images.key gives them.
+        """
+        rows = [row for row, key in enumerate(keys) if _stem(key) in self.names]
+        found = {_stem(keys[row]) for row in rows}
+        if lacking := sorted(self.names - found):
+            raise UserError(
+                f"--subset {self.path} names {len(lacking)} images that {place} lacks: "
+                f"{', '.join(lacking[:3])}"
+            )
+        if len(found) < len(rows):
+            raise UserError(f"{place} has several images of one name that {self.path} names")
+        return np.array(rows, np.int64)
+
+
+def _stem(name: str) -> str:
+    """Without folders and without the end that says how an image is encoded."""
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in ENDS else path.name
+
+
+def share_or_file(text: str) -> float | Path:
+    """A share such as 10%, or a file that is there."""
+    path = paths.path(text)
+    return path if path.is_file() else arguments.share(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How many labels are learnt from."""
     few = parser.add_mutually_exclusive_group()
     few.add_argument(
-        "--subset", type=arguments.share, default=1.0, metavar="SHARE", help="of each class, 10%%"
+        "--subset",
+        type=share_or_file,
+        default=1.0,
+        metavar="SHARE|FILE",
+        help="of each class, 10%%; or a file of image names, one a line",
     )
     few.add_argument("--shots", type=arguments.count, metavar="N", help="images of each class")
 
@@ -24,16 +83,39 @@ def amount(args: argparse.Namespace) -> str:
     """Behind the name of a metric, so that what few labels give stays apart; empty for all."""
     if args.shots:
         return f"_{args.shots}_per_class"
+    if isinstance(args.subset, Path):
+        return f"_of_{args.subset.stem}"
     return f"_of_{100 * args.subset:g}%" if args.subset < 1 else ""
 
 
-def few(labels: Tensor, args: argparse.Namespace, *, seed: int) -> Tensor:
+def subset_record(args: argparse.Namespace) -> float | dict[str, Any]:
+    """For a protocol: the share, or which list."""
+    if not isinstance(args.subset, Path):
+        return args.subset
+    return {"file": args.subset.name, "sha256": Listed.read(args.subset).sha256}
+
+
+def few(
+    labels: Tensor,
+    args: argparse.Namespace,
+    *,
+    seed: int,
+    keys: Callable[[], Sequence[str]] | None = None,
+) -> Tensor:
     """(n,) booleans: the rows that are learnt from, as the options say.
 
-    A smaller share or number of the same seed is part of a larger one.
+    A smaller share or number of the same seed is part of a larger one. keys: of the rows, for a
+    file of names. UsageError: a file where there are none.
     """
     if args.shots:
         return _of_each(labels, seed, lambda rows: min(args.shots, rows))
+    if isinstance(args.subset, Path):
+        if keys is None:
+            raise UsageError(f"--subset {args.subset}: it takes a share here, such as 10%")
+        chosen = torch.zeros(len(labels), dtype=torch.bool)
+        named = Listed.read(args.subset).rows(keys(), "the labelled training images")
+        chosen[torch.from_numpy(named)] = True
+        return chosen.to(labels.device)
     return drawn(labels, args.subset, seed=seed)
 
 

@@ -50,7 +50,7 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     measured(tmp_path, "one")
     torch.set_num_threads(threads)
     one, two = (score_rows.read(tmp_path / run / "evaluations.jsonl") for run in ("one", "two"))
-    assert len(one) == len(two) == 10
+    assert len(one) == len(two) == 20
     for own, other in zip(one, two, strict=True):
         assert (own.size, own.name, own.protocol_id) == (other.size, other.name, other.protocol_id)
         assert (own.value, own.setting) == (other.value, other.setting), own.name

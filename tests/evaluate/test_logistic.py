@@ -12,8 +12,10 @@ from safetensors.numpy import load_file
 from poa_ds.cli import main
 from poa_ds.evaluate import results, score_rows
 from poa_ds.evaluate.logistic import fit as logistic
-from poa_ds.evaluate.logistic.command import score
+from poa_ds.evaluate.logistic.command import Found, score
 from poa_ds.evaluate.logistic.fit import choose, fit, objective
+from poa_ds.evaluate.measured import Measured
+from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.evaluate.split import drawn, few
 from tests.support.shards import make_shards
 from tests.support.teachers import make_teacher
@@ -107,8 +109,9 @@ def test_the_command_measures_every_size(run: Path, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     rows = json.loads(printed[printed.index("\n[") :])
     assert [(row["size"], row["name"]) for row in rows] == [
-        ("32x2", "logistic_top1"),
-        ("48x3", "logistic_top1"),
+        (size, f"logistic_{metric}")
+        for size in ("32x2", "48x3")
+        for metric in ("top1", "mean_per_class")
     ]
     train, val = sorted((run / "features" / "step00000003").iterdir(), key=rows_of, reverse=True)
     train, val = (load_file(folder / "w0048_d03.safetensors") for folder in (train, val))
@@ -116,13 +119,18 @@ def test_the_command_measures_every_size(run: Path, capsys: pytest.CaptureFixtur
     other = sklearn.LogisticRegression(C=10, tol=1e-8, max_iter=5000)
     other.fit(train["features"].astype(np.float64), train["labels"])
     wanted = 100 * other.score(val["features"].astype(np.float64), val["labels"])
-    assert rows[1]["value"] == pytest.approx(wanted, abs=100 / 15 + 1e-6)  # one on a border
-    assert rows[1]["setting"] == {"c": 10.0, "held_out": None, "converged": True}
-    assert rows[1]["chosen_by"] == "given" and rows[1]["protocol"]["train"]["images"] == 40
+    assert rows[2]["value"] == pytest.approx(wanted, abs=100 / 15 + 1e-6)  # one on a border
+    assert rows[2]["setting"] == {"c": 10.0, "held_out": None, "converged": True}
+    assert rows[2]["chosen_by"] == "given" and rows[2]["protocol"]["train"]["images"] == 40
 
 
 def rows_of(folder: Path) -> int:
     return json.loads((folder / "embedding.json").read_text())["setting"]["rows"]
+
+
+def of_top1(run: Path) -> list[ScoreRow]:
+    rows = score_rows.read(run / "evaluations.jsonl")
+    return [row for row in rows if row.metric.startswith("top1")]
 
 
 def test_rows_go_to_the_run_and_sizes_are_judged_by_them(
@@ -132,12 +140,12 @@ def test_rows_go_to_the_run_and_sizes_are_judged_by_them(
     out = capsys.readouterr().out
     assert "logistic_top1" in out and "±" in out and "not a published protocol" in out
     assert not (run / "features").exists()
-    rows = score_rows.read(run / "evaluations.jsonl")
+    rows = of_top1(run)
     assert [row.size for row in rows] == ["32x2", "48x3"] and rows[0].step == 3
     assert rows[0].error == pytest.approx(results.error(rows[0].value, 15))
     few_labels = ("--sizes", "32x2", "--c", 1, "--shots", 3, "--draws", 2)
     assert main(words(run, *few_labels)) == 0  # another name: not compared with those of all
-    [_, _, row] = score_rows.read(run / "evaluations.jsonl")
+    [_, _, row] = of_top1(run)
     assert row.name == "logistic_top1_3_per_class" and row.protocol["train"]["images"] == 9
     assert "spread" in row.setting
     capsys.readouterr()
@@ -146,35 +154,34 @@ def test_rows_go_to_the_run_and_sizes_are_judged_by_them(
     assert found == {"32x2": rows[0].value, "32x3": None, "48x2": None, "48x3": rows[1].value}
 
 
+def asked(x: torch.Tensor, labels: torch.Tensor) -> list[Measured]:
+    return [Measured("val", lambda size: (x, labels), {})]
+
+
+def top1(x: torch.Tensor, labels: torch.Tensor, wanted: torch.Tensor, **changed: object) -> float:
+    return learnt(x, labels, wanted, **changed).accuracies["val"]["top1"].percent
+
+
+def learnt(x: torch.Tensor, labels: torch.Tensor, wanted: torch.Tensor, **changed: object) -> Found:
+    given = {"subset": 1.0, "shots": None, "draws": 1, "c": 1.0, "seed": 0} | changed
+    return score(x, labels, "", asked(x, wanted), SimpleNamespace(**given))
+
+
 def test_labels_of_other_classes_are_never_right_and_a_subset_is_what_is_learnt_from() -> None:
     x, labels = clouds(300, apart=8)
-    args = SimpleNamespace(subset=1.0, shots=None, draws=1, c=1.0, seed=0)
-    assert score(x, labels, x, labels, args)["top1"] > 95
-    assert score(x, labels, x, (labels + 1) % CLASSES, args)["top1"] < 5
-    args = SimpleNamespace(subset=0.1, shots=None, draws=1, c=1.0, seed=0)
-    assert score(x, labels, x, labels, args)["learnt_from"] == 30
+    assert top1(x, labels, labels) > 95
+    assert top1(x, labels, (labels + 1) % CLASSES) < 5
+    assert learnt(x, labels, labels, subset=0.1).learnt_from == 30
 
 
 def test_several_draws_of_a_few_have_a_mean_and_a_spread() -> None:
     x, labels = clouds(300, apart=2)
-    one, mean = (
-        [
-            score(
-                x, labels, x, labels, SimpleNamespace(subset=1.0, shots=2, c=1.0, seed=s, draws=n)
-            )
-            for s in seeds
-        ]
-        for seeds, n in ((range(3), 1), ((0,), 3))
-    )
-    values = [found["top1"] for found in one]
-    assert mean[0]["top1"] == pytest.approx(sum(values) / 3) and mean[0]["learnt_from"] == 6
-    assert mean[0]["spread"] == pytest.approx(max(values) - min(values)) and len(set(values)) > 1
-    assert (
-        values[0]
-        < score(
-            x, labels, x, labels, SimpleNamespace(subset=1.0, shots=None, c=1.0, seed=0, draws=1)
-        )["top1"]
-    )
+    values = [top1(x, labels, labels, shots=2, seed=seed) for seed in range(3)]
+    mean = learnt(x, labels, labels, shots=2, draws=3)
+    assert mean.accuracies["val"]["top1"].percent == pytest.approx(sum(values) / 3)
+    assert mean.learnt_from == 6 and len(set(values)) > 1
+    assert mean.spread["val"]["top1"] == pytest.approx(max(values) - min(values))
+    assert values[0] < top1(x, labels, labels)
 
 
 def test_shots_are_so_many_of_each_class_and_part_of_more() -> None:

@@ -18,6 +18,7 @@ from poa_ds.evaluate.linear import data as linear_data
 from poa_ds.evaluate.linear.classifiers import MOMENTUM, RATES
 from poa_ds.evaluate.linear.data import RandomCrops
 from poa_ds.evaluate.linear.task import Task
+from poa_ds.evaluate.measured import of_features
 from poa_ds.evaluate.ranks import all_ranks, listening
 from poa_ds.evaluate.score_rows import BEST_ON_VAL, ScoreRow
 from poa_ds.evaluate.split import HELD_OUT, drawn, few
@@ -121,7 +122,13 @@ def run(args: argparse.Namespace) -> int:
 def split(train: Shards, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """(rows to learn from, rows that are held out) of the images that have a class, or few."""
     rows = np.flatnonzero(train.folder.labels >= 0)
-    rows = rows[few(torch.from_numpy(train.folder.labels[rows]), args, seed=args.seed).numpy()]
+    kept = few(
+        torch.from_numpy(train.folder.labels[rows]),
+        args,
+        seed=args.seed,
+        keys=lambda: [train.folder.key(row) for row in rows],
+    )
+    rows = rows[kept.numpy()]
     labels = torch.from_numpy(train.folder.labels[rows])
     if len(labels.unique()) < 2:
         what = "one class: there is nothing to separate" if len(rows) else "no class"
@@ -180,7 +187,7 @@ def protocol_of(
         "steps": steps,
         "learning_rates": list(args.learning_rates),
         "momentum": MOMENTUM,
-        "subset": args.subset,
+        "subset": of_labels.subset_record(args),
         "shots": args.shots,
         "seed": args.seed,
         "published": published,
@@ -224,15 +231,12 @@ def task(
         raise UserError("no size has finite features")
     numbers = matched(str(train.folder.path), train.classes, measured)
 
-    def val_rows(size: str) -> tuple[torch.Tensor, torch.Tensor]:
-        x, labels = measured.rows(size)
-        return x, numbers[labels]
-
     def held_rows(size: str) -> tuple[torch.Tensor, torch.Tensor]:
         return apart.rows(size) if apart else fixed.rows(size, held)
 
     # damaged images are none of those that are measured on
-    protocol["val"] |= {"images": len(val_rows(sizes[0])[1])}
+    sets = [of_features("val", measured, numbers, sizes)]
+    protocol["val"] |= {"images": sets[0].record["images"]}
     if len(held):
         protocol["held_out"] |= {"images": len(held_rows(sizes[0])[1])}
     return Task(
@@ -240,7 +244,7 @@ def task(
         [Subnet.read(size) for size in sizes],
         protocol,
         len(train.classes),
-        val_rows,
+        sets[0],
         held_rows if len(held) else None,
         (lambda size: fixed.rows(size, learn)) if fixed else None,
         None
@@ -248,7 +252,7 @@ def task(
         else RandomCrops(train.folder, learn, protocol["crop"], protocol["batch"], args.seed),
         args.save_every,
         args.memory_gb,
-        f"top1{of_labels.amount(args)}",
+        of_labels.amount(args),
     )
 
 

@@ -4,17 +4,15 @@ RUN/linear/<letters of the task>/ holds what a stopped command goes on from (gro
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from poa_ds.checkpoint.deployed import weights_hash
-from poa_ds.evaluate import results
 from poa_ds.evaluate.feature_cache import Reader
 from poa_ds.evaluate.features import READS, tapped, tokens_read
 from poa_ds.evaluate.groups import Groups, allowed_bytes
@@ -22,12 +20,12 @@ from poa_ds.evaluate.linear import data as linear_data
 from poa_ds.evaluate.linear.classifiers import Unit, bytes_of, units
 from poa_ds.evaluate.linear.data import LabelledBatch, RandomCrops
 from poa_ds.evaluate.linear.training import Training
+from poa_ds.evaluate.measured import Measured, Rows
 from poa_ds.evaluate.score_rows import BEST_ON_VAL, ScoreRow, identity
 from poa_ds.model.space import Subnet
 from poa_ds.system import dist
 from poa_ds.system.progress import progress
 
-Rows = Callable[[str], tuple[Tensor, Tensor]]  # size -> (features (n, D), labels (n,))
 AT_ONCE = 256  # the batch for which rates are named
 
 
@@ -36,19 +34,21 @@ class Task:
     """protocol: with every number of the method. held: None where all images are learnt from.
 
     learn: rows of fixed features, or None for `crops`. memory_gb: for classifiers, on a rank.
+    amount: of labels, behind the names of metrics. tests: what is measured besides.
     """
 
     reader: Reader
     sizes: Sequence[Subnet]
     protocol: Mapping[str, Any]
     classes: int
-    val: Rows
+    val: Measured
     held: Rows | None
     learn: Rows | None
     crops: RandomCrops | None
     save_every: int
     memory_gb: float | None
-    metric: str = "top1"
+    amount: str = ""
+    tests: Sequence[Measured] = ()
 
     @cached_property
     def folder(self) -> Path:
@@ -103,10 +103,18 @@ class Task:
             self.crops.say_damage()
         if not finished:
             return None
-        val = training.right(self.val)
+        val = training.right(self.val.rows)
         held = training.right(self.held) if self.held else None
-        seconds = (time.monotonic() - start) / len(group)
-        return [row for size in group for row in self._rows(size, val, held, seconds)]
+        rows = []
+        for chosen_by, counts in (("held_out", held), (BEST_ON_VAL, val)):
+            if counts is not None:
+                chosen = {str(size): self._chosen(size, counts) for size in group}
+                found = [(of, training.first(chosen, of)) for of in (self.val, *self.tests)]
+                seconds = (time.monotonic() - start) / len(group)
+                for size in map(str, group):
+                    setting = self._setting(*chosen[size], held)
+                    rows += self._rows(size, found, chosen_by, setting, seconds)
+        return rows
 
     def _batches(self, group: Sequence[Subnet], steps: range) -> Iterator[LabelledBatch]:
         protocol, reader = self.protocol, self.reader
@@ -129,40 +137,39 @@ class Task:
         device = reader.readout.device
         return self.crops.batches(encode, widths, device, steps=steps, workers=reader.workers)
 
+    def _chosen(self, size: Subnet, counts: Mapping[str, list[int]]) -> tuple[Unit, int]:
+        """The best classifier of a size: its unit, and the number of its rate."""
+        every = [(u, n) for u in self.units(size) for n in range(len(u.rates))]
+        return max(every, key=lambda one: counts[one[0].name][one[1]])
+
+    def _setting(
+        self, unit: Unit, number: int, held: Mapping[str, list[int]] | None
+    ) -> dict[str, Any]:
+        setting = {"kind": unit.kind, "rate": unit.rates[number]}
+        if held is not None:
+            share = 100 * held[unit.name][number]
+            setting["held_out"] = share / self.protocol["held_out"]["images"]
+        return setting
+
     def _rows(
         self,
-        size: Subnet,
-        val: Mapping[str, list[int]],
-        held: Mapping[str, list[int]] | None,
+        size: str,
+        found: Sequence[tuple[Measured, Mapping[str, Tensor]]],
+        chosen_by: str,
+        setting: Mapping[str, Any],
         seconds: float,
     ) -> list[ScoreRow]:
-        """By the choice on held-out images, and by that on the very validation images."""
-        every = [(u, n) for u in self.units(size) for n in range(len(u.rates))]
-        images = self.protocol["val"]["images"]
-        rows = []
-        for chosen_by, counts in (("held_out", held), (BEST_ON_VAL, val)):
-            if counts is None:
-                continue
-            unit, number = max(every, key=lambda one: counts[one[0].name][one[1]])
-            share = None if held is None else held[unit.name][number]
-            top1 = 100 * val[unit.name][number] / images
-            setting = {"kind": unit.kind, "rate": unit.rates[number]}
-            if share is not None:
-                setting["held_out"] = 100 * share / self.protocol["held_out"]["images"]
-            rows.append(
-                ScoreRow(
-                    kind="linear",
-                    step=self.reader.step,
-                    size=str(size),
-                    metric=self.metric,
-                    value=top1,
-                    error=results.error(top1, images),
-                    set="val",
-                    chosen_by=chosen_by,
-                    setting=setting,
-                    seconds=seconds,
-                    protocol=self.protocol,
-                    torch=torch.__version__,
-                )
+        """Of one size by one choice, on every set: a row for each metric."""
+        about = {"step": self.reader.step, "size": size, "chosen_by": chosen_by}
+        about |= {"setting": setting, "seconds": seconds}
+        return [
+            row
+            for of, first in found
+            for row in of.score_rows(
+                "linear",
+                of.accuracies(size, first[size], self.classes),
+                self.protocol,
+                amount=self.amount,
+                **about,
             )
-        return rows
+        ]

@@ -4,7 +4,7 @@ No classifier is on two ranks, and none is reduced: memory falls with the ranks,
 does not depend on their number.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from poa_ds.evaluate import checkpoints
+from poa_ds.evaluate.accuracies import best_first
 from poa_ds.evaluate.linear.classifiers import Classifiers, Unit, chunks, cosine, dealt
 from poa_ds.evaluate.linear.data import LabelledBatch
+from poa_ds.evaluate.measured import Measured
 from poa_ds.system import dist
 
 AT_A_TIME = 4096  # rows that are classified
@@ -86,6 +88,25 @@ class Training:
                     counts[numbers[own.unit.name], : len(own.rates)] += own.right(some, wanted)
         table = dist.on_host(dist.all_sum(counts))
         return {u.name: row[: len(u.rates)] for u, row in zip(self.every, table, strict=True)}
+
+    @torch.no_grad()
+    def first(
+        self, chosen: Mapping[str, tuple[Unit, int]], measured: Measured
+    ) -> dict[str, Tensor]:
+        """Size -> `best_first` of each image (n, 5), on every rank. A collective.
+
+        chosen: size -> (unit, number of its rate).
+        """
+        found = {}
+        for own in self.own:
+            unit, number = chosen[own.unit.size]
+            if own.unit != unit:
+                continue
+            x, _ = measured.rows(unit.size)
+            parts = (x[part].float().to(self.device) for part in chunks(len(x), AT_A_TIME))
+            scores = (own.scores(part)[:, number] for part in parts)
+            found[unit.size] = torch.cat([best_first(s, measured.among).cpu() for s in scores])
+        return {size: x for part in dist.all_gather_objects(found) for size, x in part.items()}
 
     def save(self, folder: Path, step: int) -> None:
         """A file per unit. A collective."""

@@ -4,22 +4,29 @@ import argparse
 import os
 import statistics
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from poa_ds.evaluate import feature_cache, results, score_table, split
+from poa_ds.evaluate import feature_cache, measured, score_table, split
+from poa_ds.evaluate.accuracies import Accuracy, best_first
 from poa_ds.evaluate.feature_cache import Cache, Reader
 from poa_ds.evaluate.feature_sets import FeatureSet, check_alike, matched, usable
 from poa_ds.evaluate.logistic import fit as logistic
+from poa_ds.evaluate.measured import Measured
 from poa_ds.evaluate.ranks import all_ranks
 from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.evaluate.split import HELD_OUT, few
 from poa_ds.system import arguments, dist
 from poa_ds.system.console import say
-from poa_ds.system.errors import UserError
+from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.progress import progress
 
+T = TypeVar("T")
 # DINOv2's features
 PUBLISHED = {"feature": "cls", "unit_length": False, "resize": 256, "crop": 224}
 
@@ -44,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
     1 where a size is not converged or not finite. 75 after SIGTERM while features are computed.
     """
+    if isinstance(args.subset, Path) and args.draws > 1:
+        raise UsageError(f"--subset {args.subset} is one draw: --draws {args.draws} has no meaning")
     with all_ranks() as device:
         reader = Reader.of(args, device)
         places = [reader.place(name, getattr(args, name)) for name in ("train", "val")]
@@ -70,20 +79,20 @@ def _measure(
     asked = [str(subnet) for subnet in cache.reader.subnets] if args.sizes else None
     sizes, strange = usable([train, val], asked)
     numbers = matched(train.place, train.classes, val)
+    sets = [measured.of_features("val", val, numbers, sizes)]
     own = sizes[dist.rank() :: dist.world_size()]
     if dist.is_main():
         own = progress(own, total=len(own), label="logistic", unit="sizes")
     rows = []
     for size in own:
         x, labels = (part.to(device) for part in train.rows(size))
-        other, wanted = (part.to(device) for part in val.rows(size))
-        found = score(x, labels, other, numbers.to(device)[wanted], args)
-        rows.append(_row(found, size, cache.reader.step, train, val, args))
+        found = score(x, labels, size, sets, args, keys=lambda size=size: train.keys_of(size))
+        rows += _rows(found, size, cache.reader.step, train, sets, args)
     rows = sorted(
         (row for part in dist.all_gather_objects(rows) for row in part),
         key=lambda row: sizes.index(row.size),
     )
-    late = [row.size for row in rows if not row.setting["converged"]]
+    late = dict.fromkeys(row.size for row in rows if not row.setting["converged"])
     if dist.is_main():
         score_table.keep(rows, cache.reader.folder.evaluations, args)
         if late:
@@ -91,75 +100,104 @@ def _measure(
     return int(bool(late or strange))
 
 
-def score(
-    x: Tensor, labels: Tensor, other: Tensor, wanted: Tensor, args: argparse.Namespace
-) -> dict[str, float | int | bool | None]:
-    """What is found: x, labels to learn from; other, wanted to measure on.
+@dataclass(frozen=True)
+class Found:
+    """accuracies: set -> metric -> mean of the draws. c, held_out: of the first draw."""
 
-    Of several draws the mean, and how far they lie apart; C and what it reached, of the first.
-    """
+    accuracies: Mapping[str, Mapping[str, Accuracy]]
+    spread: Mapping[str, Mapping[str, float]]
+    learnt_from: int
+    c: float
+    held_out: float | None
+    converged: bool
+    seconds: float
+
+
+def score(
+    x: Tensor,
+    labels: Tensor,
+    size: str,
+    sets: Sequence[Measured],
+    args: argparse.Namespace,
+    *,
+    keys: Callable[[], Sequence[str]] | None = None,
+) -> Found:
+    """What is learnt from x, labels, and found on the sets; keys: of the images of x."""
     start, classes, x = time.monotonic(), int(labels.max()) + 1, x.double()
     if len(labels.unique()) == 1:
         raise UserError("the images to learn from are of one class: there is nothing to separate")
-    found = []
+    fits, every, learnt_from = [], [], 0
     for seed in range(args.seed, args.seed + args.draws):
-        kept = few(labels, args, seed=seed)
-        c, held_out = args.c, None
+        kept = few(labels, args, seed=seed, keys=keys)
+        c, held_out, learnt_from = args.c, None, int(kept.sum())
         if c is None:
             try:
                 c, held_out = logistic.choose(x[kept], labels[kept], classes, seed=seed)
             except ValueError as error:
                 raise UserError(f"{error}; give --c 1, say") from error
         fit = logistic.fit(x[kept], labels[kept], classes, c)
-        found.append((fit.percent(other, wanted), c, held_out, fit.converged))
-    percent = [top1 for top1, *_ in found]
+        fits.append((c, held_out, fit.converged))
+        found = {}
+        for of in sets:
+            first = best_first(fit.scores(of.rows(size)[0].to(x.device)), of.among)
+            found[of.name] = of.accuracies(size, first, classes)
+        every.append(found)
+    c, held_out, _ = fits[0]
+    return Found(
+        _each(every, _mean),
+        _each(every, lambda draws: max(d.percent for d in draws) - min(d.percent for d in draws)),
+        learnt_from,
+        c,
+        held_out,
+        all(converged for *_, converged in fits),
+        time.monotonic() - start,
+    )
+
+
+def _each(every: Sequence[Mapping], of_draws: Callable[[Sequence[Accuracy]], T]) -> dict:
+    """Set -> metric -> what `of_draws` makes of its accuracies in all draws."""
     return {
-        "top1": statistics.fmean(percent),
-        "spread": max(percent) - min(percent),
-        "images": len(wanted),
-        "learnt_from": int(kept.sum()),
-        "c": found[0][1],
-        "held_out": found[0][2],
-        "converged": all(converged for *_, converged in found),
-        "seconds": time.monotonic() - start,
+        name: {metric: of_draws([one[name][metric] for one in every]) for metric in metrics}
+        for name, metrics in every[0].items()
     }
 
 
-def _row(
-    found: dict,
+def _mean(draws: Sequence[Accuracy]) -> Accuracy:
+    percent, error = ([getattr(d, name) for d in draws] for name in ("percent", "error"))
+    return Accuracy(statistics.fmean(percent), statistics.fmean(error), draws[0].images)
+
+
+def _rows(
+    found: Found,
     size: str,
     step: int,
     train: FeatureSet,
-    val: FeatureSet,
+    sets: Sequence[Measured],
     args: argparse.Namespace,
-) -> ScoreRow:
+) -> list[ScoreRow]:
+    grid = {"from": logistic.GRID[0], "to": logistic.GRID[-1], "values": len(logistic.GRID)}
     protocol = {
-        "train": train.record(found["learnt_from"]),
-        "val": val.record(found["images"]),
+        "train": train.record(found.learnt_from),
+        "val": sets[0].record,
         **train.taken(),
-        "subset": args.subset,
+        "subset": split.subset_record(args),
         "shots": args.shots,
         "draws": args.draws,
-        "c": args.c
-        or {"from": logistic.GRID[0], "to": logistic.GRID[-1], "values": len(logistic.GRID)},
+        "c": args.c or grid,
         "held_out": None if args.c else HELD_OUT,
         "seed": args.seed,
         "published": not split.amount(args)
         and not args.c
         and train.taken().items() >= PUBLISHED.items(),
     }
-    names = ("c", "held_out", "converged", *(("spread",) if args.draws > 1 else ()))
-    return ScoreRow(
-        kind="logistic",
-        step=step,
-        size=size,
-        metric=f"top1{split.amount(args)}",
-        value=found["top1"],
-        error=results.error(found["top1"], found["images"]),
-        set="val",
-        chosen_by="held_out" if args.c is None else "given",
-        setting={name: found[name] for name in names},
-        seconds=found["seconds"],
-        protocol=protocol,
-        torch=torch.__version__,
-    )
+    setting = {"c": found.c, "held_out": found.held_out, "converged": found.converged}
+    about = {"step": step, "size": size, "seconds": found.seconds}
+    about |= {"chosen_by": "held_out" if args.c is None else "given"}
+    rows, amount = [], split.amount(args)
+    for of in sets:
+        for metric, accuracy in found.accuracies[of.name].items():
+            spread = {"spread": found.spread[of.name][metric]} if args.draws > 1 else {}
+            own = {metric: accuracy}
+            given = about | {"setting": setting | spread}
+            rows += of.score_rows("logistic", own, protocol, amount=amount, **given)
+    return rows

@@ -27,12 +27,13 @@ class Fit:
     objective: float
     converged: bool
 
-    def classes_of(self, x: Tensor) -> Tensor:
-        return (x.double() @ self.weight[:, :-1].T + self.weight[:, -1]).argmax(1)
+    def scores(self, x: Tensor) -> Tensor:
+        """(n, classes)."""
+        return x.double() @ self.weight[:, :-1].T + self.weight[:, -1]
 
     def percent(self, x: Tensor, labels: Tensor) -> float:
         """Top-1."""
-        return 100 * float((self.classes_of(x) == labels).double().mean())
+        return 100 * float((self.scores(x).argmax(1) == labels).double().mean())
 
 
 def objective(weight: Tensor, x: Tensor, labels: Tensor, c: float) -> Tensor:
