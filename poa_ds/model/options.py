@@ -54,6 +54,7 @@ class Backbone:
     swiglu: CountOrNone = 0
     window: Annotated[int, Bounds(2)] = 7  # of swin
     norm_groups: Count = 32  # of resnet
+    outer: CountOrNone = 0  # of resnet: channels that leave stage 1; 0: twice the widest inner ones
     layer_scale: Positive = 1e-5  # of vit and tucker, as is residual
     # what blocks add to is kept in the recipe's `precision`, or in fp32 (docs/method.md 2)
     residual: Literal["precision", "fp32"] = "fp32"

@@ -32,6 +32,10 @@ class Shape(Protocol):
         """The options with that depth alone."""
 
     @staticmethod
+    def taken_out(options: Backbone, alone: Backbone) -> Backbone:
+        """`alone`, of one size, with what that size keeps of the network it is taken out of."""
+
+    @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
         """What is wrong with the recipe's sizes, in words."""
 
@@ -74,6 +78,14 @@ def one_size(options: Backbone, subnet: Subnet) -> Backbone:
     width = Range(subnet.width, subnet.width, options.width.step)
     units = gated_units(options.swiglu, widest(options), subnet.width)
     return replace(found, width=width, widths=(), swiglu=units)
+
+
+def taken_out(options: Backbone, subnet: Subnet) -> Backbone:
+    """The options of the network that a size is when it is taken out of the others.
+
+    As `one_size`, but for what it keeps of them.
+    """
+    return kind(options).taken_out(options, one_size(options, subnet))
 
 
 def kind(options: Backbone) -> type[Shape]:

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from poa_ds import cli
+from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.data.loader import eval_batches, train_batches
 from poa_ds.data.places import open_folder
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.selection import Selection
+from poa_ds.engine.networks import Networks
 from poa_ds.evaluate import score_rows
 from poa_ds.evaluate.features import Readout
 from poa_ds.evaluate.finetune import recipes, rows
@@ -82,31 +84,72 @@ def test_recipes_of_transfer_are_of_vits_and_for_steps_of_768_images() -> None:
         recipes.nearest(swin, Subnet.read("96x6"), "cars")
 
 
-def test_a_size_that_no_network_alone_can_be_is_refused(tmp_path: Path) -> None:
-    """Of a ResNet all sizes have the outer channels of the widest."""
-    tree = {
-        "backbone": {
-            "name": "resnet",
-            "width": {"min": 16, "max": 32, "step": 16},
-            "stages": [[1, 1], [1, 1], [1, 1], [1, 1]],
-            "patch_size": 4,
-            "norm_groups": 4,
-        },
-        "crops": {"global_size": 32, "local_size": 32},
-    }
-    run = make_teacher(tmp_path / "run", **tree)
-    recipe = load.from_dict(RECIPE | tree)
-    for size, fits in ((Subnet(32, (1, 1, 1, 1)), True), (Subnet(16, (1, 1, 1, 1)), False)):
-        source = f"{run}:{size}"
-        made_of = Job(recipe, size, source, SETTINGS, "train", "val", 3).recipe("")
-        network = Classified(backbone(made_of), 3)
-        if fits:
-            start.check(network.backbone, source)
-            assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
-            assert network.classifier.in_features == 64 * (2 + 4 + 8)
-        else:
-            with pytest.raises(UserError, match="outer"):
-                start.check(network.backbone, source)
+RESNET = {
+    "backbone": {
+        "name": "resnet",
+        "width": {"min": 16, "max": 32, "step": 16},
+        "stages": [[1, 1], [1, 1], [1, 2], [1, 1]],
+        "patch_size": 4,
+        "norm_groups": 4,
+    },
+    "crops": {"global_size": 32, "local_size": 32},
+}
+SWIN = {
+    "backbone": {
+        "name": "swin",
+        "width": {"min": 16, "max": 32, "step": 16},
+        "stages": [[1, 1], [1, 1], [2, 2], [1, 1]],
+        "patch_size": 2,
+        "head_dim": 16,
+        "window": 2,
+    },
+    "crops": {"global_size": 32, "local_size": 32},
+}
+
+
+def begun(run: Path, size: str) -> tuple[Classified, torch.Tensor, torch.Tensor]:
+    """(the network that a size begins as, its features, those of the slice) of two images."""
+    model, recipe, _ = load_teacher(run)
+    subnet = model.space.parse(size)
+    source = f"{run}:{subnet}"
+    network = Classified(
+        backbone(Job(recipe, subnet, source, SETTINGS, "train", "val", 3).recipe("")), 3
+    ).eval()
+    start.begin(Networks(network), source)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return network, network.backbone(images, subnet), model(images, subnet)
+
+
+def test_every_size_of_a_resnet_begins_as_what_it_is_in_the_run(tmp_path: Path) -> None:
+    """Float32: a factor is in the weights here, and beside them there."""
+    run = make_teacher(tmp_path / "run", **RESNET)
+    for size in ("16x1-1-1-1", "16x1-1-2-1", "32x1-1-1-1", "32x1-1-2-1"):
+        network, found, wanted = begun(run, size)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+        assert network.classifier.in_features == 64 * (2 + 4 + 8)
+        assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+        own = network.backbone
+        there = load_teacher(run)[0].parameter_count(own.space.intact)
+        assert own.parameter_count(own.space.intact) == there
+
+
+def test_a_readout_of_a_resnet_is_the_means_of_its_last_three_stages(tmp_path: Path) -> None:
+    network, _, _ = begun(make_teacher(tmp_path / "run", **RESNET), "16x1-1-2-1")
+    maps, images = [], torch.randn(2, 3, 32, 32)
+    for block in (1, 3, 4):
+        network.backbone.blocks[block].register_forward_hook(lambda *x: maps.append(x[2][0]))
+    found = network.backbone.readout(images, network.size)
+    torch.testing.assert_close(found, torch.cat([x.mean((2, 3)) for x in maps], 1))
+
+
+def test_a_slice_that_no_network_alone_can_be_is_refused(tmp_path: Path) -> None:
+    """Of a Swin all sizes share the norm behind the projection."""
+    run = make_teacher(tmp_path / "run", **SWIN)
+    _, found, wanted = begun(run, "32x2")
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    with pytest.raises(UserError, match="projected"):
+        begun(run, "16x2")
 
 
 def test_the_recipe_has_the_numbers_of_the_row(places: Path) -> None:

@@ -160,7 +160,7 @@ class Job:
         """The checked recipe of the training. UsageError: its numbers contradict each other."""
         run, found = self.run, self.settings
         options = replace(
-            shapes.one_size(run.backbone, self.subnet), names={}, drop_path=found.drop_path
+            shapes.taken_out(run.backbone, self.subnet), names={}, drop_path=found.drop_path
         )
         name = run.mlflow.run_name or Path(run.output_dir).name or "run"
         tree = Recipe(

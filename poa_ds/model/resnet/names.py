@@ -138,7 +138,7 @@ class ResNetForm:
     ) -> tuple[str, dict[str, Any]]:
         return "resnet", {
             "width": subnet.width,
-            "outer": 2 * shape.widest,
+            "outer": shape.outputs,
             "stem": shape.stem,
             "layers": list(subnet.depth),
             "groups": shape.norm_groups,

@@ -153,6 +153,7 @@ class ElasticResNet(ElasticBackbone):
         image_size: int,
         norm_groups: int = Backbone.norm_groups,
         stem: int | None = None,
+        outer: int = 0,
         activation_checkpointing: bool = False,
     ) -> None:
         shape = ResNetShape(
@@ -160,14 +161,15 @@ class ElasticResNet(ElasticBackbone):
             stages=space.intact.stages,
             image_size=image_size,
             norm_groups=norm_groups,
-            stem=stem or space.intact.width // 2,
+            stem=stem or (outer or 2 * space.intact.width) // 4,
+            outer=outer,
         )
         super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
         groups, inputs = norm_groups, shape.stem
         self.embed = Stem(inputs, groups)
         self.blocks = nn.ModuleList()
         for stage, depth in enumerate(shape.stages):
-            inner, outputs = shape.widest * 2**stage, 2 * shape.widest * 2**stage
+            inner, outputs = shape.widest * 2**stage, shape.outputs * 2**stage
             for block in range(depth):
                 first = block == 0
                 stride = 2 if stage and first else 1
@@ -183,6 +185,7 @@ class ElasticResNet(ElasticBackbone):
             space,
             image_size=image_size,
             norm_groups=options.norm_groups,
+            outer=options.outer,
             activation_checkpointing=options.activation_checkpointing,
         )
 

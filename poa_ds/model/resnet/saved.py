@@ -26,15 +26,15 @@ def saved(streams: Streams) -> Saved:
     }
     blocks, inputs = [], shape.stem
     for stage, depth in enumerate(shape.stages):
-        outer = 2 * shape.widest * 2**stage
+        outer = shape.outputs * 2**stage
         for place in range(depth):
             index, before = len(blocks), areas[max(stage - (place == 0), 0)]
             maps, entry, inside = (before, areas[stage], outer), 0.0, []
             for number, subnet in enumerate(streams.subnets):
                 entry += 0 if number and not index else before * inputs * b
                 if index in members[number]:
-                    inner = subnet.width * 2**stage
-                    inside.append(_in_block(streams, inner, maps, shortcut=place == 0))
+                    inner, narrow = subnet.width * 2**stage, subnet.width < shape.widest
+                    inside.append(_in_block(streams, inner, maps, narrow, shortcut=place == 0))
                     if index and index - 1 not in members[number]:  # a copy that passed it by
                         inside.append({"inputs of the blocks": before * inputs * b})
             blocks.append(SavedBlock(entry, added(*inside)))
@@ -42,10 +42,14 @@ def saved(streams: Streams) -> Saved:
     return Saved(outside, blocks)
 
 
-def _in_block(streams: Streams, inner: int, maps: tuple[int, int, int], *, shortcut: bool) -> Named:
-    """One bottleneck for one stream. maps: places before and after, channels that leave."""
+def _in_block(
+    streams: Streams, inner: int, maps: tuple[int, int, int], narrow: bool, *, shortcut: bool
+) -> Named:
+    """One bottleneck for one stream. maps: places before and after, channels that leave.
+
+    narrow: its weights are slices.
+    """
     (before, after, outer), b = maps, streams.bytes_per_number
-    narrow = inner < outer // 2
     weights = (9 * inner**2 + inner * outer) * b * len(streams.crops) if narrow else 0
     return {
         "inputs of the norms": ((before + after) * inner + (1 + shortcut) * after * outer) * b,

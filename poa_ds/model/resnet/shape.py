@@ -25,7 +25,8 @@ from poa_ds.model.space import Depth, ElasticSpace, Subnet
 class ResNetShape:
     """ResNet of bottlenecks; width = inner channels of stage 1, doubling; depth: per stage.
 
-    Blocks receive and return twice the widest inner width, whatever the size (docs/method.md 2).
+    Blocks receive and return as many channels whatever the size: twice the widest inner width
+    (docs/method.md 2), or what `outer` says.
     """
 
     widest: int
@@ -33,6 +34,7 @@ class ResNetShape:
     image_size: int
     norm_groups: int
     stem: int
+    outer: int = 0  # channels that leave stage 1; 0: twice the widest inner ones
     patch_size: int = 4  # stride of stem and pooling
 
     @classmethod
@@ -42,7 +44,8 @@ class ResNetShape:
             stages=tuple(most for _, most in options.stages),
             image_size=image_size,
             norm_groups=options.norm_groups,
-            stem=widest(options) // 2,
+            stem=leaving(options) // 4,
+            outer=options.outer,
         )
 
     @staticmethod
@@ -55,6 +58,15 @@ class ResNetShape:
         return replace(options, stages=tuple((blocks, blocks) for blocks in depth))
 
     @staticmethod
+    def taken_out(options: Backbone, alone: Backbone) -> Backbone:
+        return replace(alone, outer=leaving(options))
+
+    @property
+    def outputs(self) -> int:
+        """Channels that leave stage 1; doubling."""
+        return self.outer or 2 * self.widest
+
+    @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
         yield from (
             *stages_are_right(options, (0, 1, 2, 3)),
@@ -64,16 +76,17 @@ class ResNetShape:
         )
         if options.patch_size != ResNetShape.patch_size:
             yield f"backbone.patch_size {options.patch_size}: resnet's stem reduces by 4, write 4"
-        for width in (*widths(options), widest(options) // 2):
+        for width in (*widths(options), leaving(options) / 4):
             if width % options.norm_groups:
                 yield (
-                    f"backbone.width: {width} channels do not divide into backbone.norm_groups"
-                    f" {options.norm_groups} (the stem has half of width.max)"
+                    f"backbone.width: {width:g} channels do not divide into backbone.norm_groups"
+                    f" {options.norm_groups} (the stem has half of width.max, or a quarter of"
+                    " backbone.outer)"
                 )
                 return
 
     def features(self, subnet: Subnet) -> int:
-        return 16 * self.widest
+        return 8 * self.outputs
 
     def grid(self, image_size: int) -> int:
         return 2 * map_sides(image_size, self.patch_size)[-1]
@@ -93,7 +106,7 @@ class ResNetShape:
     def parameters(self, subnet: Subnet) -> int:
         total, before = 3 * 49 * self.stem + 2 * self.stem, self.stem
         for stage, depth in enumerate(subnet.depth):
-            inner, outer = subnet.width * 2**stage, 2 * self.widest * 2**stage
+            inner, outer = subnet.width * 2**stage, self.outputs * 2**stage
             rest = 9 * inner**2 + inner * outer + 4 * inner + 2 * outer
             total += depth * rest + (before + (depth - 1) * outer) * inner
             total += before * outer + 2 * outer  # the shortcut of the first block
@@ -104,7 +117,7 @@ class ResNetShape:
         sides, before = map_sides(image_size, self.patch_size), self.stem
         total = (-(-image_size // 2)) ** 2 * 3 * 49 * self.stem
         for stage, depth in enumerate(subnet.depth):
-            inner, outer = subnet.width * 2**stage, 2 * self.widest * 2**stage
+            inner, outer = subnet.width * 2**stage, self.outputs * 2**stage
             area, area_before = sides[stage] ** 2, sides[max(stage - 1, 0)] ** 2
             total += area_before * before * inner + area * before * outer
             total += area * (depth - 1) * outer * inner
@@ -117,6 +130,11 @@ class ResNetShape:
 
     def costs(self, space: ElasticSpace, image_size: int) -> tuple[float, ...]:
         return tuple(self.flops(subnet, image_size) for subnet in space.subnets())
+
+
+def leaving(options: Backbone) -> int:
+    """Channels that leave stage 1."""
+    return options.outer or 2 * widest(options)
 
 
 SHAPE = ResNetShape

@@ -58,6 +58,10 @@ class SwinShape:
         return replace(options, stages=tuple(stages))
 
     @staticmethod
+    def taken_out(options: Backbone, alone: Backbone) -> Backbone:
+        return alone
+
+    @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
         yield from (*heads_divide(options), *no_template(options), *no_vit_parts(options))
         yield from no_residual(options)

@@ -48,6 +48,10 @@ class TuckerShape(VitShape):
         return replace(options, name="vit", depth=fixed, template=Template())
 
     @staticmethod
+    def taken_out(options: Backbone, alone: Backbone) -> Backbone:
+        return alone
+
+    @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
         yield from (*heads_divide(options), *no_vit_parts(options))
         if options.stages != Backbone().stages:

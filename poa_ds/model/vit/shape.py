@@ -51,6 +51,10 @@ class VitShape:
         return replace(options, depth=Range(depth, depth, 1))
 
     @staticmethod
+    def taken_out(options: Backbone, alone: Backbone) -> Backbone:
+        return alone
+
+    @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
         yield from (*heads_divide(options), *no_template(options))
         if options.stages != Backbone().stages:

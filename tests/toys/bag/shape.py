@@ -28,6 +28,10 @@ class BagShape:
         return replace(options, depth=Range(depth, depth, 1))
 
     @staticmethod
+    def taken_out(options: Backbone, alone: Backbone) -> Backbone:
+        return alone
+
+    @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
         if options.drop_path:
             yield "backbone.drop_path: a bag has none"
