@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.data.places import open_folder
-from poa_ds.evaluate import results, score_table, split
+from poa_ds.evaluate import measured, results, score_table, split
 from poa_ds.evaluate.accuracies import accuracies
 from poa_ds.evaluate.features import Readout, random_weights
 from poa_ds.evaluate.knn import answers_of_sets, knn, raw_pixel_floor, right_row
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_bank_arguments(parser)
     parser.add_argument("--floors", action="store_true", help="also raw pixels and random weights")
     split.add_arguments(parser)
+    measured.add_arguments(parser)
     parser.add_argument("--seed", type=arguments.whole, default=0, help="of few (%(default)s)")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--csv", action="store_true", help="print CSV of what is beside knn.jsonl")
@@ -95,8 +97,11 @@ def run(args: argparse.Namespace) -> int:
         own, began = opened(args, device), time.monotonic()
         protocol, readout = _of_few(own.protocol, args), own.readout
         bar = progress if dist.is_main() else None
-        asked, model = [Asked(protocol.queries, ranked=True)], own.model.to(device)
-        of_sets = answers_of_sets(model, own.subnets, protocol, asked, readout, progress=bar)
+        asked, model = {"val": Asked(protocol.queries, ranked=True)}, own.model.to(device)
+        asked |= _of_tests(own, args)
+        of_sets = answers_of_sets(
+            model, own.subnets, protocol, [*asked.values()], readout, progress=bar
+        )
         seconds = (time.monotonic() - began) / len(own.subnets)
         pixels, untrained = None, None
         if args.floors:
@@ -104,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             other = random_weights(own.recipe).to(device)
             untrained = knn(other, own.subnets, protocol, readout, progress=bar)
         if dist.is_main():
-            answered = {subnet: of_queries for subnet, [of_queries] in of_sets.items()}
+            answered = {subnet: of_queries for subnet, [of_queries, *_] in of_sets.items()}
             found = {subnet: of_size.percent() for subnet, of_size in answered.items()}
             how, k = protocol.record(readout.precision), protocol.options.report_k
             row = KnnRow.of(own.step, how, found, raw_pixels=pixels, random_weights=untrained)
@@ -113,9 +118,22 @@ def run(args: argparse.Namespace) -> int:
                 results.append(own.folder.right, right_row(own.step, how, k, answered))
                 results.append(own.folder.knn, row)
                 tell(f"added to {own.folder.knn}")
-            rows = knn_rows(own.step, protocol, of_sets, args, readout.precision, seconds)
+            rows = knn_rows(own.step, protocol, asked, of_sets, args, readout.precision, seconds)
             score_table.keep(rows, own.folder.evaluations, args)
     return 0
+
+
+def _of_tests(own: Opened, args: argparse.Namespace) -> dict[str, Asked]:
+    """The sets besides the queries."""
+    bank, options, found = own.protocol.bank.folder, own.recipe.evaluation, {}
+    for name, place in measured.tests(args).items():
+        folder = open_folder(place, own.recipe.data, own.folder.images)
+        queries = KnnProtocol.of(bank, folder, options).queries
+        among = measured.answers(queries.numbers[:-1], len(bank.classes), args)
+        if among is not None:  # the last number is that of images without a class
+            among = F.pad(among, (0, 1))
+        found[name] = Asked(queries, f"k-NN {name}", among, ranked=True)
+    return found
 
 
 def _of_few(protocol: KnnProtocol, args: argparse.Namespace) -> KnnProtocol:
@@ -131,6 +149,7 @@ def _of_few(protocol: KnnProtocol, args: argparse.Namespace) -> KnnProtocol:
 def knn_rows(
     step: int,
     protocol: KnnProtocol,
+    asked: Mapping[str, Asked],
     answered: Mapping[Subnet, Sequence[Answers]],
     args: argparse.Namespace,
     precision: str,
@@ -138,21 +157,25 @@ def knn_rows(
 ) -> list[ScoreRow]:
     """What knn.jsonl has no place for, for the k that is reported: knn_top5 and others.
 
-    knn_top1 too where it is of few labels.
+    knn_top1 too where it is of few labels or another set.
     """
     how, k, amount = protocol.record(precision), protocol.options.report_k, split.amount(args)
     used = {"train": how.pop("bank"), "val": how.pop("queries"), **how, "k": k}
     used |= {"subset": split.subset_record(args), "shots": args.shots, "seed": args.seed}
     used["published"] = not amount and (how["resize"], how["crop"]) == (256, 224)
     rows, classes = [], len(protocol.bank.folder.classes)
-    for subnet, [of_queries] in answered.items():
-        if not of_queries.finite:
-            continue
-        found = dict(accuracies(of_queries.first[k], of_queries.labels, classes))
-        if not amount:
-            del found["top1"]
+    for subnet, of_sets in answered.items():
         about = {"step": step, "size": str(subnet), "chosen_by": "", "setting": {}}
-        rows += score_rows_of("knn", "val", found, used, amount=amount, seconds=seconds, **about)
+        about |= {"amount": amount, "seconds": seconds}
+        for (name, of), found in zip(asked.items(), of_sets, strict=True):
+            if not found.finite:
+                continue
+            count = classes if of.among is None else int(of.among.sum())
+            metrics = dict(accuracies(found.first[k], found.labels, count))
+            if name == "val" and not amount:
+                del metrics["top1"]
+            own = used | {"val": of.split.record() | measured.answers_record(of.among)}
+            rows += score_rows_of("knn", name, metrics, own, **about)
     return rows
 
 

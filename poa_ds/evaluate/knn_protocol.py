@@ -42,6 +42,11 @@ class Split:
         rows = self.folder.index[self.rows]
         return rows["crc32"].astype(np.uint64) << np.uint64(32) | rows["size"].astype(np.uint64)
 
+    def record(self) -> dict[str, Any]:
+        """For a protocol: how many of which images."""
+        folder = self.folder
+        return {"images": len(self.rows), "of": len(folder), "index_sha256": folder.hash}
+
     @property
     def labels(self) -> Tensor:
         return self.numbers[torch.from_numpy(self.folder.labels[self.rows]).long()]
@@ -97,13 +102,9 @@ class KnnProtocol:
 
     def record(self, precision: str) -> dict[str, Any]:
         """What must be known to compare the numbers: stored beside them."""
-        used = {"bank": self.bank, "queries": self.queries}
-        sets = {
-            name: {"images": len(s.rows), "of": len(s.folder), "index_sha256": s.folder.hash}
-            for name, s in used.items()
-        }
         return {
-            **sets,
+            "bank": self.bank.record(),
+            "queries": self.queries.record(),
             "feature": "class token, unit length",
             "k": sorted(set(self.options.k)),
             "k_at_most": len(self.bank.rows),  # a larger k takes the whole bank

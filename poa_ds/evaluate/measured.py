@@ -1,5 +1,7 @@
 """What a classifier is measured on: the validation images, and any other sets besides."""
 
+import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +13,59 @@ from poa_ds.evaluate import accuracies
 from poa_ds.evaluate.accuracies import Accuracy
 from poa_ds.evaluate.feature_sets import FeatureSet
 from poa_ds.evaluate.score_rows import ScoreRow
+from poa_ds.system import paths
+from poa_ds.system.errors import UsageError
 
 Rows = Callable[[str], tuple[Tensor, Tensor]]  # size -> (features (n, D), labels (n,))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Sets besides the validation images."""
+    parser.add_argument(
+        "--test",
+        action="append",
+        default=[],
+        type=named_place,
+        metavar="NAME=PLACE",
+        help="labelled images that are measured too, by what was learnt and chosen; repeatable",
+    )
+    parser.add_argument(
+        "--only-classes",
+        action="store_true",
+        help="answers on a --test set are among its own classes, where it has fewer",
+    )
+
+
+def named_place(text: str) -> tuple[str, str]:
+    """(NAME, PLACE) of NAME=PLACE; the name becomes a part of the names of metrics."""
+    name, _, place = text.partition("=")
+    if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "val" or not place:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME=PLACE, NAME of letters, digits and _, and another than val"
+        )
+    return name, paths.place(place)
+
+
+def tests(args: argparse.Namespace) -> dict[str, str]:
+    """Name -> place of each --test. UsageError: two have one name, or there is none to restrict."""
+    names = [name for name, _ in args.test]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"--test {twice[0]}= is given twice: another name for one of them")
+    if args.only_classes and not names:
+        raise UsageError("--only-classes says how --test NAME=PLACE is answered: give one")
+    return dict(args.test)
+
+
+def answers(numbers: Tensor, classes: int, args: argparse.Namespace) -> Tensor | None:
+    """(classes,) booleans, what may be answered on a --test set with these classes; None: all."""
+    found = torch.zeros(classes, dtype=torch.bool)
+    found[numbers] = True
+    return found if args.only_classes and not found.all() else None
+
+
+def answers_record(among: Tensor | None) -> dict[str, int]:
+    """For a protocol: among how many classes was answered, if not all."""
+    return {} if among is None else {"answers": int(among.sum())}
 
 
 @dataclass(frozen=True)
@@ -65,7 +118,13 @@ def score_rows_of(
     ]
 
 
-def of_features(name: str, found: FeatureSet, numbers: Tensor, sizes: Sequence[str]) -> Measured:
+def of_features(
+    name: str,
+    found: FeatureSet,
+    numbers: Tensor,
+    sizes: Sequence[str],
+    among: Tensor | None = None,
+) -> Measured:
     """numbers: of each of the set's classes among those learnt from. sizes: those measured."""
 
     def rows(size: str) -> tuple[Tensor, Tensor]:
@@ -73,4 +132,4 @@ def of_features(name: str, found: FeatureSet, numbers: Tensor, sizes: Sequence[s
         return x, numbers[labels]
 
     images = len(found.numbers(sizes[0])) if sizes else 0
-    return Measured(name, rows, found.record(images))
+    return Measured(name, rows, found.record(images) | answers_record(among), among)

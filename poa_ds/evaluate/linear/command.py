@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from poa_ds.evaluate import feature_cache, score_table
+from poa_ds.evaluate import feature_cache, measured, score_table
 from poa_ds.evaluate import split as of_labels
 from poa_ds.evaluate.embed.sources import Part, Shards
 from poa_ds.evaluate.feature_cache import Cache, Reader, is_features
@@ -18,7 +18,6 @@ from poa_ds.evaluate.linear import data as linear_data
 from poa_ds.evaluate.linear.classifiers import MOMENTUM, RATES
 from poa_ds.evaluate.linear.data import RandomCrops
 from poa_ds.evaluate.linear.task import Task
-from poa_ds.evaluate.measured import of_features
 from poa_ds.evaluate.ranks import all_ranks, listening
 from poa_ds.evaluate.score_rows import BEST_ON_VAL, ScoreRow
 from poa_ds.evaluate.split import HELD_OUT, drawn, few
@@ -37,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, shards_alone=True, train="to learn from", val="to measure on"
     )
     of_labels.add_arguments(parser)
+    measured.add_arguments(parser)
     parser.add_argument(
         "--crops",
         choices=("random", "centre"),
@@ -91,16 +91,17 @@ def run(args: argparse.Namespace) -> int:
     with all_ranks() as device, listening() as asked:
         reader = Reader.of(args, device)
         places = [reader.place(name, getattr(args, name)) for name in ("train", "val")]
-        for name, place in zip(("train", "val"), places, strict=True):
+        tests = measured.tests(args)
+        for name, place in zip(("train", "val", *tests), (*places, *tests.values()), strict=True):
             if is_features(place):
-                raise UsageError(f"--{name} {place} holds features: eval linear reads shards")
+                raise UsageError(f"{name}: {place} holds features: eval linear reads shards")
         with feature_cache.cache(reader, args.taps, keep=args.keep_features) as cache:
             train, val = map(cache.images, places)
             learn, held = split(train, args)
             protocol = protocol_of(train, val, learn, held, reader, args)
             tell_cost(protocol, reader, args)
             if args.dry_run:
-                for place in [places[1]] if args.crops == "random" else places:
+                for place in (*places[args.crops == "random" :], *tests.values()):
                     cache.cost(place)
                 return 0
             found = task(cache, train, val, learn, held, protocol, args)
@@ -216,26 +217,31 @@ def task(
     args: argparse.Namespace,
 ) -> Task | None:
     """All that is to be trained, with the features that it needs. None: stopped. A collective."""
-    if train.hash == val.hash:
-        raise UsageError(f"{train.folder.path} and {val.folder.path} hold the same images")
-    measured, fixed, apart = cache.of(val), None, None
-    if measured and args.crops == "centre":
+    every = {"val": val} | {n: cache.images(place) for n, place in measured.tests(args).items()}
+    for other in every.values():
+        if train.hash == other.hash:
+            raise UsageError(f"{train.folder.path} and {other.folder.path} hold the same images")
+    fixed, apart = None, None
+    asked = {name: found for name, images in every.items() if (found := cache.of(images))}
+    if not cache.stopped and args.crops == "centre":
         fixed = cache.of(train)
-    elif measured and len(held):
+    elif not cache.stopped and len(held):
         apart = cache.of(Part(train, held))
     if cache.stopped:
         return None
-    sets = [found for found in (measured, fixed, apart) if found]
-    sizes, _ = usable(sets)
+    sizes, _ = usable([*asked.values(), *(found for found in (fixed, apart) if found)])
     if not sizes:
         raise UserError("no size has finite features")
-    numbers = matched(str(train.folder.path), train.classes, measured)
+    sets = []
+    for name, found in asked.items():
+        numbers = matched(str(train.folder.path), train.classes, found)
+        among = measured.answers(numbers, len(train.classes), args) if name != "val" else None
+        sets.append(measured.of_features(name, found, numbers, sizes, among))
 
     def held_rows(size: str) -> tuple[torch.Tensor, torch.Tensor]:
         return apart.rows(size) if apart else fixed.rows(size, held)
 
     # damaged images are none of those that are measured on
-    sets = [of_features("val", measured, numbers, sizes)]
     protocol["val"] |= {"images": sets[0].record["images"]}
     if len(held):
         protocol["held_out"] |= {"images": len(held_rows(sizes[0])[1])}
@@ -253,6 +259,7 @@ def task(
         args.save_every,
         args.memory_gb,
         of_labels.amount(args),
+        sets[1:],
     )
 
 

@@ -53,6 +53,7 @@ class Task:
     @cached_property
     def folder(self) -> Path:
         own = {"weights": weights_hash(self.reader.teacher), "sizes": [*map(str, self.sizes)]}
+        own |= {"tests": {of.name: of.record for of in self.tests}}
         return self.reader.folder.linear / identity({**self.protocol, **own})
 
     @cached_property

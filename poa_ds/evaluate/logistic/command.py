@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--c", type=arguments.positive, help="strength of the data (chosen on held-out images)"
     )
     split.add_arguments(parser)
+    measured.add_arguments(parser)
     parser.add_argument(
         "--draws",
         type=arguments.count,
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     with all_ranks() as device:
         reader = Reader.of(args, device)
         places = [reader.place(name, getattr(args, name)) for name in ("train", "val")]
+        places += measured.tests(args).values()
         with feature_cache.cache(reader, "cls", keep=args.keep_features) as cache:
             if args.dry_run:
                 for place in places:
@@ -64,30 +66,34 @@ def run(args: argparse.Namespace) -> int:
             sets = [found for place in places if (found := cache.get(place))]
             if cache.stopped:
                 return os.EX_TEMPFAIL
-            return _measure(cache, *sets, args, device)
+            return _measure(cache, *sets, args=args, device=device)
 
 
 def _measure(
     cache: Cache,
     train: FeatureSet,
-    val: FeatureSet,
+    *found: FeatureSet,
     args: argparse.Namespace,
     device: torch.device,
 ) -> int:
-    """Sizes are dealt to the ranks; the exit status."""
-    check_alike(train, val)
+    """Sizes are dealt to the ranks; the exit status. found: validation images, then --test's."""
+    for other in found:
+        check_alike(train, other)
     asked = [str(subnet) for subnet in cache.reader.subnets] if args.sizes else None
-    sizes, strange = usable([train, val], asked)
-    numbers = matched(train.place, train.classes, val)
-    sets = [measured.of_features("val", val, numbers, sizes)]
+    sizes, strange = usable([train, *found], asked)
+    sets = []
+    for name, other in zip(("val", *measured.tests(args)), found, strict=True):
+        numbers = matched(train.place, train.classes, other)
+        among = measured.answers(numbers, len(train.classes), args) if name != "val" else None
+        sets.append(measured.of_features(name, other, numbers, sizes, among))
     own = sizes[dist.rank() :: dist.world_size()]
     if dist.is_main():
         own = progress(own, total=len(own), label="logistic", unit="sizes")
     rows = []
     for size in own:
         x, labels = (part.to(device) for part in train.rows(size))
-        found = score(x, labels, size, sets, args, keys=lambda size=size: train.keys_of(size))
-        rows += _rows(found, size, cache.reader.step, train, sets, args)
+        learnt = score(x, labels, size, sets, args, keys=lambda size=size: train.keys_of(size))
+        rows += _rows(learnt, size, cache.reader.step, train, sets, args)
     rows = sorted(
         (row for part in dist.all_gather_objects(rows) for row in part),
         key=lambda row: sizes.index(row.size),
@@ -139,7 +145,8 @@ def score(
         fits.append((c, held_out, fit.converged))
         found = {}
         for of in sets:
-            first = best_first(fit.scores(of.rows(size)[0].to(x.device)), of.among)
+            among = None if of.among is None else of.among[:classes]
+            first = best_first(fit.scores(of.rows(size)[0].to(x.device)), among)
             found[of.name] = of.accuracies(size, first, classes)
         every.append(found)
     c, held_out, _ = fits[0]
