@@ -3,7 +3,10 @@
 What this package itself offers keeps its name wherever it is defined. Nothing is imported before it
 is asked for, so that `import poa_ds` takes no time.
 
+    train                                         a training, in processes of its own
+    sizes                                         what each size of a run costs and reaches
     load                                          the network of a run, elastic or of one size
+    embed                                         features of any images, by any sizes
     ElasticViT, ElasticSwin, ElasticResNet        the backbones: (space, *, image_size, ...)
     ElasticSpace, Subnet                          which sizes there are; one of them
     extract                                       one size as the state dict of a plain network
@@ -17,6 +20,9 @@ is asked for, so that `import poa_ds` takes no time.
 from importlib import import_module
 
 _PLACES = {
+    "train": "train:",  # the program's module, which can be called
+    "sizes": "evaluate.listing:sizes",
+    "embed": "evaluate.embed.inside:embed",
     "load": "export.load:load",
     "ElasticViT": "model.vit.network:ElasticViT",
     "ElasticSwin": "model.swin.network:ElasticSwin",

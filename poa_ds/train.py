@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
+from poa_ds import front
 from poa_ds.recipe import checks, ds_json, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.run import exit_status, faults, remote
@@ -146,6 +148,14 @@ def _begin(recipe: Recipe) -> Watchdog:
     limits.raise_open_files()
     return watchdog
 
+
+class _Program(ModuleType):
+    """This module can be called: `poa_ds.train(images, recipe=..., out=...)` is front.train."""
+
+    __call__ = staticmethod(front.train)
+
+
+sys.modules[__name__].__class__ = _Program
 
 if __name__ == "__main__":
     status = main()

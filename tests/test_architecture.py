@@ -36,6 +36,7 @@ FLOORS = (
 PROGRAMS = {
     "train",
     "launch",
+    "front",
     "demo",
     "adapt",
     "finetune",
@@ -54,7 +55,7 @@ IMPORTERS = {
     "triton": {"poa_kernels"},
 }
 WITHOUT_TORCH = (
-    *("data_tools", "poa_ds.cli", "poa_ds.demo", "poa_ds.launch", "poa_ds.train"),
+    *("data_tools", "poa_ds.cli", "poa_ds.demo", "poa_ds.front", "poa_ds.launch", "poa_ds.train"),
     *("poa_ds.checkpoint.command", "poa_ds.data.store", "poa_ds.model.shape"),
     *(f"{package}.shape" for package in ARCHITECTURES.values()),
     *(f"poa_ds.recipe.{m}" for m in ("checks", "derived", "ds_json", "load", "schedules", "tree")),

@@ -32,6 +32,7 @@ class RunFolder:
         self.events = path / "events.jsonl"
         self.bad_samples = path / "bad_samples.jsonl"
         self.report = path / "report.html"
+        self.log = path / "training.log"  # what a training printed that Python has started
         self.ended = path / "ended.json"
         self.licence = path / LICENCE  # of the weights that the run began with
         self.checkpoints = path / "checkpoints"  # step00000300/, ..., latest
