@@ -11,18 +11,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from poa_ds.run import exit_status
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.printable import printable_lines
 from poa_ds.system.processes import Group
 from poa_ds.system.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from poa_ds.evaluate.embed.inside import Features
 
 LOOK_SECONDS = 0.2
 PROBLEM = re.compile(rb"^[^\n]*\berror: ", re.MULTILINE)  # where a program says what ended it
@@ -139,14 +135,14 @@ class Run:
         write([self.folder], path)
         return path
 
-    def load(self, size: str | None = None) -> "nn.Module":
-        """The network, of one size or elastic, as `poa_ds.load`."""
+    def load(self, size: str | None = None) -> Any:
+        """The network (nn.Module), of one size or elastic, as `poa_ds.load`."""
         from poa_ds.export.load import load
 
         return load(self.folder, size)
 
-    def embed(self, images: str | os.PathLike, sizes: str | Sequence[str] = ()) -> "Features":
-        """Features of any images, as `poa_ds.embed`."""
+    def embed(self, images: str | os.PathLike, sizes: str | Sequence[str] = ()) -> Any:
+        """The Features of any images, as `poa_ds.embed`."""
         from poa_ds.evaluate.embed.inside import embed
 
         return embed(self.folder, images, sizes)
@@ -159,7 +155,7 @@ class Run:
         whole = text[: text.rfind(b"\n") + 1] if self.running else text
         self._shown += len(whole)
         if show and whole:
-            print(whole.decode(errors="replace"), end="", flush=True)
+            tell(whole.decode(errors="replace").removesuffix("\n"))
 
     def _words(self) -> str:
         """What the training said of its end: from its first error on, or its last lines."""

@@ -60,7 +60,9 @@ def embed(
         words += ["--workers", str(workers)]
         words += ["--batch-size", str(batch_size)] if batch_size is not None else []
         words += ["--sizes", sizes if isinstance(sizes, str) else ",".join(sizes)] if sizes else []
-        parser = argparse.ArgumentParser(prog="poa_ds.embed", exit_on_error=False)
+        parser = argparse.ArgumentParser(
+            prog="poa_ds.embed", exit_on_error=False, allow_abbrev=False
+        )
         command.add_arguments(parser)
         try:
             args = parser.parse_args([*words, *["--normalise"] * normalise])
