@@ -16,6 +16,7 @@ from poa_ds.checkpoint.deployed import differences, find_teacher, licence_of, lo
 from poa_ds.engine.networks import Networks
 from poa_ds.export.extract import extract
 from poa_ds.export.folder import RECIPE, WEIGHTS
+from poa_ds.export.hf_folder import PROCESSOR
 from poa_ds.model import form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
@@ -62,6 +63,8 @@ def _tensors(start: str, own: ElasticBackbone) -> dict[str, Tensor]:
     place, size = named(start)
     if (place / WEIGHTS["onnx"]).is_file():
         raise UserError("an ONNX file has no weights by name: extract it with --format state-dict")
+    if (place / PROCESSOR).is_file():
+        raise UserError("a folder of transformers has other names: extract it with --format timm")
     for style in ("timm", "state-dict"):
         if (place / WEIGHTS[style]).is_file():
             if size:

@@ -155,6 +155,8 @@ def test_what_does_not_fit_is_refused_by_what_it_is(tmp_path: Path) -> None:
     assert main(["extract", str(run), "--size", "48x3", "--out", str(plain)]) == 0
     onnx.mkdir()
     (onnx / "model.onnx").touch()
+    words = ["--size", "48x3", "--format", "hf", "--out", str(tmp_path / "hf")]
+    assert main(["extract", str(run), *words]) == 0
     template = recipe_with(**tree([6, 24, 24]))
     for recipe, start, said in (
         (vit(64, 4), plain, "embed_dim 48 instead of 64; depth 3 instead of 4"),
@@ -163,6 +165,7 @@ def test_what_does_not_fit_is_refused_by_what_it_is(tmp_path: Path) -> None:
         (vit(48, 3), f"{plain}:48x3", "is one size, leave out :48x3"),
         (vit(48, 3), swin, "it is a Swin, the recipe's backbone a ViT"),
         (recipe_with(backbone=BACKBONES["swin"]), plain, "it is a vit_small.*backbone a Swin"),
+        (vit(48, 3), tmp_path / "hf", "a folder of transformers has other names"),
         (vit(32, 2), onnx, "ONNX file has no weights by name"),
         (vit(48, 3), tmp_path / "none", "there is no folder"),
         (vit(48, 3), tmp_path, "holds no teacher"),
