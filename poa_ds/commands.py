@@ -106,6 +106,12 @@ COMMANDS = {
         "poa-ds eval segmentation runs/photos --layout ade20k --train ADEChallengeData2016",
         scores=True,
     ),
+    "eval detection": Command(
+        "poa_ds.evaluate.detection.command",
+        "boxes and masks of things: Mask R-CNN on sizes, trained whole, scored as COCO does",
+        "poa-ds eval detection runs/vit_l16 --sizes small,base --coco data/coco",
+        scores=True,
+    ),
     "embed": Command(
         "poa_ds.evaluate.embed.command",
         "features of any images, by any sizes of a run -> safetensors, npy or parquet",

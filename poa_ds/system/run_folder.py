@@ -28,6 +28,7 @@ class RunFolder:
         self.linear = path / "linear"  # unfinished trainings of linear classifiers
         self.segmentation = path / "segmentation"  # the same of segmentation's heads
         self.finetune = path / "finetune"  # trainings of sizes with labels, each a run of its own
+        self.detection = path / "detection"  # unfinished trainings of detectors
         self.latency = path / "latency.jsonl"
         self.events = path / "events.jsonl"
         self.bad_samples = path / "bad_samples.jsonl"

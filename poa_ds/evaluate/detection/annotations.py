@@ -6,6 +6,7 @@
 Categories keep the numbers of the file in results; networks count them from 1.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,13 +46,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Annotations:
-    """What one file says. categories: number -> name. dropped: things of an empty box."""
+    """What one file says. categories: number -> name. dropped: things of an empty box.
+
+    hash: of the file, not of the images.
+    """
 
     path: Path
     folder: Path
     pictures: tuple[Picture, ...]
     categories: Mapping[int, str]
     dropped: int
+    hash: str = ""
 
     @cached_property
     def labels(self) -> dict[int, int]:
@@ -86,7 +91,7 @@ def read(path: Path, folder: Path, *, masks: bool) -> Annotations:
 
     UserError: what is wrong with the file, or which images are missing.
     """
-    content = _content(path)
+    content, hashed = _content(path)
     categories = {
         entry["id"]: str(entry["name"]) for entry in _entries(path, content["categories"])
     }
@@ -107,12 +112,14 @@ def read(path: Path, folder: Path, *, masks: bool) -> Annotations:
     missing = [p.name for p in pictures if not (folder / p.name).is_file()]
     if missing:
         raise UserError(f"{folder} lacks {len(missing):,} images of {path}: {_some(missing)}")
-    return Annotations(path, folder, pictures, categories, dropped)
+    return Annotations(path, folder, pictures, categories, dropped, hashed)
 
 
-def _content(path: Path) -> dict[str, list]:
+def _content(path: Path) -> tuple[dict[str, list], str]:
+    """(the lists of the file, its hash)."""
     try:
-        content = parse(path.read_bytes())
+        text = path.read_bytes()
+        content = parse(text)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except ValueError as error:
@@ -125,7 +132,7 @@ def _content(path: Path) -> dict[str, list]:
     for name in SECTIONS[::2]:
         if not content[name]:
             raise UserError(f"{path}: the list {name} is empty")
-    return content
+    return content, hashlib.sha256(text).hexdigest()
 
 
 def _entries(path: Path, entries: Sequence[Any]) -> Iterable[dict]:

@@ -79,6 +79,10 @@ class ResNet(nn.Module):
             found.append(x)
         return found
 
+    def branches(self) -> list[list[nn.Module]]:
+        """Of each block the modules whose outputs are added to its input: none may be dropped."""
+        return []
+
     def forward(self, images: Tensor) -> Tensor:
         """The class feature (B, C): the mean over the last map."""
         return self.forward_features(images).mean((2, 3))

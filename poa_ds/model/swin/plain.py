@@ -161,6 +161,10 @@ class Swin(nn.Module):
             x = layer(x)
         return [x.permute(0, 3, 1, 2) for x in (*found, self.norm(x))]
 
+    def branches(self) -> list[list[nn.Module]]:
+        """Of each block the modules whose outputs are added to its input."""
+        return [[layer.attn, layer.fc2] for layer in self.layers if isinstance(layer, Block)]
+
     def forward(self, images: Tensor) -> Tensor:
         """The class feature (B, C): the mean token."""
         return self.forward_features(images).mean((1, 2))

@@ -230,6 +230,10 @@ class ViT(nn.Module):
         tokens = self.forward_features(images)[:, self.num_prefix_tokens :]
         return [tokens.transpose(1, 2).unflatten(2, (rows, columns))]
 
+    def branches(self) -> list[list[nn.Module]]:
+        """Of each block the modules whose outputs are added to its input."""
+        return [[block.ls1, block.ls2] for block in self.blocks]
+
     def forward(self, images: Tensor) -> Tensor:
         """The class feature (B, C): the class token."""
         return self.forward_features(images)[:, 0]

@@ -33,6 +33,9 @@ class Bag(nn.Module):
         places = tuple(side // self.strides[0] for side in images.shape[2:])
         return [self.forward_features(images)[:, 1:].transpose(1, 2).unflatten(2, places)]
 
+    def branches(self) -> list[list[nn.Module]]:
+        return []
+
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_features(images)[:, 0]
 
