@@ -24,7 +24,7 @@ class RunFolder:
         self.right = path / "knn_right.jsonl"
         self.evaluations = path / "evaluations.jsonl"  # all but k-NN
         self.features = path / "features"  # of sets of images, for evaluations
-        self.images = path / "images"  # indexes of images that lie in no shards
+        self.images = path / "image_indexes"  # of images that lie in no shards
         self.linear = path / "linear"  # unfinished trainings of linear classifiers
         self.segmentation = path / "segmentation"  # the same of segmentation's heads
         self.finetune = path / "finetune"  # trainings of sizes with labels, each a run of its own

@@ -55,7 +55,7 @@ def embed(
     length. UserError: no such run, images or size; features that are not finite.
     """
     with TemporaryDirectory(prefix="poa-embed-") as place:
-        folder = Path(place) / "features" if out is None else Path(out)
+        folder = Path(place) / "embedding" if out is None else Path(out)
         words = [str(run), _option(images), str(images), "--out", str(folder), "--what", what]
         words += ["--workers", str(workers)]
         words += ["--batch-size", str(batch_size)] if batch_size is not None else []
