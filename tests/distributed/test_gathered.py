@@ -8,7 +8,8 @@ from tests.distributed.programs.launch import launch
 from tests.distributed.test_backbones_ranks import BACKBONES
 
 
-@pytest.mark.parametrize("backbone", ["vit", pytest.param("swin", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["vit", "swin"])
 def test_gathered_weights_are_freed_between_forward_and_backward(
     backbone: str, tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ def test_random_weights_are_those_that_the_run_began_with(run: Path) -> None:
         assert found[size] == pytest.approx(wanted, abs=100 / 20)
 
 
+@pytest.mark.slow  # two ranks for two of them
 @pytest.mark.parametrize(("ranks", "stage"), [(2, 2), (1, 0), (2, 3)])
 def test_it_continues_with_the_losses_of_then(run: Path, ranks: int, stage: int) -> None:
     words = ["--config", str(run / "config.yaml"), *DATA, *OWN, f"output_dir={run}"]

@@ -21,6 +21,7 @@ SEED = [
 ]
 
 
+@pytest.mark.slow  # three trainings
 def test_the_shipped_recipe_trains_continues_and_deploys_its_students(
     shards: Path,  # noqa: F811
     tmp_path: Path,
