@@ -5,7 +5,9 @@ launched, watched, stopped, saved and continued as any other.
 """
 
 import argparse
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -15,11 +17,12 @@ from typing import Any
 from poa_ds import train
 from poa_ds.evaluate.finetune import recipes
 from poa_ds.evaluate.finetune.recipes import Job, Settings
+from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, ds_json
 from poa_ds.recipe.tree import Recipe
 from poa_ds.run import exit_status, faults
-from poa_ds.system import arguments, paths, rendezvous
-from poa_ds.system.console import tell
+from poa_ds.system import arguments, paths, rendezvous, stopping
+from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.run_folder import RunFolder
 
@@ -123,12 +126,49 @@ def run(args: argparse.Namespace) -> int:
             f"--sizes: {len(found)} sizes, and a launcher has started {os.environ['WORLD_SIZE']}"
             " ranks: give one size; each is a training of its own"
         )
-    for training in found if len(found) > 1 else ():  # not behind hours of another size
+    if len(found) == 1:
+        return found[0].run(args)
+    for training in found:  # not behind hours of another size
         training.check_start()
     for training in found:
-        if status := training.run(args):
+        if status := _in_a_process(args, training.job.subnet):
             return status
     return exit_status.DONE
+
+
+def _in_a_process(args: argparse.Namespace, subnet: Subnet) -> int:
+    """Train one of several sizes; its exit status. DeepSpeed begins only once in a process."""
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_alone, args=(args, str(subnet)))
+    process.start()
+    kept = {
+        number: signal.signal(number, lambda number, _: os.kill(process.pid, number))
+        for number in (signal.SIGINT, *stopping.requests())
+    }
+    process.join()
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+    status = process.exitcode
+    return status if status >= 0 else exit_status.of_signal(-status)
+
+
+def _alone(args: argparse.Namespace, size: str) -> None:
+    os.setpgrp()  # signals come from the process that has started this one
+    args.sizes = size
+    _end(_reported(args))
+
+
+def _reported(args: argparse.Namespace) -> int:
+    try:
+        return run(args)
+    except (UserError, faults.Fault, KeyboardInterrupt) as error:
+        return faults.report(error)
+
+
+def _end(status: int) -> None:
+    if status:
+        faults.leave(status)
+    sys.exit(status)
 
 
 def trainings(args: argparse.Namespace) -> list["Training"]:
@@ -158,6 +198,7 @@ def trainings(args: argparse.Namespace) -> list["Training"]:
     found = []
     for subnet in subnets:
         row = recipes.nearest(recipe, subnet, args.recipe)
+        check_options(recipe, args, replace(row.settings, **given), subnet)
         job = Job(
             recipe,
             subnet,
@@ -176,6 +217,23 @@ def trainings(args: argparse.Namespace) -> list["Training"]:
         about = {"weights_sha256": weights_hash(teacher), "recipe": row.title, "given": given}
         found.append(Training(job, RunFolder.around(teacher), step, about))
     return found
+
+
+def check_options(
+    recipe: Recipe, args: argparse.Namespace, settings: Settings, subnet: Subnet
+) -> None:
+    """UsageError: an option that this size has no use for, or a policy that timm does not know."""
+    if args.drop_path and recipe.backbone.name == "resnet":
+        raise UsageError("--drop-path: a ResNet has none, leave it out")
+    if args.published_cosine and settings.epochs >= recipes.PUBLISHED_COSINE:
+        say(f"--published-cosine changes nothing: {subnet} learns for {settings.epochs:g} epochs")
+    if args.policy:
+        from timm.data import create_transform
+
+        try:
+            create_transform(32, is_training=True, auto_augment=args.policy)
+        except (AssertionError, KeyError, ValueError) as error:
+            raise UsageError(f"--policy {args.policy}: timm knows no such policy") from error
 
 
 def _precision(recipe: Recipe) -> str:
@@ -302,15 +360,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     add_arguments(parser)
-    args = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
-    try:
-        return run(args)
-    except (UserError, faults.Fault, KeyboardInterrupt) as error:
-        return faults.report(error)
+    return _reported(parser.parse_args(sys.argv[1:] if argv is None else list(argv)))
 
 
 if __name__ == "__main__":
-    status = main()
-    if status:
-        faults.leave(status)
-    sys.exit(status)
+    _end(main())

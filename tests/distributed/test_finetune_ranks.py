@@ -67,3 +67,14 @@ def test_stopped_and_continued_and_on_two_ranks_it_is_the_same(tmp_path: Path) -
     assert finetuned(one, tmp_path) == {exit_status.DONE}  # nothing is left to do
     assert "has it already" in (one / "rank0.log").read_text()
     assert measured(one)[0] == rows
+
+
+@pytest.mark.slow
+def test_several_sizes_are_trained_one_after_the_other(tmp_path: Path) -> None:
+    make_shards(tmp_path / "train", 48)
+    make_shards(tmp_path / "val", 21, first=60)
+    make_teacher(tmp_path / "run", tracking="none", log_every=1)
+    more = ("--sizes", "32x2,48x3", "--epochs", "1")
+    assert finetuned(tmp_path / "run", tmp_path, *more) == {exit_status.DONE}
+    found = score_rows.read(tmp_path / "run" / "evaluations.jsonl")
+    assert [row.size for row in found if row.name == "finetune_top1"] == ["32x2", "48x3"]

@@ -278,7 +278,8 @@ def test_what_cannot_be_learnt_or_measured_is_named(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("--crop", 30), "--crop 30 is not a multiple of the patches' size, 8"),
+        (("--crop", 30), "--crop 30 is not a multiple of backbone.patch_size 8"),
+        (("--stride", 40), "--stride 40 leaves pixels out between crops of"),
         (("--val", "nowhere"), "nowhere/images: no such folder"),
         (("--layout", "voc"), "ImageSets/Segmentation/train.txt cannot be read"),
     ],

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import torch
@@ -57,7 +58,8 @@ class LabelledCrop:
             re_mode="pixel",
         )
         for step in made.transforms:
-            for change in getattr(step, "ops", ()):
+            ways = (getattr(step, "ops", ()), *getattr(step, "policy", ()))
+            for change in chain.from_iterable(ways):
                 if change.aug_fn is auto_augment.posterize:
                     change.aug_fn = posterized
         return made

@@ -16,7 +16,6 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system.run_folder import RunFolder
 
 KIND, LAST = "finetune", "last"
-METRICS = ("top1", "mean_per_class")
 
 
 def own(files: RunFolder) -> list[ScoreRow]:

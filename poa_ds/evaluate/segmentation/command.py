@@ -88,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         check_taps(reader.model, args.taps)
         train, val = layouts.both(args)
         crop = crop_of(reader.model, args.crop)
+        if args.stride and args.stride > crop:
+            raise UsageError(f"--stride {args.stride} leaves pixels out between crops of {crop}")
         steps = steps_of(len(train), args)
         tell_cost(reader, crop, steps, args)
         if args.dry_run:
@@ -106,10 +108,10 @@ def run(args: argparse.Namespace) -> int:
 
 def crop_of(model: ElasticBackbone, asked: int | None) -> int:
     """Pixels of a crop. UsageError: patches of the network do not fill it."""
-    patch = model.patch_size
-    if asked and asked % patch:
-        raise UsageError(f"--crop {asked} is not a multiple of the patches' size, {patch}")
-    return asked or -(-CROP // patch) * patch
+    unit, name = model.shape.multiple()
+    if asked and asked % unit:
+        raise UsageError(f"--crop {asked} is not a multiple of {name}")
+    return asked or -(-CROP // unit) * unit
 
 
 def steps_of(images: int, args: argparse.Namespace) -> int:
@@ -179,8 +181,6 @@ def finite(reader: Reader, crop: int, taps: str) -> tuple[list[Subnet], int]:
         say(f"warning: left out, as their features are not finite: {', '.join(strange)}")
     if not good:
         raise UserError("no size has finite features")
-    if crop % (rows := maps[0].shape[1]):
-        raise UsageError(f"--crop {crop} is not a multiple of {rows}, the rows of the last map")
     return good, maps[0].shape[1:3].numel()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from poa_ds.checkpoint.deployed import weights_hash
+from poa_ds.data.store.index import SampleError
 from poa_ds.evaluate.feature_cache import Reader
 from poa_ds.evaluate.groups import Groups, allowed_bytes
 from poa_ds.evaluate.knn_protocol import Encoder
@@ -111,7 +112,10 @@ class Task:
             return None
         for one in heads:
             if not one.finite():
-                raise UserError(f"the heads of {one.name} are not finite: leave it out of --sizes")
+                raise UserError(
+                    f"the heads of {one.name} are not finite: leave it out of --sizes (the other "
+                    "sizes are then learnt anew)"
+                )
         every = {one.name: range(len(protocol["learning_rates"])) for one in heads}
         held: Counts | None = {}
         if len(self.held):
@@ -160,7 +164,10 @@ class Task:
         if len(bad) == len(rows):
             raise UserError(f"{of.place}: none of its {len(rows)} images can be read")
         if bad and dist.is_main():
-            say(f"warning: {len(bad)} damaged images of {of.place} are not measured: {bad[0]}")
+            say(
+                f"warning: {len(bad)} damaged images of {of.place} are not measured; the first: "
+                f"{SampleError(*bad[0])}"
+            )
         return counts
 
     def _rows(

@@ -243,7 +243,7 @@ Network = ViT
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, of 32 or 16 bits there, in float32."""
+    """The tensors of a safetensors file, F32 or F16 there, in float32."""
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     tensors = {}

@@ -69,6 +69,14 @@ def test_a_colour_of_no_bit_is_black(crop: LabelledCrop) -> None:
     assert posterized in [change.aug_fn for change in changes]
 
 
+def test_policies_that_draw_a_change_no_bits_are_whole_too() -> None:
+    made = LabelledCrop(32, (0.5, 1.0), 0.5, "v0", 0.0, (0.5,) * 3, (0.2,) * 3)
+    assert all(
+        made(torch.full((3, 40, 40), 100.0).byte(), random.Random(n)).isfinite().all()
+        for n in range(150)
+    )
+
+
 def test_without_a_policy_and_erasing_a_crop_keeps_its_colours() -> None:
     plain = LabelledCrop(32, (1.0, 1.0), 0.0, "", 0.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     grey = torch.full((3, 40, 40), 100, dtype=torch.uint8)
