@@ -87,6 +87,7 @@ COMMANDS = {
         "poa_ds.finetune",
         "sizes that learn whole from labels, each in a training of its own",
         "poa-ds eval finetune runs/photos --sizes 96x4 --epochs 20 --batch 256",
+        scores=True,
     ),
     "eval logistic": Command(
         "poa_ds.evaluate.logistic.command",

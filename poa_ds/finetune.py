@@ -5,9 +5,7 @@ launched, watched, stopped, saved and continued as any other.
 """
 
 import argparse
-import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -21,7 +19,8 @@ from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, ds_json
 from poa_ds.recipe.tree import Recipe
 from poa_ds.run import exit_status, faults
-from poa_ds.system import arguments, paths, rendezvous, stopping
+from poa_ds.run.apart import apart
+from poa_ds.system import arguments, paths, rendezvous
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.run_folder import RunFolder
@@ -131,29 +130,12 @@ def run(args: argparse.Namespace) -> int:
     for training in found:  # not behind hours of another size
         training.check_start()
     for training in found:
-        if status := _in_a_process(args, training.job.subnet):
+        if status := apart(_alone, args, str(training.job.subnet)):  # DeepSpeed begins only once
             return status
     return exit_status.DONE
 
 
-def _in_a_process(args: argparse.Namespace, subnet: Subnet) -> int:
-    """Train one of several sizes; its exit status. DeepSpeed begins only once in a process."""
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_alone, args=(args, str(subnet)))
-    process.start()
-    kept = {
-        number: signal.signal(number, lambda number, _: os.kill(process.pid, number))
-        for number in (signal.SIGINT, *stopping.requests())
-    }
-    process.join()
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-    status = process.exitcode
-    return status if status >= 0 else exit_status.of_signal(-status)
-
-
 def _alone(args: argparse.Namespace, size: str) -> None:
-    os.setpgrp()  # signals come from the process that has started this one
     args.sizes = size
     _end(_reported(args))
 
@@ -198,7 +180,7 @@ def trainings(args: argparse.Namespace) -> list["Training"]:
     found = []
     for subnet in subnets:
         row = recipes.nearest(recipe, subnet, args.recipe)
-        check_options(recipe, args, replace(row.settings, **given), subnet)
+        check_options(args, replace(row.settings, **given), subnet)
         job = Job(
             recipe,
             subnet,
@@ -219,12 +201,8 @@ def trainings(args: argparse.Namespace) -> list["Training"]:
     return found
 
 
-def check_options(
-    recipe: Recipe, args: argparse.Namespace, settings: Settings, subnet: Subnet
-) -> None:
-    """UsageError: an option that this size has no use for, or a policy that timm does not know."""
-    if args.drop_path and recipe.backbone.name == "resnet":
-        raise UsageError("--drop-path: a ResNet has none, leave it out")
+def check_options(args: argparse.Namespace, settings: Settings, subnet: Subnet) -> None:
+    """UsageError: timm does not know the policy. Said: an option changes nothing."""
     if args.published_cosine and settings.epochs >= recipes.PUBLISHED_COSINE:
         say(f"--published-cosine changes nothing: {subnet} learns for {settings.epochs:g} epochs")
     if args.policy:

@@ -88,11 +88,13 @@ def cluster(folder: Path, srun: str) -> dict[str, str]:
     return environment() | {"PATH": path, "SLURM_JOB_ID": "77", "PYTHON": sys.executable}
 
 
-def sbatch(variables: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+def sbatch(
+    variables: dict[str, str], *words: str, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", str(FOLDER / "train.sbatch"), *words],
         env=variables,
-        cwd=ROOT,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=240,
@@ -100,22 +102,25 @@ def sbatch(variables: dict[str, str], *words: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize(
-    ("status", "restarts", "again"),
+    ("status", "faults", "again"),
     [
         (0, 0, False),
         (exit_status.STOPPED, 50, True),
         (70, 2, True),
         (70, 3, False),
         (124, 0, True),
+        (139, 0, True),
         (2, 0, False),
         (exit_status.INTERRUPTED, 0, False),
     ],
 )
 def test_the_script_queues_again_what_can_go_on(
-    status: int, restarts: int, again: bool, tmp_path: Path
+    status: int, faults: int, again: bool, tmp_path: Path
 ) -> None:
-    variables = cluster(tmp_path, f"exit {status}") | {"SLURM_RESTART_COUNT": str(restarts)}
-    done = sbatch(variables, "output_dir=x")
+    counted = tmp_path / "slurm-77.faults"
+    counted.write_text(f"{faults}\n")
+    done = sbatch(cluster(tmp_path, f"exit {status}"), "output_dir=x", cwd=tmp_path)
+    assert int(counted.read_text()) == faults + (again and status != exit_status.STOPPED)
     assert done.returncode == (0 if again else status), done.stderr
     assert (tmp_path / "told").exists() is again
     if again:

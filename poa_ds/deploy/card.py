@@ -83,12 +83,17 @@ def _what(export: Export, subnet: Subnet) -> str:
     cost = (
         f", {flops(subnet, crop) / 1e9:.3g} GFLOPs for an image of {crop} pixels" if flops else ""
     )
+    origin = (
+        f"of one elastic pre-training run of all sizes without labels (method"
+        f" `{recipe.objective.method}`, after {PAPER}), step {export.step:,}"
+        if export.step
+        else "of weights that were not trained here, such as imported ones"
+    )
     title, width = form.of(model.kind).title, model.feature_width(subnet)
     return (
-        f"A {title} with {model.parameter_count(subnet):,} parameters{cost}: {cut}, of one elastic"
-        f" pre-training run of all sizes without labels (method `{recipe.objective.method}`, after"
-        f" {PAPER}), step {export.step:,}. {told}It gives features, {width} numbers for an image,"
-        f" and has no classifier. Weights are kept in {bits} bits.\n"
+        f"A {title} with {model.parameter_count(subnet):,} parameters{cost}: {cut},"
+        f" {origin}. {told}It gives features, {width} numbers for an image, and has no classifier."
+        f" Weights are kept in {bits} bits.\n"
     )
 
 

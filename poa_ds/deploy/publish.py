@@ -110,6 +110,11 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     try:
         address = hub.create_repo(repository, private=private, exist_ok=True)
         hub.upload_folder(folder_path=folder, repo_id=repository, commit_message="poa-ds publish")
+    except ValueError as error:  # of the card's head
+        raise UserError(
+            f"{folder} is written, but {constants.ENDPOINT} does not take its README.md: {error}; "
+            "it may not know the licence: give another --licence"
+        ) from error
     except (OSError, errors.HTTPError) as error:
         refused = getattr(getattr(error, "response", None), "status_code", 0) in (401, 403)
         first = "after `hf auth login` with a token that may write, " if refused else ""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.console import say
+from poa_ds.system.errors import UserError
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import flat, plain
 from poa_ds.system.versions import versions
@@ -32,6 +33,9 @@ TABLE_STEP = "poa.table_step"  # of the table among the artifacts
 MOST_METRICS, MOST_PARAMS, LONGEST_PARAM = 1000, 100, 6000
 ROWS_AT_A_TIME = 200
 
+Mode = Literal["new", "resume", "sync", "add"]
+ABSENT = "does not have this run: is it tracked elsewhere?"
+
 
 def open_store(
     recipe: Recipe,
@@ -40,11 +44,13 @@ def open_store(
     sizes: Mapping[Subnet, int | None],
     *,
     place: Destination,
-    mode: Literal["new", "resume", "sync"] = "new",
+    mode: Mode = "new",
     keeps_ids: bool = True,
 ) -> "MlflowStore":
     """The store at a place, mlflow being imported on the way; see MlflowStore for the rest."""
-    client, entities = connect(place, makes=True)
+    if mode == "add" and place.file and not place.file.exists():
+        raise UserError(f"{place} {ABSENT}")
+    client, entities = connect(place, makes=mode != "add")
     return MlflowStore(
         client,
         entities,
@@ -71,22 +77,25 @@ class MlflowStore:
         place: Destination,
         ids: dict[str, Any],
         sizes: Mapping[Subnet, int | None],
-        mode: Literal["new", "resume", "sync"],
+        mode: Mode,
         keeps_ids: bool,
     ) -> None:
         """Opens the run of `ids` (or with their key), or a new one; the ids are put there.
 
         client, entities: an mlflow.MlflowClient and mlflow.entities. sizes: with their parameters.
-        keeps_ids: in the run's folder; those of a store besides are found by their key.
+        keeps_ids: in the run's folder; those of a store besides are found by their key. mode add:
+        to a run that is there; UserError: it is not.
         """
         self._client, self._entities = client, entities
         self._recipe, self._folder, self._place, self._ids = recipe, folder, place, ids
         self._keeps_ids = keeps_ids
         self._sizes = {size.label: (size, parameters) for size, parameters in sizes.items()}
-        self._knowledge = AllSteps if mode == "sync" else LastSteps
+        self._knowledge = AllSteps if mode in ("sync", "add") else LastSteps
         self._known: dict[str, LastSteps | AllSteps] = {}
         self._offset, self._view = 0, View(recipe)
         self._scores = Scores(client, RunFolder(folder).evaluations)
+        if mode == "add" and self._alive(ids["run"]) is None:
+            raise UserError(f"{place} {ABSENT}")
         self.experiment = self._experiment_id()
         run = self._find()
         if run is None:
@@ -98,7 +107,7 @@ class MlflowStore:
         if mode == "resume" and run.data.params:
             self._resume(run, params)
         self._log_params(run, params)
-        made_by = {} if mode == "sync" else {COMMIT: versions()["commit"]}
+        made_by = {} if mode in ("sync", "add") else {COMMIT: versions()["commit"]}
         self._tags = dict(run.data.tags)
         self._tag(self._view.run_tags() | made_by)
         self._keep_ids()

@@ -79,18 +79,24 @@ def after_evaluation(args: argparse.Namespace) -> None:
     files = RunFolder.around(args.run)
     if not all(path.is_file() for path in (files.evaluations, files.recipe, files.mlflow_ids)):
         return
-    folder, recipe = files.path.resolve(), load.kept_recipe(files.recipe)
-    ids = mlflow_ids.known(folder, {})
+    folder = files.path.resolve()
+    try:
+        recipe, ids = load.kept_recipe(files.recipe), mlflow_ids.known(folder, {})
+        set_environment()
+        place = destination(recipe, folder, os.environ)
+    except UserError as error:
+        say(f"warning: MLflow has not what was measured: {error}")
+        return
     if "run" not in ids:
         return
-    set_environment()
-    place = destination(recipe, folder, os.environ)
     try:
         with alone(folder):
             store = mlflow_store.open_store(
-                recipe, folder, ids, _sizes(recipe), place=place, mode="sync"
+                recipe, folder, ids, _sizes(recipe), place=place, mode="add"
             )
             added = store.fill_scores()
+    except UserError as error:
+        say(f"warning: {error}; poa-ds mlflow-sync {args.run} brings it later")
     except Exception as error:  # MLflow's and its libraries' own, of many kinds
         again = f"the run's folder has them all: poa-ds mlflow-sync {args.run}"
         say(f"warning: {failure(error, place, again)}")

@@ -151,7 +151,8 @@ class TensorboardStore:
 
     def _fill_scores(self) -> int:
         added = 0
-        for row in score_rows.read(self._files.evaluations):
+        rows = score_rows.read(self._files.evaluations)
+        for row in {(row.size, row.name, row.step): row for row in rows}.values():  # the newest
             key, size = (row.size, row.name, row.step), Subnet.read(row.size)
             if size is None or self._scores.get(key) == row.value:  # a floor, or known
                 continue

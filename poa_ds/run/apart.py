@@ -1,0 +1,33 @@
+"""A part of a program in a process of its own, which gets the signals of this one."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+
+from poa_ds.run import exit_status
+from poa_ds.system import stopping
+
+
+def apart(work: Callable[..., None], *given: object) -> int:
+    """Carry out `work` of a module's top level, with what can be pickled; its exit status.
+
+    A process group of its own: signals of the terminal reach it once, from here.
+    """
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_apart, args=(work, *given))
+    process.start()
+    handlers = {
+        number: signal.signal(number, lambda number, _: os.kill(process.pid, number))
+        for number in (signal.SIGINT, *stopping.requests())
+    }
+    process.join()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    status = process.exitcode
+    return status if status >= 0 else exit_status.of_signal(-status)
+
+
+def _apart(work: Callable[..., None], *given: object) -> None:
+    os.setpgrp()
+    work(*given)
