@@ -52,7 +52,8 @@ def test_every_point_comes_once_also_after_a_kill_and_a_resume(tmp_path: Path) -
     row = ScoreRow(
         *("linear", 8, str(SMALL), "top1", 70.5, 1.5, "val", "", {}, 3.0), {"crop": 64}, "2.9"
     )
-    results.append(tmp_path / "evaluations.jsonl", row)
+    for value in (60.0, 70.5):  # measured twice
+        results.append(tmp_path / "evaluations.jsonl", replace(row, value=value))
     close(first)  # of a process that was killed nothing but this is missing
     again = start(tmp_path, resumed_ids={}, first_step=5)  # the steps behind 5 are made again
     for step in range(6, 10):
