@@ -139,6 +139,7 @@ def train(
     """What a real run of STEPS steps printed; watch(row) is called as metrics are written."""
     words = command(shards, out, f"schedule.steps_per_epoch={STEPS}", "tracking=mlflow")
     words += [f"mlflow.uri={uri}", "mlflow.run_name=run", "data.workers=0"]
+    words[2:3] = ["tests.distributed.programs.recorded", str(out / "mlflow.json")]
     with subprocess.Popen(
         words,
         env=environment(),
@@ -228,7 +229,7 @@ def test_a_server_that_dies_in_the_middle_is_filled_later(
                     server.kill()
 
         printed = train(shards, out, server.uri, watch)
-        assert len(recording) > 20, "the server was too slow for this run"
+        assert len(recording) > 20, "the server has never made the run"
         assert printed.count("MLflow failed") == 1, printed
         assert f"poa-ds mlflow-sync {out}" in printed and "Traceback" not in printed
         rows = [row for row in read_rows(out / "metrics.jsonl") if "loss/total" in row]
