@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,12 +53,15 @@ def train(
     own: dict[str, object] = {"output_dir": out, "evaluation.queries": queries}
     own |= {"data.train": "", "data.mix": images} if mixed else {"data.train": images}
     words = [f"{key}={_text(value)}" for key, value in (own | overrides).items()]
-    checks.check_places(load.recipe(Path(recipe), words))
+    if threading.current_thread() is not threading.main_thread():
+        raise UserError("poa_ds.train: call it in the main thread, a training ends with its thread")
+    checked = load.recipe(Path(recipe), words)
+    checks.check_places(checked)
     options = ["--max-restarts", str(max_restarts)]
     options += ["--nproc", str(processes)] if processes is not None else []
     own_file = ["--deepspeed_config", str(deepspeed)] if deepspeed else []
     launched = ["-u", "-m", "poa_ds.cli", "launch", *options, "--", "--config", str(recipe)]
-    return Run._started(Path(out), [sys.executable, *launched, *own_file, *words])
+    return Run._started(Path(checked.output_dir), [sys.executable, *launched, *own_file, *words])
 
 
 class Run:

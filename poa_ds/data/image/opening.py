@@ -81,7 +81,7 @@ def opened(
     short_side: a JPEG of more than `largest` pixels comes reduced to 1/2, 1/4 or 1/8, but with a
     longer short side than this.
     """
-    image = _factory(content)
+    image = factory(content)
     try:
         with image(io.BytesIO(content)) as file:
             if short_side and isinstance(file, JpegImageFile):
@@ -105,10 +105,11 @@ def check_size(width: int, height: int, largest: int = LARGEST) -> None:
         )
 
 
-def _factory(content: bytes) -> type[ImageFile.ImageFile]:
-    for begins, factory in FORMATS.values():
+def factory(content: bytes) -> type[ImageFile.ImageFile]:
+    """What opens an image that begins so. Undecodable: it is none."""
+    for begins, opens in FORMATS.values():
         if begins.match(content):
-            return factory
+            return opens
     raise Undecodable(NO_IMAGE if content else "empty file")
 
 

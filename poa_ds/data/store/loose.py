@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from poa_ds.data.image.opening import Undecodable, opened
+from poa_ds.data.image.opening import Undecodable, factory, opened
 from poa_ds.data.store import tree
 from poa_ds.data.store.index import INDEX, SampleError, ShardFolder, load_index
 from poa_ds.data.store.manifest import MANIFEST, Manifest, ShardFile
@@ -78,14 +78,16 @@ class LooseFolder(ShardFolder):
                 f"{cache} lies inside {place}, whose images are read: choose another output_dir, "
                 "or data.cache"
             )
-        kept = cache.absolute() / f"images-{_fingerprint(found, place)[:32]}"
+        kept = cache.absolute() / f"images-{_fingerprint(found, place, beat)[:32]}"
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with alone(kept.with_name(f"{kept.name}.lock"), waiting=beat):
                 if not (kept / MANIFEST).is_file():
                     _keep(kept, *_indexed(found, place, beat))
         except OSError as error:
-            raise UserError(f"data.cache {cache} cannot be used: {error.strerror}") from error
+            raise UserError(
+                f"{cache}, for indexes of images, cannot be used: {error.strerror}"
+            ) from error
         return cls.of(place, found.root, kept)
 
     @classmethod
@@ -153,10 +155,11 @@ def is_images(place: Path) -> bool:
     return not any(any(place.glob(name)) for name in shards) and any(place.iterdir())
 
 
-def _fingerprint(found: Tree, place: Path) -> str:
+def _fingerprint(found: Tree, place: Path, beat: Beat) -> str:
     """Of all that says, without opening a file, that these are the images that were indexed."""
     digest = hashlib.sha256(json.dumps([str(place.resolve()), [*found.classes]]).encode())
     for name, label in zip(found.names, found.labels, strict=True):
+        beat()
         try:
             about = (found.root / name).stat()
             file = f"{about.st_size} {about.st_mtime_ns}"
@@ -191,7 +194,7 @@ def _indexed(found: Tree, place: Path, beat: Beat) -> Indexed:
         reasons = "".join(f"\n  {printable(name)}: {why}" for name, why in passed[:LISTED])
         raise UserError(
             f"{place}: no image and no {MANIFEST} in it: it is neither a folder of images nor one "
-            f"of shards{reasons}"
+            f"of shards (tars of another tool: `poa-ds index`){reasons}"
         )
     index = np.array(rows, ROW)
     manifest = _manifest(found, place, index, rejected=len(passed))
@@ -208,7 +211,7 @@ def _read(found: Tree, order: np.ndarray) -> Iterator[tuple[int, int] | str]:
 
 def _row(path: Path) -> tuple[int, int] | str:
     try:
-        content = tree.read(path)
+        content = tree.read(path, look=factory)
         with opened(content):  # its header alone is looked at
             return len(content), zlib.crc32(content)
     except Undecodable as error:
@@ -245,7 +248,11 @@ def _keep(
         (folder / NAMES).write_bytes(names.tobytes())
         (folder / REJECTED).write_text("".join(lines))
         (folder / MANIFEST).write_text(manifest.to_json())
-        publish_folder(folder, kept)
+        try:
+            publish_folder(folder, kept)
+        except OSError:
+            if not (kept / MANIFEST).is_file():  # else another was first, whom no lock held here
+                raise
     if passed:
         name, reason = passed[0]
         say(

@@ -5,7 +5,7 @@
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from poa_ds.system.regular import check_regular
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 SHUFFLE = 1 << 63  # second word of the key of the shuffle; epochs of a run take 0, 1, 2, ...
 UNREADABLE = "unreadable folder"
+HEAD = 16  # bytes that say what a file is
 Passed = tuple[str, str]  # a file or folder that is none of the data, and why
 
 
@@ -134,15 +135,21 @@ def files(root: Path, *, named_from: Path) -> tuple[list[Path], list[Passed]]:
     return found, passed
 
 
-def read(path: Path) -> bytes:
-    """The content of an image file; Undecodable where there is nothing to read."""
+def read(path: Path, *, look: Callable[[bytes], object] = lambda head: None) -> bytes:
+    """The content of an image file; Undecodable where there is nothing to read.
+
+    look: at its first bytes, before the rest of what may be a tar or a film is read.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise Undecodable("not a regular file")  # reading a pipe would wait for ever
         if status.st_size > LARGEST_IMAGE:
             raise Undecodable(f"too large: more than {LARGEST_IMAGE} bytes")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+            look(head)
+            return head + file.read()
     except OSError as error:
         raise Undecodable(f"unreadable file: {error.strerror}") from error
     except ValueError as error:  # a name with a zero byte

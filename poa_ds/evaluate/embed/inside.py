@@ -16,7 +16,7 @@ from poa_ds.evaluate.embed import command
 from poa_ds.evaluate.embed.files import ABOUT, ROWS
 from poa_ds.model.space import Subnet
 from poa_ds.system.errors import UserError
-from poa_ds.system.paths import is_address
+from poa_ds.system.paths import expanded, is_address
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ def embed(
     the next call. what: cls, or cls+avg with the mean of the patches. normalise: rows of unit
     length. UserError: no such run, images or size; features that are not finite.
     """
+    images = expanded(str(images))
     with TemporaryDirectory(prefix="poa-embed-") as place:
-        folder = Path(place) / "embedding" if out is None else Path(out)
+        folder = Path(place) / "embedding" if out is None else Path(expanded(str(out)))
         words = [str(run), _option(images), str(images), "--out", str(folder), "--what", what]
         words += ["--workers", str(workers)]
         words += ["--batch-size", str(batch_size)] if batch_size is not None else []

@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,8 +194,33 @@ def test_what_cannot_be_read_as_images_says_why(tree: Path, tmp_path: Path):
     with pytest.raises(UserError, match="no such folder"):
         open_folder(str(tmp_path / "nowhere"), Data())
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"data\.cache .* cannot be used: Not a directory"):
+    with pytest.raises(UserError, match=r"for indexes of images, cannot be used: Not a directory"):
         open_folder(str(tree), Data(cache=str(tmp_path / "file" / "cache")))
+
+
+def test_an_index_that_another_process_publishes_first_is_no_error(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no lock holds, as on some network disks: both index, one is first."""
+    publish = loose.publish_folder
+
+    def late(folder: Path, kept: Path) -> None:
+        shutil.copytree(folder, kept)
+        publish(folder, kept)
+
+    monkeypatch.setattr(loose, "publish_folder", late)
+    found = LooseFolder.at(tree, tmp_path / "cache")
+    assert len(found) and found.read(0)
+
+
+def test_a_large_file_that_is_no_image_is_not_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "film").write_bytes(b"no image")
+    os.truncate(tmp_path / "film", 1 << 30)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="poa-ds index"):
+        open_folder(str(tmp_path), Data())
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    tracemalloc.stop()
 
 
 def test_where_nothing_can_be_kept_the_index_is_in_memory(tree: Path, tmp_path: Path):
