@@ -22,7 +22,9 @@ def test_a_run_from_files_is_that_from_their_shards_and_other_files_are_noticed(
     words = command(tmp_path, tmp_path / "loose", *short)
     run(words)
     assert losses(tmp_path / "loose") == losses(tmp_path / "packed")
-    kept = sorted(path.name for path in (tmp_path / "loose" / "images").glob("images-*/index.npy"))
+    kept = sorted(
+        path.name for path in (tmp_path / "loose" / "image_indexes").glob("images-*/index.npy")
+    )
     assert len(kept) == 2  # of train and val
     (tmp_path / "train" / "kind0" / "2.jpg").unlink()
     made.save(tmp_path / "train" / "kind0" / "new.jpg", 99)
