@@ -103,8 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deepspeed_config", type=paths.path, metavar="FILE.json")
     parser.add_argument("--dry-run", action="store_true", help="say what it costs, do nothing")
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--csv", action="store_true", help="print CSV")
-    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument("--csv", action="store_true", help="print CSV, behind all else")
+    output.add_argument("--json", action="store_true", help="print JSON, behind all else")
     # appended by launchers
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 

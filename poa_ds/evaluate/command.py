@@ -26,7 +26,7 @@ from poa_ds.model.space import Subnet
 from poa_ds.recipe import checks
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import arguments, dist, paths
-from poa_ds.system.console import tell
+from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError
 from poa_ds.system.progress import progress
 from poa_ds.system.run_folder import RunFolder
@@ -113,11 +113,12 @@ def run(args: argparse.Namespace) -> int:
             found = {subnet: of_size.percent() for subnet, of_size in answered.items()}
             how, k = protocol.record(readout.precision), protocol.options.report_k
             row = KnnRow.of(own.step, how, found, raw_pixels=pixels, random_weights=untrained)
-            tell(results.table(row))
+            show = say if args.csv or args.json else tell
+            show(results.table(row))
             if not split.amount(args):
                 results.append(own.folder.right, right_row(own.step, how, k, answered))
                 results.append(own.folder.knn, row)
-                tell(f"added to {own.folder.knn}")
+                show(f"added to {own.folder.knn}")
             rows = knn_rows(own.step, protocol, asked, of_sets, args, readout.precision, seconds)
             score_table.keep(rows, own.folder.evaluations, args)
     return 0
@@ -128,7 +129,9 @@ def _of_tests(own: Opened, args: argparse.Namespace) -> dict[str, Asked]:
     bank, options, found = own.protocol.bank.folder, own.recipe.evaluation, {}
     for name, place in measured.tests(args).items():
         folder = open_folder(place, own.recipe.data, own.folder.images)
-        queries = KnnProtocol.of(bank, folder, options).queries
+        protocol = KnnProtocol.of(bank, folder, options)
+        protocol.say_doubts()
+        queries = protocol.queries
         among = measured.answers(queries.numbers[:-1], len(bank.classes), args)
         if among is not None:  # the last number is that of images without a class
             among = F.pad(among, (0, 1))

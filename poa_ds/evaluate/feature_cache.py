@@ -169,7 +169,7 @@ class Cache:
         labels = [subnet.label for subnet in missing]
         setting = own | {"step": reader.step, "sizes": labels, "batch_size": reader.batch_size}
         part = out.with_name(f"{out.name}-{identity({'sizes': labels})}")
-        tell_cost(reader.model, missing, setting, out)
+        tell_cost(reader.model, missing, setting, out, to=say)
         out.parent.mkdir(parents=True, exist_ok=True)
         if not is_there(part, setting):
             done = write(

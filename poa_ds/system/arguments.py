@@ -58,3 +58,8 @@ def share(text: str) -> float:
     if not text.strip().endswith("%") or not 0 < found <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0% up to 100%")
     return found
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """Positive numbers such as 0.01,0.1, in rising order."""
+    return tuple(sorted({positive(part) for part in text.split(",")}))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from poa_ds.bench import cost
-from poa_ds.bench.methods import basis, report, results, table
+from poa_ds.bench.methods import basis, report, results, runner, table
 from poa_ds.bench.methods.results import Result
 from poa_ds.bench.methods.runs import Settings, plan
 from poa_ds.bench.methods.table import Variant
@@ -113,7 +114,7 @@ def test_who_begins_with_another_run_has_it_before_it_and_as_its_teacher(setting
         assert plain.needs == turned.needs == (f"source_s{seed}",) and not plain.source
         assert (turned.source, turned.rebase) == (f"{runs}/source_s{seed}", "rotate")
         assert turned.recipe.start == turned.recipe.distill.teacher
-        assert turned.recipe.start == f"{made.out}/starts/rotate_40_s{seed}"
+        assert turned.recipe.start == f"{made.out}/starts/rotate_40_rotate_s{seed}"
         chain = found[f"chain_s{seed}"].recipe
         assert chain.start == f"{runs}/none_40_s{seed}" and chain.objective.method == "poa"
         order = [names.index(f"{name}_s{seed}") for name in ("source", "none_40", "chain")]
@@ -148,9 +149,25 @@ def test_a_start_is_the_source_in_another_basis(tmp_path: Path, settings, writte
     assert not torch.allclose(theirs, ours, rtol=0.1)
     part, own = network(images, whole)[:, 0, :32], begun.backbone(images, half)[:, 0]
     assert not torch.allclose(part @ part.T, own @ own.T, rtol=0.1)
-    written_at = Path(run.recipe.start).stat().st_mtime_ns
-    basis.write(run)  # it stays
-    assert Path(run.recipe.start).stat().st_mtime_ns == written_at
+    weights = Path(run.recipe.start) / "teacher.safetensors"
+    before = weights.read_bytes()
+    publish(tmp_path / "source", {n: 2 * t for n, t in tensors.items()}, recipe, 7)
+    basis.write(run)  # of the source as it is now
+    after = weights.read_bytes()
+    assert after != before
+    run.folder.mkdir(parents=True)
+    shutil.rmtree(tmp_path / "source")
+    basis.write(run)  # the run has begun with it: it stays
+    assert weights.read_bytes() == after
+
+
+def test_a_start_that_is_no_run_fails_alone(tmp_path: Path, settings, written, capsys) -> None:
+    read = table.read(written(f"{TINY}  moved: {{start: {tmp_path}/nowhere, rebase: rotate}}\n"))
+    given = settings(read, seeds=(0,), variants=("moved",))
+    given.out.mkdir(parents=True, exist_ok=True)
+    runner.run(lambda: plan(read, given), given.out)
+    assert "the others go on" in capsys.readouterr().out
+    assert "nowhere" in runner.outcomes(given.out)["moved_s0"].why
 
 
 @pytest.mark.parametrize("recipe", ["photos", "photos_dspnet", "photos_sweet"])

@@ -253,5 +253,7 @@ def test_the_command_trains_scores_and_leaves_rows(shapes: Path, tmp_path: Path)
     rows = score_rows.read(run / "evaluations.jsonl")
     names = {row.name for row in rows}
     assert {"detection_box_ap", "detection_mask_ap50"} <= names
-    assert {row.size for row in rows} == {"32x2"} and all(0 <= row.value <= 100 for row in rows)
+    assert {row.size for row in rows} == {"32x2", "48x3"} and all(
+        0 <= row.value <= 100 for row in rows
+    )
     assert {path.name for path in run.iterdir()} == {"teacher", "evaluations.jsonl"}

@@ -1,5 +1,6 @@
 """eval knn from few labels, its other metrics, and votes among some of the classes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.evaluate.test_knn import CPU, make_run, slow_answers
 
 
 def test_few_labels_and_other_metrics_go_to_evaluations_and_knn_jsonl_stays_as_it_is(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = make_run(tmp_path)
     words = ["eval", "knn", str(tmp_path), "--sizes", "32x2"]
@@ -34,7 +35,10 @@ def test_few_labels_and_other_metrics_go_to_evaluations_and_knn_jsonl_stays_as_i
     ]
     assert rows[0].value == pytest.approx(100 * np.mean(of_class))
     assert whole.knn["32x2"][k] == pytest.approx(100 * np.mean(by_k[k]))
-    assert cli.main([*words, "--shots", "2"]) == 0
+    capsys.readouterr()
+    assert cli.main([*words, "--shots", "2", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)  # and nothing else
+    assert printed[0]["name"] == "knn_top1_2_per_class"
     assert results.read(tmp_path / "knn.jsonl") == [whole]
     top1 = score_rows.read(evaluations(tmp_path))[1]
     assert top1.name == "knn_top1_2_per_class" and top1.protocol["train"]["images"] == 6

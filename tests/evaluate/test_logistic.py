@@ -106,8 +106,7 @@ def words(run: Path, *more: object) -> list[str]:
 def test_the_command_measures_every_size(run: Path, capsys: pytest.CaptureFixture) -> None:
     sizes = ("--sizes", "32x2,48x3", "--keep-features")
     assert main(words(run, *sizes, "--c", 10, "--json")) == 0
-    printed = capsys.readouterr().out
-    rows = json.loads(printed[printed.index("\n[") :])
+    rows = json.loads(capsys.readouterr().out)
     assert [(row["size"], row["name"]) for row in rows] == [
         (size, f"logistic_{metric}")
         for size in ("32x2", "48x3")

@@ -56,7 +56,7 @@ def test_every_metric_has_a_row_with_its_error_and_how_the_rate_was_chosen(
         assert row.setting["rate"] in (1e-4, 3e-4, 1e-3, 3e-3)
         assert row.protocol["train"]["images"] == 5 and row.protocol["held_out"]["images"] == 1
         assert row.protocol["classes"] == 4 and row.protocol["published"] is False
-    assert "4 steps x 2 crops of 32 pixels x 2 sizes = " in capsys.readouterr().out
+    assert "4 steps x 2 crops of 32 pixels x 2 sizes = " in capsys.readouterr().err
     assert not (run / "segmentation").exists()
     assert main(["sizes", str(run), "--worth", "seg_miou"]) == 0
     assert "seg_miou" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The network of a finished run in another basis, for runs that begin with it."""
 
+import shutil
 from pathlib import Path
 from typing import cast
 
@@ -14,14 +15,16 @@ from poa_ds.export.rebase import Rebase, checked, described, rebased, statistics
 
 @torch.no_grad()
 def write(run: Run) -> None:
-    """Write `recipe.start` of the run from its source, unless it is there.
+    """Write `recipe.start` of the run from its source, unless the run has begun with it.
 
     The basis is found on images that the run learns from. UserError: the source is no run with a
     plain ViT.
     """
     out = Path(run.recipe.start)
     if out.is_dir():
-        return
+        if run.folder.is_dir():
+            return
+        shutil.rmtree(out)  # of a source, or in a basis, that may be another by now
     model, recipe, step = load_teacher(Path(run.source))
     network, way = checked(model, run.source), cast(Rebase, run.rebase)
     images = calibration_images(recipe, ShardFolder.open(Path(run.recipe.data.train)))

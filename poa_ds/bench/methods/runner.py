@@ -105,7 +105,10 @@ def _train(run: Run, out: Path) -> Outcome:
     if run.source:
         from poa_ds.bench.methods import basis  # torch: seconds, which --help does without
 
-        basis.write(run)
+        try:
+            basis.write(run)
+        except UserError as error:
+            return Outcome(str(error), 0.0, _today(), versions.versions()["commit"])
     files.replace_text(recipe, load.to_yaml(run.recipe))
     log, begun = out / "logs" / f"{run.name}.log", time.monotonic()
     command = [sys.executable, "-m", "poa_ds.train", "--config", str(recipe)]

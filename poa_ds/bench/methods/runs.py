@@ -116,7 +116,7 @@ def _of_variant(
     try:
         recipe = load.recipe(Path(variant.recipe or table.head.recipe), overrides)
         if variant.start:
-            moved = f"{settings.out / 'starts' / name}_s{seed}"
+            moved = f"{settings.out / 'starts' / name}_{variant.rebase}_s{seed}"
             recipe = _started(recipe, variant, source if variant.rebase == "none" else moved)
         there = {str(subnet) for subnet in derived.space(recipe).subnets()}
         sizes = tuple(size for size in table.head.sizes if size in there)

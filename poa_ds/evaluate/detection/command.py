@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         reader = Reader.of(args, device)
         train, val = read(args.coco, masks=not args.boxes)
         wanted = {size: of_size(args, reader, size, train) for size in reader.subnets}
-        tell_cost(reader, wanted, train, val)
+        tell_cost(reader, wanted, train, val, args)
         if args.dry_run:
             return 0
         if args.slots % dist.world_size():
@@ -224,17 +224,21 @@ def protocol(
 
 
 def tell_cost(
-    reader: Reader, wanted: dict[Subnet, Settings], train: Annotations, val: Annotations
+    reader: Reader,
+    wanted: dict[Subnet, Settings],
+    train: Annotations,
+    val: Annotations,
+    args: argparse.Namespace,
 ) -> None:
-    """Steps and the operations of the backbones, from the main rank."""
+    """Steps and the operations of the backbones, from the main rank, as eval linear says them."""
     if not dist.is_main():
         return
-    count = len(train.to_learn_from())
+    count, to = len(train.to_learn_from()), tell if args.dry_run else say
     for size, found in wanted.items():
         flops = reader.model.flops(size, _side(reader, found, val.pictures))
         images = found.steps(count) * found.batch
         total = (3 * images + len(val.pictures)) * flops
-        tell(
+        to(
             f"{size}: {found.steps(count):,} steps x {found.batch} images of {count:,}, then "
             f"{len(val.pictures):,} to measure = {total:.2g} FLOPs of the backbone at most, "
             f"lr {found.lr:g}, layer decay {found.layer_decay:g}, drop path {found.drop_path:g}"

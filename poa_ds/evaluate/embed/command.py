@@ -6,7 +6,7 @@ Rows are worked on in parts that the ranks take in turn; a part is whole on the 
 import argparse
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,7 +258,12 @@ def _images(args: argparse.Namespace, recipe: Recipe) -> Images:
 
 
 def tell_cost(
-    model: ElasticBackbone, subnets: Sequence[Subnet], setting: dict[str, Any], out: Path
+    model: ElasticBackbone,
+    subnets: Sequence[Subnet],
+    setting: dict[str, Any],
+    out: Path,
+    *,
+    to: Callable[[str], None] = tell,
 ) -> None:
     """The work and the disk that it takes; UserError where the disk has less. All ranks look."""
     rows, crop, feature = setting["rows"], setting["crop"], setting["feature"]
@@ -269,7 +274,7 @@ def tell_cost(
     ]
     size = rows * sum(widths) * TYPES[setting["dtype"]].itemsize
     if dist.is_main():
-        tell(f"{rows:,} images x {len(subnets)} sizes = {flops:.2g} FLOPs, {size / 1e6:.3g} MB")
+        to(f"{rows:,} images x {len(subnets)} sizes = {flops:.2g} FLOPs, {size / 1e6:.3g} MB")
     there = next(folder for folder in out.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(there).free
     largest = rows * max(widths) * TYPES[setting["dtype"]].itemsize

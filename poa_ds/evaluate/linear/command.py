@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--learning-rates",
-        type=rates,
+        type=arguments.rates,
         default=RATES,
         metavar="RATE,...",
         help="for batches of 256 (13 from 1e-5 to 0.1)",
@@ -76,11 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-gb", type=arguments.positive, help="for classifiers (60%% of what is free)"
     )
-
-
-def rates(text: str) -> tuple[float, ...]:
-    """Learning rates such as 0.01,0.1, in rising order."""
-    return tuple(sorted({arguments.positive(part) for part in text.split(",")}))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -196,15 +191,16 @@ def protocol_of(
 
 
 def tell_cost(protocol: dict[str, Any], reader: Reader, args: argparse.Namespace) -> None:
-    """The work of all sizes, from the main rank."""
+    """The work of all sizes, from the main rank: what a dry run is asked for, else beside it."""
     flops = sum(reader.model.flops(subnet, protocol["crop"]) for subnet in reader.subnets)
     steps, batch, count = protocol["steps"], protocol["batch"], len(reader.subnets)
+    to = tell if args.dry_run else say
     if dist.is_main():
         work = f"{steps:,} steps x {batch:,} images x {count} sizes"
         if args.crops == "random":
-            tell(f"{work} = {steps * batch * flops:.2g} FLOPs")
+            to(f"{work} = {steps * batch * flops:.2g} FLOPs")
         else:
-            tell(f"{work}, on features of one crop of each image")
+            to(f"{work}, on features of one crop of each image")
 
 
 def task(

@@ -58,7 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=arguments.count, default=BATCH, help="images of a step (%(default)s)"
     )
     parser.add_argument(
-        "--learning-rates", type=rates, metavar="RATE,...", help="(1e-4, 3e-4, 1e-3 and 3e-3)"
+        "--learning-rates",
+        type=arguments.rates,
+        metavar="RATE,...",
+        help="(1e-4, 3e-4, 1e-3 and 3e-3)",
     )
     parser.add_argument(
         "--published",
@@ -71,11 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-gb", type=arguments.positive, help="for heads and features (60%% of what is free)"
     )
-
-
-def rates(text: str) -> tuple[float, ...]:
-    """Learning rates such as 1e-4,1e-3, in rising order."""
-    return tuple(sorted({arguments.positive(part) for part in text.split(",")}))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,10 +120,11 @@ def steps_of(images: int, args: argparse.Namespace) -> int:
 
 
 def tell_cost(reader: Reader, crop: int, steps: int, args: argparse.Namespace) -> None:
-    """The work of learning by all sizes, from the main rank."""
+    """The work of learning by all sizes, from the main rank, as eval linear says it."""
     flops = sum(reader.model.flops(subnet, crop) for subnet in reader.subnets)
+    to = tell if args.dry_run else say
     if dist.is_main():
-        tell(
+        to(
             f"{steps:,} steps x {args.batch:,} crops of {crop} pixels x {len(reader.subnets)} sizes"
             f" = {steps * args.batch * flops:.2g} FLOPs"
         )

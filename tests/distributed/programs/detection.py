@@ -59,7 +59,7 @@ def trained(job: Task, networks: Detecting, folder: Path, asked: list[int]) -> T
 
 def main(out: Path, root: Path, *words: str) -> None:
     if "command" in words:
-        short = "--sizes 32x2 --batch 4 --slots 2 --short-side 64 --long-side 96 --channels 16"
+        short = "--sizes 32x2,48x3 --batch 4 --slots 2 --short-side 64 --long-side 96 --channels 16"
         rest = f"--workers 0 --lr 0.001 --epochs 1 {short}".split()
         sys.exit(commands(["eval", "detection", str(out / "run"), "--coco", str(root), *rest]))
     engine.start_processes("cpu")
