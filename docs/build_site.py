@@ -116,7 +116,7 @@ def _section(prefix: str, options: type) -> Iterator[str]:
     for field in dataclasses.fields(options):
         default = field.default
         if default is dataclasses.MISSING:
-            default = field.default_factory()  # type: ignore[misc]
+            default = field.default_factory()
         if dataclasses.is_dataclass(default) and "\n" not in str(default) and prefix == "":
             below.append((field.name, type(default)))
             continue
@@ -138,7 +138,7 @@ def _remarks(options: type) -> dict[str, tuple[str, str]]:
     """Type as written and comment, above a field or behind it, of each field of a dataclass."""
     source = textwrap.dedent(inspect.getsource(options))
     lines, found = source.splitlines(), {}
-    for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+    for node in ast.parse(source).body[0].body:
         if not isinstance(node, ast.AnnAssign):
             continue
         above, row = [], node.lineno - 2
