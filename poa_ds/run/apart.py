@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
 
 from poa_ds.run import exit_status
 from poa_ds.system import stopping
@@ -17,10 +19,13 @@ def apart(work: Callable[..., None], *given: object) -> int:
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_apart, args=(work, *given))
     process.start()
-    handlers = {
-        number: signal.signal(number, lambda number, _: os.kill(process.pid, number))
-        for number in (signal.SIGINT, *stopping.requests())
-    }
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(process.pid, number)
+
+    requests = (signal.SIGINT, *stopping.requests())
+    handlers = {number: signal.signal(number, hand_on) for number in requests}
     process.join()
     for number, handler in handlers.items():
         signal.signal(number, handler)

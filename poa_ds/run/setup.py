@@ -15,6 +15,7 @@ from poa_ds.data.batch import Batch
 from poa_ds.data.loader import train_batches
 from poa_ds.data.places import open_folder, open_training, order_name
 from poa_ds.data.store.index import ShardFolder
+from poa_ds.data.store.loose import LooseFolder
 from poa_ds.engine import engine
 from poa_ds.engine.engine import Engine
 from poa_ds.evaluate.finetune.images import learnt_from
@@ -100,7 +101,9 @@ class Setup:
             self._announce(operators)
 
     def open_folder(self, place: str) -> ShardFolder:
-        """The images of a place that an evaluation looks at."""
+        """The images of a place that an evaluation looks at; files are looked at once."""
+        if isinstance(self.folder, LooseFolder) and place == self.recipe.data.train:
+            return self.folder
         return open_folder(place, self.recipe.data, self.indexes, self._beat)
 
     def _beat(self) -> None:
