@@ -44,7 +44,6 @@ variants:
   alone: {alone: true}
   broken: {set: [evaluation.bank=/no/such/folder]}
 """
-TWO = "recipe: photos\nagainst: a\nsizes: [32x2]\nvariants:\n  "
 PROTOCOL = {
     **{"queries": {"images": 100}, "bank": {"images": 100, "of": 100}},
     **{"crop": 32, "resize": 32, "precision": "fp32"},
@@ -193,29 +192,6 @@ def test_equal_flops_give_all_runs_of_a_variant_what_the_first_has_alone(setting
     assert abs(totals["alone"] - totals["poa"]) <= one_step_each_epoch / 2
     steps = {run.variant: run.steps for run in found}
     assert steps["poa"] == 100 and steps["alone"] < 100 and steps["dspnet"] < 100
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("sizes: [32x2]", "variants"),
-        ("recipe: photos\nagainst: b\nsizes: [32x2]\nvariants: {a: {}}", "against 'b' is none"),
-        ("recipe: photos\nagainst: a\nvariants: {a: {}}", "sizes is empty"),
-        ("against: a\nsizes: [32x2]\nvariants: {a: {}}", "a has no recipe"),
-        ("recipe: photos\nagainst: a\nsizes: [32x2]\nvariants: {a: {alon: true}}", "alone"),
-        ("recipe: photos\nagainst: a\nsizes: [32x2]\nvariants: {a/b: {}}", "letters"),
-        (f"{TWO}a: {{teacher: a}}", "comes before itself: a <- a"),
-        (f"{TWO}a: {{start: b}}\n  b: {{teacher: a}}", "comes before itself: a <- b <- a"),
-        (f"{TWO}a: {{}}\n  b: {{teacher: c}}", "teacher 'c' is no variant"),
-        (f"{TWO}a: {{}}\n  b: {{alone: true, teacher: a}}", "alone excludes teacher"),
-        (f"{TWO}a: {{alone: true}}\n  b: {{start: a}}", "start 'a' must be a variant with one run"),
-        (f"{TWO}a: {{rebase: sort}}", "rebase sort without start"),
-        (f"{TWO}a: {{}}\nequal: steps", "equal"),
-    ],
-)
-def test_a_mistake_in_a_table_is_named(text: str, said: str, written) -> None:
-    with pytest.raises(UsageError, match=said):
-        table.read(written(text))
 
 
 def test_runs_that_would_see_other_images_or_have_unknown_flops_are_refused(

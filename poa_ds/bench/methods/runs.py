@@ -119,9 +119,10 @@ def _of_variant(
             moved = f"{settings.out / 'starts' / name}_{variant.rebase}_s{seed}"
             recipe = _started(recipe, variant, source if variant.rebase == "none" else moved)
         there = {str(subnet) for subnet in derived.space(recipe).subnets()}
-        sizes = tuple(size for size in table.head.sizes if size in there)
+        wanted = variant.sizes or table.head.sizes
+        sizes = tuple(size for size in wanted if size in there)
         if not sizes:
-            raise UsageError(f"it has none of the sizes {', '.join(table.head.sizes)}")
+            raise UsageError(f"it has none of the sizes {', '.join(wanted)}")
         recipe = _with_steps(recipe, settings.steps)
         if variant.alone:
             for size in sizes:

@@ -22,6 +22,7 @@ class Variant:
     recipe: str = ""  # a shipped one or a path; empty: the table's
     set: tuple[str, ...] = ()  # key=value overrides, beside the table's
     alone: bool = False  # by one run for each size, which knows that size alone
+    sizes: tuple[str, ...] = ()  # some of the table's, which it has figures of; empty: all
     teacher: str = ""  # a variant whose run of the same seed is distill.teacher
     # a variant (its run of the same seed) or a run's folder: what it begins with, and for method
     # seed its teacher too, unless `teacher` names another
@@ -104,6 +105,8 @@ def _check(head: Head, variants: Mapping[str, Variant]) -> None:
     for name, variant in variants.items():
         if not (variant.recipe or head.recipe):
             raise UsageError(f"variants.{name} has no recipe, and the table has none for all")
+        if others := [size for size in variant.sizes if size not in head.sizes]:
+            raise UsageError(f"variants.{name}.sizes {', '.join(others)}: not among the table's")
         if variant.alone and variant.needs:
             raise UsageError(f"variants.{name}: alone excludes teacher and start")
         if variant.rebase != "none" and not variant.start:
