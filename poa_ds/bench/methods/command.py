@@ -117,8 +117,9 @@ def _images(data: str) -> int:
         return len(ShardFolder.load(Path(data) / "train"))
     except UserError as error:
         raise UserError(
-            f"{error}; --data DIR names the folder of train and val (of the photos: poa-ds shard"
-            f" photos --out {data} --val 200)"
+            f"{error}; --data DIR names the folder of train and val (photographs: poa-ds shard"
+            f" photos --out {data} --val 200; CIFAR-10: poa-ds shard cifar10 --source DIR --out"
+            f" {data})"
         ) from error
 
 
