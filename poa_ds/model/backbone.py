@@ -64,7 +64,9 @@ class ElasticBackbone(nn.Module):
         self.activation_checkpointing = activation_checkpointing
 
     @classmethod
-    def of(cls, options: Backbone, image_size: int, space: ElasticSpace) -> "ElasticBackbone":
+    def of(
+        cls, options: Backbone, image_size: int, space: ElasticSpace, *, channels: int
+    ) -> "ElasticBackbone":
         """The backbone that a recipe's options describe."""
         raise NotImplementedError  # each backbone's own
 
@@ -88,8 +90,8 @@ class ElasticBackbone(nn.Module):
     def forward(self, images: Tensor, subnet: Subnet, masks: Tensor | None = None) -> Tensor:
         """Tokens (B, 1 + N, feature_width), the class feature first.
 
-        images (B, 3, S, S) with S a multiple of the patch size; masks (B, N) bool: patches that
-        are replaced by the mask token.
+        images (B, channels, S, S) with S a multiple of the patch size; masks (B, N) bool: patches
+        that are replaced by the mask token.
         """
         return self.streams((images,), (subnet,), (masks,))[0][0]
 
@@ -102,7 +104,7 @@ class ElasticBackbone(nn.Module):
     ) -> list[list[Tensor]]:
         """Tokens [subnet][crop group] of all these sizes on the same crops, in lockstep.
 
-        crops: one (n, 3, S, S) per group, resolutions may differ; masks: one per group.
+        crops: one (n, channels, S, S) per group, resolutions may differ; masks: one per group.
         Several sizes: the first is the intact network, so that every block is entered.
         """
         members = [set(self.members(subnet)) for subnet in subnets]

@@ -14,6 +14,6 @@ class Classified(nn.Module):
         self.classifier = nn.Linear(backbone.readout_width(self.size), classes)
 
     def forward(self, images: Tensor, drop_path: DropPath | None = None) -> Tensor:
-        """Images (B, 3, S, S), normalised -> scores (B, classes)."""
+        """Images (B, channels, S, S), normalised -> scores (B, classes)."""
         features = self.backbone.readout(images, self.size, drop_path)  # a last norm may be fp32
         return self.classifier(features.to(self.classifier.weight.dtype))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from poa_ds.model import architectures
 from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.options import COLOURS
 from poa_ds.model.shape import Shape
 from poa_ds.model.space import Subnet
 
@@ -97,6 +98,11 @@ class Form(Protocol):
 
     def tokens(self, features: Tensor, shape: Shape) -> Tensor:
         """What the plain network's forward_features gives -> tokens of the elastic one."""
+
+
+def in_chans(shape: Shape) -> dict[str, int]:
+    """The argument of plain and timm's networks that says it, of other images than in colours."""
+    return {} if shape.channels == COLOURS else {"in_chans": shape.channels}
 
 
 def backbone_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

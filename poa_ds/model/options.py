@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from poa_ds.model.architectures import ARCHITECTURES
 from poa_ds.system.typed_yaml import Bounds, Count, CountOrNone, OneOf, Positive
 
+COLOURS = 3  # channels of ordinary images
+
 Positions = Literal["learned", "rope", "none"]
 QkvBias = Literal["full", "no_key", "none"]
 

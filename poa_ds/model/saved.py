@@ -7,7 +7,9 @@ what autograd really holds.
 
 from dataclasses import dataclass, field
 
+from poa_ds.model import shape as shapes
 from poa_ds.model.options import Backbone
+from poa_ds.model.shape import Shape
 from poa_ds.model.space import Subnet
 
 FLOAT = 4  # bytes of statistics in every precision
@@ -20,23 +22,24 @@ class Streams:
     """Sizes that pass the same crops together, the intact one first.
 
     crops: (how many, pixels of a side) of each resolution, the trained one first.
-    bytes_per_number: of weights and activations.
+    bytes_per_number: of weights and activations. channels: of the crops.
     """
 
     options: Backbone
     subnets: tuple[Subnet, ...]
     crops: tuple[tuple[int, int], ...]
     bytes_per_number: int
+    channels: int
 
     @property
-    def image_size(self) -> int:
-        """The resolution that the backbone is made for."""
-        return self.crops[0][1]
+    def shape(self) -> Shape:
+        """The numbers of the backbone, which is made for the first resolution."""
+        return shapes.of(self.options, self.crops[0][1], channels=self.channels)
 
     @property
     def pixels(self) -> int:
         """Numbers of all crops together."""
-        return sum(3 * n * side**2 for n, side in self.crops)
+        return sum(self.channels * n * side**2 for n, side in self.crops)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ class Shape(Protocol):
 
     image_size: int
     patch_size: int
+    channels: int  # of the images
 
     @classmethod
-    def of(cls, options: Backbone, image_size: int) -> "Shape": ...
+    def of(cls, options: Backbone, image_size: int, *, channels: int) -> "Shape": ...
 
     @staticmethod
     def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
@@ -67,9 +68,9 @@ class Shape(Protocol):
         """Work of each of `space.subnets()`, or () where width^2 x depth tells it well enough."""
 
 
-def of(options: Backbone, image_size: int) -> Shape:
-    """The numbers of the backbone that the options describe."""
-    return kind(options).of(options, image_size)
+def of(options: Backbone, image_size: int, *, channels: int) -> Shape:
+    """The numbers of the backbone that the options describe. channels: of the images."""
+    return kind(options).of(options, image_size, channels=channels)
 
 
 def one_size(options: Backbone, subnet: Subnet) -> Backbone:

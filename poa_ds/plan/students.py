@@ -35,7 +35,13 @@ class Students:
         recipe, images = self.recipe, self.recipe.batch.images_per_slot
         locals_ = (recipe.crops.local_count * images, recipe.crops.local_size)
         crops = ((2 * images, recipe.crops.global_size), *([locals_] if locals_[0] else []))
-        return Streams(recipe.backbone, self.subnets, crops, self.bytes_per_number)
+        return Streams(
+            recipe.backbone,
+            self.subnets,
+            crops,
+            bytes_per_number=self.bytes_per_number,
+            channels=recipe.data.channels,
+        )
 
     @property
     def views(self) -> int:

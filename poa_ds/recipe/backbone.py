@@ -9,4 +9,6 @@ from poa_ds.recipe.tree import Recipe
 def backbone(recipe: Recipe) -> ElasticBackbone:
     """The recipe's backbone, newly initialised from torch's global generator."""
     space = derived.space(recipe)
-    return build.backbone(recipe.backbone, recipe.crops.global_size, space)
+    return build.backbone(
+        recipe.backbone, recipe.crops.global_size, space, channels=recipe.data.channels
+    )

@@ -76,7 +76,7 @@ def check_trained(recipe: Recipe, subnets: Iterable[Subnet]) -> None:
 
 def shape(recipe: Recipe) -> Shape:
     """The numbers of the recipe's backbone."""
-    return shapes.of(recipe.backbone, recipe.crops.global_size)
+    return shapes.of(recipe.backbone, recipe.crops.global_size, channels=recipe.data.channels)
 
 
 def longest_queue(recipe: Recipe, images: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from poa_ds.model.options import Backbone
+from poa_ds.model.options import COLOURS, Backbone
 from poa_ds.model.space import Policy
 from poa_ds.recipe.methods import METHODS
 from poa_ds.system.addresses import Address
@@ -222,6 +222,7 @@ class Data:
     # such a run does not continue with the same images
     mode: Literal["index", "stream"] = "index"
     images: CountOrNone = 0  # of an epoch in mode stream
+    channels: Count = COLOURS  # of each image
     # several folders in the place of train, with weights
     mix: Mapping[str, Positive] = field(default_factory=dict)
     cache: str = ""  # where shards of addresses are kept, and indexes of images (empty: output_dir)

@@ -45,7 +45,8 @@ def held(students: Students) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    crops = [torch.randn(n, 3, side, side) for n, side in students.streams.crops]
+    channels = recipe.data.channels
+    crops = [torch.randn(n, channels, side, side) for n, side in students.streams.crops]
     generator, rate = torch.Generator().manual_seed(0), recipe.backbone.drop_path
     packing = model.packing(crops)
     drawn = model.draw_drop_path(packing, students.subnets, rate, generator, "cpu")

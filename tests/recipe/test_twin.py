@@ -43,8 +43,8 @@ def test_a_twin_has_that_size_alone_and_all_else_is_the_runs(
     assert {k for k in differing if k.startswith("backbone.")} <= sized | named
     assert derived.schedules(found, 10**5) == derived.schedules(before, 10**5)
     side = found.crops.global_size
-    network = build.backbone(found.backbone, side, derived.space(found))
-    whole = build.backbone(before.backbone, side, derived.space(before))
+    network = build.backbone(found.backbone, side, derived.space(found), channels=3)
+    whole = build.backbone(before.backbone, side, derived.space(before), channels=3)
     if before.backbone.name == "vit":
         assert network.parameter_count(subnet) == whole.parameter_count(subnet)
 

@@ -119,10 +119,10 @@ def residual(x: Tensor, branch, drop: Drop | None) -> Tensor:
 class Embed(nn.Module):
     """Patches, mask token, class token and positions, cut to the active width."""
 
-    def __init__(self, dim: int, grid: int, patch_size: int) -> None:
+    def __init__(self, dim: int, grid: int, patch_size: int, channels: int) -> None:
         super().__init__()
         self.grid = grid
-        self.patch = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.patch = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.mask_token = nn.Parameter(torch.empty(1, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid**2, dim))
@@ -157,7 +157,7 @@ class Backbone(nn.Module):
         options, dim = recipe.backbone, space.intact.width
         self.space, self.checkpointing = space, options.activation_checkpointing
         grid = recipe.crops.global_size // options.patch_size
-        self.embed = Embed(dim, grid, options.patch_size)
+        self.embed = Embed(dim, grid, options.patch_size, recipe.data.channels)
         self.blocks = nn.ModuleList(
             Block(dim, options.head_dim, options.mlp_ratio) for _ in range(space.intact.depth)
         )

@@ -18,7 +18,7 @@ from poa_ds.engine.networks import Networks
 from poa_ds.evaluate.detection.pyramid import Features
 from poa_ds.model import form
 from poa_ds.model import shape as shapes
-from poa_ds.model.options import Backbone
+from poa_ds.model.options import COLOURS, Backbone
 
 ANCHOR_STRIDES, RATIOS = 8, (0.5, 1.0, 2.0)
 ROI_SIDE = 7  # places of a box's features, as torchvision pools them
@@ -105,6 +105,8 @@ def backbone_names(
     Found by where numbers go that stand for the tensors; of several, any: all are of one layer.
     """
     numbered = {name: torch.full_like(t, n + 1) for n, (name, t) in enumerate(state.items())}
-    ours = form.of(options.name).from_plain(numbered, shapes.of(options, image_size))
+    ours = form.of(options.name).from_plain(
+        numbered, shapes.of(options, image_size, channels=COLOURS)
+    )
     numbers = {int(tensor.max()): name for name, tensor in ours.items()}
     return {name: numbers[n] for n, name in enumerate(state, start=1)}

@@ -10,7 +10,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from poa_ds.model.backbone import pooled
-from poa_ds.model.form import backbone_part, blocks_of, stages_of
+from poa_ds.model.form import backbone_part, blocks_of, in_chans, stages_of
 from poa_ds.model.resnet import plain
 from poa_ds.model.resnet.network import ElasticResNet
 from poa_ds.model.resnet.shape import ResNetShape
@@ -78,6 +78,7 @@ class ResNetForm:
             image_size=224,
             norm_groups=1,  # the tensors do not tell: as many for any
             stem=len(state["conv1.weight"]),
+            channels=state["conv1.weight"].shape[1],
         )
 
     @staticmethod
@@ -142,6 +143,7 @@ class ResNetForm:
             "stem": shape.stem,
             "layers": list(subnet.depth),
             "groups": shape.norm_groups,
+            **in_chans(shape),
         }
 
     @staticmethod
@@ -154,7 +156,7 @@ class ResNetForm:
     def timm(
         cls, shape: ResNetShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-        arguments = {"layers": list(subnet.depth), "base_width": subnet.width}
+        arguments = {"layers": list(subnet.depth), "base_width": subnet.width} | in_chans(shape)
         return "resnet50_gn", arguments, dict(state)
 
     @staticmethod

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from poa_ds.model.backbone import ElasticBackbone, Streams, enlarge, pooled
-from poa_ds.model.options import Backbone
+from poa_ds.model.options import COLOURS, Backbone
 from poa_ds.model.packing import Packing
 from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.space import ElasticSpace, Subnet
@@ -122,9 +122,9 @@ class Bottleneck(nn.Module):
 class Stem(nn.Module):
     """Images -> maps of a quarter of their side, masked places replaced; no channel is elastic."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, inputs: int, channels: int, groups: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, channels, 7, 2, padding=3, bias=False)
+        self.conv = nn.Conv2d(inputs, channels, 7, 2, padding=3, bias=False)
         self.norm = nn.GroupNorm(groups, channels)
         self.mask_token = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
@@ -154,6 +154,7 @@ class ElasticResNet(ElasticBackbone):
         norm_groups: int = Backbone.norm_groups,
         stem: int | None = None,
         outer: int = 0,
+        channels: int = COLOURS,
         activation_checkpointing: bool = False,
     ) -> None:
         shape = ResNetShape(
@@ -163,10 +164,11 @@ class ElasticResNet(ElasticBackbone):
             norm_groups=norm_groups,
             stem=stem or (outer or 2 * space.intact.width) // 4,
             outer=outer,
+            channels=channels,
         )
         super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
         groups, inputs = norm_groups, shape.stem
-        self.embed = Stem(inputs, groups)
+        self.embed = Stem(channels, inputs, groups)
         self.blocks = nn.ModuleList()
         for stage, depth in enumerate(shape.stages):
             inner, outputs = shape.widest * 2**stage, shape.outputs * 2**stage
@@ -180,12 +182,15 @@ class ElasticResNet(ElasticBackbone):
         self.growth = [2**stage for stage, d in enumerate(shape.stages) for _ in range(d)]
 
     @classmethod
-    def of(cls, options: Backbone, image_size: int, space: ElasticSpace) -> "ElasticResNet":
+    def of(
+        cls, options: Backbone, image_size: int, space: ElasticSpace, *, channels: int
+    ) -> "ElasticResNet":
         return cls(
             space,
             image_size=image_size,
             norm_groups=options.norm_groups,
             outer=options.outer,
+            channels=channels,
             activation_checkpointing=options.activation_checkpointing,
         )
 

@@ -2,7 +2,7 @@
 
     from model import load
     network = load()                           # or load("folder")
-    features = network(images)                 # (B, 3, S, S), normalised -> (B, C)
+    features = network(images)                 # (B, in_chans, S, S), normalised -> (B, C)
     maps = network.forward_features(images)    # -> (B, C, rows, columns)
 
 Parameters have the names of torchvision and timm; the inner channels of the bottlenecks are
@@ -47,10 +47,17 @@ class ResNet(nn.Module):
     """outer: output channels of stage 1; layers: blocks of each stage."""
 
     def __init__(
-        self, *, width: int, outer: int, stem: int, layers: list[int], groups: int = 32
+        self,
+        *,
+        width: int,
+        outer: int,
+        stem: int,
+        layers: list[int],
+        groups: int = 32,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, stem, 7, 2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(in_chans, stem, 7, 2, padding=3, bias=False)
         self.bn1 = nn.GroupNorm(groups, stem)
         inputs = stem
         for stage, depth in enumerate(layers):

@@ -1,7 +1,6 @@
 """What a ResNet keeps in memory between forward and backward."""
 
 from poa_ds.model.options import Backbone
-from poa_ds.model.resnet.shape import ResNetShape
 from poa_ds.model.saved import ROW_NUMBER, Named, Saved, SavedBlock, Streams, added
 from poa_ds.model.shape import map_sides
 
@@ -14,7 +13,7 @@ def computed(options: Backbone, sequences: int) -> float:
 def saved(streams: Streams) -> Saved:
     """Bytes that all streams keep."""
     options, b = streams.options, streams.bytes_per_number
-    shape = ResNetShape.of(options, streams.image_size)
+    shape = streams.shape
     sides = [(n, map_sides(side, options.patch_size)) for n, side in streams.crops]
     areas = [sum(n * side[stage] ** 2 for n, side in sides) for stage in range(4)]
     members = [set(shape.members(subnet)) for subnet in streams.subnets]

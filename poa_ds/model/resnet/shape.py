@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from operator import gt
 
-from poa_ds.model.options import Backbone
+from poa_ds.model.options import COLOURS, Backbone
 from poa_ds.model.shape import (
     Stages,
     map_sides,
@@ -35,10 +35,11 @@ class ResNetShape:
     norm_groups: int
     stem: int
     outer: int = 0  # channels that leave stage 1; 0: twice the widest inner ones
+    channels: int = COLOURS
     patch_size: int = 4  # stride of stem and pooling
 
     @classmethod
-    def of(cls, options: Backbone, image_size: int) -> "ResNetShape":
+    def of(cls, options: Backbone, image_size: int, *, channels: int) -> "ResNetShape":
         return cls(
             widest=widest(options),
             stages=tuple(most for _, most in options.stages),
@@ -46,6 +47,7 @@ class ResNetShape:
             norm_groups=options.norm_groups,
             stem=leaving(options) // 4,
             outer=options.outer,
+            channels=channels,
         )
 
     @staticmethod
@@ -104,7 +106,7 @@ class ResNetShape:
         return spread_stages(subnet.depth, self.stages)
 
     def parameters(self, subnet: Subnet) -> int:
-        total, before = 3 * 49 * self.stem + 2 * self.stem, self.stem
+        total, before = self.channels * 49 * self.stem + 2 * self.stem, self.stem
         for stage, depth in enumerate(subnet.depth):
             inner, outer = subnet.width * 2**stage, self.outputs * 2**stage
             rest = 9 * inner**2 + inner * outer + 4 * inner + 2 * outer
@@ -115,7 +117,7 @@ class ResNetShape:
 
     def flops(self, subnet: Subnet, image_size: int) -> float:
         sides, before = map_sides(image_size, self.patch_size), self.stem
-        total = (-(-image_size // 2)) ** 2 * 3 * 49 * self.stem
+        total = (-(-image_size // 2)) ** 2 * self.channels * 49 * self.stem
         for stage, depth in enumerate(subnet.depth):
             inner, outer = subnet.width * 2**stage, self.outputs * 2**stage
             area, area_before = sides[stage] ** 2, sides[max(stage - 1, 0)] ** 2

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from poa_ds.model.options import COLOURS
 from poa_ds.model.shape import map_sides
 from poa_ds.model.swin import plain
 from poa_ds.model.swin.shape import SwinShape
@@ -62,7 +63,7 @@ def written(
         "architectures": ["SwinModel"],
         "image_size": arguments["img_size"],
         "patch_size": arguments["patch_size"],
-        "num_channels": 3,
+        "num_channels": arguments.get("in_chans", COLOURS),
         "embed_dim": arguments["embed_dim"],
         "depths": arguments["depths"],
         "num_heads": arguments["num_heads"],

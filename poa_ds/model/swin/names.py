@@ -10,7 +10,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from poa_ds.model.backbone import pooled
-from poa_ds.model.form import backbone_part, blocks_of, stages_of
+from poa_ds.model.form import backbone_part, blocks_of, in_chans, stages_of
 from poa_ds.model.row_orders import head_major, third_major
 from poa_ds.model.shape import map_sides
 from poa_ds.model.space import ElasticSpace, Subnet
@@ -148,7 +148,7 @@ class SwinForm:
 
     @staticmethod
     def network_of(state: Mapping[str, Tensor], head_dim: int) -> ElasticSwin:
-        width, _, _, patch = state["patch_embed.proj.weight"].shape
+        width, channels, _, patch = state["patch_embed.proj.weight"].shape
         first = "stages.0.blocks.0."
         table = state[f"{first}attn.w_msa.relative_position_bias_table"]
         stages = tuple(blocks_of(state, rf"stages\.{s}\.blocks\.(\d+)\.") for s in range(4))
@@ -160,6 +160,7 @@ class SwinForm:
             head_dim=width // table.shape[1],
             window=round((len(table) ** 0.5 + 1) / 2),
             mlp_ratio=len(state[f"{first}ffn.fc1.linear.weight"]) // width,
+            channels=channels,
         )
 
     @staticmethod
@@ -240,6 +241,7 @@ class SwinForm:
             "head_dim": shape.head_dim,
             "window": shape.window,
             "mlp_ratio": shape.mlp_ratio,
+            **in_chans(shape),
         }
 
     @staticmethod
@@ -285,6 +287,7 @@ class SwinForm:
                 "mlp_ratio": shape.mlp_ratio,
                 "always_partition": True,
                 "strict_img_size": False,
+                **in_chans(shape),
             },
             theirs,
         )

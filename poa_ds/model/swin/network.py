@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from poa_ds.model.backbone import ElasticBackbone, Streams, enlarge, pooled
 from poa_ds.model.layers import ElasticLayerNorm, ElasticLinear, Mlp
-from poa_ds.model.options import Backbone
+from poa_ds.model.options import COLOURS, Backbone
 from poa_ds.model.packing import Packing
 from poa_ds.model.shape import Stages
 from poa_ds.model.space import ElasticSpace, Subnet
@@ -113,9 +113,9 @@ def _added(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
 class Patches(nn.Module):
     """Images -> (n, rows, columns, C), normalised over all channels, whatever the size."""
 
-    def __init__(self, dim: int, patch_size: int) -> None:
+    def __init__(self, dim: int, patch_size: int, channels: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
         self.norm = nn.LayerNorm(dim, EPS)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -126,9 +126,9 @@ class Patches(nn.Module):
 class Embed(nn.Module):
     """Images -> tokens at full width, masked ones replaced; a narrower stream is a prefix."""
 
-    def __init__(self, dim: int, patch_size: int) -> None:
+    def __init__(self, dim: int, patch_size: int, channels: int) -> None:
         super().__init__()
-        self.patch = Patches(dim, patch_size)
+        self.patch = Patches(dim, patch_size, channels)
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
 
     def forward(self, images: Tensor, masks: Tensor | None) -> Tensor:
@@ -158,6 +158,7 @@ class ElasticSwin(ElasticBackbone):
         head_dim: int = 16,
         window: int = Backbone.window,
         mlp_ratio: int = Backbone.mlp_ratio,
+        channels: int = COLOURS,
         activation_checkpointing: bool = False,
     ) -> None:
         dim = space.intact.width
@@ -169,9 +170,10 @@ class ElasticSwin(ElasticBackbone):
             head_dim=head_dim,
             window=window,
             mlp_ratio=mlp_ratio,
+            channels=channels,
         )
         super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
-        self.embed = Embed(dim, patch_size)
+        self.embed = Embed(dim, patch_size, channels)
         self.blocks = nn.ModuleList(
             SwinBlock(
                 dim * 2**stage,
@@ -187,7 +189,9 @@ class ElasticSwin(ElasticBackbone):
         self.norm = ElasticLayerNorm(8 * dim, EPS)
 
     @classmethod
-    def of(cls, options: Backbone, image_size: int, space: ElasticSpace) -> "ElasticSwin":
+    def of(
+        cls, options: Backbone, image_size: int, space: ElasticSpace, *, channels: int
+    ) -> "ElasticSwin":
         return cls(
             space,
             stages=tuple(most for _, most in options.stages),
@@ -196,6 +200,7 @@ class ElasticSwin(ElasticBackbone):
             head_dim=options.head_dim,
             window=options.window,
             mlp_ratio=options.mlp_ratio,
+            channels=channels,
             activation_checkpointing=options.activation_checkpointing,
         )
 

@@ -2,7 +2,7 @@
 
     from model import load
     network = load()                           # or load("folder")
-    features = network(images)                 # (B, 3, S, S), normalised -> (B, C)
+    features = network(images)                 # (B, in_chans, S, S), normalised -> (B, C)
     maps = network.forward_features(images)    # -> (B, rows, columns, C)
 
 It differs from the usual Swin in what config.json says: which blocks shift their windows, and how
@@ -26,10 +26,10 @@ EPS, APART = 1e-5, -100.0
 class Patches(nn.Module):
     """Images -> (B, rows, columns, width); normalised over `projected` >= width channels."""
 
-    def __init__(self, projected: int, width: int, patch_size: int) -> None:
+    def __init__(self, projected: int, width: int, patch_size: int, in_chans: int) -> None:
         super().__init__()
         self.projected, self.width = projected, width
-        self.proj = nn.Conv2d(3, projected, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_chans, projected, patch_size, stride=patch_size)
         self.norm = nn.LayerNorm(width, EPS)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -129,9 +129,10 @@ class Swin(nn.Module):
         head_dim: int = 16,
         window: int = 7,
         mlp_ratio: int = 4,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
-        self.embed = Patches(projected, width, patch_size)
+        self.embed = Patches(projected, width, patch_size, in_chans)
         layers: list[nn.Module] = []
         for stage, shifts in enumerate(shifted):
             dim = width * 2**stage

@@ -3,7 +3,6 @@
 from poa_ds.model.options import Backbone
 from poa_ds.model.saved import FLOAT, Named, Saved, SavedBlock, Streams, added
 from poa_ds.model.shape import map_sides
-from poa_ds.model.swin.shape import SwinShape
 
 
 def computed(options: Backbone, sequences: int) -> float:
@@ -14,7 +13,7 @@ def computed(options: Backbone, sequences: int) -> float:
 def saved(streams: Streams) -> Saved:
     """Bytes that all streams keep."""
     options, b = streams.options, streams.bytes_per_number
-    shape = SwinShape.of(options, streams.image_size)
+    shape = streams.shape
     sides = [(n, map_sides(side, options.patch_size)) for n, side in streams.crops]
     rows = [sum(n * side[stage] ** 2 for n, side in sides) for stage in range(4)]
     members = [set(shape.members(subnet)) for subnet in streams.subnets]

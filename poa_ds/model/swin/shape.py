@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from poa_ds.model.options import Backbone
+from poa_ds.model.options import COLOURS, Backbone
 from poa_ds.model.shape import (
     Stages,
     heads_divide,
@@ -31,11 +31,12 @@ class SwinShape:
     head_dim: int
     window: int
     mlp_ratio: int
+    channels: int = COLOURS
 
     elastic: ClassVar[int] = 2  # the stage whose depth varies
 
     @classmethod
-    def of(cls, options: Backbone, image_size: int) -> "SwinShape":
+    def of(cls, options: Backbone, image_size: int, *, channels: int) -> "SwinShape":
         return cls(
             widest=widest(options),
             stages=tuple(most for _, most in options.stages),
@@ -44,6 +45,7 @@ class SwinShape:
             head_dim=options.head_dim,
             window=options.window,
             mlp_ratio=options.mlp_ratio,
+            channels=channels,
         )
 
     @staticmethod
@@ -92,7 +94,7 @@ class SwinShape:
     def parameters(self, subnet: Subnet) -> int:
         table = (2 * self.window - 1) ** 2
         # the norm after the patch projection works on all channels, so all are projected
-        total = self.widest * (3 * self.patch_size**2 + 1) + 2 * subnet.width
+        total = self.widest * (self.channels * self.patch_size**2 + 1) + 2 * subnet.width
         for stage, depth in enumerate(self.depths(subnet)):
             c = subnet.width * 2**stage
             hidden = self.mlp_ratio * c
@@ -103,7 +105,7 @@ class SwinShape:
 
     def flops(self, subnet: Subnet, image_size: int) -> float:
         sides = map_sides(image_size, self.patch_size)
-        total = sides[0] ** 2 * self.widest * 3 * self.patch_size**2
+        total = sides[0] ** 2 * self.widest * self.channels * self.patch_size**2
         for stage, (depth, side) in enumerate(zip(self.depths(subnet), sides, strict=True)):
             c, padded = subnet.width * 2**stage, -(-side // self.window) * self.window
             linear = (4 + 2 * self.mlp_ratio) * c * c * side**2

@@ -125,7 +125,9 @@ class ElasticTucker(ElasticViT):
                     nn.init.zeros_(layer.bias)
 
     @classmethod
-    def of(cls, options: Backbone, image_size: int, space: ElasticSpace) -> "ElasticTucker":
+    def of(
+        cls, options: Backbone, image_size: int, space: ElasticSpace, *, channels: int
+    ) -> "ElasticTucker":
         return cls(
             space,
             ranks=ranks_of(options),
@@ -137,6 +139,7 @@ class ElasticTucker(ElasticViT):
             layer_scale=options.layer_scale,
             init=options.init,
             residual=options.residual,
+            channels=channels,
             activation_checkpointing=options.activation_checkpointing,
         )
 
@@ -185,6 +188,7 @@ class ElasticTucker(ElasticViT):
             head_dim=shape.head_dim,
             mlp_ratio=shape.mlp_ratio,
             layer_scale=shape.layer_scale,
+            channels=shape.channels,
             ranks=shape.ranks,
         )
         resize = Resize(

@@ -38,8 +38,9 @@ class TuckerShape(VitShape):
     ranks: Ranks
 
     @classmethod
-    def of(cls, options: Backbone, image_size: int) -> "TuckerShape":
-        return cls(**vars(VitShape.of(options, image_size)), ranks=ranks_of(options))
+    def of(cls, options: Backbone, image_size: int, *, channels: int) -> "TuckerShape":
+        plain = VitShape.of(options, image_size, channels=channels)
+        return cls(**vars(plain), ranks=ranks_of(options))
 
     @staticmethod
     def of_depth(options: Backbone, depth: Depth) -> Backbone:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poa_ds.model.form import in_chans
 from poa_ds.model.space import Subnet
 from poa_ds.model.vit.shape import VitShape
 
@@ -40,7 +41,7 @@ def timm(
 ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     """(architecture, model_args, state) of timm. plain: arguments of the plain network."""
     gated, same = shape.swiglu > 0, "img_size patch_size embed_dim depth num_heads init_values"
-    arguments = {key: plain[key] for key in same.split()}
+    arguments = {key: plain[key] for key in same.split()} | in_chans(shape)
     ratio = plain["mlp_ratio"] / 2 if gated else plain["mlp_ratio"]
     arguments |= {"mlp_ratio": ratio, "num_reg_tokens": shape.registers}
     arguments |= {"global_pool": "token", "qkv_bias": shape.qkv_bias != "none"}

@@ -58,7 +58,7 @@ def written(
         "num_attention_heads": subnet.width // shape.head_dim,
         "image_size": shape.image_size,
         "patch_size": shape.patch_size,
-        "num_channels": 3,
+        "num_channels": shape.channels,
         "layer_norm_eps": shape.norm_eps,
         "layerscale_value": shape.layer_scale,
         "hidden_act": "silu" if shape.swiglu else "gelu",

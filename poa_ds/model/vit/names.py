@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poa_ds.model.form import backbone_part, blocks_of
+from poa_ds.model.form import backbone_part, blocks_of, in_chans
 from poa_ds.model.options import Backbone
 from poa_ds.model.row_orders import (
     gate_major,
@@ -134,7 +134,7 @@ class VitForm:
     @staticmethod
     def network_of(state: Mapping[str, Tensor], head_dim: int) -> ElasticViT:
         _, tokens, width = state["pos_embed"].shape
-        patch = state["patch_embed.proj.weight"].shape[-1]
+        _, channels, _, patch = state["patch_embed.proj.weight"].shape
         ours = from_published(state, 1)
         depth = blocks_of(ours, r"blocks\.(\d+)\.")
         return ElasticViT(
@@ -143,6 +143,7 @@ class VitForm:
             patch_size=patch,
             head_dim=head_dim,
             mlp_ratio=len(ours["blocks.0.mlp.fc1.weight"]) // width,
+            channels=channels,
         )
 
     @staticmethod
@@ -192,7 +193,7 @@ class VitForm:
     ) -> tuple[str, dict[str, Any]]:
         layer_scale = any(name.endswith(".gamma") for name in state)
         hidden, _ = shape.hidden(subnet.width)
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {**in_chans(shape)}
         if shape.registers:
             extra |= {"reg_tokens": shape.registers, "no_embed_class": True}
         if shape.norm_eps != EPS:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from poa_ds.model.backbone import ElasticBackbone, Streams
 from poa_ds.model.layers import Block, ElasticLayerNorm, initialise
-from poa_ds.model.options import Backbone, Positions, QkvBias
+from poa_ds.model.options import COLOURS, Backbone, Positions, QkvBias
 from poa_ds.model.packing import BlockPlan, Drop, Packing, draw_drops
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit import rope
@@ -25,10 +25,16 @@ class Embed(nn.Module):
     """
 
     def __init__(
-        self, dim: int, image_size: int, patch_size: int, registers: int, positions: Positions
+        self,
+        dim: int,
+        image_size: int,
+        patch_size: int,
+        registers: int,
+        positions: Positions,
+        channels: int,
     ) -> None:
         super().__init__()
-        self.patch = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.patch = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
         if registers:  # after the class token, without positions
@@ -40,7 +46,10 @@ class Embed(nn.Module):
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, dim))
 
     def forward(self, images: Tensor, masks: Tensor | None) -> Tensor:
-        """images (B, 3, S, S), masks (B, N) bool or None -> tokens (B, 1 + registers + N, C)."""
+        """Tokens (B, 1 + registers + N, C).
+
+        images (B, channels, S, S); masks (B, N) bool, or None.
+        """
         x = self.patch(images.to(self.patch.weight.dtype))
         places = x.shape[-2:]
         x = rearrange(x, "n c r k -> n (r k) c")
@@ -96,6 +105,7 @@ class ElasticViT(ElasticBackbone):
         qkv_bias: QkvBias = Backbone.qkv_bias,
         init: str = Backbone.init,
         residual: str = Backbone.residual,
+        channels: int = COLOURS,
         activation_checkpointing: bool = False,
     ) -> None:
         dim, depth = space.intact.width, space.intact.depth
@@ -112,10 +122,11 @@ class ElasticViT(ElasticBackbone):
             swiglu=swiglu,
             positions=positions,
             qkv_bias=qkv_bias,
+            channels=channels,
         )
         super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
         self.head_dim, self.residual = head_dim, residual
-        self.embed = Embed(dim, image_size, patch_size, registers, positions)
+        self.embed = Embed(dim, image_size, patch_size, registers, positions, channels)
         self.blocks = nn.ModuleList(
             self.block(
                 dim,
@@ -137,7 +148,9 @@ class ElasticViT(ElasticBackbone):
             nn.init.normal_(self.embed.reg_token, std=1e-6)
 
     @classmethod
-    def of(cls, options: Backbone, image_size: int, space: ElasticSpace) -> "ElasticViT":
+    def of(
+        cls, options: Backbone, image_size: int, space: ElasticSpace, *, channels: int
+    ) -> "ElasticViT":
         return cls(
             space,
             image_size=image_size,
@@ -152,6 +165,7 @@ class ElasticViT(ElasticBackbone):
             qkv_bias=options.qkv_bias,
             init=options.init,
             residual=options.residual,
+            channels=channels,
             activation_checkpointing=options.activation_checkpointing,
         )
 

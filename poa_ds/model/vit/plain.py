@@ -2,7 +2,7 @@
 
     from model import load
     network = load()                           # or load("folder")
-    features = network(images)                 # (B, 3, S, S), normalised -> (B, C)
+    features = network(images)                 # (B, in_chans, S, S), normalised -> (B, C)
     tokens = network.forward_features(images)  # -> (B, 1 + N, C), the class token first; registers
                                                # stand between: network.num_prefix_tokens tokens
                                                # before those of patches
@@ -113,9 +113,9 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    def __init__(self, dim: int, patch_size: int) -> None:
+    def __init__(self, dim: int, patch_size: int, in_chans: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images)
@@ -136,6 +136,7 @@ class ViT(nn.Module):
         num_heads: int,
         img_size: int = 224,
         patch_size: int = 16,
+        in_chans: int = 3,
         mlp_ratio: float = 4,
         init_values: float | None = 1e-5,
         reg_tokens: int = 0,
@@ -147,7 +148,7 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         self.grid = img_size // patch_size
-        self.patch_embed = PatchEmbed(embed_dim, patch_size)
+        self.patch_embed = PatchEmbed(embed_dim, patch_size, in_chans)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.reg_token = None
         if reg_tokens:

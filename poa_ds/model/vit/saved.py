@@ -3,7 +3,6 @@
 from poa_ds.model.options import Backbone
 from poa_ds.model.saved import FLOAT, ROW_NUMBER, Named, Saved, SavedBlock, Streams, added
 from poa_ds.model.space import spread
-from poa_ds.model.vit.shape import VitShape
 
 
 def computed(options: Backbone, sequences: int) -> float:
@@ -51,7 +50,7 @@ def saved(streams: Streams) -> Saved:
 def _in_block(streams: Streams, c: int, rows: float) -> Named:
     """One block for one stream of width c on `rows` rows."""
     options, b = streams.options, streams.bytes_per_number
-    first, second = VitShape.of(options, streams.image_size).hidden(c)
+    first, second = streams.shape.hidden(c)
     return {
         "inputs of the norms": rows * (2 * c * b + 4 * FLOAT),
         "inputs of qkv and fc1": rows * 2 * c * b,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from poa_ds.model.options import Backbone, Positions, QkvBias, Range
+from poa_ds.model.options import COLOURS, Backbone, Positions, QkvBias, Range
 from poa_ds.model.shape import gated_units, heads_divide, no_template, undivided, values, widest
 from poa_ds.model.space import Depth, ElasticSpace, Subnet, spread
 
@@ -24,9 +24,10 @@ class VitShape:
     swiglu: int = 0
     positions: Positions = "learned"
     qkv_bias: QkvBias = "full"
+    channels: int = COLOURS
 
     @classmethod
-    def of(cls, options: Backbone, image_size: int) -> "VitShape":
+    def of(cls, options: Backbone, image_size: int, *, channels: int) -> "VitShape":
         return cls(
             widest=widest(options),
             deepest=options.depth.max,
@@ -40,6 +41,7 @@ class VitShape:
             swiglu=options.swiglu,
             positions=options.positions,
             qkv_bias=options.qkv_bias,
+            channels=channels,
         )
 
     @staticmethod
@@ -93,7 +95,7 @@ class VitShape:
         tokens = 1 + self.registers
         if self.positions == "learned":
             tokens += 1 + self.grid(self.image_size) ** 2
-        embed = c * (3 * self.patch_size**2 + 1) + c * tokens
+        embed = c * (self.channels * self.patch_size**2 + 1) + c * tokens
         return embed + subnet.depth * per_block + 2 * c
 
     def flops(self, subnet: Subnet, image_size: int) -> float:
@@ -101,7 +103,7 @@ class VitShape:
         tokens, c = 1 + self.registers + seen, subnet.width
         linear = (4 * c + sum(self.hidden(c))) * c * tokens
         attention = 2 * tokens * tokens * c
-        patches = seen * c * 3 * self.patch_size**2
+        patches = seen * c * self.channels * self.patch_size**2
         return 2.0 * (subnet.depth * (linear + attention) + patches)
 
     def making(self) -> float:

@@ -17,7 +17,7 @@ def test_an_image_of_many_patches_of_14_is_a_forward_away(image: int) -> None:
     words += [f"evaluation.crop={image}", f"evaluation.resize={image}"]
     recipe = load.recipe(ROOT / "ds_configs/photos.yaml", words)
     space = derived.space(recipe)
-    network = backbone(recipe.backbone, image, space)
+    network = backbone(recipe.backbone, image, space, channels=3)
     with torch.no_grad():
         tokens = network(torch.zeros(1, 3, image, image), space.smallest)
         small = network(torch.zeros(1, 3, 98, 98), space.smallest)

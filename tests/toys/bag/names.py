@@ -48,7 +48,7 @@ class BagForm:
         shape: BagShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:
         sizes = {"dim": subnet.width, "depth": subnet.depth}
-        return "bag", sizes | {"patch_size": shape.patch_size}
+        return "bag", sizes | {"patch_size": shape.patch_size, "channels": shape.channels}
 
     @staticmethod
     def not_timm(shape: BagShape, subnet: Subnet) -> str:

@@ -39,9 +39,9 @@ class Block(nn.Module):
 
 
 class Embed(nn.Module):
-    def __init__(self, dim: int, patch_size: int) -> None:
+    def __init__(self, dim: int, patch_size: int, channels: int) -> None:
         super().__init__()
-        self.patch = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.patch = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
 
     def forward(self, images: Tensor, masks: Tensor | None) -> Tensor:
@@ -56,10 +56,12 @@ class ElasticBag(ElasticBackbone):
     kind = "bag"
 
     @classmethod
-    def of(cls, options: Backbone, image_size: int, space: ElasticSpace) -> "ElasticBag":
-        made = cls(space, BagShape.of(options, image_size))
+    def of(
+        cls, options: Backbone, image_size: int, space: ElasticSpace, *, channels: int
+    ) -> "ElasticBag":
+        made = cls(space, BagShape.of(options, image_size, channels=channels))
         dim = options.width.max
-        made.embed = Embed(dim, options.patch_size)
+        made.embed = Embed(dim, options.patch_size, channels)
         made.blocks = nn.ModuleList(Block(dim) for _ in range(options.depth.max))
         made.norm = ElasticLayerNorm(dim, 1e-6)
         return made

@@ -9,7 +9,7 @@ def computed(options: Backbone, sequences: int) -> float:
 
 
 def saved(streams: Streams) -> Saved:
-    patches = streams.pixels / 3 / streams.options.patch_size**2
+    patches = streams.pixels / streams.shape.channels / streams.options.patch_size**2
     blocks = []
     for block in range(streams.options.depth.max):
         users = [s for s in streams.subnets if block < s.depth]  # a toy: as if the first ones

@@ -14,10 +14,11 @@ class BagShape:
     deepest: int
     image_size: int
     patch_size: int
+    channels: int
 
     @classmethod
-    def of(cls, options: Backbone, image_size: int) -> "BagShape":
-        return cls(options.width.max, options.depth.max, image_size, options.patch_size)
+    def of(cls, options: Backbone, image_size: int, *, channels: int) -> "BagShape":
+        return cls(options.width.max, options.depth.max, image_size, options.patch_size, channels)
 
     @staticmethod
     def axes(options: Backbone) -> tuple[tuple[Depth, ...], float]:
@@ -54,11 +55,11 @@ class BagShape:
 
     def parameters(self, subnet: Subnet) -> int:
         c = subnet.width
-        return c * (3 * self.patch_size**2 + 1) + subnet.depth * (c * c + 3 * c) + 2 * c
+        return c * (self.channels * self.patch_size**2 + 1) + subnet.depth * (c * c + 3 * c) + 2 * c
 
     def flops(self, subnet: Subnet, image_size: int) -> float:
         c, patches = subnet.width, self.grid(image_size) ** 2
-        return 2.0 * patches * (subnet.depth * c * c + c * 3 * self.patch_size**2)
+        return 2.0 * patches * (subnet.depth * c * c + c * self.channels * self.patch_size**2)
 
     def making(self) -> float:
         return 0.0
