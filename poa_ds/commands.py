@@ -192,6 +192,11 @@ COMMANDS = {
         "a run's curves as files of TensorBoard, made from its folder",
         "poa-ds tensorboard runs/photos",
     ),
+    "wandb": Command(
+        "poa_ds.track.wandb_command",
+        "a run's curves for Weights & Biases, there or as its files, made from its folder",
+        "poa-ds wandb runs/photos",
+    ),
     "mlflow-sync": Command(
         "poa_ds.track.mlflow_sync",
         "bring into MLflow what a run's folder has and the store lacks; nothing comes twice",

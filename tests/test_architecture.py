@@ -53,6 +53,7 @@ IMPORTERS = {
     "webdataset": {"poa_ds.data.stream"},
     "tensorboard": {"poa_ds.track.tensorboard_store"},
     "triton": {"poa_kernels"},
+    "wandb": {"poa_ds.track.wandb_store"},
 }
 WITHOUT_TORCH = (
     *("data_tools", "poa_ds.cli", "poa_ds.demo", "poa_ds.front", "poa_ds.launch", "poa_ds.train"),

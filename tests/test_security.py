@@ -20,6 +20,7 @@ CONNECTING = {
     "socket",
     "ssl",
     "urllib",
+    "wandb",
     "webdataset",
     "huggingface_hub",
 }

@@ -288,8 +288,8 @@ class Recipe:
     # a rank that makes no progress for so long ends the run; 0: never. Set-up, the first step,
     # the start of an evaluation and a checkpoint get 600 at least
     step_timeout_seconds: NotNegative = 600.0
-    # where metrics go besides metrics.jsonl: mlflow, tensorboard (the folder tensorboard), or both
-    tracking: Annotated[str, NamesOf(("mlflow", "tensorboard"), alone="none")] = "mlflow"
+    # where metrics go besides metrics.jsonl: mlflow, tensorboard (the folder tensorboard), wandb
+    tracking: Annotated[str, NamesOf(("mlflow", "tensorboard", "wandb"), alone="none")] = "mlflow"
     report: bool = True  # report.html in output_dir, written along the way
     draws: Policy = "balanced"  # of elastic sizes (docs/method.md 3)
     kernels: Literal["auto", "reference", "triton"] = "auto"  # what the operators run

@@ -95,6 +95,17 @@ def alone(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[
         os.close(handle)
 
 
+def claim(folder: Path) -> int:
+    """A handle that keeps others from writing there while it is open. UserError: another does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise UserError(f"{folder} is being written by another process: the run") from error
+    return handle
+
+
 def _open_alone(path: Path, waiting: Callable[[], None] | None) -> int:
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     while True:

@@ -39,6 +39,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"  # step00000300/, ..., latest
         self.teachers = path / TEACHERS  # step00000300/, ..., latest
         self.tensorboard = path / "tensorboard"
+        self.wandb = path / "wandb"  # wandb chooses that name
+        self.wandb_id = path / "wandb_id.txt"
         self.mlflow_ids = path / "mlflow.json"
         self.mlflow_store = path / "mlflow.db"  # where the recipe names no other
         self.mlflow_artifacts = path / "mlartifacts"

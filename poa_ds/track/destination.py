@@ -86,7 +86,14 @@ def described(recipe: Recipe, environment: Mapping[str, str]) -> str:
         places.append(str(destination(recipe, folder, environment)))
     if "tensorboard" in recipe.trackers:
         places.append(f"TensorBoard's files in {RunFolder(folder).tensorboard}")
+    if "wandb" in recipe.trackers:
+        places.append(f"Weights & Biases, project {wandb_project(environment)}")
     return "; ".join(places)
+
+
+def wandb_project(environment: Mapping[str, str]) -> str:
+    """The project of Weights & Biases that runs belong to."""
+    return environment.get("WANDB_PROJECT") or DEFAULT_EXPERIMENT
 
 
 def warnings(recipe: Recipe, environment: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,6 @@ on. So nothing comes twice and nothing is missing, whatever was interrupted. The
 tensorboard, and only when a store is opened.
 """
 
-import fcntl
 import io
 import os
 import platform
@@ -16,11 +15,11 @@ from typing import Any
 
 from poa_ds.evaluate import score_rows
 from poa_ds.model.space import Subnet
-from poa_ds.system.errors import UserError
-from poa_ds.system.files import NO_LOCKS
+from poa_ds.system.lock import claim
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.track.metrics_file import OF_A_SIZE, Row, rows_after, size_of, values_of
 from poa_ds.track.mlflow_client import IMPORTING
+from poa_ds.track.mlflow_store import Status
 
 TRAINING = "training"  # the run of what belongs to no size
 MARK = ".poa_ds"  # ends the names of the files that are written here
@@ -117,7 +116,7 @@ class TensorboardStore:
         self._offset, self._drawn, self._tabled = 0, set(), -1
         self._scores: dict[tuple[str, str, int], float] = {}
         self._files.tensorboard.mkdir(parents=True, exist_ok=True)
-        self._lock = _claim(self._files.tensorboard)
+        self._lock = claim(self._files.tensorboard)
         for old in self._files.tensorboard.glob(f"*/events.out.tfevents.*{MARK}"):
             old.unlink()
         if self._files.recipe.is_file():
@@ -189,23 +188,12 @@ class TensorboardStore:
         self._tabled = step
         return True
 
-    def close(self) -> None:
+    def close(self, status: Status = "FINISHED") -> None:
+        """TensorBoard has no place for a status."""
         for file in self._opened.values():
             file.close()
         self._opened = {}
         os.close(self._lock)
-
-
-def _claim(folder: Path) -> int:
-    """A handle that keeps others from writing there. UserError: another process does."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            os.close(handle)
-            raise UserError(f"{folder} is being written by another process: the run") from error
-    return handle
 
 
 def _by_run(values: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -1,8 +1,8 @@
-"""The metrics of a run into metrics.jsonl, MLflow, TensorBoard: nothing stops or delays training.
+"""The metrics of a run into metrics.jsonl and trackers, none of which stops or delays training.
 
 metrics.jsonl is written first, in the calling thread. A second thread alone touches MLflow: it
 imports it, makes the store (seconds), reads the rows back from the file. Whatever goes wrong there
-is said and tried again; the file has everything. A third one does the same for TensorBoard.
+is said and tried again; the file has everything. TensorBoard and Weights & Biases have threads too.
 """
 
 import json
@@ -19,7 +19,7 @@ from poa_ds.system.background import Background
 from poa_ds.system.console import say
 from poa_ds.system.errors import UserError
 from poa_ds.system.run_folder import RunFolder
-from poa_ds.track import mlflow_ids
+from poa_ds.track import mlflow_ids, wandb_store
 from poa_ds.track.destination import destination
 from poa_ds.track.metrics_file import (
     Floors,
@@ -35,6 +35,7 @@ from poa_ds.track.mlflow_client import IMPORTING, set_environment
 from poa_ds.track.mlflow_store import MlflowStore, Status, open_store
 from poa_ds.track.tensorboard_store import TensorboardStore
 from poa_ds.track.tensorboard_store import open_store as open_tensorboard
+from poa_ds.track.wandb_store import WandbStore
 
 FINAL_ERRORS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
@@ -50,13 +51,15 @@ class Tracker:
         metrics: MetricsFile | None = None,
         background: Background[MlflowStore] | None = None,
         tensorboard: Background[TensorboardStore] | None = None,
+        wandb: Background[WandbStore] | None = None,
         ids: Mapping[str, Any] | None = None,
+        wandb_id: str = "",
         nonfinite: Mapping[str, int] | None = None,
     ) -> None:
         """nonfinite: how often each metric was nan or inf so far."""
         self._report_k, self._folder, self._metrics = report_k, folder, metrics
         self._background, self._ids = background, {} if ids is None else ids
-        self._tensorboard = tensorboard
+        self._tensorboard, self._wandb, self._wandb_id = tensorboard, wandb, wandb_id
         self._nonfinite, self._broken = Counter(nonfinite), False
 
     @classmethod
@@ -89,10 +92,8 @@ class Tracker:
             output_dir.mkdir(parents=True, exist_ok=True)
             path = RunFolder(output_dir).metrics
             metrics = MetricsFile(path, keep_through=first_step if resumed else None)
-            tracked = "mlflow" in recipe.trackers
-            ids = mlflow_ids.known(output_dir, resumed_ids) if tracked else {}
-            if ids:
-                mlflow_ids.keep(output_dir, ids)
+            ids = _mlflow_ids(recipe, output_dir, resumed_ids)
+            wandb = _wandb_id(recipe, output_dir, resumed_ids)
         except OSError as error:
             raise UserError(f"output_dir {output_dir} cannot be written: {error}") from error
         known = {subnet: (parameters or {}).get(subnet) for subnet in sizes}
@@ -103,14 +104,17 @@ class Tracker:
             metrics=metrics,
             background=_in_background(recipe, output_dir, ids, known, mode) if ids else None,
             tensorboard=_tensorboard(recipe, output_dir),
+            wandb=_wandb(recipe, output_dir, wandb) if wandb else None,
             ids=ids,
+            wandb_id=wandb,
             nonfinite=_nonfinite_counts(read_rows(path)),
         )
 
     @property
     def ids(self) -> dict[str, Any]:
-        """What a checkpoint stores so that a resumed run goes on in the same MLflow runs."""
-        return json.loads(json.dumps(self._ids))
+        """What a checkpoint stores so that a resumed run goes on in the same runs of trackers."""
+        own = {"wandb": self._wandb_id} if self._wandb_id else {}
+        return json.loads(json.dumps({**self._ids, **own}))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Metrics of one step. Points at or before a metric's last step are dropped."""
@@ -176,19 +180,24 @@ class Tracker:
                     f"all, and this brings them there: poa-ds mlflow-sync {self._folder}"
                 )
             self._background = None
-        if self._tensorboard:
-            self._tensorboard.submit(TensorboardStore.close)
-            if self._tensorboard.close(timeout_seconds):
-                say(
-                    "TensorBoard's files lack the last entries; the run's folder has them all, and"
-                    f" this writes them: poa-ds tensorboard {self._folder}"
-                )
-            self._tensorboard = None
+        for background, lacking, command in (
+            (self._tensorboard, "TensorBoard's files lack", "tensorboard"),
+            (self._wandb, "Weights & Biases lacks", "wandb"),
+        ):
+            if background:
+                background.submit(lambda store: store.close(status))
+                if background.close(timeout_seconds):
+                    say(
+                        f"{lacking} the last entries; the run's folder has them all, and this"
+                        f" brings them there: poa-ds {command} {self._folder}"
+                    )
+        self._tensorboard = self._wandb = None
         self._metrics = None
 
     @property
     def _stores(self) -> list[Background]:
-        return [store for store in (self._background, self._tensorboard) if store is not None]
+        every = (self._background, self._tensorboard, self._wandb)
+        return [store for store in every if store is not None]
 
     def _record(self, step: int, values: Mapping[str, float]) -> bool:
         """Into the file and into the queue; False where nothing was new."""
@@ -261,7 +270,36 @@ def _tensorboard(recipe: Recipe, output_dir: Path) -> Background[TensorboardStor
     return background
 
 
-def draw_missing(store: TensorboardStore, folder: Path, k: int) -> None:
+def _mlflow_ids(recipe: Recipe, folder: Path, resumed: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those to go on with, kept in the folder; {}: not tracked there."""
+    if "mlflow" not in recipe.trackers:
+        return {}
+    if resumed is not None:
+        resumed = {name: x for name, x in resumed.items() if name != "wandb"}
+    ids = mlflow_ids.known(folder, resumed)
+    mlflow_ids.keep(folder, ids)
+    return ids
+
+
+def _wandb_id(recipe: Recipe, folder: Path, resumed: Mapping[str, Any] | None) -> str:
+    return wandb_store.known_id(folder, resumed) if "wandb" in recipe.trackers else ""
+
+
+def _wandb(recipe: Recipe, output_dir: Path, key: str) -> Background[WandbStore]:
+    """The thread that talks to Weights & Biases."""
+    folder = output_dir.resolve()
+    background = Background(
+        "Weights & Biases",
+        lambda: wandb_store.open_store(recipe, folder, key),
+        is_final=_is_final,
+        advice=f"training goes on, every metric is in {RunFolder(output_dir).metrics}",
+    )
+    background.submit(WandbStore.catch_up)
+    background.submit(lambda store: draw_missing(store, folder, recipe.evaluation.report_k))
+    return background
+
+
+def draw_missing(store: TensorboardStore | WandbStore, folder: Path, k: int) -> None:
     """The heat maps of all evaluations in metrics.jsonl."""
     path = RunFolder(folder).metrics
     for _, row in rows_after(path) if path.is_file() else ():
@@ -285,7 +323,10 @@ def _keep_files(store: MlflowStore) -> None:
 
 
 def draw(
-    store: MlflowStore | TensorboardStore, step: int, top1: Mapping[Subnet, float], k: int
+    store: MlflowStore | TensorboardStore | WandbStore,
+    step: int,
+    top1: Mapping[Subnet, float],
+    k: int,
 ) -> bool:
     """Whether the heat map of an evaluation was missing, and is there now."""
     if store.has_picture(step):

@@ -177,8 +177,9 @@ def test_trackers_are_named_in_a_list_by_commas_or_alone() -> None:
         (["tensorboard"], {"tensorboard"}),
         (["mlflow", "tensorboard"], {"mlflow", "tensorboard"}),
         ("tensorboard, mlflow", {"mlflow", "tensorboard"}),
+        (["mlflow", "wandb"], {"mlflow", "wandb"}),
     ):
         assert load.from_dict({"tracking": text}).trackers == wanted
     for wrong in ("wandbb", ["none", "mlflow"], ["mlflow", "mlflow"], []):
-        with pytest.raises(UsageError, match="one or more of mlflow, tensorboard by commas"):
+        with pytest.raises(UsageError, match="one or more of mlflow, tensorboard, wandb by commas"):
             load.from_dict({"tracking": wrong})
