@@ -45,11 +45,12 @@ def last4(depth: int) -> list[int]:
 
 
 TAPS = {"even4": even4, "last4": last4}
+STAGES = "stages"  # what is read out of a backbone that has some
 
 
 def tapped(model: ElasticBackbone, subnet: Subnet, taps: str) -> list[int]:
-    """Numbers of the blocks of this size that are read out; [] for a backbone with one reading."""
-    return TAPS[taps](len(model.members(subnet))) if model.reads_blocks else []
+    """Numbers of the blocks of this size that are read out."""
+    return TAPS[taps](len(model.members(subnet)))
 
 
 def features_of_blocks(
@@ -57,32 +58,60 @@ def features_of_blocks(
 ) -> Tensor:
     """(B, (T + 1) x width): the class tokens behind T blocks, then the last one's mean of patches.
 
-    A backbone whose class token is that mean: (B, width), as `features`.
+    Of backbones that are read out behind blocks.
     """
-    places = tapped(model, subnet, taps)
-    if not places:
-        return features(model, images, subnet)
-    tokens = model.taps(images, subnet, places)
+    tokens = model.taps(images, subnet, tapped(model, subnet, taps))
     return torch.cat([*(t[:, 0] for t in tokens), tokens[-1][:, 1:].mean(1)], dim=1)
+
+
+def features_of_stages(model: ElasticBackbone, images: Tensor, subnet: Subnet) -> Tensor:
+    """(B, C1 + ... + C4): the mean of the map of each stage; the last is the class feature."""
+    return torch.cat(model.stage_means(images, subnet), dim=1)
+
+
+def kinds(model: ElasticBackbone, subnet: Subnet, feature: str) -> dict[str, slice]:
+    """Kind of features -> its columns of what `READS[feature]` gives, for TAPS and STAGES."""
+    width = model.feature_width(subnet)
+    if feature in TAPS:
+        return kinds_of_blocks(width, len(tapped(model, subnet, feature)))
+    every = sum(model.stage_widths(subnet))
+    return {"1 stage": slice(every - width, every), "4 stages": slice(0, every)}
+
+
+def kinds_of_blocks(width: int, taps: int) -> dict[str, slice]:
+    """The same of tokens of so many channels behind so many blocks."""
+    last = taps * width
+    found = {
+        "1 block": slice(last - width, last),
+        "1 block + avg": slice(last - width, last + width),
+    }
+    if taps > 1:
+        found[f"{taps} blocks"] = slice(0, last)
+        found[f"{taps} blocks + avg"] = slice(0, last + width)
+    return found
 
 
 READS = {
     "cls": features,
     "cls+avg": features_and_mean,
     "patches": patch_features,
+    STAGES: features_of_stages,
     **{name: partial(features_of_blocks, taps=name) for name in TAPS},
 }
 
 
-def tokens_read(model: ElasticBackbone, subnet: Subnet, feature: str, crop: int) -> int:
-    """How many features of the network's width an image gives."""
+def numbers_read(model: ElasticBackbone, subnet: Subnet, feature: str, crop: int) -> int:
+    """How many numbers an image gives."""
+    width = model.feature_width(subnet)
+    if feature == STAGES:
+        return sum(model.stage_widths(subnet))
     if feature in TAPS:
-        places = tapped(model, subnet, feature)
-        return len(places) + 1 if places else 1
+        return (len(tapped(model, subnet, feature)) + 1) * width
     if feature != "patches":
-        return 1 + (feature == "cls+avg")
+        return (1 + (feature == "cls+avg")) * width
     with torch.inference_mode():
-        return model(torch.zeros(1, 3, crop, crop), model.space.smallest).shape[1] - 1
+        tokens = model(torch.zeros(1, 3, crop, crop), model.space.smallest).shape[1]
+    return (tokens - 1) * width
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class ElasticBackbone(nn.Module):
     other_sizes: ClassVar[str] = ""  # where to get a size that is not in the space, in words
     copies: ClassVar[int] = 1  # patch tokens on a side that stand for one place of the last map
     reads_blocks: ClassVar[bool] = False  # whether tokens may be read out behind any block (`taps`)
+    reads_stages: ClassVar[bool] = False  # whether it has stages (`stage_means`)
     blocks: nn.ModuleList
 
     def __init__(
@@ -146,6 +147,18 @@ class ElasticBackbone(nn.Module):
             if index in behind:
                 found.append(self.leave(streams, layout)[0][0])
         return found
+
+    def stage_means(self, images: Tensor, subnet: Subnet) -> list[Tensor]:
+        """(B, C) of each stage, C doubling: the mean of the map that leaves it.
+
+        The last is the class feature, read out as behind the last block. Of those with
+        `reads_stages`.
+        """
+        raise NotImplementedError  # of those with stages
+
+    def stage_widths(self, subnet: Subnet) -> list[int]:
+        """The C of each."""
+        return [self.feature_width(subnet) // 2**later for later in (3, 2, 1, 0)]
 
     def _run(self, block: nn.Module, streams: Streams, plan: object) -> Streams:
         if self.activation_checkpointing and torch.is_grad_enabled():

@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poa_ds.evaluate.features import even4, features_of_blocks, last4, random_weights
+from poa_ds.evaluate.features import (
+    even4,
+    features_of_blocks,
+    kinds_of_blocks,
+    last4,
+    random_weights,
+)
 from poa_ds.evaluate.linear.classifiers import RATES, TOGETHER, Classifiers, cosine, dealt, units
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import load
@@ -30,7 +36,7 @@ def batches(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
 def test_each_learns_what_its_own_layer_and_optimizer_learn() -> None:
     """float32 sums in another order: 1e-6 of weights about 0.1, after 20 steps."""
     rates = (0.001, 0.1, 1.0)
-    for unit in units("32x2", WIDTH, TAPS, rates):
+    for unit in units("32x2", kinds_of_blocks(WIDTH, TAPS), rates):
         own = Classifiers(unit, CLASSES, seed=3, device="cpu")
         layers, optimizers = [], []
         for number in range(len(unit.rates)):
@@ -65,7 +71,9 @@ def test_columns_are_the_readouts_of_the_published_code() -> None:
     torch.manual_seed(0)
     blocks = [(torch.randn(2, 5, WIDTH), torch.randn(2, WIDTH)) for _ in range(TAPS)]
     ours = torch.cat([*(cls for _, cls in blocks), blocks[-1][0].mean(1)], 1)
-    found = {unit.kind: ours[:, unit.columns] for unit in units("32x2", WIDTH, TAPS)}
+    found = {
+        unit.kind: ours[:, unit.columns] for unit in units("32x2", kinds_of_blocks(WIDTH, TAPS))
+    }
     assert len(found) == 4
     for n in (1, TAPS):
         output = torch.cat([cls for _, cls in blocks[-n:]], dim=-1)
@@ -73,12 +81,11 @@ def test_columns_are_the_readouts_of_the_published_code() -> None:
         assert torch.equal(found[name], output)
         with_mean = torch.cat((output, torch.mean(blocks[-1][0], dim=1)), dim=-1)
         assert torch.equal(found[f"{name} + avg"], with_mean)
-    assert [unit.kind for unit in units("32x2", WIDTH, 0, (1.0,))] == ["1 block"]
-    assert [unit.kind for unit in units("32x2", WIDTH, 1, (1.0,))] == ["1 block", "1 block + avg"]
+    assert [*kinds_of_blocks(WIDTH, 1)] == ["1 block", "1 block + avg"]
 
 
 def test_there_are_52_classifiers_in_products_of_a_fixed_shape() -> None:
-    every = units("384x12", 384, 4)
+    every = units("384x12", kinds_of_blocks(384, 4))
     assert sum(len(unit.rates) for unit in every) == 52 and len(RATES) == 13
     assert RATES[0] == 1e-5 and RATES[-1] == 0.1 and math.isclose(RATES[-2], 0.05)
     assert {len(unit.rates) for unit in every} <= {TOGETHER - 1, TOGETHER}
@@ -95,7 +102,9 @@ def test_a_rolled_label_is_a_mistake_that_shows() -> None:
     labels = torch.arange(200) % CLASSES
     x = 10 * torch.eye(CLASSES, (TAPS + 1) * WIDTH)[labels] + torch.randn(200, (TAPS + 1) * WIDTH)
     for taught, least, most in ((labels, 200, 200), ((labels + 1) % CLASSES, 0, 0)):
-        own = Classifiers(units("32x2", WIDTH, 0, (0.01,))[0], CLASSES, seed=0, device="cpu")
+        own = Classifiers(
+            units("32x2", {"1 block": slice(0, WIDTH)}, (0.01,))[0], CLASSES, seed=0, device="cpu"
+        )
         for step in range(100):
             own.learn(x, taught, cosine(step, 100))
         assert least <= int(own.right(x, labels)) <= most

@@ -19,6 +19,7 @@ from poa_ds.data.store.order import VIEWS, Order, keyed
 from poa_ds.evaluate import groups, score_rows
 from poa_ds.evaluate.embed.sources import Shards
 from poa_ds.evaluate.feature_sets import FeatureSet
+from poa_ds.evaluate.features import kinds_of_blocks
 from poa_ds.evaluate.linear import command as linear_command
 from poa_ds.evaluate.linear import data as linear_data
 from poa_ds.evaluate.linear import task as linear_task
@@ -60,9 +61,13 @@ def test_on_fixed_features_it_is_what_torch_s_own_parts_learn(run: Path) -> None
     train, val = sets(run, 33, 12)
     x, labels = train.rows("32x2")
     other, wanted = val.rows("32x2")
-    kinds = {unit.kind: unit.columns for unit in units("32x2", 32, 2)}
+    kinds = {unit.kind: unit.columns for unit in units("32x2", kinds_of_blocks(32, 2))}
     columns, rate = kinds[by_held.setting["kind"]], by_held.setting["rate"]
-    [unit] = [u for u in units("32x2", 32, 2, (0.05, 0.5)) if u.kind == by_held.setting["kind"]]
+    [unit] = [
+        u
+        for u in units("32x2", kinds_of_blocks(32, 2), (0.05, 0.5))
+        if u.kind == by_held.setting["kind"]
+    ]
     start = Classifiers(unit, 3, seed=0, device="cpu")
     number = unit.rates.index(rate)
     weight, bias = (p[number].clone().requires_grad_() for p in (start.weight, start.bias))
@@ -279,7 +284,8 @@ def test_published_is_what_has_the_published_numbers_but_for_precision(
     reader = SimpleNamespace(recipe=recipe, readout=SimpleNamespace(precision=args.precision))
     images = Shards(make_shards(tmp_path / "val", 3))
     rows = np.arange(args.images), np.arange(0)
-    found = linear_command.protocol_of(images, images, *rows, reader, args)
+    cache = SimpleNamespace(reader=reader, feature=args.taps)
+    found = linear_command.protocol_of(images, images, *rows, cache, args)
     assert found["published"] == (change not in CHANGES)
 
 

@@ -25,7 +25,7 @@ from poa_ds.data.workers import loaded
 from poa_ds.evaluate.embed import sources as image_sources
 from poa_ds.evaluate.embed.files import Parts, is_there, publish
 from poa_ds.evaluate.embed.sources import Images, Shards
-from poa_ds.evaluate.features import READS, Readout, tokens_read
+from poa_ds.evaluate.features import READS, Readout, numbers_read
 from poa_ds.evaluate.knn_protocol import Encoder
 from poa_ds.evaluate.neighbours import Deal
 from poa_ds.evaluate.ranks import all_ranks, listening
@@ -268,10 +268,7 @@ def tell_cost(
     """The work and the disk that it takes; UserError where the disk has less. All ranks look."""
     rows, crop, feature = setting["rows"], setting["crop"], setting["feature"]
     flops = rows * sum(model.flops(subnet, crop) for subnet in subnets)
-    widths = [
-        tokens_read(model, subnet, feature, crop) * model.feature_width(subnet)
-        for subnet in subnets
-    ]
+    widths = [numbers_read(model, subnet, feature, crop) for subnet in subnets]
     size = rows * sum(widths) * TYPES[setting["dtype"]].itemsize
     if dist.is_main():
         to(f"{rows:,} images x {len(subnets)} sizes = {flops:.2g} FLOPs, {size / 1e6:.3g} MB")

@@ -39,18 +39,9 @@ class Unit:
         return f"{self.size}_{self.kind}_{self.first}".replace(" ", "_")
 
 
-def units(size: str, width: int, taps: int, rates: Sequence[float] = RATES) -> list[Unit]:
-    """All classifiers of a size whose features are `features_of_blocks` of so many blocks.
-
-    width: channels of a token. taps 0: the class token alone, as of a Swin.
-    """
-    last, pieces = max(taps, 1) * width, -(-len(rates) // TOGETHER)
-    kinds = {"1 block": slice(last - width, last)}
-    if taps:
-        kinds["1 block + avg"] = slice(last - width, last + width)
-    if taps > 1:
-        kinds[f"{taps} blocks"] = slice(0, last)
-        kinds[f"{taps} blocks + avg"] = slice(0, last + width)
+def units(size: str, kinds: Mapping[str, slice], rates: Sequence[float] = RATES) -> list[Unit]:
+    """All classifiers of a size. kinds: of features, with their columns (`features.kinds`)."""
+    pieces = -(-len(rates) // TOGETHER)
     cuts = [round(len(rates) * i / pieces) for i in range(pieces + 1)]
     return [
         Unit(size, kind, columns, tuple(rates[a:b]), a)

@@ -13,7 +13,7 @@ from poa_ds.evaluate import split as of_labels
 from poa_ds.evaluate.embed.sources import Part, Shards
 from poa_ds.evaluate.feature_cache import Cache, Reader, is_features
 from poa_ds.evaluate.feature_sets import matched, usable
-from poa_ds.evaluate.features import TAPS
+from poa_ds.evaluate.features import STAGES, TAPS
 from poa_ds.evaluate.linear import data as linear_data
 from poa_ds.evaluate.linear.classifiers import MOMENTUM, RATES
 from poa_ds.evaluate.linear.data import RandomCrops
@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--taps",
         choices=list(TAPS),
-        default="even4",
-        help="blocks: POA's or DINOv2's (%(default)s)",
+        help="blocks: POA's or DINOv2's (even4; a Swin's or ResNet's features are the means of its "
+        "four stages)",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=arguments.count, help=f"({STEPS:,} for {FEW:,} images on)")
@@ -90,10 +90,10 @@ def run(args: argparse.Namespace) -> int:
         for name, place in zip(("train", "val", *tests), (*places, *tests.values()), strict=True):
             if is_features(place):
                 raise UsageError(f"{name}: {place} holds features: eval linear reads shards")
-        with feature_cache.cache(reader, args.taps, keep=args.keep_features) as cache:
+        with feature_cache.cache(reader, feature(reader, args), keep=args.keep_features) as cache:
             train, val = map(cache.images, places)
             learn, held = split(train, args)
-            protocol = protocol_of(train, val, learn, held, reader, args)
+            protocol = protocol_of(train, val, learn, held, cache, args)
             tell_cost(protocol, reader, args)
             if args.dry_run:
                 for place in (*places[args.crops == "random" :], *tests.values()):
@@ -113,6 +113,18 @@ def run(args: argparse.Namespace) -> int:
                 say_ends(rows, args.learning_rates)
                 found.groups.remove()
             return int(len(found.sizes) < len(reader.subnets))
+
+
+def feature(reader: Reader, args: argparse.Namespace) -> str:
+    """What is read out. UsageError: --taps of a backbone whose blocks are not read out."""
+    if not reader.model.reads_stages:
+        return args.taps or "even4"
+    if args.taps:
+        raise UsageError(
+            f"--taps {args.taps}: of a {reader.model.kind} the means of its four stages are read "
+            "out, leave it away"
+        )
+    return STAGES
 
 
 def split(train: Shards, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
@@ -145,14 +157,14 @@ def protocol_of(
     val: Shards,
     learn: np.ndarray,
     held: np.ndarray,
-    reader: Reader,
+    cache: Cache,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Every number of the method.
 
     published: whether they are POA's (or, with last4, DINOv2's), but for precision and images.
     """
-    many = len(learn) >= FEW
+    reader, many = cache.reader, len(learn) >= FEW
     batch = args.batch or (BATCH if many else FEW_BATCH)
     steps = args.steps or STEPS
     if args.epochs or not (many or args.steps):
@@ -165,6 +177,7 @@ def protocol_of(
         args.published
         and not of_labels.amount(args)
         and args.crops == "random"
+        and cache.feature in TAPS
         and args.learning_rates == RATES
     )
     published &= (batch, steps, options.resize, options.crop) == (BATCH, STEPS, 256, 224)
@@ -175,7 +188,7 @@ def protocol_of(
         "crops": args.crops,
         "scale": list(linear_data.SCALE) if args.crops == "random" else None,
         "flip": linear_data.FLIP if args.crops == "random" else None,
-        "taps": args.taps,
+        "taps": cache.feature,
         "resize": options.resize,
         "crop": options.crop,
         "precision": reader.readout.precision,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from poa_ds.checkpoint.deployed import weights_hash
 from poa_ds.evaluate.feature_cache import Reader
-from poa_ds.evaluate.features import READS, tapped, tokens_read
+from poa_ds.evaluate.features import READS, kinds, numbers_read
 from poa_ds.evaluate.groups import Groups, allowed_bytes
 from poa_ds.evaluate.linear import data as linear_data
 from poa_ds.evaluate.linear.classifiers import Unit, bytes_of, units
@@ -74,9 +74,8 @@ class Task:
 
     def units(self, size: Subnet) -> list[Unit]:
         """All classifiers of a size."""
-        model = self.reader.model
-        taps = len(tapped(model, size, self.protocol["taps"]))
-        return units(str(size), model.feature_width(size), taps, self.protocol["learning_rates"])
+        found = kinds(self.reader.model, size, self.protocol["taps"])
+        return units(str(size), found, self.protocol["learning_rates"])
 
     def _trained(self, group: Sequence[Subnet], asked: Sequence[int]) -> list[ScoreRow] | None:
         start, steps, batch = time.monotonic(), self.protocol["steps"], self.protocol["batch"]
@@ -130,10 +129,8 @@ class Task:
                 steps=steps,
             )
         model, taps = reader.model, protocol["taps"]
-        widths = {
-            str(size): model.feature_width(size) * tokens_read(model, size, taps, protocol["crop"])
-            for size in group
-        }
+        crop = protocol["crop"]
+        widths = {str(size): numbers_read(model, size, taps, crop) for size in group}
         encode = reader.readout.encoder(model.to(reader.readout.device), group, READS[taps])
         device = reader.readout.device
         return self.crops.batches(encode, widths, device, steps=steps, workers=reader.workers)

@@ -147,6 +147,7 @@ class ElasticSwin(ElasticBackbone):
 
     kind = "swin"
     copies = 2
+    reads_stages = True
 
     def __init__(
         self,
@@ -232,6 +233,17 @@ class ElasticSwin(ElasticBackbone):
         return [
             pooled(rearrange(part, "n (r k) c -> n r k c", r=rows)) for part, (_, rows, _) in cut
         ]
+
+    def stage_means(self, images: Tensor, subnet: Subnet) -> list[Tensor]:
+        streams, layout = self.enter((images,), (subnet,), (None,))
+        found = []
+        for index in self.members(subnet):
+            block = self.blocks[index]
+            if block.merge is not None:
+                found.append(rearrange(streams[0], "(n p) c -> n p c", n=len(images)).mean(1))
+            streams = self._run(block, streams, self.plan(index, layout, (True,), (None,)))
+            layout = self.layout_after(block, layout)
+        return [*found, self.leave(streams, layout)[0][0][:, 0]]
 
     def draw_branches(
         self,
