@@ -18,6 +18,7 @@ OWNED = {
     **{"output_dir": "give --out", "start": BEGINS, "distill.teacher": BEGINS},
     **{"data.train": IMAGES, "data.mix": IMAGES, "evaluation.queries": IMAGES},
     **{"crops.global_size": "give --image-size", "crops.local_size": "give --image-size"},
+    "data.channels": "give --channels",
     **{"augmentation.mean": "give --mean", "augmentation.std": "give --std"},
     **{"evaluation.resize": IMPORT, "evaluation.crop": IMPORT},
     "evaluation.sizes": "every size is measured",
@@ -55,7 +56,7 @@ def filled(base: Recipe, network: Recipe, places: Places, images: int) -> Recipe
         distill=replace(base.distill, teacher=places.start, queue=queue),
         crops=replace(base.crops, global_size=crops.global_size, local_size=crops.local_size),
         augmentation=replace(base.augmentation, mean=pixels.mean, std=pixels.std),
-        data=replace(base.data, train=places.train),
+        data=replace(base.data, train=places.train, channels=network.data.channels),
         evaluation=replace(
             base.evaluation,
             queries=places.queries,

@@ -20,12 +20,13 @@ from poa_ds.export.import_poa import from_poa_teacher, read_checkpoint
 from poa_ds.export.rebase import Rebased, described, rebased, statistics
 from poa_ds.export.vit_weights import Found, at_resolution, recognised
 from poa_ds.export.weights_source import Source, read_weights
+from poa_ds.model import first_layer
 from poa_ds.model.options import Backbone
 from poa_ds.model.shape import vit_parts
 from poa_ds.model.vit.network import ElasticViT
 from poa_ds.recipe import derived, load
 from poa_ds.recipe.backbone import backbone
-from poa_ds.recipe.tree import Recipe
+from poa_ds.recipe.tree import Augmentation, Recipe
 from poa_ds.system import paths
 from poa_ds.system.arguments import count
 from poa_ds.system.console import tell
@@ -33,6 +34,7 @@ from poa_ds.system.errors import UsageError
 
 CALIBRATION = 512  # images that the basis is found on
 INPUT_SCALE = 0.5  # of slices of networks that were not trained elastic
+STANDARD = Augmentation().mean
 FEATURES = "original_features.safetensors"
 LOCAL, RESIZE = 96 / 224, 256 / 224  # of the recipes: pixels of local crops, and before the crop
 
@@ -92,8 +94,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help=f"backbone.input_scale of slices ({INPUT_SCALE}; 1: that of networks trained as POA)",
     )
-    parser.add_argument("--mean", type=_three, help="of the pixels (config.json, else ImageNet's)")
-    parser.add_argument("--std", type=_three, help="of the pixels (config.json, else ImageNet's)")
+    parser.add_argument(
+        "--channels",
+        type=count,
+        help="of the images (the network's own). Another number makes another first layer, as"
+        " timm's in_chans: 1 sums the weights, others have them in turns, by 3 / channels",
+    )
+    parser.add_argument("--mean", type=_each, help="of the pixels (config.json, else ImageNet's)")
+    parser.add_argument("--std", type=_each, help="of the pixels (config.json, else ImageNet's)")
     parser.add_argument(
         "--licence",
         type=paths.path,
@@ -108,7 +116,7 @@ def given_options(args: argparse.Namespace) -> list[str]:
     for key in ("widths", "depths", "mean", "std"):
         if values := getattr(args, key):
             words += [f"--{key}", ",".join(map(str, values))]
-    for key in ("image_size", "head_dim", "input_scale", "licence"):
+    for key in ("image_size", "channels", "head_dim", "input_scale", "licence"):
         if (value := getattr(args, key)) is not None:
             words += [f"--{key.replace('_', '-')}", str(value)]
     return words
@@ -121,12 +129,12 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list such as 192,256,384") from None
 
 
-def _three(text: str) -> tuple[float, float, float]:
+def _each(text: str) -> tuple[float, ...]:
+    """A number for every channel."""
     try:
-        one, two, three = map(float, text.split(","))
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list such as 0.5,0.5,0.5") from None
-    return one, two, three
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,7 +151,9 @@ def run(args: argparse.Namespace) -> int:
     moved = _rebased(network, recipe, args)
     recipe = described(recipe, args.rebase)
     tensors = {f"backbone.{name}": tensor for name, tensor in moved.state.items()}
-    write_teacher(args.out, tensors, recipe, 0, source=args.source, licence=source.licence)
+    told = first_layer.described(found.channels, recipe.data.channels)
+    about = f"{args.source}, {told}" if told else args.source
+    write_teacher(args.out, tensors, recipe, 0, source=about, licence=source.licence)
     if args.rebase != "none":
         about = {"matrix": moved.matrix.float(), "bias": moved.bias.float()}
         save_file({name: t.contiguous() for name, t in about.items()}, args.out / FEATURES)
@@ -162,7 +172,9 @@ def read(args: argparse.Namespace, named: str) -> tuple[Source, Found, Recipe]:
 
 def _run_published(args: argparse.Namespace) -> int:
     """The same of a checkpoint of the published code, backbone and heads, whatever its backbone."""
-    keys = "widths depths calibrate rebase image_size head_dim input_scale mean std".split()
+    keys = (
+        "widths depths calibrate rebase image_size channels head_dim input_scale mean std".split()
+    )
     given = [f"--{key.replace('_', '-')}" for key in keys if getattr(args, key) is not None]
     if args.download:
         given.append("--download")  # SOURCE is a file
@@ -184,6 +196,10 @@ def _run_published(args: argparse.Namespace) -> int:
 
 def recipe_of(found: Found, args: argparse.Namespace, pixels: dict[str, Any]) -> Recipe:
     """The recipe that describes the network and its sizes."""
+    channels = args.channels or found.channels
+    if wrong := [key for key in ("mean", "std") if len(pixels.get(key, STANDARD)) != channels]:
+        options = " and ".join(f"--{key}" for key in wrong)
+        raise UsageError(f"images of {channels} channels: give {options}, {channels} numbers each")
     side, patch = args.image_size or found.image_size, found.patch_size
     least = -(-found.width // 2 // found.head_dim) * found.head_dim
     widths = args.widths or tuple(range(least, found.width + 1, found.head_dim))
@@ -216,6 +232,7 @@ def recipe_of(found: Found, args: argparse.Namespace, pixels: dict[str, Any]) ->
                 "local_size": max(round(side * LOCAL / patch), 1) * patch,
             },
             "augmentation": pixels,
+            "data": {"channels": channels},
             "evaluation": {"resize": round(side * RESIZE), "crop": side},
         }
     )
@@ -227,6 +244,8 @@ def imported(found: Found, recipe: Recipe) -> ElasticViT:
     with torch.device("meta"):
         network = backbone(recipe)
     tensors, grid = dict(found.tensors), recipe.crops.global_size // found.patch_size
+    patches, channels = tensors["embed.patch.weight"], recipe.data.channels
+    tensors["embed.patch.weight"] = first_layer.adapted(patches, channels)
     if found.positions == "learned":
         tensors["embed.pos_embed"] = at_resolution(tensors["embed.pos_embed"], grid)
     network.load_state_dict(tensors, assign=True)
@@ -268,12 +287,14 @@ def _tell(out: Path, found: Found, recipe: Recipe, source: Source) -> None:
     options, standard = recipe.backbone, Backbone()
     keys = "patch_size head_dim mlp_ratio input_scale".split() + vit_parts(options)
     values = {key: getattr(options, key) for key in keys}
-    told = [f"backbone.{k}={v}" for k, v in values.items() if v != getattr(standard, k)]
+    changed = [f"backbone.{k}={v}" for k, v in values.items() if v != getattr(standard, k)]
+    if told := first_layer.described(found.channels, recipe.data.channels):
+        tell(told)
     tell(
         f"{intact}, {kind}, {recipe.crops.global_size} px, pixels normalised with"
         f" mean {[*pixels.mean]} std {[*pixels.std]}: {out}\n"
         f"{_uses(out, recipe)}\n"
-        f"a recipe that starts with it has {' '.join(told)} backbone.layer_scale=1,"
+        f"a recipe that starts with it has {' '.join(changed)} backbone.layer_scale=1,"
         f" {intact} as its largest size and crops.global_size={recipe.crops.global_size}"
     )
 

@@ -17,7 +17,7 @@ from poa_ds.engine.networks import Networks
 from poa_ds.export.extract import extract
 from poa_ds.export.folder import RECIPE, WEIGHTS
 from poa_ds.export.hf_folder import PROCESSOR
-from poa_ds.model import form
+from poa_ds.model import first_layer, form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 from poa_ds.system.errors import UserError
@@ -28,19 +28,22 @@ START_ONLY = "init_values"  # an argument of plain networks that says how they w
 
 
 @torch.no_grad()
-def begin(networks: Networks, start: str) -> None:
+def begin(networks: Networks, start: str) -> str:
     """Give student and average the backbone that `start` names, before the first step.
 
-    UserError: there is none, or it does not fit.
+    What was made of its first layer, in words, or an empty text. UserError: there is none, or it
+    does not fit.
     """
     own = networks.backbone
     try:
-        own.load_state_dict(_tensors(start, own), strict=False)  # a plain one has no mask token
+        tensors, told = _tensors(start, own)
+        own.load_state_dict(tensors, strict=False)  # a plain one has no mask token
     except UserError as error:
         raise UserError(f"start {start}: {error}") from error
     for name, (parameter, average) in networks.averaged().items():
         if name.startswith("backbone."):
             average.copy_(parameter)
+    return told
 
 
 def check(own: ElasticBackbone, start: str) -> None:
@@ -58,8 +61,8 @@ def licence(start: str) -> str:
     return licence_of(place if extracted else find_teacher(place))
 
 
-def _tensors(start: str, own: ElasticBackbone) -> dict[str, Tensor]:
-    """A backbone that fits, under the names of `own`."""
+def _tensors(start: str, own: ElasticBackbone) -> tuple[dict[str, Tensor], str]:
+    """(a backbone that fits, under the names of `own`; what was made of its first layer)."""
     place, size = named(start)
     if (place / WEIGHTS["onnx"]).is_file():
         raise UserError("an ONNX file has no weights by name: extract it with --format state-dict")
@@ -74,20 +77,24 @@ def _tensors(start: str, own: ElasticBackbone) -> dict[str, Tensor]:
     return _of_run(model, model.space.parse(size) if size else model.space.intact, own)
 
 
-def _of_run(model: ElasticBackbone, subnet: Subnet, own: ElasticBackbone) -> dict[str, Tensor]:
+def _of_run(
+    model: ElasticBackbone, subnet: Subnet, own: ElasticBackbone
+) -> tuple[dict[str, Tensor], str]:
     intact, theirs, ours = own.space.intact, form.of(model.kind), form.of(own.kind)
     whole = model.kind == own.kind and subnet == model.space.intact
     if theirs.module is not ours.module:
         raise UserError(f"it is a {theirs.title}, the recipe's backbone a {ours.title}")
     state, wanted = extract(model, subnet), extract(own, intact)
-    _check(own, (wanted, wanted.arguments), (state, state.arguments))
+    plain, arguments, told = _for_images(state, state.arguments, wanted, own)
+    _check(own, (wanted, wanted.arguments), (plain, arguments))
     if not whole:
-        return ours.from_plain(state, own.shape)
-    _check(own, (own.state_dict(), {}), (model.state_dict(), {}))
-    return model.state_dict()
+        return ours.from_plain(plain, own.shape), told
+    tensors, _, _ = _for_images(model.state_dict(), {}, own.state_dict(), own)
+    _check(own, (own.state_dict(), {}), (tensors, {}))
+    return tensors, told
 
 
-def _extracted(place: Path, own: ElasticBackbone, *, timm: bool) -> dict[str, Tensor]:
+def _extracted(place: Path, own: ElasticBackbone, *, timm: bool) -> tuple[dict[str, Tensor], str]:
     weights = place / WEIGHTS["timm" if timm else "state-dict"]
     try:
         about = parse_object((place / RECIPE).read_bytes(), architecture=str, model_args=dict)
@@ -108,8 +115,26 @@ def _extracted(place: Path, own: ElasticBackbone, *, timm: bool) -> dict[str, Te
     if not any(name.endswith(".gamma") for name in state):  # folded into the layers before
         gammas = {name: t for name, t in wanted.items() if name.endswith(".gamma")}
         state |= {name: torch.ones_like(tensor) for name, tensor in gammas.items()}
-    _check(own, (wanted, arguments), (state, about["model_args"]))
-    return ours.from_plain(state, own.shape)
+    state, theirs, told = _for_images(state, about["model_args"], wanted, own)
+    _check(own, (wanted, arguments), (state, theirs))
+    return ours.from_plain(state, own.shape), told
+
+
+def _for_images(
+    state: Mapping[str, Tensor],
+    arguments: Mapping[str, Any],
+    wanted: Mapping[str, Tensor],
+    own: ElasticBackbone,
+) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """State and arguments with a first layer for the images of `own`; what was made of it."""
+    name, channels = first_layer.of(wanted), own.shape.channels
+    weight = state.get(name)
+    if weight is None or weight.ndim != 4:  # then told as another difference
+        return dict(state), dict(arguments), ""
+    others = {key: value for key, value in arguments.items() if key != "in_chans"}
+    made = dict(state) | {name: first_layer.adapted(weight, channels)}
+    told = first_layer.described(weight.shape[1], channels)
+    return made, others | form.in_chans(own.shape), told
 
 
 def _plain_of_timm(state: dict[str, Tensor], own: ElasticBackbone) -> dict[str, Tensor]:

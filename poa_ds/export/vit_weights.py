@@ -66,7 +66,8 @@ STRANGERS = (
 class Found:
     """A network by its tensors.
 
-    image_size: of its positions, pixels of a side. swiglu: units of its gated MLP, or 0.
+    image_size: of its positions, pixels of a side. swiglu: units of its gated MLP, or 0. channels:
+    of its images.
     """
 
     width: int
@@ -80,6 +81,7 @@ class Found:
     positions: Positions
     qkv_bias: QkvBias
     norm_eps: float
+    channels: int
     tensors: dict[str, Tensor]  # of `network`
 
     def network(self) -> ElasticViT:
@@ -96,6 +98,7 @@ class Found:
                 swiglu=self.swiglu,
                 positions=self.positions,
                 qkv_bias=self.qkv_bias,
+                channels=self.channels,
             )
 
 
@@ -140,6 +143,7 @@ def recognised(state: Mapping[str, Tensor], *, head_dim: int | None, what: str) 
         positions=positions,
         qkv_bias="none" if bias is None else "no_key" if len(bias) == 2 * width else "full",
         norm_eps=eva.EPS if positions == "rope" else EPS,
+        channels=patch.shape[1],
         tensors={},
     )
     _alike(own, found, what)

@@ -38,7 +38,7 @@ def _refuse(problems: list[str]) -> None:
 
 def _contradictions(recipe: Recipe) -> Iterator[str]:
     yield from [*_space(recipe)] or [*_names(recipe)] or [*_evaluation(recipe)]
-    for part in (_crops, _schedule, _mlflow, _data, _checkpoint):
+    for part in (_crops, _pixels, _schedule, _mlflow, _data, _checkpoint):
         yield from part(recipe)
     yield from method_checks.problems(recipe)
 
@@ -158,6 +158,16 @@ def _crops(recipe: Recipe) -> Iterator[str]:
         yield f"augmentation.blur_kernel {recipe.augmentation.blur_kernel} is even: it must be odd"
     if recipe.objective.koleo and recipe.batch.images_per_slot < 2:
         yield "batch.images_per_slot 1: objective.koleo compares the images of a slot, it needs 2"
+
+
+def _pixels(recipe: Recipe) -> Iterator[str]:
+    channels = recipe.data.channels
+    for key, values in (("mean", recipe.augmentation.mean), ("std", recipe.augmentation.std)):
+        if len(values) != channels:
+            yield (
+                f"augmentation.{key} {[*values]} is of {len(values)} channels, data.channels is"
+                f" {channels}: give {channels} numbers"
+            )
 
 
 def _schedule(recipe: Recipe) -> Iterator[str]:

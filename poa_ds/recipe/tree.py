@@ -150,8 +150,8 @@ class Augmentation:
     blur_kernel: Count = 9  # pixels
     blur_sigma: Pair = (0.1, 2.0)  # pixels, from and to
     solarize: Share = 0.2  # of the second global crop only
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel, as is std
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,7 @@ class Setup:
         trained = method(recipe)
         networks = trained.networks()
         self.begins_with = self._begins_with()
-        if self.begins_with:
-            start.begin(networks, self.begins_with)
+        self.begun = start.begin(networks, self.begins_with) if self.begins_with else ""
         self.engine = Engine(networks, recipe.optimizer, self.ds_config)
         self.stepper = Stepper(recipe, self.engine, trained)
         self.clock = Clock(images)
@@ -179,7 +178,8 @@ class Setup:
     def _announce(self, operators: str) -> None:
         count, space = self.engine.networks.backbone.parameter_count, derived.space(self.recipe)
         stage = self.ds_config.get("zero_optimization", {}).get("stage", 0)
-        begun = f"begins with    {self.begins_with}\n" if self.begins_with else ""
+        told = f", {self.begun}" if self.begun else ""
+        begun = f"begins with    {self.begins_with}{told}\n" if self.begins_with else ""
         tell(derived.describe(self.recipe, len(self.folder)))
         tell(
             f"parameters     {count(space.smallest) / 1e6:,.2f} M ({space.smallest}) to "

@@ -38,6 +38,7 @@ def recipe_of(kind: str, channels: int) -> Recipe:
             "crops": {"global_size": SIDE, "local_count": 0},
             "evaluation": {"resize": SIDE, "crop": SIDE, "sizes": ["all"]},
             "data": {"channels": channels},
+            "augmentation": {"mean": [0.5] * channels, "std": [0.25] * channels},
         }
     )
 
@@ -122,7 +123,12 @@ def made_alone(kind: str, channels: int, size: Subnet) -> ElasticBackbone:
 def test_what_autograd_keeps_of_crops_of_many_channels_is_counted(kind: str) -> None:
     torch.manual_seed(0)
     changes = {"backbone": tree([6, 24, 40])["backbone"]} if kind == "tucker" else {}
-    recipe = recipe_with(data__channels=50, **changes)
+    recipe = recipe_with(
+        data__channels=50,
+        augmentation__mean=[0.5] * 50,
+        augmentation__std=[0.25] * 50,
+        **changes,
+    )
     space = derived.space(recipe)
     students = Students(recipe, (space.intact, space.smallest), masked=0)
     counted = sum(students.saved().all_kept().values())

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poa_ds.model.form import in_chans
 from poa_ds.model.space import Subnet
 from tests.toys.bag import plain
 from tests.toys.bag.network import ElasticBag
@@ -48,7 +49,7 @@ class BagForm:
         shape: BagShape, subnet: Subnet, state: Mapping[str, Tensor]
     ) -> tuple[str, dict[str, Any]]:
         sizes = {"dim": subnet.width, "depth": subnet.depth}
-        return "bag", sizes | {"patch_size": shape.patch_size, "channels": shape.channels}
+        return "bag", sizes | {"patch_size": shape.patch_size} | in_chans(shape)
 
     @staticmethod
     def not_timm(shape: BagShape, subnet: Subnet) -> str:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class Bag(nn.Module):
-    def __init__(self, *, dim: int, depth: int, patch_size: int, channels: int) -> None:
+    def __init__(self, *, dim: int, depth: int, patch_size: int, in_chans: int = 3) -> None:
         super().__init__()
-        self.patch = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
+        self.patch = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
         self.norms = nn.ModuleList(nn.LayerNorm(dim, 1e-6) for _ in range(depth))
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, 1e-6)
