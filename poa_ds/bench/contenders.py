@@ -113,7 +113,8 @@ class Job:
         generator = torch.Generator().manual_seed(rng.getrandbits(63))  # before the masks
 
         def noise(count: int, side: int) -> Tensor:
-            return torch.randn(count * images, 3, side, side, generator=generator)
+            sides = (self.recipe.data.channels, side, side)
+            return torch.randn(count * images, *sides, generator=generator)
 
         masks = spec.masks.draw(2 * images, rng)
         local_crops = noise(crops.local_count, crops.local_size)

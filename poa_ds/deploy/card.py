@@ -13,6 +13,7 @@ from poa_ds.evaluate import results, score_rows
 from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.export.folder import Export, Style
 from poa_ds.model import form
+from poa_ds.model.options import COLOURS
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
@@ -100,11 +101,13 @@ def _what(export: Export, subnet: Subnet) -> str:
 def _use(export: Export, subnet: Subnet) -> str:
     evaluation, augmentation = export.recipe.evaluation, export.recipe.augmentation
     code = "\n".join(line.strip() for line in export.usage(subnet, Path(".")).splitlines())
+    seen = export.model.shape.channels
+    channels = "" if seen == COLOURS else f" of {seen} channels"
     library = {"hf": "transformers", "onnx": "onnxruntime", "state-dict": "runpy"}
     return (
         f"## Use\n\n```python\nimport {library.get(export.style, 'timm')}\n\n{code}\n```\n\n"
         f"Pixels as in evaluations: short side {evaluation.resize} (bicubic), central crop"
-        f" {evaluation.crop}, values from 0 to 1 less {list(augmentation.mean)} over"
+        f" {evaluation.crop}, values{channels} from 0 to 1 less {list(augmentation.mean)} over"
         f" {list(augmentation.std)}.\n"
     )
 

@@ -16,7 +16,7 @@ from poa_ds.recipe.tree import Recipe
 
 
 def features(model: ElasticBackbone, images: Tensor, subnet: Subnet) -> Tensor:
-    """Class tokens (B, width) of normalised float images (B, 3, S, S)."""
+    """Class tokens (B, width) of normalised float images (B, channels, S, S)."""
     return model(images, subnet)[:, 0]
 
 
@@ -110,7 +110,9 @@ def numbers_read(model: ElasticBackbone, subnet: Subnet, feature: str, crop: int
     if feature != "patches":
         return (1 + (feature == "cls+avg")) * width
     with torch.inference_mode():
-        tokens = model(torch.zeros(1, 3, crop, crop), model.space.smallest).shape[1]
+        tokens = model(
+            torch.zeros(1, model.shape.channels, crop, crop), model.space.smallest
+        ).shape[1]
     return (tokens - 1) * width
 
 

@@ -20,6 +20,7 @@ from poa_ds.export import hf_folder, onnx_file
 from poa_ds.export.plain_state import build
 from poa_ds.model import form
 from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.options import COLOURS
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
@@ -106,7 +107,8 @@ class Export:
         elif self.style == "hf":
             config, state = found.hf(self.model.shape, subnet, state)
             about = config | {"dtype": "float16" if self.half else "float32", MARK: about[MARK]}
-            (folder / hf_folder.PROCESSOR).write_text(hf_folder.processor(self.recipe))
+            if self.model.shape.channels == COLOURS:  # its processors know no other images
+                (folder / hf_folder.PROCESSOR).write_text(hf_folder.processor(self.recipe))
         elif self.style == "timm":
             name, arguments, state = found.timm(self.model.shape, subnet, state)
             about = self._about(subnet, name, arguments)
@@ -123,7 +125,7 @@ class Export:
         evaluation, side = self.recipe.evaluation, self.recipe.crops.global_size
         found = form.of(self.model.kind)
         preprocessing = {
-            "input_size": [3, side, side],
+            "input_size": [self.model.shape.channels, side, side],
             "fixed_input_size": found.fixed_size,
             "interpolation": "bicubic",
             "crop_pct": evaluation.crop / evaluation.resize,
@@ -171,7 +173,7 @@ class Export:
             run = ("found = model(images); found.pooler_output, found.last_hidden_state",)
         sides = f"rows, columns), trained at {side}" if self.any_size else f"{side}, {side})"
         lines = (
-            f"# images: normalised float32 (B, 3, {sides}",
+            f"# images: normalised float32 (B, {self.model.shape.channels}, {sides}",
             f"# feature (B, {width}); features: {form.of(self.model.kind).features}",
             f"model = {load[self.style]}",
             *run,
@@ -197,6 +199,11 @@ def _refuse_foreign(folder: Path) -> None:
         raise UserError(f"{folder} exists and is not an export of poa-ds: name another --out")
 
 
+def is_of_transformers(folder: Path) -> bool:
+    """Whether it is an export for transformers, whose tensors have other names."""
+    return _json(folder / RECIPE).get(MARK, {}).get("format") == "hf"
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         check_regular(path)
@@ -210,7 +217,7 @@ def reload(
     folder: Path, features: Callable[[Tensor, int], Tensor] = lambda hidden, rows: hidden
 ) -> nn.Module:
     """The exported model, built from the folder alone. features: as of hf_folder.Network."""
-    if _json(folder / RECIPE).get(MARK, {}).get("format") == "hf":
+    if is_of_transformers(folder):
         return hf_folder.Network(folder, features)
     if (folder / WEIGHTS["timm"]).is_file():
         import timm  # seconds; needed here only
@@ -226,7 +233,7 @@ def reload(
 def check(folder: Path, model: ElasticBackbone, subnet: Subnet, images: Tensor) -> float:
     """The largest difference of any token between the elastic network and the exported one.
 
-    images: normalised float (B, 3, rows, columns).
+    images: normalised float (B, channels, rows, columns).
     """
     found = form.of(model.kind)
 
@@ -247,7 +254,7 @@ def check_images(recipe: Recipe, shards: Path | None = None) -> tuple[Tensor, st
     evaluation, side = recipe.evaluation, recipe.crops.global_size
     place = shards or Path(evaluation.queries)
     if shards is None and not (evaluation.queries and place.exists()):
-        return torch.randn(CHECKED_IMAGES, 3, side, side), "random images"
+        return torch.randn(CHECKED_IMAGES, recipe.data.channels, side, side), "random images"
     folder = open_folder(str(place), recipe.data)
     ids = range(min(CHECKED_IMAGES, len(folder)))
     resize = round(side * evaluation.resize / evaluation.crop)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poa_ds.model import first_layer
 from poa_ds.system.errors import UserError
 
 OPSET = 17  # the first with LayerNormalization
@@ -38,13 +39,14 @@ def write(
     *,
     any_size: bool = False,
 ) -> None:
-    """Write the network for images (B, 3, side, side), any B; with any_size for any sides too.
+    """Write the network for images (B, C, side, side), any B; with any_size for any sides too.
 
     feature: what the network's forward_features gives -> class features.
     """
     if importlib.util.find_spec("onnx") is None:
         raise UserError("--format onnx needs the package onnx: pip install onnx")
-    both, images = _Both(network, feature).eval(), torch.zeros(2, 3, side, side)
+    channels = _channels(network)
+    both, images = _Both(network, feature).eval(), torch.zeros(2, channels, side, side)
     free = {name: {0: "batch"} for name in (INPUT, *OUTPUTS)}
     if any_size:
         free[INPUT] |= {2: "rows", 3: "columns"}
@@ -66,11 +68,17 @@ def write(
         )
 
 
+def _channels(network: nn.Module) -> int:
+    """Of the images that it takes."""
+    state = network.state_dict()
+    return state[first_layer.of(state)].shape[1]
+
+
 @torch.no_grad()
 def _places(network: nn.Module, side: int) -> dict[int, str]:
     """The axes of the features that grow with the images."""
     like = next(network.parameters())
-    images = [like.new_zeros(1, 3, n, n) for n in (side, 2 * side)]
+    images = [like.new_zeros(1, _channels(network), n, n) for n in (side, 2 * side)]
     shapes = [network.forward_features(x).shape for x in images]
     grown = [axis for axis, (small, large) in enumerate(zip(*shapes, strict=True)) if small < large]
     return {axis: f"places{axis}" for axis in grown}

@@ -15,8 +15,7 @@ from torch import Tensor
 from poa_ds.checkpoint.deployed import differences, find_teacher, licence_of, load_teacher, shapes
 from poa_ds.engine.networks import Networks
 from poa_ds.export.extract import extract
-from poa_ds.export.folder import RECIPE, WEIGHTS
-from poa_ds.export.hf_folder import PROCESSOR
+from poa_ds.export.folder import RECIPE, WEIGHTS, is_of_transformers
 from poa_ds.model import first_layer, form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
@@ -66,7 +65,7 @@ def _tensors(start: str, own: ElasticBackbone) -> tuple[dict[str, Tensor], str]:
     place, size = named(start)
     if (place / WEIGHTS["onnx"]).is_file():
         raise UserError("an ONNX file has no weights by name: extract it with --format state-dict")
-    if (place / PROCESSOR).is_file():
+    if is_of_transformers(place):
         raise UserError("a folder of transformers has other names: extract it with --format timm")
     for style in ("timm", "state-dict"):
         if (place / WEIGHTS[style]).is_file():

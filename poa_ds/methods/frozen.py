@@ -105,7 +105,7 @@ class Frozen:
             else:
                 model = self._bare()
                 with FlopCounterMode(display=False) as counter:
-                    model(torch.empty(1, 3, side, side))
+                    model(torch.empty(1, len(self.mean), side, side))
                 flops = float(counter.get_total_flops())
         return Cost(sum(p.numel() for p in model.parameters()), flops)
 
@@ -115,7 +115,8 @@ class Frozen:
             recipe, _ = deployed.read_recipe(self.weights.parent / deployed.RECIPE)
             return derived.shape(recipe).grid(side) ** 2
         with torch.device("meta"):
-            return frozen_patches.both(self._bare(), torch.empty(1, 3, side, side))[1].shape[1]
+            images = torch.empty(1, len(self.mean), side, side)
+            return frozen_patches.both(self._bare(), images)[1].shape[1]
 
     def _bare(self) -> nn.Module:
         """Of timm, or extracted; on the default device, without its weights."""
@@ -159,7 +160,7 @@ class Embedder:
         self.network = teacher.network().requires_grad_(False).to(device, dtype)
         # the same pixels in the teacher's own normalisation
         (m, s), (own_m, own_s) = (
-            torch.tensor(pair, device=device).view(2, 3, 1, 1)
+            torch.tensor(pair, device=device).view(2, -1, 1, 1)
             for pair in ((mean, std), (teacher.mean, teacher.std))
         )
         self._factor, self._shift = s / own_s, (m - own_m) / own_s
@@ -184,6 +185,11 @@ def of_recipe(recipe: Recipe) -> Frozen:
     options, crops = recipe.distill, recipe.crops
     sides = (crops.global_size, crops.local_size) if options.local else (crops.global_size,)
     found = find(options.teacher, *sides, embedding=options.embedding)
+    if len(found.mean) != recipe.data.channels:
+        raise UserError(
+            f"{KEY} {options.teacher} takes images of {len(found.mean)} channels, data.channels is"
+            f" {recipe.data.channels}: `poa-ds import --channels` makes a teacher of as many"
+        )
     if options.patches:
         theirs = found.patches(crops.global_size)
         ours = derived.shape(recipe).grid(crops.global_size) ** 2

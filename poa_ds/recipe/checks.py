@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from math import isclose
 
 from poa_ds.model import shape as shapes
-from poa_ds.model.options import Backbone, Range
+from poa_ds.model.options import COLOURS, Backbone, Range
 from poa_ds.recipe import derived, method_checks
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
@@ -75,6 +75,14 @@ def check_places(recipe: Recipe) -> None:
         if not value
     ]
     _refuse([*missing, *method_checks.missing(recipe)])
+
+
+def check_colours(recipe: Recipe, what: str) -> None:
+    """UsageError where images are of other channels than `what`, a command, reads."""
+    if recipe.data.channels != COLOURS:
+        raise UsageError(
+            f"data.channels {recipe.data.channels}: {what} reads images of {COLOURS} channels alone"
+        )
 
 
 def check_method(recipe: Recipe) -> None:

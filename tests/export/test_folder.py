@@ -23,6 +23,7 @@ from poa_ds.system.errors import UsageError, UserError
 from tests.model.resnet.test_network import published_model as published_resnet
 from tests.model.swin.test_network import published_model as published_swin
 
+MEAN, STD = [0.485, 0.456, 0.406, 0.5, 0.4], [0.229, 0.224, 0.225, 0.2, 0.3]
 SMALL = {
     "vit": {
         "width": {"min": 32, "max": 48, "step": 16},
@@ -52,13 +53,15 @@ SIZES = {
 }
 
 
-def made(kind: str, folder: Path, **changes: object) -> Recipe:
+def made(kind: str, folder: Path, *, channels: int = 3, **changes: object) -> Recipe:
     """A run with one teacher whose every weight is random, biases, norms and tables too."""
     recipe = load.from_dict(
         {
             "backbone": SMALL[kind] | changes,
             "crops": {"global_size": 64, "local_size": 32},
             "evaluation": {"resize": 64, "crop": 64, "sizes": ["all"]},
+            "data": {"channels": channels},
+            "augmentation": {"mean": MEAN[:channels], "std": STD[:channels]},
         }
     )
     model, generator = random_weights(recipe), torch.Generator().manual_seed(0)

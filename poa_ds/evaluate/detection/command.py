@@ -20,6 +20,7 @@ from poa_ds.evaluate.detection.settings import Settings, nearest
 from poa_ds.evaluate.feature_cache import Reader, add_reader_arguments
 from poa_ds.evaluate.ranks import all_ranks, listening
 from poa_ds.model.space import Subnet
+from poa_ds.recipe import checks
 from poa_ds.system import arguments, dist, paths
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
@@ -117,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--batch-size: a detector measures images one by one; --batch is a step's")
     with all_ranks() as device, listening() as asked:
         reader = Reader.of(args, device)
+        checks.check_colours(reader.recipe, "eval detection")
         train, val = read(args.coco, masks=not args.boxes)
         wanted = {size: of_size(args, reader, size, train) for size in reader.subnets}
         tell_cost(reader, wanted, train, val, args)

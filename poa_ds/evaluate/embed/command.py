@@ -31,6 +31,7 @@ from poa_ds.evaluate.neighbours import Deal
 from poa_ds.evaluate.ranks import all_ranks, listening
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
+from poa_ds.recipe import checks
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import arguments, dist, paths
 from poa_ds.system.console import say, tell
@@ -250,6 +251,7 @@ class _Crops(Dataset[tuple[Tensor, dict[int, str]]]):
 
 
 def _images(args: argparse.Namespace, recipe: Recipe) -> Images:
+    checks.check_colours(recipe, "embed")
     if args.images:
         return image_sources.below(args.images)
     if args.list:

@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     if load > BUSY * os.cpu_count():
         say(f"warning: this machine is busy: load {load:.1f} on {os.cpu_count()} cores")
     device = torch.device(args.device)
-    images = torch.randn(args.batch, 3, crop, crop, generator=torch.Generator().manual_seed(0))
+    sides, generator = (model.shape.channels, crop, crop), torch.Generator().manual_seed(0)
+    images = torch.randn(args.batch, *sides, generator=generator)
     with _threads(args.threads), tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         calls = {}
         for subnet in subnets:

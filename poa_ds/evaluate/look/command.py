@@ -19,7 +19,7 @@ from poa_ds.evaluate.neighbours import subset
 from poa_ds.export.extract import extract
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import derived
+from poa_ds.recipe import checks, derived
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import arguments, paths
 from poa_ds.system.console import say, tell
@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page."""
     model, recipe, step = load_teacher(args.run, args.step)
+    checks.check_colours(recipe, "look")
     subnets = model.space.select(args.sizes or [*model.space.names] or recipe.evaluation.sizes)
     networks = [_eyes(model, subnet) for subnet in subnets]
     shape, trained = derived.shape(recipe), recipe.crops.global_size

@@ -22,6 +22,7 @@ from poa_ds.evaluate.segmentation.task import Task, encoder
 from poa_ds.evaluate.split import HELD_OUT, drawn
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
+from poa_ds.recipe import checks
 from poa_ds.system import arguments, dist
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     """
     with all_ranks() as device, listening() as asked:
         reader = Reader.of(args, device)
+        checks.check_colours(reader.recipe, "eval segmentation")
         check_taps(reader.model, args.taps)
         train, val = layouts.both(args)
         crop = crop_of(reader.model, args.crop)
