@@ -260,9 +260,11 @@ class Training:
 
     def named(self, metric: str) -> str:
         """The metric's name in the run's rows: what few labels or random weights give is apart."""
+        from poa_ds.evaluate.score_rows import OF_RANDOM
+
         share, start = self.recipe.finetune.share, self.recipe.start
         few = f"_of_{100 * share:g}%" if share < 1 else ""
-        return metric + few + ("" if start else "_random_weights")
+        return metric + few + ("" if start else OF_RANDOM)
 
     def check_start(self) -> None:
         """UserError: the run has no network that this training could begin with."""

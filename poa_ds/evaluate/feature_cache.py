@@ -42,7 +42,11 @@ PASSING = "until_the_command_ends"  # a file in a folder of features that nobody
 
 @dataclass(frozen=True)
 class Reader:
-    """A network that reads images, and how."""
+    """A network that reads images, and how.
+
+    weights: their hash, or what else tells them from others. floor: behind the names of what is
+    found by a network that was not trained (`floors`).
+    """
 
     teacher: Path
     model: ElasticBackbone
@@ -52,14 +56,17 @@ class Reader:
     readout: Readout
     batch_size: int
     workers: int
+    weights: str
+    floor: str = ""
 
     @classmethod
     def of(cls, args: argparse.Namespace, device: torch.device) -> "Reader":
         """As the options of `add_arguments` say."""
         model, recipe, step = load_teacher(args.run, args.step)
         readout = Readout.of(recipe, device)
+        teacher = find_teacher(args.run, args.step)
         return cls(
-            find_teacher(args.run, args.step),
+            teacher,
             model,
             recipe,
             step,
@@ -67,6 +74,7 @@ class Reader:
             readout,
             args.batch_size or recipe.evaluation.batch_size,
             readout.workers if args.workers is None else args.workers,
+            weights_hash(teacher),
         )
 
     @property
@@ -123,8 +131,9 @@ def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Cache:
-    """Sets of features by place. stopped: by SIGTERM; what is made stays for the same command.
+    """Sets of features by place, of what `reads` was last told.
 
+    stopped: by SIGTERM; what is made stays for the same command.
     keep: for other commands too. used: the folders that this one reads. own: holds the lock, which
     features that are there to stay do not need.
     """
@@ -136,6 +145,10 @@ class Cache:
     used: set[Path] = field(default_factory=set)
     locked: bool = False
     stopped: bool = False
+
+    def reads(self, reader: Reader, feature: str) -> None:
+        """What is asked for from here on; reader: another of the same run."""
+        self.reader, self.feature = reader, feature
 
     def cost(self, place: str) -> None:
         """Say what is not there yet."""
@@ -150,7 +163,7 @@ class Cache:
         if not is_features(place):
             return self.of(self.images(place))
         found = FeatureSet.at(Path(place))
-        if found.setting["weights_sha256"] != weights_hash(self.reader.teacher):
+        if found.setting["weights_sha256"] != self.reader.weights:
             raise UsageError(f"{place} holds features of other weights than {self.reader.teacher}")
         if found.setting["feature"] != self.feature:
             raise UsageError(f"{place} holds features of another kind: embed --what {self.feature}")
@@ -200,7 +213,7 @@ class Cache:
         """(the set's folder, sizes that are not there, what features depend on)."""
         reader = self.reader
         own = setting_of(
-            reader.teacher, reader.recipe, images, reader.readout, feature=self.feature
+            reader.weights, reader.recipe, images, reader.readout, feature=self.feature
         )
         root = reader.folder.features / f"step{reader.step:08d}"
         out = root / f"{self.feature}-{identity(own)}"

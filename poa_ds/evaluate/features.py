@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
+
+PIXEL_SIDE = 32  # raw pixels are compared at this size or below
 
 
 def features(model: ElasticBackbone, images: Tensor, subnet: Subnet) -> Tensor:
@@ -31,6 +34,13 @@ def patch_features(model: ElasticBackbone, images: Tensor, subnet: Subnet) -> Te
     return model(images, subnet)[:, 1:]
 
 
+def raw_pixels(images: Tensor, side: int = PIXEL_SIDE) -> Tensor:
+    """(B, 3 x s x s) of float images (B, 3, S, S), which are shrunk if S is above s = side."""
+    if images.shape[-1] > side:
+        images = F.interpolate(images, (side, side), mode="bicubic", antialias=True)
+    return images.flatten(1)
+
+
 def even4(depth: int) -> list[int]:
     """Numbers of the blocks that POA reads out of so many: four evenly spread, the last always.
 
@@ -46,6 +56,7 @@ def last4(depth: int) -> list[int]:
 
 TAPS = {"even4": even4, "last4": last4}
 STAGES = "stages"  # what is read out of a backbone that has some
+PIXELS = "pixels"  # in the place of what a network says
 
 
 def tapped(model: ElasticBackbone, subnet: Subnet, taps: str) -> list[int]:
@@ -70,10 +81,12 @@ def features_of_stages(model: ElasticBackbone, images: Tensor, subnet: Subnet) -
 
 
 def kinds(model: ElasticBackbone, subnet: Subnet, feature: str) -> dict[str, slice]:
-    """Kind of features -> its columns of what `READS[feature]` gives, for TAPS and STAGES."""
+    """Kind of features -> its columns of what `READS[feature]` gives."""
     width = model.feature_width(subnet)
     if feature in TAPS:
         return kinds_of_blocks(width, len(tapped(model, subnet, feature)))
+    if feature != STAGES:
+        return {feature: slice(0, width)}
     every = sum(model.stage_widths(subnet))
     return {"1 stage": slice(every - width, every), "4 stages": slice(0, every)}
 
@@ -96,6 +109,7 @@ READS = {
     "cls+avg": features_and_mean,
     "patches": patch_features,
     STAGES: features_of_stages,
+    PIXELS: features,
     **{name: partial(features_of_blocks, taps=name) for name in TAPS},
 }
 

@@ -7,11 +7,9 @@ token, cosine, weights softmax(similarity / 0.07) over the largest k. All ranks 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
-from poa_ds.evaluate.features import Readout
+from poa_ds.evaluate.features import Readout, raw_pixels
 from poa_ds.evaluate.knn_protocol import Asked, KnnProtocol, Progress
 from poa_ds.evaluate.neighbours import Answers
 from poa_ds.evaluate.right import RightRow
@@ -19,7 +17,6 @@ from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 
 FEATURE_BYTES = 8 << 30  # of features that a rank keeps at a time; more sizes take more passes
-PIXEL_SIDE = 32  # raw pixels are compared at this size or below
 
 
 def answers(
@@ -99,14 +96,11 @@ def raw_pixel_floor(
 ) -> dict[int, float]:
     """Percent top-1 for each k with the pixels themselves as features. A collective.
 
-    Crops above PIXEL_SIDE are shrunk to it first.
+    Large crops are shrunk first.
     """
 
     def encode(images: Tensor) -> list[Tensor]:
-        pixels = images.float()
-        if pixels.shape[-1] > PIXEL_SIDE:
-            pixels = F.interpolate(pixels, (PIXEL_SIDE,) * 2, mode="bicubic", antialias=True)
-        return [rearrange(pixels, "n c h w -> n (c h w)")]
+        return [raw_pixels(images.float())]
 
     [found] = protocol.measure(encode, 1, readout.device, readout.workers, progress=progress)
     return found.percent()

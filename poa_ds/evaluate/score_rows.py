@@ -6,13 +6,14 @@ A long format: a new kind of evaluation or metric needs no new reader. k-NN stay
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from poa_ds.evaluate import results
 from poa_ds.system import json_text
 
+OF_RANDOM, OF_PIXELS = "_random_weights", "_raw_pixels"  # behind a metric: it is of a floor
 BEST_ON_VAL = "val"  # chosen by the very images that it is measured on, as is usually published
 
 
@@ -46,6 +47,16 @@ class ScoreRow:
         parts += [self.set] if self.set != "val" else []
         parts += ["best_on_val"] if self.chosen_by == BEST_ON_VAL else []
         return "_".join(parts)
+
+    @property
+    def floor(self) -> str:
+        """OF_RANDOM or OF_PIXELS, empty for what was trained."""
+        return next((end for end in (OF_RANDOM, OF_PIXELS) if self.metric.endswith(end)), "")
+
+    @property
+    def floor_of(self) -> str:
+        """The name of what it is a floor of."""
+        return replace(self, metric=self.metric.removesuffix(self.floor)).name
 
     @property
     def protocol_id(self) -> str:

@@ -37,10 +37,15 @@ def add(rows: Sequence[ScoreRow], path: Path) -> None:
 def table(rows: Sequence[ScoreRow]) -> str:
     """A line per size with every metric and its 95 % error, then what was chosen on the way.
 
-    Rows of one step and protocol.
+    Rows of one step and protocol; those of floors in tables of their own.
     """
     if not rows:
         return "nothing was measured"
+    kinds = dict.fromkeys(row.floor for row in rows)
+    return "\n".join(_table([row for row in rows if row.floor == kind]) for kind in kinds)
+
+
+def _table(rows: Sequence[ScoreRow]) -> str:
     names = list(dict.fromkeys(row.name for row in rows))
     lines = [["size", *names, *rows[0].setting]]
     for size in dict.fromkeys(row.size for row in rows):
@@ -52,7 +57,8 @@ def table(rows: Sequence[ScoreRow]) -> str:
     text = [
         line[0].ljust(widths[0]) + "".join(map(str.rjust, line[1:], widths[1:])) for line in lines
     ]
-    head = f"step {rows[0].step:,}, {score_rows.describe(rows[0].protocol)}"
+    floor = "floor: " if rows[0].floor else ""
+    head = f"{floor}step {rows[0].step:,}, {score_rows.describe(rows[0].protocol)}"
     mark = "" if rows[0].protocol.get("published") else "; not a published protocol"
     return "\n".join([head + mark, *text])
 

@@ -48,8 +48,12 @@ def of_knn(rows: Sequence[KnnRow], step: int, k: int) -> dict[str, Worth]:
 def of_scores(rows: Sequence[ScoreRow], step: int, name: str) -> dict[str, Worth]:
     """Size -> its worth by the rows of that name. UsageError: there is none."""
     found = score_rows.newest(rows, step, name)
+    if floors := [row.floor_of for row in found.values() if row.floor]:
+        raise UsageError(
+            f"--worth {name}: that is a floor, of what was not trained; sizes are worth {floors[0]}"
+        )
     if not found:
-        there = sorted({row.name for row in rows if row.step == step})
+        there = sorted({row.name for row in rows if row.step == step and not row.floor})
         known = f"there are {', '.join([KNN, *there])}" if there else "there is k-NN alone"
         raise UsageError(
             f"--worth {name}: nothing of that name was measured at step {step}; {known}"

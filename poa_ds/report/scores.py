@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from poa_ds.evaluate import results, score_rows
-from poa_ds.evaluate.score_rows import ScoreRow
+from poa_ds.evaluate.score_rows import OF_PIXELS, OF_RANDOM, ScoreRow
 from poa_ds.report.series import rounded
-
-RANDOM, PIXELS = "_random_weights", "_raw_pixels"  # behind the name of what they are floors of
 
 
 def readouts(rows: Sequence[ScoreRow], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -18,15 +16,16 @@ def readouts(rows: Sequence[ScoreRow], names: Sequence[str]) -> list[dict[str, A
     """
     every = {row.name: row for row in rows if _is_accuracy(row)}
     found = []
-    for name in sorted(name for name in every if not name.endswith((RANDOM, PIXELS))):
+    for name in sorted(name for name, row in every.items() if not row.floor):
         of_name = [row for row in rows if row.name == name]
         steps = sorted({row.step for row in of_name})
         values = []
         for step in steps:
             newest = score_rows.newest(of_name, step, name)
             values.append([rounded(_value(newest.get(size))) for size in names])
-        random = {row.size: row for row in rows if row.name == name + RANDOM}
-        pixels = [row for row in rows if row.name == name + PIXELS]
+        floors = [row for row in rows if row.floor and row.floor_of == name]
+        random = {row.size: row for row in floors if row.floor == OF_RANDOM}
+        pixels = [row for row in floors if row.floor == OF_PIXELS]
         found.append(
             {
                 "k": name,

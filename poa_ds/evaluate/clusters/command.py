@@ -8,7 +8,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from poa_ds.evaluate import feature_cache, results, score_table
+from poa_ds.evaluate import feature_cache, floors, results, score_table
 from poa_ds.evaluate.clusters.kmeans import MOST, TOLERANCE, agreement, best
 from poa_ds.evaluate.feature_cache import Reader
 from poa_ds.evaluate.feature_sets import FeatureSet, usable
@@ -22,6 +22,7 @@ from poa_ds.system.progress import progress
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds eval clusters`."""
     feature_cache.add_arguments(parser, val="images to put into clusters")
+    floors.add_arguments(parser)
     parser.add_argument(
         "--clusters", type=arguments.count, metavar="K", help="(as many as classes)"
     )
@@ -43,36 +44,42 @@ def run(args: argparse.Namespace) -> int:
         reader = Reader.of(args, device)
         place = reader.place("val", args.val)
         with feature_cache.cache(reader, "cls", keep=args.keep_features) as cache:
-            if args.dry_run:
-                cache.cost(place)
-                return 0
-            val = cache.get(place)
-            if val is None:
-                return os.EX_TEMPFAIL
-            return _measure(reader, val, args, device)
+            rows, failed = [], False
+            for own in floors.readers(reader, args, [place]):
+                cache.reads(own, floors.feature(own, "cls"))
+                if args.dry_run:
+                    cache.cost(place)
+                    continue
+                val = cache.get(place)
+                if val is None:
+                    return os.EX_TEMPFAIL
+                of_reader, whole = _measure(own, val, args, device)
+                rows += floors.named(of_reader, own)
+                failed |= not whole
+            if dist.is_main() and not args.dry_run:
+                score_table.keep(rows, reader.folder.evaluations, args)
+            return int(failed)
 
 
 def _measure(
     reader: Reader, val: FeatureSet, args: argparse.Namespace, device: torch.device
-) -> int:
-    """Sizes are dealt to the ranks; the exit status."""
+) -> tuple[list[ScoreRow], bool]:
+    """Rows, on every rank, and whether there are those of all sizes. Sizes are dealt to ranks."""
     asked = [str(subnet) for subnet in reader.subnets] if args.sizes else None
     sizes, strange = usable([val], asked)
     own = sizes[dist.rank() :: dist.world_size()]
     if dist.is_main():
         own = progress(own, total=len(own), label="clusters", unit="sizes")
-    rows = [row for size in own for row in measured(size, reader.step, val, args, device)]
+    rows = [row for size in own for row in measured(size, reader, val, args, device)]
     rows = sorted(
         (row for part in dist.all_gather_objects(rows) for row in part),
         key=lambda row: sizes.index(row.size),
     )
-    if dist.is_main():
-        score_table.keep(rows, reader.folder.evaluations, args)
-    return int(bool(strange))
+    return rows, not strange
 
 
 def measured(
-    size: str, step: int, val: FeatureSet, args: argparse.Namespace, device: torch.device
+    size: str, reader: Reader, val: FeatureSet, args: argparse.Namespace, device: torch.device
 ) -> list[ScoreRow]:
     """A row per metric: its mean over the seeds; setting: how far they lie apart."""
     start = time.monotonic()
@@ -109,9 +116,9 @@ def measured(
         rows.append(
             ScoreRow(
                 kind="clusters",
-                step=step,
+                step=reader.step,
                 size=size,
-                metric=metric,
+                metric=metric + reader.floor,
                 value=mean,
                 error=results.error(mean, len(labels)) if metric == "acc" else None,
                 set="val",

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from poa_ds.checkpoint.deployed import weights_hash
 from poa_ds.evaluate.detection import coco, pictures
 from poa_ds.evaluate.detection.annotations import Annotations, Picture
 from poa_ds.evaluate.detection.coco import Result
@@ -55,7 +54,7 @@ class Task:
     @cached_property
     def groups(self) -> Groups:
         own = {str(size): repr(found) for size, found in self.settings.items()}
-        own["weights"] = weights_hash(self.reader.teacher)
+        own["weights"] = self.reader.weights
         folder = self.reader.folder.detection / identity({**self.protocol, **own})
         return Groups(folder, [*self.settings], lambda _: False)
 

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         subnets = model.space.select(args.sizes or [*model.space.names] or recipe.evaluation.sizes)
         images, readout = _images(args, recipe), Readout.of(recipe, device)
         setting = setting_of(
-            find_teacher(args.run, args.step),
+            weights_hash(find_teacher(args.run, args.step)),
             recipe,
             images,
             readout,
@@ -162,7 +162,7 @@ def write(
 
 
 def setting_of(
-    teacher: Path,
+    weights: str,
     recipe: Recipe,
     images: Images,
     readout: Readout,
@@ -172,9 +172,12 @@ def setting_of(
     dtype: str = "fp32",
     style: str = "safetensors",
 ) -> dict[str, Any]:
-    """What the rows depend on: a folder with another setting holds other features."""
+    """What the rows depend on: a folder with another setting holds other features.
+
+    weights: their hash, or what else tells them from others.
+    """
     return {
-        "weights_sha256": weights_hash(teacher),
+        "weights_sha256": weights,
         "images_sha256": images.hash,
         "rows": len(images),
         "feature": feature,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from poa_ds.evaluate import feature_cache, measured, score_table
+from poa_ds.evaluate import feature_cache, floors, measured, score_table
 from poa_ds.evaluate import split as of_labels
 from poa_ds.evaluate.embed.sources import Part, Shards
 from poa_ds.evaluate.feature_cache import Cache, Reader, is_features
@@ -19,7 +19,7 @@ from poa_ds.evaluate.linear.classifiers import MOMENTUM, RATES
 from poa_ds.evaluate.linear.data import RandomCrops
 from poa_ds.evaluate.linear.task import Task
 from poa_ds.evaluate.ranks import all_ranks, listening
-from poa_ds.evaluate.score_rows import BEST_ON_VAL, ScoreRow
+from poa_ds.evaluate.score_rows import BEST_ON_VAL, OF_RANDOM, ScoreRow
 from poa_ds.evaluate.split import HELD_OUT, drawn, few
 from poa_ds.model.space import Subnet
 from poa_ds.system import arguments, dist
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     of_labels.add_arguments(parser)
     measured.add_arguments(parser)
+    floors.add_arguments(parser)
     parser.add_argument(
         "--crops",
         choices=("random", "centre"),
@@ -93,26 +94,30 @@ def run(args: argparse.Namespace) -> int:
         with feature_cache.cache(reader, feature(reader, args), keep=args.keep_features) as cache:
             train, val = map(cache.images, places)
             learn, held = split(train, args)
-            protocol = protocol_of(train, val, learn, held, cache, args)
-            tell_cost(protocol, reader, args)
-            if args.dry_run:
-                for place in (*places[args.crops == "random" :], *tests.values()):
-                    cache.cost(place)
-                return 0
-            found = task(cache, train, val, learn, held, protocol, args)
-            if found is None:
-                return os.EX_TEMPFAIL
-            rows = found.run(asked)
-            cache.stopped = rows is None
-            if rows is None:
-                if dist.is_main():
-                    tell("stopped and saved: the same command goes on from there")
-                return os.EX_TEMPFAIL
-            if dist.is_main():
+            rows, tasks, taps = [], [], cache.feature
+            for own in floors.readers(reader, args, places):
+                cache.reads(own, floors.feature(own, taps))
+                protocol = protocol_of(train, val, learn, held, cache, args)
+                tell_cost(protocol, own, args)
+                if args.dry_run:
+                    for place in (*places[args.crops == "random" :], *tests.values()):
+                        cache.cost(place)
+                    continue
+                found = task(cache, train, val, learn, held, protocol, args)
+                of_reader = found.run(asked) if found else None
+                if of_reader is None:
+                    if found and dist.is_main():
+                        tell("stopped and saved: the same command goes on from there")
+                    cache.stopped = True
+                    return os.EX_TEMPFAIL
+                tasks.append(found)
+                rows += floors.named(of_reader, own)
+            if tasks and dist.is_main():
                 score_table.keep(rows, reader.folder.evaluations, args)
                 say_ends(rows, args.learning_rates)
-                found.groups.remove()
-            return int(len(found.sizes) < len(reader.subnets))
+                for found in tasks:  # the first too lasts until all are done
+                    found.groups.remove()
+            return int(any(len(found.sizes) < len(found.reader.subnets) for found in tasks))
 
 
 def feature(reader: Reader, args: argparse.Namespace) -> str:
@@ -277,7 +282,7 @@ def say_ends(rows: Sequence[ScoreRow], learning_rates: Sequence[float]) -> None:
     published = all(row.chosen_by == BEST_ON_VAL for row in rows)
     for rate, what in ((learning_rates[0], "smallest"), (learning_rates[-1], "largest")):
         sizes = dict.fromkeys(
-            row.size
+            row.size + " (random weights)" * (row.floor == OF_RANDOM)
             for row in rows
             if row.setting["rate"] == rate and (published or row.chosen_by != BEST_ON_VAL)
         )

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from poa_ds.checkpoint.deployed import weights_hash
 from poa_ds.evaluate.feature_cache import Reader
 from poa_ds.evaluate.features import READS, kinds, numbers_read
 from poa_ds.evaluate.groups import Groups, allowed_bytes
@@ -52,7 +51,7 @@ class Task:
 
     @cached_property
     def folder(self) -> Path:
-        own = {"weights": weights_hash(self.reader.teacher), "sizes": [*map(str, self.sizes)]}
+        own = {"weights": self.reader.weights, "sizes": [*map(str, self.sizes)]}
         own |= {"tests": {of.name: of.record for of in self.tests}}
         return self.reader.folder.linear / identity({**self.protocol, **own})
 
@@ -167,7 +166,7 @@ class Task:
                 "linear",
                 of.accuracies(size, first[size], self.classes),
                 self.protocol,
-                amount=self.amount,
+                amount=self.amount + self.reader.floor,
                 **about,
             )
         ]

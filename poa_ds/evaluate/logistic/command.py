@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from poa_ds.evaluate import feature_cache, measured, score_table, split
+from poa_ds.evaluate import feature_cache, floors, measured, score_table, split
 from poa_ds.evaluate.accuracies import Accuracy, best_first
 from poa_ds.evaluate.feature_cache import Cache, Reader
 from poa_ds.evaluate.feature_sets import FeatureSet, check_alike, matched, usable
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     split.add_arguments(parser)
     measured.add_arguments(parser)
+    floors.add_arguments(parser)
     parser.add_argument(
         "--draws",
         type=arguments.count,
@@ -59,14 +60,22 @@ def run(args: argparse.Namespace) -> int:
         places = [reader.place(name, getattr(args, name)) for name in ("train", "val")]
         places += measured.tests(args).values()
         with feature_cache.cache(reader, "cls", keep=args.keep_features) as cache:
-            if args.dry_run:
-                for place in places:
-                    cache.cost(place)
-                return 0
-            sets = [found for place in places if (found := cache.get(place))]
-            if cache.stopped:
-                return os.EX_TEMPFAIL
-            return _measure(cache, *sets, args=args, device=device)
+            rows, failed = [], False
+            for own in floors.readers(reader, args, places):
+                cache.reads(own, floors.feature(own, "cls"))
+                if args.dry_run:
+                    for place in places:
+                        cache.cost(place)
+                    continue
+                sets = [found for place in places if (found := cache.get(place))]
+                if cache.stopped:
+                    return os.EX_TEMPFAIL
+                of_reader, whole = _measure(cache, *sets, args=args, device=device)
+                rows += floors.named(of_reader, own)
+                failed |= not whole
+            if dist.is_main() and not args.dry_run:
+                score_table.keep(rows, reader.folder.evaluations, args)
+            return int(failed)
 
 
 def _measure(
@@ -75,8 +84,11 @@ def _measure(
     *found: FeatureSet,
     args: argparse.Namespace,
     device: torch.device,
-) -> int:
-    """Sizes are dealt to the ranks; the exit status. found: validation images, then --test's."""
+) -> tuple[list[ScoreRow], bool]:
+    """Rows, on every rank, and whether there are those of all sizes, converged.
+
+    Sizes are dealt to the ranks. found: validation images, then --test's.
+    """
     for other in found:
         check_alike(train, other)
     asked = [str(subnet) for subnet in cache.reader.subnets] if args.sizes else None
@@ -93,17 +105,15 @@ def _measure(
     for size in own:
         x, labels = (part.to(device) for part in train.rows(size))
         learnt = score(x, labels, size, sets, args, keys=lambda size=size: train.keys_of(size))
-        rows += _rows(learnt, size, cache.reader.step, train, sets, args)
+        rows += _rows(learnt, size, cache.reader, train, sets, args)
     rows = sorted(
         (row for part in dist.all_gather_objects(rows) for row in part),
         key=lambda row: sizes.index(row.size),
     )
     late = dict.fromkeys(row.size for row in rows if not row.setting["converged"])
-    if dist.is_main():
-        score_table.keep(rows, cache.reader.folder.evaluations, args)
-        if late:
-            say(f"warning: not converged: {', '.join(late)}")
-    return int(bool(late or strange))
+    if late and dist.is_main():
+        say(f"warning: not converged: {', '.join(late)}")
+    return rows, not (late or strange)
 
 
 @dataclass(frozen=True)
@@ -177,7 +187,7 @@ def _mean(draws: Sequence[Accuracy]) -> Accuracy:
 def _rows(
     found: Found,
     size: str,
-    step: int,
+    reader: Reader,
     train: FeatureSet,
     sets: Sequence[Measured],
     args: argparse.Namespace,
@@ -198,9 +208,9 @@ def _rows(
         and train.taken().items() >= PUBLISHED.items(),
     }
     setting = {"c": found.c, "held_out": found.held_out, "converged": found.converged}
-    about = {"step": step, "size": size, "seconds": found.seconds}
+    about = {"step": reader.step, "size": size, "seconds": found.seconds}
     about |= {"chosen_by": "held_out" if args.c is None else "given"}
-    rows, amount = [], split.amount(args)
+    rows, amount = [], split.amount(args) + reader.floor
     for of in sets:
         for metric, accuracy in found.accuracies[of.name].items():
             spread = {"spread": found.spread[of.name][metric]} if args.draws > 1 else {}

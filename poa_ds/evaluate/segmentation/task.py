@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poa_ds.checkpoint.deployed import weights_hash
 from poa_ds.data.store.index import SampleError
 from poa_ds.evaluate.feature_cache import Reader
 from poa_ds.evaluate.groups import Groups, allowed_bytes
@@ -57,7 +56,7 @@ class Task:
 
     @cached_property
     def groups(self) -> Groups:
-        own = {"weights": weights_hash(self.reader.teacher), "sizes": [*map(str, self.sizes)]}
+        own = {"weights": self.reader.weights, "sizes": [*map(str, self.sizes)]}
         folder = self.reader.folder.segmentation / identity({**self.protocol, **own})
         return Groups(folder, self.sizes, self._fit)
 
