@@ -9,7 +9,7 @@ is asked for, so that `import poa_ds` takes no time.
     embed                                         features of any images, by any sizes
     ElasticViT, ElasticSwin, ElasticResNet        the backbones: (space, *, image_size, ...)
     ElasticSpace, Subnet                          which sizes there are; one of them
-    extract                                       one size as the state dict of a plain network
+    extract                                       one size as a plain network, into a folder too
     from_published, to_published                  the published code's backbones, by kind
     heads_from_published, heads_to_published      and its heads
     HeadBank, Branch, Batch                       prototype heads; backbone with heads; the views
@@ -29,7 +29,7 @@ _PLACES = {
     "ElasticResNet": "model.resnet.network:ElasticResNet",
     "ElasticSpace": "model.space:ElasticSpace",
     "Subnet": "model.space:Subnet",
-    "extract": "export.extract:extract",
+    "extract": "deploy.inside:extract",
     "from_published": "export.published:from_published",
     "to_published": "export.published:to_published",
     "heads_from_published": "export.published:heads_from_published",

@@ -18,10 +18,11 @@ from poa_ds.run import exit_status
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.printable import printable_lines
-from poa_ds.system.processes import Group
+from poa_ds.system.processes import Group, gpus
 from poa_ds.system.run_folder import RunFolder
 
 LOOK_SECONDS = 0.2
+OF_SEVERAL = "zero2"  # DeepSpeed's file where several processes train and none is named
 PROBLEM = re.compile(rb"^[^\n]*\berror: ", re.MULTILINE)  # where a program says what ended it
 # what a command that ran in this process has set: launched ranks have their own
 RANKS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
@@ -43,9 +44,10 @@ def train(
 
     images: a folder of images, a list of them, or shards (several: with weights). queries: those
     whose k-NN accuracy is measured along the way; empty: none is, whatever the recipe names.
-    recipe: a file or a shipped name; deepspeed: a file or a name such as zero2. processes: one per
-    GPU, else 1. overrides: keys of the recipe, sections as dicts: schedule={"epochs": 20},
-    log_every=5. UsageError: a key, a value or a place is wrong; nothing was started.
+    recipe: a file or a shipped name; deepspeed: a file or a name such as zero3, zero2 where
+    several processes train and none is named. processes: one per GPU, else 1. overrides: keys of
+    the recipe, sections as dicts: schedule={"epochs": 20}, log_every=5. UsageError: a key, a value
+    or a place is wrong; nothing was started.
     """
     from poa_ds.recipe import checks, load
 
@@ -59,6 +61,8 @@ def train(
     checks.check_places(checked)
     options = ["--max-restarts", str(max_restarts)]
     options += ["--nproc", str(processes)] if processes is not None else []
+    if not deepspeed and (processes or gpus()) > 1:
+        deepspeed = OF_SEVERAL
     own_file = ["--deepspeed_config", str(deepspeed)] if deepspeed else []
     launched = ["-u", "-m", "poa_ds.cli", "launch", *options, "--", "--config", str(recipe)]
     return Run._started(Path(checked.output_dir), [sys.executable, *launched, *own_file, *words])

@@ -21,7 +21,7 @@ from poa_ds.run import exit_status, remote
 from poa_ds.system import limits, paths, terminal
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
-from poa_ds.system.processes import Group, beside_python, free_port
+from poa_ds.system.processes import Group, beside_python, free_port, gpus
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.stopping import requests
 
@@ -145,18 +145,12 @@ def _start(args: argparse.Namespace) -> Start:
             say(f"poa-ds launch: warning: {secret} will stand on command lines of other hosts")
     return Start(
         words=args.words,
-        processes=args.nproc or (0 if args.hostfile else _gpus() or 1),
+        processes=args.nproc or (0 if args.hostfile else gpus() or 1),
         hostfile=args.hostfile,
         options=options,
         output=Path(recipe.output_dir),
         records=not (words.dry_run or words.print_config),
     )
-
-
-def _gpus() -> int:
-    import torch  # seconds; `poa-ds launch --help` does without
-
-    return torch.cuda.device_count()
 
 
 def _attempt(start: Start, asked: Asked) -> int:
@@ -167,7 +161,7 @@ def _attempt(start: Start, asked: Asked) -> int:
         fresh = start.records and exit_status.mark(start.output) != before
         return exit_status.read(start.output) if fresh else None
 
-    device = {} if _gpus() else {"DS_ACCELERATOR": "cpu"}
+    device = {} if gpus() else {"DS_ACCELERATOR": "cpu"}
     group = Group(start.command(), device | os.environ)
     try:
         handed_on = 0

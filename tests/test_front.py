@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,17 @@ import torch
 
 import poa_ds
 from poa_ds import cli, front
+from poa_ds.checkpoint import folders
 from poa_ds.evaluate.embed.inside import Features
 from poa_ds.recipe import load
 from poa_ds.system.errors import UsageError, UserError
+from poa_ds.track.metrics_file import read_rows
 from tests.evaluate.test_embed import COUNT, run, tree  # noqa: F401 - fixtures
 from tests.run.test_training import environment
+from tests.support import wandb_runs
 from tests.support.shards import image, save
 
+LOSS = "loss/total"
 TINY = {
     "tracking": "none",
     "log_every": 1,
@@ -94,6 +99,32 @@ def test_sizes_are_those_of_the_command(run: Path, capsys: pytest.CaptureFixture
     assert torch.equal(state.network()(images), network(images))
 
 
+def test_a_size_goes_into_a_folder_as_the_command_writes_it(
+    run: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    options = {"format": "state-dict", "half": True}
+    state = poa_ds.extract(run, "32x2", out=tmp_path / "python", **options)
+    assert "largest difference to the elastic network" in capsys.readouterr().out
+    words = ["--size", "32x2", "--out", str(tmp_path / "command"), "--format", "state-dict"]
+    assert cli.main(["extract", str(run), *words, "--half"]) == 0
+    names = sorted(path.name for path in (tmp_path / "command").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "python").iterdir())
+    for name in names:
+        written = [(tmp_path / part / name).read_bytes() for part in ("python", "command")]
+        assert written[0] == written[1], name
+    assert torch.equal(state["norm.weight"], poa_ds.extract(run, "32x2")["norm.weight"])
+    assert state["norm.weight"].dtype == torch.float32
+    with pytest.raises(UserError, match="17x3' is not in the space"):
+        poa_ds.extract(run, "17x3", out=tmp_path / "none")
+    with pytest.raises(UsageError, match="name `out`"):
+        poa_ds.extract(run, "32x2", half=True)
+    with pytest.raises(UsageError, match="the folder of a run"):
+        poa_ds.extract(poa_ds.load(run), "32x2", out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.slow
 def test_a_training_is_awaited_shown_and_fails_in_its_own_words(
     tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -121,3 +152,39 @@ def test_a_training_is_awaited_shown_and_fails_in_its_own_words(
     with pytest.raises(UserError, match=message) as end:
         poa_ds.train(tmp_path / "train", **words, **TINY).wait(show=False)
     assert "are the same images" in str(end.value) and not capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_are_stopped_save_and_go_on_by_the_same_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in environment().items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for number in range(16):
+        save(tmp_path / "images" / f"{number}.jpg", number)
+    longer = TINY | {"schedule": {"epochs": 1, "steps_per_epoch": 100_000}, "tracking": "wandb"}
+    words = {"recipe": "photos", "out": tmp_path / "run", "processes": 2}
+    training = poa_ds.train(tmp_path / "images", **words, **longer)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while training.running and not (metrics.exists() and len(read_rows(metrics)) > 2):
+        time.sleep(0.05)
+    assert training.stop().wait(show=False) is training and not training.running
+    assert "ended with status 75" in repr(training)
+    kept = read_rows(metrics)
+    saved = folders.step_of(folders.newest(tmp_path / "run" / "checkpoints"))
+    assert saved == kept[-1]["step"] > 0
+    tracked = (tmp_path / "run" / "wandb_id.txt").read_text()
+    again = poa_ds.train(tmp_path / "images", **words, **longer)
+    while again.running and read_rows(metrics)[-1]["step"] == saved:
+        time.sleep(0.05)
+    again.stop().wait(show=False)
+    rows = read_rows(metrics)
+    steps = [row["step"] for row in rows if LOSS in row]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > saved
+    assert again.log.read_text().count("processes      2 on cpu") == 2
+    assert (tmp_path / "run" / "wandb_id.txt").read_text() == tracked
+    [found] = wandb_runs.runs(tmp_path / "run" / "wandb").values()  # of the second part alone
+    points = found.points(LOSS)
+    assert found.id == tracked.strip() and len(points) > saved
+    assert points == [(row["step"], row[LOSS]) for row in rows if LOSS in row][: len(points)]

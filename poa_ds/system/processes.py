@@ -135,3 +135,10 @@ def beside_python(program: str) -> Path:
     if not path.is_file():
         raise UserError(f"{path} is missing: install poa_ds into this environment (make setup)")
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def gpus() -> int:
+    """How many this process may use."""
+    import torch  # seconds; `poa-ds launch --help` does without
+
+    return torch.cuda.device_count()

@@ -65,7 +65,7 @@ def _records(content: bytes) -> Iterator[bytes]:
             place += BLOCK - place % BLOCK
             continue
         _, length, kind = struct.unpack_from("<IHB", content, place)
-        if kind == 0:
+        if kind == 0 or place + HEAD + length > len(content):  # it is being written
             return
         parts.append(content[place + HEAD : place + HEAD + length])
         place += HEAD + length
