@@ -57,6 +57,12 @@ def add_bank_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--query-images", type=int, help="evenly spread; 0 = all (recipe's)")
     parser.add_argument("--bank-images", type=int, help="evenly spread; 0 = all (recipe's)")
+    parser.add_argument(
+        "--resize", type=arguments.count, help="pixels of the short side (recipe's evaluation's)"
+    )
+    parser.add_argument(
+        "--crop", type=arguments.count, help="pixels of the middle that is seen (recipe's)"
+    )
     parser.add_argument("--batch-size", type=int, help="images at a time (recipe's)")
     parser.add_argument("--workers", type=int, help="loader processes per rank (recipe's)")
 
@@ -184,8 +190,10 @@ def knn_rows(
 
 def overridden(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     """The recipe with the command's options in the place of its own."""
-    names = ("queries", "bank", "query_images", "bank_images", "batch_size")
+    names = ("queries", "bank", "query_images", "bank_images", "batch_size", "resize", "crop")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.crop and not args.resize:
+        given["resize"] = max(recipe.evaluation.resize, args.crop)
     data = {} if args.workers is None else {"workers": args.workers}
     recipe = dataclasses.replace(
         recipe,

@@ -114,8 +114,10 @@ READS = {
 }
 
 
-def numbers_read(model: ElasticBackbone, subnet: Subnet, feature: str, crop: int) -> int:
-    """How many numbers an image gives."""
+def numbers_read(
+    model: ElasticBackbone, subnet: Subnet, feature: str, rows: int, columns: int
+) -> int:
+    """How many numbers an image of these pixels gives."""
     width = model.feature_width(subnet)
     if feature == STAGES:
         return sum(model.stage_widths(subnet))
@@ -124,9 +126,8 @@ def numbers_read(model: ElasticBackbone, subnet: Subnet, feature: str, crop: int
     if feature != "patches":
         return (1 + (feature == "cls+avg")) * width
     with torch.inference_mode():
-        tokens = model(
-            torch.zeros(1, model.shape.channels, crop, crop), model.space.smallest
-        ).shape[1]
+        images = torch.zeros(1, model.shape.channels, rows, columns)
+        tokens = model(images, model.space.smallest).shape[1]
     return (tokens - 1) * width
 
 

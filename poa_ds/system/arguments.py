@@ -22,6 +22,12 @@ def count(text: str) -> int:
     return int(text)
 
 
+def sides(text: str) -> tuple[int, int]:
+    """(rows, columns) of ROWSxCOLUMNS, or of one number for both."""
+    rows, _, columns = text.partition("x")
+    return count(rows), count(columns) if "x" in text else count(rows)
+
+
 def positive(text: str) -> float:
     """A finite number above 0."""
     try:

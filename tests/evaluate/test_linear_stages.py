@@ -46,7 +46,7 @@ def test_of_stages_the_means_of_the_extracted_network_s_maps_are_read_out(kind: 
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
         columns = kinds(model, subnet, STAGES)
         torch.testing.assert_close(found[:, columns["1 stage"]], model(images, subnet)[:, 0])
-        assert found[:, columns["4 stages"]].shape[1] == numbers_read(model, subnet, STAGES, 64)
+        assert found[:, columns["4 stages"]].shape[1] == numbers_read(model, subnet, STAGES, 64, 64)
 
 
 def test_of_a_backbone_with_stages_their_means_are_learnt_from(

@@ -107,6 +107,18 @@ def center_view(image: Tensor, resize: int, crop: int) -> Tensor:
     return F.center_crop(image, [crop, crop])
 
 
+def covering_view(image: Tensor, rows: int, columns: int) -> Tensor:
+    """(3, rows, columns) uint8: as small as covers these sides (bicubic), then the middle."""
+    image = _middle(image, LONGEST + math.ceil(max(rows, columns) / min(rows, columns)))
+    height, width = image.shape[-2:]
+    if rows * width >= columns * height:
+        sides = [rows, rows * width // height]
+    else:
+        sides = [columns * height // width, columns]
+    image = F.resize(image, sides, InterpolationMode.BICUBIC, antialias=True)
+    return F.center_crop(image, [rows, columns])
+
+
 def _middle(image: Tensor, longest: int) -> Tensor:
     """The image without the ends that no central crop reaches: a long one would be enlarged whole.
 

@@ -4,6 +4,7 @@ Rows are worked on in parts that the ranks take in turn; a part is whole on the 
 """
 
 import argparse
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher, weights_hash
-from poa_ds.data.image.views import center_view, decode
+from poa_ds.data.image.views import decode
 from poa_ds.data.places import open_folder
 from poa_ds.data.workers import loaded
+from poa_ds.evaluate.embed import pixels
 from poa_ds.evaluate.embed import sources as image_sources
 from poa_ds.evaluate.embed.files import Parts, is_there, publish
 from poa_ds.evaluate.embed.sources import Images, Shards
@@ -75,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=arguments.count, help="images at a time (recipe's evaluation's)"
     )
+    pixels.add_arguments(parser)
     parser.add_argument("--workers", type=int, help="loader processes per rank (recipe's)")
     parser.add_argument("--dry-run", action="store_true", help="say what it costs, write nothing")
 
@@ -86,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     """
     with all_ranks() as device:
         model, recipe, step = load_teacher(args.run, args.step)
+        seen = pixels.seen(recipe, args)
         subnets = model.space.select(args.sizes or [*model.space.names] or recipe.evaluation.sizes)
         images, readout = _images(args, recipe), Readout.of(recipe, device)
         setting = setting_of(
@@ -101,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
             "step": step,
             "sizes": [subnet.label for subnet in subnets],
             "batch_size": args.batch_size or recipe.evaluation.batch_size,
+            **seen,
         }
         if is_there(args.out, setting):
             tell(f"{args.out} holds these features already")
@@ -236,18 +241,19 @@ class Embedding:
 
 
 class _Crops(Dataset[tuple[Tensor, dict[int, str]]]):
-    """Numbers of images -> (centre views (b, 3, S, S) uint8, the causes of damaged ones)."""
+    """Numbers of images -> (views (b, 3, rows, columns) uint8, causes of damaged ones)."""
 
-    def __init__(self, images: Images, resize: int, crop: int) -> None:
+    def __init__(self, images: Images, resize: int | str, crop: int | str) -> None:
         self.images, self.resize, self.crop = images, resize, crop
 
     def __getitem__(self, numbers: range) -> tuple[Tensor, dict[int, str]]:
-        crops = torch.zeros(len(numbers), 3, self.crop, self.crop, dtype=torch.uint8)
+        rows, columns = pixels.sides_of(self.crop)
+        crops = torch.zeros(len(numbers), 3, rows, columns, dtype=torch.uint8)
         damaged = {}
         for place, number in enumerate(numbers):
             try:
                 image = decode(self.images.read(number))
-                crops[place] = center_view(image, self.resize, self.crop)
+                crops[place] = pixels.view(image, self.resize, self.crop)
             except (UserError, OSError) as error:
                 damaged[number] = str(error)
         return crops, damaged
@@ -272,8 +278,9 @@ def tell_cost(
 ) -> None:
     """The work and the disk that it takes; UserError where the disk has less. All ranks look."""
     rows, crop, feature = setting["rows"], setting["crop"], setting["feature"]
-    flops = rows * sum(model.flops(subnet, crop) for subnet in subnets)
-    widths = [numbers_read(model, subnet, feature, crop) for subnet in subnets]
+    side = math.isqrt(math.prod(pixels.sides_of(crop)))  # of the square with as many patches
+    flops = rows * sum(model.flops(subnet, side) for subnet in subnets)
+    widths = [numbers_read(model, subnet, feature, *pixels.sides_of(crop)) for subnet in subnets]
     size = rows * sum(widths) * TYPES[setting["dtype"]].itemsize
     if dist.is_main():
         to(f"{rows:,} images x {len(subnets)} sizes = {flops:.2g} FLOPs, {size / 1e6:.3g} MB")

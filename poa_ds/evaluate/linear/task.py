@@ -129,7 +129,7 @@ class Task:
             )
         model, taps = reader.model, protocol["taps"]
         crop = protocol["crop"]
-        widths = {str(size): numbers_read(model, size, taps, crop) for size in group}
+        widths = {str(size): numbers_read(model, size, taps, crop, crop) for size in group}
         encode = reader.readout.encoder(model.to(reader.readout.device), group, READS[taps])
         device = reader.readout.device
         return self.crops.batches(encode, widths, device, steps=steps, workers=reader.workers)
