@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
+import poa_ds
 from poa_ds.cli import main
 from poa_ds.data.image.views import center_view, covering_view
 from poa_ds.export.load import load
@@ -84,6 +85,9 @@ def test_features_of_images_that_are_not_square(
         assert "resized until it covers --crop 28x42" in told
         assert "--resize 56 is below the crop of 70 pixels" in told
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
+    rows_of = poa_ds.embed(run, tmp_path / "tree", size, crop=f"{rows}x{columns}")
+    with torch.no_grad():
+        np.testing.assert_allclose(rows_of[size], load(run, size)(images).numpy(), atol=1e-4)
 
 
 def test_knn_at_other_pixels_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,7 @@ def embed(
     out: str | os.PathLike | None = None,
     what: str = "cls",
     normalise: bool = False,
+    crop: int | str | None = None,
     batch_size: int | None = None,
     workers: int = 0,
 ) -> Features:
@@ -52,13 +53,15 @@ def embed(
     images: a folder of them, a list of their paths, or shards. sizes: names or WIDTHxDEPTH, "all";
     the named ones where none are asked for. out: a folder that keeps them, for `poa-ds` and for
     the next call. what: cls, or cls+avg with the mean of the patches. normalise: rows of unit
-    length. UserError: no such run, images or size; features that are not finite.
+    length. crop: pixels that are seen, or "ROWSxCOLUMNS"; None: as the recipe's
+    evaluation. UserError: no such run, images or size; features that are not finite.
     """
     images = expanded(str(images))
     with TemporaryDirectory(prefix="poa-embed-") as place:
         folder = Path(place) / "embedding" if out is None else Path(expanded(str(out)))
         words = [str(run), _option(images), str(images), "--out", str(folder), "--what", what]
         words += ["--workers", str(workers)]
+        words += ["--crop", str(crop)] if crop is not None else []
         words += ["--batch-size", str(batch_size)] if batch_size is not None else []
         words += ["--sizes", sizes if isinstance(sizes, str) else ",".join(sizes)] if sizes else []
         parser = argparse.ArgumentParser(
