@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.data.places import open_folder
-from poa_ds.evaluate import measured, results, score_table, split
+from poa_ds.evaluate import measured, real, results, score_table, split
 from poa_ds.evaluate.accuracies import accuracies
 from poa_ds.evaluate.features import Readout, random_weights
 from poa_ds.evaluate.knn import answers_of_sets, knn, raw_pixel_floor, right_row
@@ -19,6 +19,7 @@ from poa_ds.evaluate.knn_protocol import Asked, KnnProtocol
 from poa_ds.evaluate.measured import score_rows_of
 from poa_ds.evaluate.neighbours import Answers
 from poa_ds.evaluate.ranks import all_ranks
+from poa_ds.evaluate.real import Real
 from poa_ds.evaluate.results import KnnRow
 from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.model.backbone import ElasticBackbone
@@ -102,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
     with all_ranks() as device:
         own, began = opened(args, device), time.monotonic()
         protocol, readout = _of_few(own.protocol, args), own.readout
+        lists = _lists_of(protocol, args)
         bar = progress if dist.is_main() else None
         asked, model = {"val": Asked(protocol.queries, ranked=True)}, own.model.to(device)
         asked |= _of_tests(own, args)
@@ -125,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
                 results.append(own.folder.right, right_row(own.step, how, k, answered))
                 results.append(own.folder.knn, row)
                 show(f"added to {own.folder.knn}")
-            rows = knn_rows(own.step, protocol, asked, of_sets, args, readout.precision, seconds)
+            about = (readout.precision, seconds, lists)
+            rows = knn_rows(own.step, protocol, asked, of_sets, args, *about)
             score_table.keep(rows, own.folder.evaluations, args)
     return 0
 
@@ -142,6 +145,15 @@ def _of_tests(own: Opened, args: argparse.Namespace) -> dict[str, Asked]:
         if among is not None:  # the last number is that of images without a class
             among = F.pad(among, (0, 1))
         found[name] = Asked(queries, f"k-NN {name}", among, ranked=True)
+    return found
+
+
+def _lists_of(protocol: KnnProtocol, args: argparse.Namespace) -> Real | None:
+    """What --real names. UserError: it does not go with the queries."""
+    if args.real is None:
+        return None
+    found, folder = Real.read(args.real), protocol.queries.folder
+    found.check(len(folder), str(folder.path))
     return found
 
 
@@ -163,6 +175,7 @@ def knn_rows(
     args: argparse.Namespace,
     precision: str,
     seconds: float,
+    lists: Real | None = None,
 ) -> list[ScoreRow]:
     """What knn.jsonl has no place for, for the k that is reported: knn_top5 and others.
 
@@ -173,9 +186,8 @@ def knn_rows(
     used |= {"subset": split.subset_record(args), "shots": args.shots, "seed": args.seed}
     used["published"] = not amount and (how["resize"], how["crop"]) == (256, 224)
     rows, classes = [], len(protocol.bank.folder.classes)
+    about = {"step": step, "chosen_by": "", "setting": {}, "amount": amount, "seconds": seconds}
     for subnet, of_sets in answered.items():
-        about = {"step": step, "size": str(subnet), "chosen_by": "", "setting": {}}
-        about |= {"amount": amount, "seconds": seconds}
         for (name, of), found in zip(asked.items(), of_sets, strict=True):
             if not found.finite:
                 continue
@@ -184,7 +196,13 @@ def knn_rows(
             if name == "val" and not amount:
                 del metrics["top1"]
             own = used | {"val": of.split.record() | measured.answers_record(of.among)}
-            rows += score_rows_of("knn", name, metrics, own, **about)
+            rows += score_rows_of("knn", name, metrics, own, size=str(subnet), **about)
+    of_queries = {subnet: found for subnet, [found, *_] in answered.items() if found.finite}
+    if lists and of_queries:
+        by_any, val = real.of_answers(lists, protocol.queries, [*of_queries.values()], k)
+        for subnet, metrics in zip(of_queries, by_any, strict=True):
+            own = used | {"val": val}
+            rows += score_rows_of("knn", real.NAME, metrics, own, size=str(subnet), **about)
     return rows
 
 

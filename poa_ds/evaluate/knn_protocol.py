@@ -165,8 +165,10 @@ class KnnProtocol:
     ) -> list[list[Answers]]:
         """The same of any sets of queries, [set][kind]; the bank is encoded once. A collective."""
 
-        def blocks(split: Split, label: str) -> tuple[list[list[Tensor]], Tensor]:
-            """(unit feature rows [kind][block] of this rank's share on the CPU, all labels)."""
+        def blocks(split: Split, label: str) -> tuple[list[list[Tensor]], Tensor, frozenset[str]]:
+            """(unit feature rows [kind][block] of this rank's share on the CPU, all labels, names
+            of all that are damaged).
+            """
             bad: list[Bad] = []
             batches, used = self._batches(split, workers, bad), [torch.zeros(0, dtype=torch.long)]
             if progress is not None:
@@ -177,12 +179,12 @@ class KnnProtocol:
                 used.append(labels)
                 for kind, x in enumerate(encode(images.to(device))):
                     found[kind].append(F.normalize(x.float(), dim=1).cpu())
-            return found, self._labels(split, torch.cat(used), bad, device)
+            return found, *self._labels(split, torch.cat(used), bad, device)
 
-        bank_features, bank_labels = blocks(self.bank, "k-NN bank")
+        bank_features, bank_labels, _ = blocks(self.bank, "k-NN bank")
         own, measured = self._deal(self.bank).own(), []
         for asked in sets:
-            features, labels = blocks(asked.split, asked.label)
+            features, labels, damaged = blocks(asked.split, asked.label)
             of_kinds = [
                 answers(
                     Bank(bank_features[kind], own),
@@ -199,7 +201,8 @@ class KnnProtocol:
                 )
                 for kind in range(kinds)
             ]
-            measured.append([replace(of_kind, labels=labels) for of_kind in of_kinds])
+            about = {"labels": labels, "damaged": damaged}
+            measured.append([replace(of_kind, **about) for of_kind in of_kinds])
         return measured
 
     def _deal(self, split: Split) -> Deal:
@@ -208,11 +211,16 @@ class KnnProtocol:
     def _places(self, split: Split) -> list[int]:
         return [i for span in self._deal(split).own() for i in span]
 
-    def _labels(self, split: Split, own: Tensor, bad: list[Bad], device: torch.device) -> Tensor:
-        """Those of the images that were used: a damaged one gives way to another. A collective."""
+    def _labels(
+        self, split: Split, own: Tensor, bad: list[Bad], device: torch.device
+    ) -> tuple[Tensor, frozenset[str]]:
+        """Those of the images that were used: a damaged one gives way to another. A collective.
+
+        With the names of all that are damaged.
+        """
         replaced = [entry for rank in dist.all_gather_objects(bad) for entry in rank]
         if not replaced:
-            return split.labels
+            return split.labels, frozenset()
         if dist.is_main():
             shard, key, cause = replaced[0]
             say(
@@ -221,7 +229,8 @@ class KnnProtocol:
             )
         labels = torch.full((len(split.rows),), -1)
         labels[self._places(split)] = split.numbers[own]
-        return dist.all_max(labels.to(device)).cpu()
+        damaged = frozenset(f"{shard}/{key}" for shard, key, _ in replaced)
+        return dist.all_max(labels.to(device)).cpu(), damaged
 
     def _batches(
         self, split: Split, workers: int, bad: list[Bad]

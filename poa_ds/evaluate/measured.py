@@ -20,7 +20,7 @@ Rows = Callable[[str], tuple[Tensor, Tensor]]  # size -> (features (n, D), label
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Sets besides the validation images."""
+    """Sets besides the validation images, and other labels of these."""
     parser.add_argument(
         "--test",
         action="append",
@@ -33,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only-classes",
         action="store_true",
         help="answers on a --test set are among its own classes, where it has fewer",
+    )
+    parser.add_argument(
+        "--real",
+        type=paths.path,
+        metavar="FILE",
+        help="JSON with a list of right classes for each image measured on, in the order of "
+        "names: any of them counts (ReaL's real.json)",
     )
 
 
@@ -51,6 +58,8 @@ def tests(args: argparse.Namespace) -> dict[str, str]:
     names = [name for name, _ in args.test]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"--test {twice[0]}= is given twice: another name for one of them")
+    if args.real and "real" in names:
+        raise UsageError("--test real= has the name that --real gives: another one")
     if args.only_classes and not names:
         raise UsageError("--only-classes says how --test NAME=PLACE is answered: give one")
     return dict(args.test)

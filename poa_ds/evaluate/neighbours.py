@@ -146,13 +146,14 @@ class Answers:
     right: for each k (Q,) bool on the CPU, whether each query of all ranks is put into its class.
     finite: whether all features are; else nothing is. first: for each k the classes with the most
     votes, best first (Q, 5), -1 where fewer have one; empty where they were not asked for.
-    labels: (Q,) of the queries.
+    labels: (Q,) of the queries. damaged: names of images that gave way to others.
     """
 
     right: Mapping[int, Tensor]
     finite: bool = True
     first: Mapping[int, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
+    damaged: frozenset[str] = frozenset()
 
     def percent(self) -> dict[int, float]:
         """Accuracy for each k; NaN without finite features."""

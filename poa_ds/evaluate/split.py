@@ -32,7 +32,7 @@ class Listed:
         check_regular(path)
         content = path.read_bytes()
         lines = content.decode(errors="replace").split("\n")
-        names = frozenset(_stem(line.strip()) for line in lines if line.strip())
+        names = frozenset(without_end(line.strip()) for line in lines if line.strip())
         if not names:
             raise UserError(f"--subset {path} names no image")
         return cls(path, names, hashlib.sha256(content).hexdigest())
@@ -42,8 +42,8 @@ class Listed:
 
         keys: of all images of the place, as Images.key gives them.
         """
-        rows = [row for row, key in enumerate(keys) if _stem(key) in self.names]
-        found = {_stem(keys[row]) for row in rows}
+        rows = [row for row, key in enumerate(keys) if without_end(key) in self.names]
+        found = {without_end(keys[row]) for row in rows}
         if lacking := sorted(self.names - found):
             raise UserError(
                 f"--subset {self.path} names {len(lacking)} images that {place} lacks: "
@@ -54,7 +54,7 @@ class Listed:
         return np.array(rows, np.int64)
 
 
-def _stem(name: str) -> str:
+def without_end(name: str) -> str:
     """Without folders and without the end that says how an image is encoded."""
     path = PurePosixPath(name)
     return path.stem if path.suffix.lower() in ENDS else path.name

@@ -12,13 +12,15 @@ from poa_ds.evaluate import feature_cache, floors, measured, score_table
 from poa_ds.evaluate import split as of_labels
 from poa_ds.evaluate.embed.sources import Part, Shards
 from poa_ds.evaluate.feature_cache import Cache, Reader, is_features
-from poa_ds.evaluate.feature_sets import matched, usable
+from poa_ds.evaluate.feature_sets import usable
 from poa_ds.evaluate.features import STAGES, TAPS
 from poa_ds.evaluate.linear import data as linear_data
 from poa_ds.evaluate.linear.classifiers import MOMENTUM, RATES
 from poa_ds.evaluate.linear.data import RandomCrops
 from poa_ds.evaluate.linear.task import Task
+from poa_ds.evaluate.measured_sets import lists_of, measured_sets
 from poa_ds.evaluate.ranks import all_ranks, listening
+from poa_ds.evaluate.real import Real
 from poa_ds.evaluate.score_rows import BEST_ON_VAL, OF_RANDOM, ScoreRow
 from poa_ds.evaluate.split import HELD_OUT, drawn, few
 from poa_ds.model.space import Subnet
@@ -94,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         with feature_cache.cache(reader, feature(reader, args), keep=args.keep_features) as cache:
             train, val = map(cache.images, places)
             learn, held = split(train, args)
+            lists = lists_of(cache, places[1], args)
             rows, tasks, taps = [], [], cache.feature
             for own in floors.readers(reader, args, places):
                 cache.reads(own, floors.feature(own, taps))
@@ -103,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
                     for place in (*places[args.crops == "random" :], *tests.values()):
                         cache.cost(place)
                     continue
-                found = task(cache, train, val, learn, held, protocol, args)
+                found = task(cache, train, val, learn, held, protocol, lists, args)
                 of_reader = found.run(asked) if found else None
                 if of_reader is None:
                     if found and dist.is_main():
@@ -228,6 +231,7 @@ def task(
     learn: np.ndarray,
     held: np.ndarray,
     protocol: dict[str, Any],
+    lists: Real | None,
     args: argparse.Namespace,
 ) -> Task | None:
     """All that is to be trained, with the features that it needs. None: stopped. A collective."""
@@ -246,11 +250,7 @@ def task(
     sizes, _ = usable([*asked.values(), *(found for found in (fixed, apart) if found)])
     if not sizes:
         raise UserError("no size has finite features")
-    sets = []
-    for name, found in asked.items():
-        numbers = matched(str(train.folder.path), train.classes, found)
-        among = measured.answers(numbers, len(train.classes), args) if name != "val" else None
-        sets.append(measured.of_features(name, found, numbers, sizes, among))
+    sets = measured_sets(str(train.folder.path), train.classes, asked, sizes, lists, args)
 
     def held_rows(size: str) -> tuple[torch.Tensor, torch.Tensor]:
         return apart.rows(size) if apart else fixed.rows(size, held)

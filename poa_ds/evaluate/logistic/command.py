@@ -15,10 +15,12 @@ from torch import Tensor
 from poa_ds.evaluate import feature_cache, floors, measured, score_table, split
 from poa_ds.evaluate.accuracies import Accuracy, best_first
 from poa_ds.evaluate.feature_cache import Cache, Reader
-from poa_ds.evaluate.feature_sets import FeatureSet, check_alike, matched, usable
+from poa_ds.evaluate.feature_sets import FeatureSet, check_alike, usable
 from poa_ds.evaluate.logistic import fit as logistic
 from poa_ds.evaluate.measured import Measured
+from poa_ds.evaluate.measured_sets import lists_of, measured_sets
 from poa_ds.evaluate.ranks import all_ranks
+from poa_ds.evaluate.real import Real
 from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.evaluate.split import HELD_OUT, few
 from poa_ds.system import arguments, dist
@@ -60,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         places = [reader.place(name, getattr(args, name)) for name in ("train", "val")]
         places += measured.tests(args).values()
         with feature_cache.cache(reader, "cls", keep=args.keep_features) as cache:
+            lists = lists_of(cache, places[1], args)
             rows, failed = [], False
             for own in floors.readers(reader, args, places):
                 cache.reads(own, floors.feature(own, "cls"))
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
                 sets = [found for place in places if (found := cache.get(place))]
                 if cache.stopped:
                     return os.EX_TEMPFAIL
-                of_reader, whole = _measure(cache, *sets, args=args, device=device)
+                of_reader, whole = _measure(cache, *sets, lists=lists, args=args, device=device)
                 rows += floors.named(of_reader, own)
                 failed |= not whole
             if dist.is_main() and not args.dry_run:
@@ -82,6 +85,7 @@ def _measure(
     cache: Cache,
     train: FeatureSet,
     *found: FeatureSet,
+    lists: Real | None,
     args: argparse.Namespace,
     device: torch.device,
 ) -> tuple[list[ScoreRow], bool]:
@@ -93,11 +97,9 @@ def _measure(
         check_alike(train, other)
     asked = [str(subnet) for subnet in cache.reader.subnets] if args.sizes else None
     sizes, strange = usable([train, *found], asked)
-    sets = []
-    for name, other in zip(("val", *measured.tests(args)), found, strict=True):
-        numbers = matched(train.place, train.classes, other)
-        among = measured.answers(numbers, len(train.classes), args) if name != "val" else None
-        sets.append(measured.of_features(name, other, numbers, sizes, among))
+    names = ("val", *measured.tests(args))
+    by_name = dict(zip(names, found, strict=True))
+    sets = measured_sets(train.place, train.classes, by_name, sizes, lists, args)
     own = sizes[dist.rank() :: dist.world_size()]
     if dist.is_main():
         own = progress(own, total=len(own), label="logistic", unit="sizes")

@@ -1,0 +1,43 @@
+"""All that a classifier on features is measured on, as the options say."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from poa_ds.evaluate import measured, real
+from poa_ds.evaluate.feature_cache import Cache, is_features
+from poa_ds.evaluate.feature_sets import FeatureSet, matched
+from poa_ds.evaluate.measured import Measured
+from poa_ds.evaluate.real import Real
+
+
+def lists_of(cache: Cache, val: str, args: argparse.Namespace) -> Real | None:
+    """What --real names. UserError: it does not go with the validation images."""
+    if args.real is None:
+        return None
+    found = Real.read(args.real)
+    there = is_features(val)
+    found.check(FeatureSet.at(Path(val)).setting["rows"] if there else len(cache.images(val)), val)
+    return found
+
+
+def measured_sets(
+    train: str,
+    classes: Sequence[str],
+    found: Mapping[str, FeatureSet],
+    sizes: Sequence[str],
+    lists: Real | None,
+    args: argparse.Namespace,
+) -> list[Measured]:
+    """The validation images first, then --test's in their order, then what --real says.
+
+    classes: that are learnt from, of the images `train`. found: name -> features, val among them.
+    """
+    sets, count = [], len(classes)
+    numbers = {name: matched(train, classes, features) for name, features in found.items()}
+    for name, features in found.items():
+        among = measured.answers(numbers[name], count, args) if name != "val" else None
+        sets.append(measured.of_features(name, features, numbers[name], sizes, among))
+    if lists and sizes:
+        sets.append(real.of_features(lists, found["val"], numbers["val"], count, sizes))
+    return sets
