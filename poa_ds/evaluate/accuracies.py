@@ -44,15 +44,16 @@ def accuracies(first: Tensor, truth: Tensor, answers: int) -> Mapping[str, Accur
     if truth.ndim == 2:
         there = first[:, 0] != NONE
         right = truth.gather(1, first[:, :1].clamp_min(0))[:, 0] & there
-        return {"top1": _share(right)}
+        return {"top1": share(right)}
     right = first == truth[:, None]
-    found = {"top1": _share(right[:, 0])}
+    found = {"top1": share(right[:, 0])}
     if answers > FIRST:
-        found["top5"] = _share(right.any(1))
+        found["top5"] = share(right.any(1))
     return found | {"mean_per_class": _mean_per_class(right[:, 0], truth)}
 
 
-def _share(right: Tensor) -> Accuracy:
+def share(right: Tensor) -> Accuracy:
+    """Of booleans (n,), those that are true."""
     percent = 100 * int(right.sum()) / len(right)
     return Accuracy(percent, results.error(percent, len(right)), len(right))
 

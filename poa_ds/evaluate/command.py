@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.data.places import open_folder
-from poa_ds.evaluate import measured, real, results, score_table, split
-from poa_ds.evaluate.accuracies import accuracies
+from poa_ds.evaluate import corruptions, measured, real, results, score_table, split
+from poa_ds.evaluate.accuracies import accuracies, share
 from poa_ds.evaluate.features import Readout, random_weights
 from poa_ds.evaluate.knn import answers_of_sets, knn, raw_pixel_floor, right_row
 from poa_ds.evaluate.knn_protocol import Asked, KnnProtocol
@@ -129,12 +129,17 @@ def run(args: argparse.Namespace) -> int:
                 show(f"added to {own.folder.knn}")
             about = (readout.precision, seconds, lists)
             rows = knn_rows(own.step, protocol, asked, of_sets, args, *about)
-            score_table.keep(rows, own.folder.evaluations, args)
+            score_table.keep(corruptions.gathered(rows, args), own.folder.evaluations, args)
     return 0
 
 
 def _of_tests(own: Opened, args: argparse.Namespace) -> dict[str, Asked]:
     """The sets besides the queries."""
+    crop = own.recipe.evaluation.crop
+    flops = sum(own.model.flops(subnet, crop) for subnet in own.subnets)
+    corruptions.say_cost(
+        args, lambda p: len(open_folder(p, own.recipe.data, own.folder.images)), flops
+    )
     bank, options, found = own.protocol.bank.folder, own.recipe.evaluation, {}
     for name, place in measured.tests(args).items():
         folder = open_folder(place, own.recipe.data, own.folder.images)
@@ -144,7 +149,8 @@ def _of_tests(own: Opened, args: argparse.Namespace) -> dict[str, Asked]:
         among = measured.answers(queries.numbers[:-1], len(bank.classes), args)
         if among is not None:  # the last number is that of images without a class
             among = F.pad(among, (0, 1))
-        found[name] = Asked(queries, f"k-NN {name}", among, ranked=True)
+        ranked = not name.startswith(corruptions.BEGIN)  # of many sets top-1 is enough
+        found[name] = Asked(queries, f"k-NN {name}", among, ranked=ranked)
     return found
 
 
@@ -192,7 +198,9 @@ def knn_rows(
             if not found.finite:
                 continue
             count = classes if of.among is None else int(of.among.sum())
-            metrics = dict(accuracies(found.first[k], found.labels, count))
+            metrics = {"top1": share(found.right[k])}
+            if of.ranked:
+                metrics = dict(accuracies(found.first[k], found.labels, count))
             if name == "val" and not amount:
                 del metrics["top1"]
             own = used | {"val": of.split.record() | measured.answers_record(of.among)}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poa_ds.evaluate import accuracies
+from poa_ds.evaluate import accuracies, corruptions
 from poa_ds.evaluate.accuracies import Accuracy
 from poa_ds.evaluate.feature_sets import FeatureSet
 from poa_ds.evaluate.score_rows import ScoreRow
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON with a list of right classes for each image measured on, in the order of "
         "names: any of them counts (ReaL's real.json)",
     )
+    corruptions.add_arguments(parser)
 
 
 def named_place(text: str) -> tuple[str, str]:
@@ -54,7 +55,10 @@ def named_place(text: str) -> tuple[str, str]:
 
 
 def tests(args: argparse.Namespace) -> dict[str, str]:
-    """Name -> place of each --test. UsageError: two have one name, or there is none to restrict."""
+    """Name -> place of each --test and of --corruptions.
+
+    UsageError: two have one name, or there is none to restrict.
+    """
     names = [name for name, _ in args.test]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"--test {twice[0]}= is given twice: another name for one of them")
@@ -62,7 +66,7 @@ def tests(args: argparse.Namespace) -> dict[str, str]:
         raise UsageError("--test real= has the name that --real gives: another one")
     if args.only_classes and not names:
         raise UsageError("--only-classes says how --test NAME=PLACE is answered: give one")
-    return dict(args.test)
+    return dict(args.test) | corruptions.places(args)
 
 
 def answers(numbers: Tensor, classes: int, args: argparse.Namespace) -> Tensor | None:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from poa_ds.evaluate import measured, real
+from poa_ds.evaluate import corruptions, measured, real
 from poa_ds.evaluate.feature_cache import Cache, is_features
 from poa_ds.evaluate.feature_sets import FeatureSet, matched
 from poa_ds.evaluate.measured import Measured
@@ -19,6 +19,14 @@ def lists_of(cache: Cache, val: str, args: argparse.Namespace) -> Real | None:
     there = is_features(val)
     found.check(FeatureSet.at(Path(val)).setting["rows"] if there else len(cache.images(val)), val)
     return found
+
+
+def say_corruptions(cache: Cache, args: argparse.Namespace) -> None:
+    """What --corruptions costs, before anything is computed."""
+    reader = cache.reader
+    crop = reader.recipe.evaluation.crop
+    flops = sum(reader.model.flops(subnet, crop) for subnet in reader.subnets)
+    corruptions.say_cost(args, lambda place: len(cache.images(place)), flops)
 
 
 def measured_sets(

@@ -14,6 +14,7 @@ from poa_ds.evaluate import results
 from poa_ds.system import json_text
 
 OF_RANDOM, OF_PIXELS = "_random_weights", "_raw_pixels"  # behind a metric: it is of a floor
+CORRUPTED = "corrupted"  # the set of all corrupted images
 BEST_ON_VAL = "val"  # chosen by the very images that it is measured on, as is usually published
 
 
@@ -47,6 +48,11 @@ class ScoreRow:
         parts += [self.set] if self.set != "val" else []
         parts += ["best_on_val"] if self.chosen_by == BEST_ON_VAL else []
         return "_".join(parts)
+
+    @property
+    def is_error(self) -> bool:
+        """Whether less is better."""
+        return self.set == CORRUPTED and not self.metric.startswith("top1")
 
     @property
     def floor(self) -> str:

@@ -52,8 +52,10 @@ def of_scores(rows: Sequence[ScoreRow], step: int, name: str) -> dict[str, Worth
         raise UsageError(
             f"--worth {name}: that is a floor, of what was not trained; sizes are worth {floors[0]}"
         )
+    if any(row.is_error for row in found.values()):
+        raise UsageError(f"--worth {name}: that is an error, of which less is better; take top1")
     if not found:
-        there = sorted({row.name for row in rows if row.step == step and not row.floor})
+        there = sorted({row.name for row in rows if row.step == step and _judges(row)})
         known = f"there are {', '.join([KNN, *there])}" if there else "there is k-NN alone"
         raise UsageError(
             f"--worth {name}: nothing of that name was measured at step {step}; {known}"
@@ -65,3 +67,7 @@ def of_scores(rows: Sequence[ScoreRow], step: int, name: str) -> dict[str, Worth
         )
         for size, row in found.items()
     }
+
+
+def _judges(row: ScoreRow) -> bool:
+    return not (row.floor or row.is_error)

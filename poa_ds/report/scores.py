@@ -43,7 +43,7 @@ def readouts(rows: Sequence[ScoreRow], names: Sequence[str]) -> list[dict[str, A
 
 def _is_accuracy(row: ScoreRow) -> bool:
     images = row.protocol.get("val", {}).get("images", 0)
-    if row.error is None or not images:
+    if row.error is None or not images or row.is_error:
         return False
     return abs(row.error - results.error(row.value, images)) < 1e-6
 

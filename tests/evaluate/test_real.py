@@ -74,6 +74,8 @@ def test_the_images_own_classes_as_lists_give_top1_again(run: Path, kind: str) -
     if kind != "knn":
         row = same[f"{kind}_top1"]
         assert (same[name].value, same[name].error) == (row.value, row.error)
+    if kind == "linear":  # as logistic does
+        return
     every = measured(run, kind, [[0, 1, 2] if n % 2 else [] for n in range(15)])
     assert every[name].value == 100
     val = every[name].protocol["val"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from poa_ds.evaluate import feature_cache, floors, measured, score_table
+from poa_ds.evaluate import corruptions, feature_cache, floors, measured, score_table
 from poa_ds.evaluate import split as of_labels
 from poa_ds.evaluate.embed.sources import Part, Shards
 from poa_ds.evaluate.feature_cache import Cache, Reader, is_features
@@ -18,7 +18,7 @@ from poa_ds.evaluate.linear import data as linear_data
 from poa_ds.evaluate.linear.classifiers import MOMENTUM, RATES
 from poa_ds.evaluate.linear.data import RandomCrops
 from poa_ds.evaluate.linear.task import Task
-from poa_ds.evaluate.measured_sets import lists_of, measured_sets
+from poa_ds.evaluate.measured_sets import lists_of, measured_sets, say_corruptions
 from poa_ds.evaluate.ranks import all_ranks, listening
 from poa_ds.evaluate.real import Real
 from poa_ds.evaluate.score_rows import BEST_ON_VAL, OF_RANDOM, ScoreRow
@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
             train, val = map(cache.images, places)
             learn, held = split(train, args)
             lists = lists_of(cache, places[1], args)
+            say_corruptions(cache, args)
             rows, tasks, taps = [], [], cache.feature
             for own in floors.readers(reader, args, places):
                 cache.reads(own, floors.feature(own, taps))
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
                 tasks.append(found)
                 rows += floors.named(of_reader, own)
             if tasks and dist.is_main():
-                score_table.keep(rows, reader.folder.evaluations, args)
+                score_table.keep(corruptions.gathered(rows, args), reader.folder.evaluations, args)
                 say_ends(rows, args.learning_rates)
                 for found in tasks:  # the first too lasts until all are done
                     found.groups.remove()

@@ -12,13 +12,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from poa_ds.evaluate import feature_cache, floors, measured, score_table, split
+from poa_ds.evaluate import corruptions, feature_cache, floors, measured, score_table, split
 from poa_ds.evaluate.accuracies import Accuracy, best_first
 from poa_ds.evaluate.feature_cache import Cache, Reader
 from poa_ds.evaluate.feature_sets import FeatureSet, check_alike, usable
 from poa_ds.evaluate.logistic import fit as logistic
 from poa_ds.evaluate.measured import Measured
-from poa_ds.evaluate.measured_sets import lists_of, measured_sets
+from poa_ds.evaluate.measured_sets import lists_of, measured_sets, say_corruptions
 from poa_ds.evaluate.ranks import all_ranks
 from poa_ds.evaluate.real import Real
 from poa_ds.evaluate.score_rows import ScoreRow
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         places += measured.tests(args).values()
         with feature_cache.cache(reader, "cls", keep=args.keep_features) as cache:
             lists = lists_of(cache, places[1], args)
+            say_corruptions(cache, args)
             rows, failed = [], False
             for own in floors.readers(reader, args, places):
                 cache.reads(own, floors.feature(own, "cls"))
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
                 rows += floors.named(of_reader, own)
                 failed |= not whole
             if dist.is_main() and not args.dry_run:
-                score_table.keep(rows, reader.folder.evaluations, args)
+                score_table.keep(corruptions.gathered(rows, args), reader.folder.evaluations, args)
             return int(failed)
 
 
