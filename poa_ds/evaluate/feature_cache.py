@@ -6,9 +6,7 @@ writes it, to which sizes are added as they are asked for.
 
 import argparse
 import json
-import os
 import shutil
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,11 +22,12 @@ from poa_ds.evaluate.embed.files import ABOUT, is_there
 from poa_ds.evaluate.embed.sources import Images, Shards
 from poa_ds.evaluate.feature_sets import FeatureSet
 from poa_ds.evaluate.features import Readout
+from poa_ds.evaluate.ranks import held
 from poa_ds.evaluate.score_rows import identity
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
-from poa_ds.system import arguments, dist, lock, paths
+from poa_ds.system import arguments, dist, paths
 from poa_ds.system.console import say
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.files import give_name, replace_text
@@ -175,7 +174,9 @@ class Cache:
         out, missing, own = self._missing(images, tell=False)
         goes = bool(missing) or (out / PASSING).exists()
         if not self.locked and dist.any_rank(goes, reader.readout.device):
-            self._lock()
+            what = "an evaluation that makes features"
+            self.own.enter_context(held(reader.folder.path, what, name=LOCK))
+            self.locked = True
             out, missing, own = self._missing(images, tell=False)
         if not missing:
             return self._of(out)
@@ -195,19 +196,6 @@ class Cache:
             _join(part, out, passing=not self.keep)
         dist.barrier()
         return self._of(out)
-
-    def _lock(self) -> None:
-        """Until the command ends. A collective: all ranks fail where the main one does."""
-        trouble, folder = "", self.reader.folder.path
-        if dist.is_main():
-            try:
-                what = "an evaluation that makes features"
-                self.own.enter_context(lock.held(folder, what, lost=_taken_over, name=LOCK))
-            except UserError as error:
-                trouble = str(error)
-        if trouble := dist.broadcast_object(trouble):
-            raise UserError(trouble)
-        self.locked = True
 
     def _missing(self, images: Images, *, tell: bool) -> tuple[Path, list[Subnet], dict[str, Any]]:
         """(the set's folder, sizes that are not there, what features depend on)."""
@@ -250,11 +238,6 @@ def _clear(found: Cache) -> None:
     for empty in (features / f"step{step:08d}", features):
         if empty.is_dir() and not any(empty.iterdir()):
             empty.rmdir()
-
-
-def _taken_over(message: str) -> None:
-    say(f"poa-ds eval: error: {message}")
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_features(place: str) -> bool:

@@ -1,12 +1,13 @@
 """The sizes of a command that trains on their features: as many together as memory holds.
 
 FOLDER holds what a stopped command goes on from: rows of the sizes that are done, the sizes of the
-group that is in training, and its checkpoint.
+group that is in training, and its checkpoint. One command at a time works there.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import psutil
 import torch
 
 from poa_ds.evaluate import score_rows
+from poa_ds.evaluate.ranks import held
 from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.model.space import Subnet
 from poa_ds.system import dist
@@ -35,6 +37,12 @@ class Groups:
     def checkpoints(self) -> Path:
         """Of the group that is in training."""
         return self.folder / "checkpoint"
+
+    def alone(self) -> AbstractContextManager[None]:
+        """No other command works there in the block. A collective. UserError: another does."""
+        runs, kind = self.folder.parent.parent, self.folder.parent.name
+        name = f"{kind}_{self.folder.name}_lock.json"
+        return held(runs, f"the same eval {kind}", name=name)
 
     def run(
         self, trained: Callable[[Sequence[Subnet]], list[ScoreRow] | None]

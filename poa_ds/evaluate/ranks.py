@@ -1,14 +1,17 @@
-"""The ranks of a command that a launcher may have started several times."""
+"""The ranks of a command that a launcher may have started several times, and its locks."""
 
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed
 
-from poa_ds.system import rendezvous
+from poa_ds.system import dist, lock, rendezvous
+from poa_ds.system.console import say
+from poa_ds.system.errors import UserError
 
 
 @contextmanager
@@ -37,3 +40,26 @@ def listening() -> Iterator[list[int]]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def held(folder: Path, what: str, *, name: str) -> Iterator[None]:
+    """The lock `name` of a folder is for the block this command's, all ranks. A collective.
+
+    what: the command, in words. UserError, on all ranks: another command has it.
+    """
+    with ExitStack() as own:
+        trouble = ""
+        if dist.is_main():
+            try:
+                own.enter_context(lock.held(folder, what, lost=_taken_over, name=name))
+            except UserError as error:
+                trouble = str(error)
+        if trouble := dist.broadcast_object(trouble):
+            raise UserError(trouble)
+        yield
+
+
+def _taken_over(message: str) -> None:
+    say(f"poa-ds: error: {message}")
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -72,6 +72,28 @@ def test_rows_are_what_the_extracted_model_gives(run: Path, tree: Path, tmp_path
     assert [number for number, row in enumerate(rows) if "damaged" in row] == [DAMAGED]
 
 
+def test_two_do_not_fill_one_folder_at_once(
+    run: Path,
+    tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    work, statuses = embed.Embedding.run, []
+
+    def meanwhile(self: embed.Embedding, *args: object, **more: object) -> None:
+        if not statuses:
+            statuses.append(embedded(run, tmp_path / "out", "--images", tree))
+            statuses.append(embedded(run, tmp_path / "other", "--images", tree))
+        work(self, *args, **more)
+
+    monkeypatch.setattr(embed.Embedding, "run", meanwhile)
+    before = {*tmp_path.iterdir()}
+    assert embedded(run, tmp_path / "out", "--images", tree) == 0 and statuses == [1, 0]
+    assert f"out, process {os.getpid()} on" in capsys.readouterr().err
+    assert {*tmp_path.iterdir()} - before == {tmp_path / "out", tmp_path / "other"}
+
+
 def test_patches_are_those_of_the_extracted_model_in_three_formats(
     run: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

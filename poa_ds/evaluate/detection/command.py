@@ -141,13 +141,13 @@ def run(args: argparse.Namespace) -> int:
         )
         alone = not torch.distributed.is_initialized()
         engine.start_processes(device.type)
-        rows = task.run(asked)
-        if dist.is_main():
-            if rows is None:
-                tell("stopped and saved: the same command goes on from there")
-            else:
+        with task.groups.alone():
+            rows = task.run(asked)
+            if rows is not None and dist.is_main():
                 score_table.keep(rows, reader.folder.evaluations, args)
                 task.groups.remove()
+        if rows is None and dist.is_main():
+            tell("stopped and saved: the same command goes on from there")
         if alone:
             torch.distributed.destroy_process_group()
         return os.EX_TEMPFAIL if rows is None else 0

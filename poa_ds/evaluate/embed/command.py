@@ -30,7 +30,7 @@ from poa_ds.evaluate.embed.sources import Images, Shards
 from poa_ds.evaluate.features import READS, Readout, numbers_read
 from poa_ds.evaluate.knn_protocol import Encoder
 from poa_ds.evaluate.neighbours import Deal
-from poa_ds.evaluate.ranks import all_ranks, listening
+from poa_ds.evaluate.ranks import all_ranks, held, listening
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import checks
@@ -114,7 +114,10 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             return 0
         workers = readout.workers if args.workers is None else args.workers
-        strange = write(args.out, model, images, setting, readout, workers=workers)
+        place = args.out.absolute()
+        what, name = f"poa-ds embed --out {args.out}", f".{place.name}.lock.json"
+        with held(place.parent, what, name=name):
+            strange = write(args.out, model, images, setting, readout, workers=workers)
         if strange is None:
             return os.EX_TEMPFAIL
         if dist.is_main():

@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
                         cache.cost(place)
                     continue
                 found = task(cache, train, val, learn, held, protocol, lists, args)
+                if found:  # until the command ends
+                    cache.own.enter_context(found.groups.alone())
                 of_reader = found.run(asked) if found else None
                 if of_reader is None:
                     if found and dist.is_main():

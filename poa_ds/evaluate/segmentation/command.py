@@ -95,14 +95,15 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             return 0
         task = task_of(reader, train, val, crop, steps, args)
-        rows = task.run(asked)
+        with task.groups.alone():
+            rows = task.run(asked)
+            if rows is not None and dist.is_main():
+                score_table.keep(rows, reader.folder.evaluations, args)
+                task.groups.remove()
         if rows is None:
             if dist.is_main():
                 tell("stopped and saved: the same command goes on from there")
             return os.EX_TEMPFAIL
-        if dist.is_main():
-            score_table.keep(rows, reader.folder.evaluations, args)
-            task.groups.remove()
         return int(len(task.sizes) < len(reader.subnets))
 
 
