@@ -6,7 +6,9 @@ numbers are finite, AdamW with the moving average, push.
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -53,8 +55,11 @@ class StepReport:
     stop: bool
 
 
-def start_processes(device: str) -> None:
-    """Join the process group, whatever launched this process. device: "cuda" or "cpu"."""
+def start_processes(device: str, *, mlflow: bool = False) -> None:
+    """Join the process group, whatever launched this process. device: "cuda" or "cpu".
+
+    mlflow: whether rank 0 will use it: it is imported there and then, in the main thread.
+    """
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     rendezvous.prepare_environment()
@@ -62,21 +67,34 @@ def start_processes(device: str) -> None:
     if device == "cuda":
         # collectives of objects use the current device: all ranks' would be the first GPU
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed = _deepspeed()
+    deepspeed = _deepspeed(mlflow=mlflow and os.environ["RANK"] == "0")
     deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", verbose=False)
 
 
-def _deepspeed():
+def _deepspeed(*, mlflow: bool = False):
     """The package; slow to import, and quiet about itself."""
     import logging
 
-    import deepspeed
+    # its autotuner, which no run uses, imports mlflow wherever that is installed
+    here = mlflow or "mlflow" in sys.modules or "deepspeed" in sys.modules
+    with nullcontext() if here else hidden("mlflow"):
+        import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
     # no just-in-time build, no shared memory left behind by a killed run
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextmanager
+def hidden(package: str) -> Iterator[None]:
+    """Within it an import of the package, which nobody has imported yet, fails."""
+    sys.modules[package] = None  # type: ignore[assignment] - Python's way to say so
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 class Engine:

@@ -83,7 +83,7 @@ class Setup:
         operators = _select_kernels(recipe, device)
         if device == "cuda":
             watchdog.most_seconds = NCCL_SECONDS
-        engine.start_processes(device)
+        engine.start_processes(device, mlflow="mlflow" in recipe.trackers)
         environment.say_differences()
         self._check_agreement()
         self.ds_config = ds_json.resolved(recipe, ds_file, dist.world_size(), source=source)

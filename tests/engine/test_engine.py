@@ -1,5 +1,7 @@
 """What happens before there is an engine."""
 
+import sys
+
 import pytest
 import torch
 
@@ -43,3 +45,13 @@ def test_a_rank_that_sees_one_gpu_alone_is_told_how_to_see_all(monkeypatch) -> N
     monkeypatch.setenv("LOCAL_RANK", "3")
     with pytest.raises(UserError, match=r"local rank 3 has no GPU: 1 visible.*--gpus-per-node"):
         engine.pick_device()
+
+
+def test_a_hidden_package_is_there_again_afterwards() -> None:
+    """Of the standard library, and one that nothing else here needs."""
+    sys.modules.pop("this", None)
+    with engine.hidden("this"), pytest.raises(ImportError):
+        import this  # noqa: F401
+    with pytest.raises(KeyError), engine.hidden("this"):
+        raise KeyError
+    assert "this" not in sys.modules

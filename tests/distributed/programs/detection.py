@@ -63,6 +63,7 @@ def main(out: Path, root: Path, *words: str) -> None:
         rest = f"--workers 0 --lr 0.001 --epochs 1 {short}".split()
         sys.exit(commands(["eval", "detection", str(out / "run"), "--coco", str(root), *rest]))
     engine.start_processes("cpu")
+    assert "mlflow" not in sys.modules  # DeepSpeed would bring it: seconds, and memory of each rank
     for word in words:
         job = task(out, root)
         networks = job.networks(SIZE)
