@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from poa_ds.model.options import COLOURS
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError
@@ -14,6 +15,7 @@ from poa_ds.system.typed_yaml import override
 # of the backbone, what a recipe says of the training and no weights tell
 TRAINING = ("drop_path", "activation_checkpointing", "residual", "small_bias")
 IMAGES, IMPORT, BEGINS = "give --images", "`poa-ds import` finds it", "it is what --weights become"
+OF_COLOURS = ("saturation", "hue", "gray")  # changes that red, green and blue alone have
 OWNED = {
     **{"output_dir": "give --out", "start": BEGINS, "distill.teacher": BEGINS},
     **{"data.train": IMAGES, "data.mix": IMAGES, "evaluation.queries": IMAGES},
@@ -55,7 +57,9 @@ def filled(base: Recipe, network: Recipe, places: Places, images: int) -> Recipe
         backbone=replace(network.backbone, **training),
         distill=replace(base.distill, teacher=places.start, queue=queue),
         crops=replace(base.crops, global_size=crops.global_size, local_size=crops.local_size),
-        augmentation=replace(base.augmentation, mean=pixels.mean, std=pixels.std),
+        augmentation=replace(
+            base.augmentation, mean=pixels.mean, std=pixels.std, **colours(network.data.channels)
+        ),
         data=replace(base.data, train=places.train, channels=network.data.channels),
         evaluation=replace(
             base.evaluation,
@@ -66,6 +70,11 @@ def filled(base: Recipe, network: Recipe, places: Places, images: int) -> Recipe
             crop=seen.crop,
         ),
     )
+
+
+def colours(channels: int) -> dict[str, float]:
+    """What of a recipe's augmentation images of so many channels cannot have; {} of three."""
+    return {} if channels == COLOURS else dict.fromkeys(OF_COLOURS, 0.0)
 
 
 def then_poa(first: Recipe, out: str, epochs: float) -> Recipe:

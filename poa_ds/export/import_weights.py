@@ -16,6 +16,7 @@ from poa_ds.data.loader import eval_batches
 from poa_ds.data.places import open_folder
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.export import weights_source
+from poa_ds.export.adapted import colours
 from poa_ds.export.import_poa import from_poa_teacher, read_checkpoint
 from poa_ds.export.rebase import Rebased, described, rebased, statistics
 from poa_ds.export.vit_weights import Found, at_resolution, recognised
@@ -231,7 +232,7 @@ def recipe_of(found: Found, args: argparse.Namespace, pixels: dict[str, Any]) ->
                 "global_size": side,
                 "local_size": max(round(side * LOCAL / patch), 1) * patch,
             },
-            "augmentation": pixels,
+            "augmentation": pixels | colours(channels),
             "data": {"channels": channels},
             "evaluation": {"resize": round(side * RESIZE), "crop": side},
         }

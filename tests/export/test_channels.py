@@ -77,8 +77,7 @@ def test_what_reads_photographs_alone_says_so(
     made("vit", tmp_path / "run", channels=5)
     run, none = str(tmp_path / "run"), str(tmp_path / "none")
     for words in (
-        ["look", run, "--images", none],
-        ["embed", run, "--images", none, "--out", str(tmp_path / "out")],
+        ["eval", "segmentation", run, "--layout", "ade20k", "--train", none, "--val", none],
     ):
         assert cli.main(words) == UsageError.exit_status, words
         assert "data.channels 5: " in capsys.readouterr().err

@@ -13,6 +13,7 @@ from poa_ds import cli
 from poa_ds.checkpoint.deployed import load_teacher, publish
 from poa_ds.evaluate.features import random_weights
 from poa_ds.export import onnx_file
+from poa_ds.export.adapted import colours
 from poa_ds.export.extract import extract
 from poa_ds.export.folder import Export, reload
 from poa_ds.model import form
@@ -61,7 +62,7 @@ def made(kind: str, folder: Path, *, channels: int = 3, **changes: object) -> Re
             "crops": {"global_size": 64, "local_size": 32},
             "evaluation": {"resize": 64, "crop": 64, "sizes": ["all"]},
             "data": {"channels": channels},
-            "augmentation": {"mean": MEAN[:channels], "std": STD[:channels]},
+            "augmentation": {"mean": MEAN[:channels], "std": STD[:channels]} | colours(channels),
         }
     )
     model, generator = random_weights(recipe), torch.Generator().manual_seed(0)

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 
+from poa_ds.export.adapted import colours
 from poa_ds.export.extract import extract
 from poa_ds.model import form
 from poa_ds.model import shape as shapes
@@ -38,7 +39,8 @@ def recipe_of(kind: str, channels: int) -> Recipe:
             "crops": {"global_size": SIDE, "local_count": 0},
             "evaluation": {"resize": SIDE, "crop": SIDE, "sizes": ["all"]},
             "data": {"channels": channels},
-            "augmentation": {"mean": [0.5] * channels, "std": [0.25] * channels},
+            "augmentation": {"mean": [0.5] * channels, "std": [0.25] * channels}
+            | colours(channels),
         }
     )
 
@@ -127,6 +129,7 @@ def test_what_autograd_keeps_of_crops_of_many_channels_is_counted(kind: str) -> 
         data__channels=50,
         augmentation__mean=[0.5] * 50,
         augmentation__std=[0.25] * 50,
+        **{f"augmentation__{key}": 0.0 for key in colours(50)},
         **changes,
     )
     space = derived.space(recipe)

@@ -11,6 +11,7 @@ from timm.models import adapt_input_conv
 
 from poa_ds.checkpoint.deployed import load_teacher, publish
 from poa_ds.cli import main
+from poa_ds.export.adapted import colours
 from poa_ds.export.start import begin
 from poa_ds.methods.method import method
 from poa_ds.model import first_layer
@@ -47,7 +48,11 @@ def test_images_that_repeat_their_channels_give_the_same() -> None:
 
 def pixels(channels: int) -> dict[str, object]:
     values = {"augmentation__mean": [0.5] * channels, "augmentation__std": [0.25] * channels}
-    return {"data__channels": channels, **values}
+    return {
+        "data__channels": channels,
+        **values,
+        **{f"augmentation__{key}": 0.0 for key in colours(channels)},
+    }
 
 
 @pytest.mark.parametrize("kind", ["vit", *BACKBONES])
@@ -92,6 +97,7 @@ def test_an_imported_network_of_six_channels_is_timms(tmp_path: Path) -> None:
         assert main([*words, "--mean", values, "--std", values]) == 0
         model, recipe, _ = load_teacher(out)
         assert recipe.data.channels == channels and len(recipe.augmentation.mean) == channels
+        assert not any((recipe.augmentation.hue, recipe.augmentation.gray))
         assert f"made one of {channels}" in (out / "config.json").read_text()
         seen = torch.randn(2, 3, 32, 32)
         copies = torch.cat((seen, seen), 1)
