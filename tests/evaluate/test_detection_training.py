@@ -186,7 +186,8 @@ def test_findings_have_the_file_s_categories_and_lie_in_their_image(shapes: Path
     """Of weights that find something everywhere."""
     val, student = read(shapes, "val"), made_detector(boxes=False).eval()
     images = [(p, pictures.image_of(val, p)) for p in val.pictures]
-    results = found(student, images, val.labels)
+    assert found(student, iter(images), val.labels, most=3, asked=[15]) is None
+    results = found(student, iter(images), val.labels, most=3)
     assert {r["image_id"] for r in results} == {1, 2, 3}
     sides = {p.id: (p.width, p.height) for p in val.pictures}
     for result in results:
@@ -198,6 +199,7 @@ def test_findings_have_the_file_s_categories_and_lie_in_their_image(shapes: Path
         assert result["segmentation"]["size"] == [height, width]
     assert {r["category_id"] for r in results} <= {3, 7}
     assert coco.scores(val, results, "segm", draws=2)["ap"][0] >= 0
+    assert coco.scores(val, results, "segm", draws=2, asked=[15]) is None
 
 
 SHORT = ("--batch", 4, "--slots", 2, "--short-side", "64", "--long-side", 96, "--channels", 16)
@@ -228,7 +230,7 @@ def launched(out: Path, shapes: Path, ranks: int, *words: object) -> str:
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -248,8 +250,13 @@ def test_a_training_on_two_ranks_and_one_that_was_stopped_are_the_same(
 
 @pytest.mark.slow
 def test_the_command_trains_scores_and_leaves_rows(shapes: Path, tmp_path: Path) -> None:
+    """Stopped while it measures the first size; what that has learnt is not learnt again."""
     run = make_teacher(tmp_path / "run")
-    launched(tmp_path, shapes, 2, "command")
+    said = launched(tmp_path, shapes, 2, "command", "measuring")
+    assert said.count("step 2 of 2: loss") == 1 and "stopped and saved" in said
+    assert not (run / "evaluations.jsonl").exists()
+    said = launched(tmp_path, shapes, 2, "command")
+    assert said.count("step 2 of 2: loss") == 1  # of the second size
     rows = score_rows.read(run / "evaluations.jsonl")
     names = {row.name for row in rows}
     assert {"detection_box_ap", "detection_mask_ap50"} <= names

@@ -44,14 +44,19 @@ def encode(masks: np.ndarray) -> list[dict[str, Any]]:
 
 
 def scores(
-    truth: Annotations, results: Sequence[Result], kind: Kind, *, draws: int = DRAWS
-) -> dict[str, tuple[float, float | None]]:
+    truth: Annotations,
+    results: Sequence[Result],
+    kind: Kind,
+    *,
+    draws: int = DRAWS,
+    asked: Sequence[int] = (),
+) -> dict[str, tuple[float, float | None]] | None:
     """Metric -> (percent, half of its 95 % interval in points), by COCO's own program.
 
     Over IoUs of 0.50 to 0.95 unless the name says which; metrics of a range of areas are left out
     where no object is of it. Nothing found gives 0. The errors, of `ap` and `ap50` alone, are of
     other images, not of another training: `draws` draws of as many images with
-    replacement.
+    replacement. None: a signal came, which is in `asked`.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
         found = COCOeval(
@@ -61,7 +66,9 @@ def scores(
         found.accumulate()
         found.summarize()
         values = {name: float(found.stats[place]) for name, place in METRICS.items()}
-        errors = _errors(found, draws)
+        errors = _errors(found, draws, asked)
+    if errors is None:
+        return None
     return {name: (100 * value, errors.get(name)) for name, value in values.items() if value >= 0}
 
 
@@ -103,8 +110,8 @@ def _area(entry: dict) -> float:
     return entry["bbox"][2] * entry["bbox"][3]
 
 
-def _errors(found: COCOeval, draws: int) -> dict[str, float]:
-    """Half of the 95 % intervals of `ap` and `ap50`, from draws of images."""
+def _errors(found: COCOeval, draws: int, asked: Sequence[int]) -> dict[str, float] | None:
+    """Half of the 95 % intervals of `ap` and `ap50`, from draws of images; None: a signal came."""
     whole, images = found.evalImgs, len(found.params.imgIds)
     if images < 2:
         return {}
@@ -115,6 +122,8 @@ def _errors(found: COCOeval, draws: int) -> dict[str, float]:
     found._paramsEval = found.params
     rng, drawn = np.random.default_rng(0), []
     for _ in range(draws):
+        if asked:
+            return None
         found.evalImgs = list(kept[:, rng.integers(images, size=images)].reshape(-1))
         found.accumulate()
         precision = found.eval["precision"][..., 0, 0]  # (IoU, recall, category)

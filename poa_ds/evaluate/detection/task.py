@@ -5,7 +5,7 @@ RUN/detection/<letters of the task>/ holds what a stopped command goes on from (
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -99,21 +99,32 @@ class Task:
             return None
         training.save()  # a kill while it is measured costs no training
         own = pictures.to_look_at(self.val, workers)
+        count = -(-len(self.val.pictures) // dist.world_size())
         if dist.is_main():
-            count = -(-len(self.val.pictures) // dist.world_size())
             own = progress(own, total=count, label=f"detection {size}", unit="images")
-        results = found(networks.student.eval(), own, self.train.labels)
+        labels = self.train.labels
+        results = found(networks.student.eval(), iter(own), labels, most=count, asked=asked)
+        if results is None:
+            return None
         every = [result for rank in dist.all_gather_objects(results) for result in rank]
-        return self._rows(size, every, time.monotonic() - start) if dist.is_main() else []
+        seconds = time.monotonic() - start
+        rows = self._rows(size, every, seconds, asked) if dist.is_main() else []
+        return None if dist.broadcast_object(rows is None) else rows
 
-    def _rows(self, size: Subnet, results: Sequence[Result], seconds: float) -> list[ScoreRow]:
+    def _rows(
+        self, size: Subnet, results: Sequence[Result], seconds: float, asked: Sequence[int]
+    ) -> list[ScoreRow] | None:
+        """None: a signal came."""
         settings, rows = self.settings[size], []
         setting = {"lr": settings.lr, "layer decay": settings.layer_decay}
         setting |= {"drop path": settings.drop_path}
         for kind, word in KINDS.items():
             if kind == "segm" and self.boxes:
                 continue
-            for name, (value, error) in coco.scores(self.val, results, kind).items():
+            scores = coco.scores(self.val, results, kind, asked=asked)
+            if scores is None:
+                return None
+            for name, (value, error) in scores.items():
                 rows.append(
                     ScoreRow(
                         kind="detection",
@@ -150,16 +161,26 @@ def decay_depth(names: Iterable[str]) -> int:
 
 @torch.no_grad()
 def found(
-    student: nn.Module, images: Iterable[tuple[Picture, Tensor]], labels: Mapping[int, int]
-) -> list[Result]:
-    """What a detector in eval mode finds, as COCO's results have it.
+    student: nn.Module,
+    images: Iterator[tuple[Picture, Tensor]],
+    labels: Mapping[int, int],
+    *,
+    most: int,
+    asked: Sequence[int] = (),
+) -> list[Result] | None:
+    """What a detector in eval mode finds, as COCO's results have it. None: a signal came.
 
     An image at a time: padding depends on no neighbour. labels: number of a category -> the
-    detector's.
+    detector's. most: images of a rank at most. A collective.
     """
     numbers = {label: number for number, label in labels.items()}
     device, results = next(student.parameters()).device, []
-    for picture, image in images:
+    for _ in range(most):
+        if dist.any_rank(bool(asked), device):
+            return None
+        if (pair := next(images, None)) is None:
+            continue  # this rank has one image less
+        picture, image = pair
         [one] = student([image.to(device).float() / 255])
         boxes = one["boxes"].cpu()
         boxes[:, 2:] -= boxes[:, :2]
@@ -171,4 +192,5 @@ def found(
         for (box, label, score), rle in zip(parts, masks, strict=True):
             about = {"image_id": picture.id, "category_id": numbers[label]}
             results.append(about | {"bbox": box, "score": score} | rle)
+    assert next(images, None) is None  # and the loader ends
     return results

@@ -4,7 +4,7 @@ A slot's draws (scales, anchors, boxes, branches) follow from seed, step and slo
 number of ranks that divides the slots learns the same, and a stopped training goes on as it was.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,25 +61,34 @@ class Training:
         while self.state.step < self.steps:
             terms, stop = self._step(slots, asked)
             step = self.state.step
-            if dist.is_main() and (step % LOG_STEPS == 0 or step == self.steps):
-                losses = ", ".join(f"{name} {x:.3f}" for name, x in terms.items())
-                say(f"step {step:,} of {self.steps:,}: {losses}")
+            if step % LOG_STEPS == 0 or step == self.steps:
+                self._log(terms)
             if step < self.steps and (stop or step % save_every == 0):
                 self.save()
             if stop and step < self.steps:
                 return False
         return True
 
-    def _step(self, slots: Slots, asked: Sequence[int]) -> tuple[dict[str, float], bool]:
-        """(losses of this rank's last slot, whether a rank asks to stop)."""
+    def _log(self, terms: Mapping[str, Tensor]) -> None:
+        """Losses as means over all slots of all ranks: only here does the host wait for them."""
+        means = dist.all_sum(torch.stack([*terms.values()])) / dist.world_size()
+        words = zip(terms, dist.on_host(means), strict=True)
+        if dist.is_main():
+            losses = ", ".join(f"{name} {x:.3f}" for name, x in words)
+            say(f"step {self.state.step:,} of {self.steps:,}: {losses}")
+
+    def _step(self, slots: Slots, asked: Sequence[int]) -> tuple[dict[str, Tensor], bool]:
+        """(losses, as means over this rank's slots, whether a rank asks to stop)."""
         number, settings = self.state.step, self.settings
         finite = torch.ones((), dtype=torch.bool, device=self.engine.device)
+        every = []
         for _ in range(settings.slots // dist.world_size()):
             slot, images, targets = next(slots)
             total, terms = self.engine.forward(
                 lambda networks: losses(networks, images, targets, settings.seed, number, slot)  # noqa: B023
             )
             finite &= total.isfinite()
+            every.append(terms)
             self.engine.backward(total)
         update = Update(settings.rate(number, self.steps), settings.weight_decay, momentum=1.0)
         report = self.engine.step(update, finite=finite, stop=bool(asked))
@@ -88,7 +97,8 @@ class Training:
                 f"step {number + 1:,}: losses or gradients are not finite; use a smaller --lr"
             )
         self.state.count(settings.batch, applied=report.applied, finite=report.finite)
-        return {name: float(x) for name, x in terms.items()}, report.stop
+        means = {name: torch.stack([one[name] for one in every]).mean() for name in every[0]}
+        return means, report.stop
 
     def save(self) -> None:
         """A checkpoint of now, on the disk. A collective."""

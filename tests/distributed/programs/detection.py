@@ -1,9 +1,13 @@
 """What the ranks of detection's tests run: a few steps of a detector, whole or stopped.
 
-python -m tests.distributed.programs.detection OUT COCO whole|stopped|ranks|command ...
+python -m tests.distributed.programs.detection OUT COCO whole|stopped|ranks ...
+... OUT COCO command [measuring]
 """
 
+import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +17,7 @@ from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.cli import main as commands
 from poa_ds.engine import engine
 from poa_ds.evaluate.detection import annotations, pictures
+from poa_ds.evaluate.detection import task as tasks
 from poa_ds.evaluate.detection.model import Detecting
 from poa_ds.evaluate.detection.settings import Settings
 from poa_ds.evaluate.detection.task import Task
@@ -57,11 +62,26 @@ def trained(job: Task, networks: Detecting, folder: Path, asked: list[int]) -> T
     return training
 
 
+def stopped(found: Callable) -> Callable:
+    """The same, and the last rank gets a signal as it begins."""
+
+    def measuring(*args: object, **more: object) -> object:
+        if dist.rank() == dist.world_size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found(*args, **more)
+
+    return measuring
+
+
 def main(out: Path, root: Path, *words: str) -> None:
     if "command" in words:
         short = "--sizes 32x2,48x3 --batch 4 --slots 2 --short-side 64 --long-side 96 --channels 16"
         rest = f"--workers 0 --lr 0.001 --epochs 1 {short}".split()
-        sys.exit(commands(["eval", "detection", str(out / "run"), "--coco", str(root), *rest]))
+        whole = ["eval", "detection", str(out / "run"), "--coco", str(root), *rest]
+        if "measuring" not in words:
+            sys.exit(commands(whole))
+        tasks.found = stopped(tasks.found)
+        sys.exit(commands(whole) != os.EX_TEMPFAIL)
     engine.start_processes("cpu")
     assert "mlflow" not in sys.modules  # DeepSpeed would bring it: seconds, and memory of each rank
     for word in words:
