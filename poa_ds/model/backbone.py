@@ -52,7 +52,7 @@ class ElasticBackbone(nn.Module):
     other_sizes: ClassVar[str] = ""  # where to get a size that is not in the space, in words
     copies: ClassVar[int] = 1  # patch tokens on a side that stand for one place of the last map
     reads_blocks: ClassVar[bool] = False  # whether tokens may be read out behind any block (`taps`)
-    reads_stages: ClassVar[bool] = False  # whether it has stages (`stage_means`)
+    reads_stages: ClassVar[bool] = False  # whether it has stages (`stage_maps`)
     blocks: nn.ModuleList
 
     def __init__(
@@ -148,13 +148,16 @@ class ElasticBackbone(nn.Module):
                 found.append(self.leave(streams, layout)[0][0])
         return found
 
-    def stage_means(self, images: Tensor, subnet: Subnet) -> list[Tensor]:
-        """(B, C) of each stage, C doubling: the mean of the map that leaves it.
+    def stage_maps(self, images: Tensor, subnet: Subnet) -> list[Tensor]:
+        """(B, C, rows, columns) of each stage, C doubling: the map that leaves it.
 
-        The last is the class feature, read out as behind the last block. Of those with
-        `reads_stages`.
+        The last is read out as behind the last block. Of those with `reads_stages`.
         """
         raise NotImplementedError  # of those with stages
+
+    def stage_means(self, images: Tensor, subnet: Subnet) -> list[Tensor]:
+        """(B, C) of each stage: the mean of its map; the last is the class feature."""
+        return [x.mean((2, 3)) for x in self.stage_maps(images, subnet)]
 
     def stage_widths(self, subnet: Subnet) -> list[int]:
         """The C of each."""

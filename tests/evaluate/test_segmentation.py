@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from poa_ds.evaluate.segmentation import heads as of_heads
 from poa_ds.evaluate.segmentation import training as of_training
 from poa_ds.evaluate.segmentation import windows
-from poa_ds.evaluate.segmentation.crops import random_pair, resized
-from poa_ds.evaluate.segmentation.heads import Heads, share, upsampled
+from poa_ds.evaluate.segmentation.crops import Draw, random_pair, resized
+from poa_ds.evaluate.segmentation.heads import Heads, Schedule, upsampled
 from poa_ds.evaluate.segmentation.maps import maps
 from poa_ds.evaluate.segmentation.masks import IGNORED
 from poa_ds.evaluate.segmentation.scores import aacc, counted, errors, macc, majority, miou
@@ -42,7 +42,7 @@ def batches(count: int = STEPS, images: int = 4) -> list[tuple[Tensor, Tensor]]:
 def trained(of: list[tuple[Tensor, Tensor]], block: int) -> Heads:
     """Heads that have learnt these batches in blocks of so many images, of a network x -> x."""
     heads = Heads("32x2", WIDTH, CLASSES, RATES, seed=3, device="cpu")
-    training = Training([heads], lambda x: [x], len(of), CPU)
+    training = Training([heads], lambda x: [x], Schedule.of(len(of)), CPU)
     for step, (x, mask) in enumerate(of):
         training.learn(step, list(zip(x.split(block), mask.short().split(block), strict=True)))
     return heads
@@ -59,7 +59,7 @@ def test_heads_learn_what_torch_s_own_layers_and_optimizer_learn() -> None:
         parameters = [*norm.parameters(), *layer.parameters()]
         adam = torch.optim.AdamW(parameters, rate, weight_decay=of_heads.WEIGHT_DECAY)
         for step, (x, mask) in enumerate(batches()):
-            adam.param_groups[0]["lr"] = rate * share(step, STEPS)
+            adam.param_groups[0]["lr"] = rate * Schedule.of(STEPS).share(step)
             adam.zero_grad()
             scores = layer(norm(x.permute(0, 3, 1, 2)))
             fine = F.interpolate(scores, (CROP, CROP), mode="bilinear")
@@ -109,7 +109,7 @@ def test_a_batch_without_any_class_moves_no_weight_by_gradients() -> None:
 
 
 def test_the_rate_warms_up_and_falls_to_nothing() -> None:
-    shares = [share(step, 400) for step in range(401)]
+    shares = [Schedule.of(400).share(step) for step in range(401)]
     assert shares[0] == of_heads.WARM_FROM and shares[15] == 1 and shares[400] < 1e-12
     assert shares[:16] == sorted(shares[:16]) and shares[15:] == sorted(shares[15:], reverse=True)
     assert shares[207] == pytest.approx((1 + np.cos(np.pi * 192 / 385)) / 2)
@@ -213,7 +213,7 @@ def test_an_image_and_its_mask_are_cropped_alike() -> None:
     image = (10 * mask).to(torch.uint8).expand(3, -1, -1).contiguous()
     fill, seen, filled = torch.full((3,), 255, dtype=torch.uint8), set(), 0
     for seed in range(40):
-        crop, classes = random_pair(image, mask.short(), 96, fill, random.Random(seed))
+        crop, classes = random_pair(image, mask.short(), Draw(96, fill), random.Random(seed))
         assert crop.shape == (3, 96, 96) and classes.shape == (96, 96)
         known = classes != IGNORED
         assert (crop[:, ~known] == 255).all()

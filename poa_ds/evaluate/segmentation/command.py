@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,11 @@ import torch
 
 from poa_ds.evaluate import feature_cache, score_table
 from poa_ds.evaluate.feature_cache import Reader
-from poa_ds.evaluate.features import TAPS
 from poa_ds.evaluate.ranks import all_ranks, listening
-from poa_ds.evaluate.segmentation import crops, heads, layouts
-from poa_ds.evaluate.segmentation.heads import RATES
+from poa_ds.evaluate.segmentation import crops, layouts, protocols
+from poa_ds.evaluate.segmentation.heads import RATE, Schedule
 from poa_ds.evaluate.segmentation.layouts import Masked
-from poa_ds.evaluate.segmentation.maps import LAST, check_taps
+from poa_ds.evaluate.segmentation.maps import LAST, asked_for
 from poa_ds.evaluate.segmentation.scores import majority
 from poa_ds.evaluate.segmentation.survey import Survey, survey
 from poa_ds.evaluate.segmentation.task import Task, encoder
@@ -27,21 +28,13 @@ from poa_ds.system import arguments, dist
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 
-CROP, BATCH, STEPS, RATE = 512, 16, 40_000, 1e-3  # DINOv3's linear head on ADE20K
-FEW, EPOCHS = 1000, 100  # below so many images
+CROP, BATCH, STEPS = 512, 16, 40_000  # DINOv3's linear head on ADE20K
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds eval segmentation`."""
     layouts.add_arguments(parser)
     feature_cache.add_reader_arguments(parser)
-    parser.add_argument(
-        "--taps",
-        choices=[LAST, *TAPS],
-        default=LAST,
-        help="blocks whose patch tokens are read: the last, or four, POA's or DINOv2's "
-        "(%(default)s)",
-    )
     parser.add_argument(
         "--crop",
         type=arguments.count,
@@ -50,24 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stride", type=arguments.count, help="of the crops that measure (two thirds of one)"
     )
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=arguments.count, help=f"({STEPS:,} for {FEW:,} images on)")
-    length.add_argument(
-        "--epochs", type=arguments.count, help=f"({EPOCHS} for fewer than {FEW:,} images)"
-    )
     parser.add_argument(
         "--batch", type=arguments.count, default=BATCH, help="images of a step (%(default)s)"
     )
-    parser.add_argument(
-        "--learning-rates",
-        type=arguments.rates,
-        metavar="RATE,...",
-        help="(1e-4, 3e-4, 1e-3 and 3e-3)",
-    )
+    protocols.add_arguments(parser)
     parser.add_argument(
         "--published",
         action="store_true",
-        help=f"hold nothing out: learn from all images, with a rate of {RATE:g}",
+        help=f"hold nothing out: learn from all images, by one rate ({RATE:g}; poa: 7e-4)",
     )
     parser.add_argument(
         "--save-every", type=arguments.count, default=1000, help="steps (%(default)s)"
@@ -85,16 +68,12 @@ def run(args: argparse.Namespace) -> int:
     with all_ranks() as device, listening() as asked:
         reader = Reader.of(args, device)
         checks.check_colours(reader.recipe, "eval segmentation")
-        check_taps(reader.model, args.taps)
         train, val = layouts.both(args)
-        crop = crop_of(reader.model, args.crop)
-        if args.stride and args.stride > crop:
-            raise UsageError(f"--stride {args.stride} leaves pixels out between crops of {crop}")
-        steps = steps_of(len(train), args)
-        tell_cost(reader, crop, steps, args)
+        how = How.of(reader.model, len(train), args)
+        tell_cost(reader, how, args)
         if args.dry_run:
             return 0
-        task = task_of(reader, train, val, crop, steps, args)
+        task = task_of(reader, train, val, how, args)
         with task.groups.alone():
             rows = task.run(asked)
             if rows is not None and dist.is_main():
@@ -107,6 +86,29 @@ def run(args: argparse.Namespace) -> int:
         return int(len(task.sizes) < len(reader.subnets))
 
 
+@dataclass(frozen=True)
+class How:
+    """What follows from the options, the network and the number of images."""
+
+    taps: str
+    crop: int
+    stride: int
+    rates: tuple[float, ...]
+    schedule: Schedule
+
+    @classmethod
+    def of(cls, model: ElasticBackbone, images: int, args: argparse.Namespace) -> "How":
+        """UsageError: options that do not go together."""
+        taps, crop = (
+            asked_for(model, protocols.given(args, "taps"), args),
+            crop_of(model, args.crop),
+        )
+        if args.stride and args.stride > crop:
+            raise UsageError(f"--stride {args.stride} leaves pixels out between crops of {crop}")
+        schedule = protocols.schedule_of(protocols.steps_of(images, args), args)
+        return cls(taps, crop, args.stride or crop * 2 // 3, protocols.rates_of(args), schedule)
+
+
 def crop_of(model: ElasticBackbone, asked: int | None) -> int:
     """Pixels of a crop. UsageError: patches of the network do not fill it."""
     unit, name = model.shape.multiple()
@@ -115,15 +117,9 @@ def crop_of(model: ElasticBackbone, asked: int | None) -> int:
     return asked or -(-CROP // unit) * unit
 
 
-def steps_of(images: int, args: argparse.Namespace) -> int:
-    """By the number of all images, damaged ones and those that are held out too."""
-    if args.epochs or not (args.steps or images >= FEW):
-        return -(-(args.epochs or EPOCHS) * images // args.batch)
-    return args.steps or STEPS
-
-
-def tell_cost(reader: Reader, crop: int, steps: int, args: argparse.Namespace) -> None:
+def tell_cost(reader: Reader, how: How, args: argparse.Namespace) -> None:
     """The work of learning by all sizes, from the main rank, as eval linear says it."""
+    steps, crop = how.schedule.steps, how.crop
     flops = sum(reader.model.flops(subnet, crop) for subnet in reader.subnets)
     to = tell if args.dry_run else say
     if dist.is_main():
@@ -133,18 +129,16 @@ def tell_cost(reader: Reader, crop: int, steps: int, args: argparse.Namespace) -
         )
 
 
-def task_of(
-    reader: Reader, train: Masked, val: Masked, crop: int, steps: int, args: argparse.Namespace
-) -> Task:
+def task_of(reader: Reader, train: Masked, val: Masked, how: How, args: argparse.Namespace) -> Task:
     """All that is to be learnt, when all masks are looked at. A collective."""
     shown = survey(train, reader.workers)
     asked = survey(dataclasses.replace(val, classes=shown.classes), reader.workers)
-    learn, held = split(train, shown, args)
-    sizes, places = finite(reader, crop, args.taps)
+    learn, held = split(train, shown, how.rates, args)
+    sizes, places = finite(reader, how.crop, how.taps)
     return Task(
         reader,
         sizes,
-        protocol_of(train, val, learn, held, asked, reader, crop, steps, args),
+        protocol_of(train, val, learn, held, asked, reader, how, args),
         train,
         val,
         learn,
@@ -157,10 +151,12 @@ def task_of(
     )
 
 
-def split(train: Masked, found: Survey, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+def split(
+    train: Masked, found: Survey, rates: Sequence[float], args: argparse.Namespace
+) -> tuple[np.ndarray, np.ndarray]:
     """(rows to learn from, rows that are held out to choose a rate by)."""
     rows = found.rows
-    if args.published or len(args.learning_rates or RATES) == 1:
+    if args.published or len(rates) == 1:
         return rows, rows[:0]
     alike = torch.zeros(len(rows), dtype=torch.int64)
     held = drawn(alike, HELD_OUT, seed=args.seed, leaving=1).numpy()
@@ -193,15 +189,15 @@ def protocol_of(
     held: np.ndarray,
     asked: Survey,
     reader: Reader,
-    crop: int,
-    steps: int,
+    how: How,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Every number of the method. published: whether they are DINOv3's, but for the images'."""
-    learning_rates = args.learning_rates or ((RATE,) if args.published else RATES)
-    stride = args.stride or crop * 2 // 3
-    published = args.published and (learning_rates, args.taps) == ((RATE,), LAST)
-    published &= (args.batch, steps, crop, stride) == (BATCH, STEPS, CROP, CROP * 2 // 3)
+    crop, schedule = how.crop, how.schedule
+    ratio, distort = protocols.given(args, "cat_max_ratio"), protocols.given(args, "distort")
+    published = args.published and (how.rates, how.taps) == ((RATE,), LAST)
+    published &= (args.batch, crop, how.stride) == (BATCH, CROP, CROP * 2 // 3)
+    published &= (schedule, ratio, distort) == (Schedule.of(STEPS), 1.0, False)
     return {
         "train": {"images": len(learn), "of": len(train), "index_sha256": train.hash},
         "val": {"images": len(asked.rows), "of": len(val), "index_sha256": val.hash},
@@ -210,18 +206,21 @@ def protocol_of(
         "classes": asked.classes,
         "ignore": train.ignore,
         "resize_masks": args.resize_masks,
-        "taps": args.taps,
+        "taps": how.taps,
         "resize": crop,
         "crop": crop,
-        "stride": stride,
+        "stride": how.stride,
         "ratio": list(crops.RATIO),
         "flip": crops.FLIP,
+        "cat_max_ratio": ratio,
+        "distort": distort,
         "precision": reader.readout.precision,
         "batch": args.batch,
-        "steps": steps,
-        "warm_up": heads.WARM_UP,
-        "learning_rates": list(learning_rates),
-        "weight_decay": heads.WEIGHT_DECAY,
+        "steps": schedule.steps,
+        "warmup_steps": schedule.warm,
+        "decay": schedule.decay,
+        "learning_rates": list(how.rates),
+        "weight_decay": schedule.weight_decay,
         "seed": args.seed,
         "published": published,
     }

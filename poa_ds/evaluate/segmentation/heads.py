@@ -7,6 +7,8 @@ mean and variance have no gradient, and are the same for all heads of a size.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +20,38 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 INIT, EPS, MOMENTUM = 0.01, 1e-5, 0.1  # of weights; of the norm, as torch's
 WEIGHT_DECAY, BETAS, ADAM_EPS = 1e-3, (0.9, 0.999), 1e-8
 WARM_UP, WARM_FROM = 1500 / 40_000, 1e-6  # a share of the steps; of the rate
+RATE = 1e-3  # DINOv3's
+Decay = Literal["cosine", "linear"]
+DECAYS: tuple[Decay, ...] = ("cosine", "linear")
 LEARNT = ("scale", "shift", "weight", "bias")
 
 
-def share(step: int, steps: int) -> float:
-    """The part of its rate with which a head learns in this step: warm-up, then a cosine to 0."""
-    warm = round(WARM_UP * steps)
-    if step < warm:
-        return WARM_FROM + (1 - WARM_FROM) * step / warm
-    return (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
+@dataclass(frozen=True)
+class Schedule:
+    """How a head learns. warm: the first steps, in which the rate rises.
+
+    Then it falls to 0 by a cosine, or "linear" from the first step on, as mmsegmentation's `poly`
+    of power 1 does, by which the warm-up is multiplied.
+    """
+
+    steps: int
+    warm: int
+    decay: Decay = "cosine"
+    weight_decay: float = WEIGHT_DECAY
+
+    @classmethod
+    def of(cls, steps: int) -> "Schedule":
+        """DINOv3's."""
+        return cls(steps, round(WARM_UP * steps))
+
+    def share(self, step: int) -> float:
+        """The part of its rate with which a head learns in this step."""
+        rise = WARM_FROM + (1 - WARM_FROM) * step / self.warm if step < self.warm else 1.0
+        if self.decay == "linear":
+            return rise * (1 - step / self.steps)
+        if step < self.warm:
+            return rise
+        return (1 + math.cos(math.pi * (step - self.warm) / (self.steps - self.warm))) / 2
 
 
 def upsampled(scores: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -106,7 +131,7 @@ class Heads:
         """How many are learnt."""
         return sum(x.numel() for x in self.learnt.values())
 
-    def learn(self, gradients: Tensor, part: float) -> None:
+    def learn(self, gradients: Tensor, part: float, weight_decay: float = WEIGHT_DECAY) -> None:
         """A step of AdamW by what `gradients` gives, summed; part: of the rates."""
         self.steps += 1
         sizes = [x.numel() for x in self.learnt.values()]
@@ -114,7 +139,7 @@ class Heads:
             x, first, second = self.learnt[key], self.first[key], self.second[key]
             gradient = flat.view_as(x).to(x)
             rates = part * self.rates.view(-1, *[1] * (x.ndim - 1))
-            x.mul_(1 - rates * WEIGHT_DECAY)
+            x.mul_(1 - rates * weight_decay)
             first.lerp_(gradient, 1 - BETAS[0])
             second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
             mean = first / (1 - BETAS[0] ** self.steps)

@@ -14,7 +14,7 @@ from poa_ds.data.store.order import VIEWS, Order, keyed
 from poa_ds.data.workers import loaded
 from poa_ds.evaluate import positions
 from poa_ds.evaluate.positions import Requests
-from poa_ds.evaluate.segmentation.crops import padded, random_pair, resized
+from poa_ds.evaluate.segmentation.crops import Draw, padded, random_pair, resized
 from poa_ds.evaluate.segmentation.layouts import Masked
 from poa_ds.system.errors import UserError
 
@@ -27,17 +27,16 @@ class RandomPairs:
 
     of: Masked
     rows: np.ndarray
-    crop: int
+    draw: Draw
     batch: int
     seed: int
-    fill: Tensor
     bad: list[Bad] = field(default_factory=list)
 
     def batches(self, steps: range, workers: int) -> Iterator[list[Block]]:
         """This rank's blocks of the batch of each of these steps."""
         spans = positions.dealt(self.batch).own()
         requests = Requests(Order(len(self.rows), self.seed), self.batch, spans, steps)
-        crops = _Crops(self.of, self.rows, self.crop, self.seed, self.fill)
+        crops = _Crops(self.of, self.rows, self.draw, self.seed)
         found = iter(loaded(crops, requests, workers))
         for _ in steps:
             blocks = []
@@ -58,9 +57,8 @@ class _Crops(Dataset[tuple[Tensor, Tensor, list[Bad]] | UserError]):
 
     of: Masked
     rows: np.ndarray
-    crop: int
+    draw: Draw
     seed: int
-    fill: Tensor
 
     def __getitem__(
         self, request: tuple[int, np.ndarray]
@@ -73,7 +71,7 @@ class _Crops(Dataset[tuple[Tensor, Tensor, list[Bad]] | UserError]):
                     self.of.pair, self.rows, place, seed=self.seed, position=position
                 )
                 rng = keyed(VIEWS, self.seed, position)
-                image, mask = random_pair(*pair, self.crop, self.fill, rng)
+                image, mask = random_pair(*pair, self.draw, rng)
                 images.append(image)
                 masks.append(mask)
                 bad += replaced

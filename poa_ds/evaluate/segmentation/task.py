@@ -19,7 +19,8 @@ from poa_ds.evaluate.groups import Groups, allowed_bytes
 from poa_ds.evaluate.knn_protocol import Encoder
 from poa_ds.evaluate.score_rows import ScoreRow, identity
 from poa_ds.evaluate.segmentation import pairs
-from poa_ds.evaluate.segmentation.heads import Heads, bytes_of
+from poa_ds.evaluate.segmentation.crops import Draw
+from poa_ds.evaluate.segmentation.heads import Heads, Schedule, bytes_of
 from poa_ds.evaluate.segmentation.layouts import Masked
 from poa_ds.evaluate.segmentation.maps import maps, width
 from poa_ds.evaluate.segmentation.pairs import RandomPairs
@@ -94,11 +95,13 @@ class Task:
         steps, folder = protocol["steps"], self.groups.checkpoints
         heads = [self._heads(size) for size in group]
         encode = encoder(reader, group, protocol["taps"])
-        training = Training(heads, encode, steps, reader.readout.device)
-        first = training.resume(folder)
-        crops = RandomPairs(
-            self.train, self.learn, protocol["crop"], protocol["batch"], protocol["seed"], self.fill
+        schedule = Schedule(
+            steps, protocol["warmup_steps"], protocol["decay"], protocol["weight_decay"]
         )
+        training = Training(heads, encode, schedule, reader.readout.device)
+        first = training.resume(folder)
+        draw = Draw(protocol["crop"], self.fill, protocol["cat_max_ratio"], protocol["distort"])
+        crops = RandomPairs(self.train, self.learn, draw, protocol["batch"], protocol["seed"])
         batches = crops.batches(range(first, steps), reader.workers)
         if dist.is_main():
             label = f"segmentation {', '.join(map(str, group))}"

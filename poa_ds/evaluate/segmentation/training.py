@@ -16,7 +16,7 @@ from poa_ds.data.batch import Bad
 from poa_ds.evaluate import checkpoints
 from poa_ds.evaluate.knn_protocol import Encoder
 from poa_ds.evaluate.segmentation import windows
-from poa_ds.evaluate.segmentation.heads import Heads, share
+from poa_ds.evaluate.segmentation.heads import Heads, Schedule
 from poa_ds.evaluate.segmentation.masks import IGNORED
 from poa_ds.evaluate.segmentation.pairs import Block, Whole
 from poa_ds.evaluate.segmentation.scores import counted
@@ -29,9 +29,10 @@ class Training:
     """encode: uint8 crops to the maps of each of the heads, in their order."""
 
     def __init__(
-        self, heads: Sequence[Heads], encode: Encoder, steps: int, device: torch.device
+        self, heads: Sequence[Heads], encode: Encoder, schedule: Schedule, device: torch.device
     ) -> None:
-        self.heads, self.encode, self.steps, self.device = heads, encode, steps, device
+        self.heads, self.encode, self.device = heads, encode, device
+        self.schedule, self.steps = schedule, schedule.steps
 
     def run(
         self,
@@ -66,7 +67,7 @@ class Training:
         maps = [self.encode(images.to(self.device)) for images, _ in chunks]
         masks = [mask.to(self.device).long() for _, mask in chunks]
         pixels, places, sums = self._sums(maps, masks)
-        part = share(step, self.steps)
+        part = self.schedule.share(step)
         normal = [h.see(s, places) for h, s in zip(self.heads, sums, strict=True)]
         own = [torch.zeros(h.numbers, dtype=torch.float64, device=self.device) for h in self.heads]
         for of_chunk, mask in zip(maps, masks, strict=True):
@@ -78,7 +79,7 @@ class Training:
         for heads, gradients in zip(
             self.heads, total.split([h.numbers for h in self.heads]), strict=True
         ):
-            heads.learn(gradients, part)
+            heads.learn(gradients, part, self.schedule.weight_decay)
 
     def _sums(self, maps: list[list[Tensor]], masks: list[Tensor]) -> tuple[int, int, list[Tensor]]:
         """(pixels with a class, one at least; places; sums (2, C) of each size), of all ranks."""

@@ -222,14 +222,14 @@ class ElasticResNet(ElasticBackbone):
         """The means of the maps of stages 2 to 4, as POA fine-tunes."""
         return torch.cat(self.stage_means(images, subnet)[1:], dim=1)
 
-    def stage_means(self, images: Tensor, subnet: Subnet) -> list[Tensor]:
+    def stage_maps(self, images: Tensor, subnet: Subnet) -> list[Tensor]:
         streams, layout = self.enter((images,), (subnet,), (None,))
-        means: dict[int, Tensor] = {}  # by growth: of the last block of each stage
+        maps: dict[int, Tensor] = {}  # by growth: of the last block of each stage
         for index in self.members(subnet):
             plan = self.plan(index, layout, (True,), (None,))
             streams = self._run(self.blocks[index], streams, plan)
-            means[self.growth[index]] = streams[0].mean((2, 3))
-        return [means[growth] for growth in (1, 2, 4, 8)]
+            maps[self.growth[index]] = streams[0]
+        return [maps[growth] for growth in (1, 2, 4, 8)]
 
     def readout_width(self, subnet: Subnet) -> int:
         return (2 + 4 + 8) * self.feature_width(subnet) // 8

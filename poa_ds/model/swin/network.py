@@ -110,6 +110,12 @@ def _added(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
     return x + branch if factor is None else torch.addcmul(x, branch, factor.to(branch.dtype))
 
 
+def _map(tokens: Tensor, maps: Maps) -> Tensor:
+    """(n, C, rows, columns) of the tokens of crops of one side."""
+    [(n, rows, _)] = maps.segments
+    return rearrange(tokens, "(n r k) c -> n c r k", n=n, r=rows)
+
+
 class Patches(nn.Module):
     """Images -> (n, rows, columns, C), normalised over all channels, whatever the size."""
 
@@ -234,16 +240,16 @@ class ElasticSwin(ElasticBackbone):
             pooled(rearrange(part, "n (r k) c -> n r k c", r=rows)) for part, (_, rows, _) in cut
         ]
 
-    def stage_means(self, images: Tensor, subnet: Subnet) -> list[Tensor]:
+    def stage_maps(self, images: Tensor, subnet: Subnet) -> list[Tensor]:
         streams, layout = self.enter((images,), (subnet,), (None,))
         found = []
         for index in self.members(subnet):
             block = self.blocks[index]
             if block.merge is not None:
-                found.append(rearrange(streams[0], "(n p) c -> n p c", n=len(images)).mean(1))
+                found.append(_map(streams[0], layout))
             streams = self._run(block, streams, self.plan(index, layout, (True,), (None,)))
             layout = self.layout_after(block, layout)
-        return [*found, self.leave(streams, layout)[0][0][:, 0]]
+        return [*found, _map(self.norm.finely(streams[0]), layout)]
 
     def draw_branches(
         self,
