@@ -69,14 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=recipes.RECIPES,
         default=recipes.IMAGENET,
-        help="row of POA's numbers: those for ImageNet, or of its transfer of ViTs (%(default)s)",
+        help="POA's numbers for ImageNet, few labels of it, or transfer of ViTs (%(default)s)",
     )
     parser.add_argument(
         "--subset",
-        type=arguments.share,
+        type=arguments.share_or_file,
         default=1.0,
-        metavar="SHARE",
-        help="of each class to learn from, such as 10%%; one image at least",
+        metavar="SHARE|FILE",
+        help="of each class to learn from, such as 10%%; or a file of image names, one a line",
     )
     own = parser.add_argument_group("in the place of the recipe's numbers")
     for field in fields(Settings):
@@ -189,7 +189,7 @@ def trainings(args: argparse.Namespace) -> list["Training"]:
             str(places["train"]),
             str(places["val"]),
             len(folder.classes),
-            share=args.subset,
+            subset=args.subset,
             slots=args.slots or 0,
             cosine=recipes.PUBLISHED_COSINE if args.published_cosine else 0.0,
             seed=args.seed,
@@ -262,9 +262,7 @@ class Training:
         """The metric's name in the run's rows: what few labels or random weights give is apart."""
         from poa_ds.evaluate.score_rows import OF_RANDOM
 
-        share, start = self.recipe.finetune.share, self.recipe.start
-        few = f"_of_{100 * share:g}%" if share < 1 else ""
-        return metric + few + ("" if start else OF_RANDOM)
+        return metric + recipes.amount(self.recipe) + ("" if self.recipe.start else OF_RANDOM)
 
     def check_start(self) -> None:
         """UserError: the run has no network that this training could begin with."""

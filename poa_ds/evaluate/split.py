@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poa_ds.system import arguments, paths
+from poa_ds.system import arguments
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.regular import check_regular
 
@@ -37,6 +37,10 @@ class Listed:
             raise UserError(f"--subset {path} names no image")
         return cls(path, names, hashlib.sha256(content).hexdigest())
 
+    def record(self) -> dict[str, str]:
+        """For a protocol."""
+        return {"file": self.path.name, "sha256": self.sha256}
+
     def rows(self, keys: Sequence[str], place: str) -> np.ndarray:
         """The numbers of the images with these names. UserError: one is not there, or twice.
 
@@ -60,18 +64,12 @@ def without_end(name: str) -> str:
     return path.stem if path.suffix.lower() in ENDS else path.name
 
 
-def share_or_file(text: str) -> float | Path:
-    """A share such as 10%, or a file that is there."""
-    path = paths.path(text)
-    return path if path.is_file() else arguments.share(text)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How many labels are learnt from."""
     few = parser.add_mutually_exclusive_group()
     few.add_argument(
         "--subset",
-        type=share_or_file,
+        type=arguments.share_or_file,
         default=1.0,
         metavar="SHARE|FILE",
         help="of each class, 10%%; or a file of image names, one a line",
@@ -92,7 +90,7 @@ def subset_record(args: argparse.Namespace) -> float | dict[str, Any]:
     """For a protocol: the share, or which list."""
     if not isinstance(args.subset, Path):
         return args.subset
-    return {"file": args.subset.name, "sha256": Listed.read(args.subset).sha256}
+    return Listed.read(args.subset).record()
 
 
 def few(

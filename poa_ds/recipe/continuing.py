@@ -51,7 +51,7 @@ RULES = (
     Rule(
         "must not",
         "the images would come in another order, some of them twice and some not at all",
-        "data.mode data.block_shards finetune.share",
+        "data.mode data.block_shards finetune.share finetune.subset",
     ),
     Rule(
         "may",

@@ -121,6 +121,11 @@ def _finetune(recipe: Recipe) -> Iterator[str]:
         yield (
             f"objective.method finetune trains one size, and the backbone has {sizes}: {by_hand}"
         )
+    if recipe.finetune.subset and recipe.finetune.share < 1:
+        yield (
+            f"finetune.share {recipe.finetune.share:g} and finetune.subset"
+            f" {recipe.finetune.subset}: images are drawn or named, remove one of them"
+        )
     if recipe.crops.local_count:
         yield (
             f"crops.local_count {recipe.crops.local_count}: finetune sees one crop of an image,"

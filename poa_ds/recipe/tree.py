@@ -113,6 +113,7 @@ class Finetune:
 
     classes: CountOrNone = 0  # of the labels; 0: the run learns without labels
     share: Annotated[float, Bounds(0, 1, open_low=True)] = 1.0  # of each class's images
+    subset: str = ""  # a file that names the images, one a line, in the place of a share
     policy: str = "rand-m9-mstd0.5-inc1"  # of changes to a crop, in timm's words; empty: none
     erase: Share = 0.25  # probability that a box of a crop becomes noise
     mixup: NotNegative = 0.8  # alpha of its Beta; 0: none, as for cutmix

@@ -3,6 +3,9 @@
 import argparse
 import math
 import re
+from pathlib import Path
+
+from poa_ds.system import paths
 
 UNITS = {"ms": 1.0, "s": 1e3}
 SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
@@ -64,6 +67,12 @@ def share(text: str) -> float:
     if not text.strip().endswith("%") or not 0 < found <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0% up to 100%")
     return found
+
+
+def share_or_file(text: str) -> float | Path:
+    """A share such as 10%, or a file that is there."""
+    path = paths.path(text)
+    return path if path.is_file() else share(text)
 
 
 def rates(text: str) -> tuple[float, ...]:

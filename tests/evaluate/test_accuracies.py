@@ -10,7 +10,8 @@ import torch
 
 from poa_ds.evaluate import results
 from poa_ds.evaluate.accuracies import NONE, accuracies, best_first
-from poa_ds.evaluate.split import Listed, amount, few, share_or_file
+from poa_ds.evaluate.split import Listed, amount, few
+from poa_ds.system.arguments import share_or_file
 from poa_ds.system.errors import UsageError, UserError
 
 

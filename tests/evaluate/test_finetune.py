@@ -1,6 +1,7 @@
 """Recipes to fine-tune by, images with labels, accuracies, and the command up to its training."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from poa_ds.evaluate.finetune.recipes import Job, Settings
 from poa_ds.export import start
 from poa_ds.model.classifier import Classified
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import load
+from poa_ds.recipe import checks, load
 from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
@@ -179,15 +180,51 @@ def test_classes_and_labels_that_are_wrong_are_told(places: Path, tmp_path: Path
     assert class_numbers(folder, ("bee", "ant", "cat"), "train").tolist() == [1, 0, 2]
 
 
+def test_a_file_names_what_is_learnt_from_as_in_published_lists(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Names as SimCLR's, with an end and without folders; another file is another folder."""
+    folder, chosen = ShardFolder.open(places / "train"), [40, 3, 17, 1]
+    names = [folder.name(number).rpartition("/")[2] for number in chosen]
+    file = tmp_path / "1percent.txt"
+    file.write_text("".join(f"{name}.JPEG\n" for name in names))
+    recipe = made(places, subset=file)
+    found = learnt_from(folder, recipe)
+    assert found.numbers.tolist() == sorted(chosen) and recipes.amount(recipe) == "_of_1percent"
+    assert recipes.protocol(recipe)["subset"]["file"] == "1percent.txt"
+    asked = words(places, "--sizes", "32x2", "--batch", "16", "--dry-run", "--subset", str(file))
+    assert cli.main(asked) == 0
+    first = capsys.readouterr().out
+    file.write_text("".join(f"{name}.JPEG\n" for name in names[:-1]))
+    assert cli.main(asked) == 0
+    assert capsys.readouterr().out.splitlines()[-1] != first.splitlines()[-1]
+    file.write_text("elsewhere.JPEG\n")
+    with pytest.raises(UserError, match=r"names 1 images that .* lacks: elsewhere"):
+        learnt_from(folder, recipe)
+    with pytest.raises(UsageError, match=r"finetune.share 0.5 and finetune.subset"):
+        checks.check(replace(recipe, finetune=replace(recipe.finetune, share=0.5)))
+
+
+def test_few_labels_of_imagenet_have_a_row_of_vit_s() -> None:
+    """5e-6 for 512 images, in steps of 1,024; the rate stays what it is behind the warm-up."""
+    vit, swin = load.recipe(Path("vit_l16_in1k")), load.recipe(Path("swin_b_in1k"))
+    row = recipes.nearest(vit, Subnet.read("1024x24"), "few").settings
+    assert (row.batch, row.epochs, row.warmup * row.epochs) == (1024, 1000, 5)
+    assert row.lr == row.min_lr == 5e-6 * 1024 / 512
+    assert (row.layer_decay, row.ema, row.drop_path) == (1.0, 0.99996, 0.1)
+    with pytest.raises(UsageError, match="nothing is published"):
+        recipes.nearest(swin, Subnet.read("96x6"), "few")
+
+
 def test_a_share_has_as_much_of_each_class_and_is_part_of_a_larger_one(places: Path) -> None:
     folder = ShardFolder.open(places / "train")
-    small, large = (learnt_from(folder, made(places, share=share)) for share in (0.25, 0.5))
+    small, large = (learnt_from(folder, made(places, subset=share)) for share in (0.25, 0.5))
     assert isinstance(small, Selection) and isinstance(large, Selection)
     assert np.bincount([small.label(i) for i in range(len(small))]).tolist() == [4, 4, 4]
     assert set(small.numbers) < set(large.numbers)
     assert small.hash != large.hash and learnt_from(folder, made(places)) is folder
     assert small.read(1) == folder.read(int(small.numbers[1]))
-    other = learnt_from(folder, made(places, share=0.25, seed=1))
+    other = learnt_from(folder, made(places, subset=0.25, seed=1))
     assert set(other.numbers) != set(small.numbers)
 
 

@@ -98,8 +98,19 @@ TRANSFER = {
     "flowers": (1000, (6e-4, 0.6), (5e-4, 0.7)),
     "cars": (1000, (4e-4, 0.8), (3e-4, 0.7)),
 }
-IMAGENET = "imagenet"
-RECIPES = (IMAGENET, *TRANSFER)
+# of few labels of ImageNet, from the paper's code: an almost constant rate, 5e-6 for 512 images
+FEW_LABELS = {
+    "vit": (
+        Row(
+            VIT,
+            "small",
+            "ViT-S, few labels",
+            Settings(1024, 1000, 1e-5, 1.0, 0.1, warmup=5 / 1000, min_lr=1e-5, ema=0.99996),
+        ),
+    )
+}
+IMAGENET, FEW = "imagenet", "few"
+RECIPES = (IMAGENET, FEW, *TRANSFER)
 PUBLISHED_COSINE = 200  # epochs over which the published code lays every cosine
 
 
@@ -107,6 +118,8 @@ def rows_of(name: str, images: str = IMAGENET) -> tuple[Row, ...]:
     """The rows for a backbone of that name on these images; () where nothing is published."""
     if images == IMAGENET:
         return TABLE.get(name, ())
+    if images == FEW:
+        return FEW_LABELS.get(name, ())
     epochs, *of_sizes = TRANSFER[images]
     return tuple(
         replace(
@@ -149,7 +162,7 @@ class Job:
     train: str
     val: str
     classes: int
-    share: float = 1.0
+    subset: float | Path = 1.0  # a share of each class, or a file that names images
     slots: int = 0  # of a step; 0: 8, or fewer where that does not divide the batch
     cosine: float = 0.0  # epochs over which the cosine is laid; 0: all
     seed: int = 0
@@ -212,7 +225,8 @@ class Job:
         found = self.settings
         return Finetune(
             classes=self.classes,
-            share=self.share,
+            share=1.0 if isinstance(self.subset, Path) else self.subset,
+            subset=str(self.subset.absolute()) if isinstance(self.subset, Path) else "",
             policy=found.policy,
             erase=found.erase,
             mixup=found.mixup,
@@ -271,8 +285,16 @@ def numbers(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def amount(recipe: Recipe) -> str:
+    """Behind the name of a metric: of how many labels, empty for all."""
+    share, file = recipe.finetune.share, recipe.finetune.subset
+    return f"_of_{Path(file).stem}" if file else f"_of_{100 * share:g}%" if share < 1 else ""
+
+
 def protocol(recipe: Recipe) -> dict[str, Any]:
     """The numbers of a fine-tuning that all rows of a table share, and those given by hand."""
+    from poa_ds.evaluate.split import Listed
+
     schedule, options, optimizer = recipe.schedule, recipe.finetune, recipe.optimizer
     return {
         "crops": {"scale": [*recipe.crops.global_scale], "flip": recipe.augmentation.flip},
@@ -292,7 +314,7 @@ def protocol(recipe: Recipe) -> dict[str, Any]:
         "crop": recipe.evaluation.crop,
         "precision": recipe.precision,
         "seed": recipe.seed,
-        "subset": options.share,
+        "subset": Listed.read(Path(options.subset)).record() if options.subset else options.share,
         "start": "run" if recipe.start else "random",
         "published": False,  # drop path is applied, and pixels are resized by bicubic kernels
     }
