@@ -63,7 +63,10 @@ setup(
         "test": [
             "furo>=2024.8",
             "hypothesis>=6.100",
+            "ipykernel>=6.29",
             "myst-parser>=4.0",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "pycocotools>=2.0.8",

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import json
 import os
 import re
 import shutil
@@ -35,7 +36,7 @@ def main(out: Path) -> int:
     """Write the site to `out`/site; Sphinx's exit status. A warning (a dead link) is an error."""
     source = out / "source"
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("*.py", "*.ipynb"))
+    shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("*.py"))
     shutil.copy(DOCS / "conf.py", source)
     (source / "reference").mkdir()
     for name, text in (("commands", commands()), ("recipe", recipe()), ("python", python())):
@@ -43,11 +44,24 @@ def main(out: Path) -> int:
     for page in DOCS.rglob("*.md"):
         text = relinked(page.read_text(), page, page)
         (source / page.relative_to(DOCS)).write_text(text)
+    for book in DOCS.rglob("*.ipynb"):
+        (source / book.relative_to(DOCS)).with_suffix(".md").write_text(notebook(book))
     for name, page in OF_THE_ROOT.items():
         if page != FRONT:
             text = relinked((ROOT / name).read_text(), ROOT / name, DOCS / page)
             (source / page).write_text(text)
     return build_main(["-q", "-W", "--keep-going", "-b", "html", str(source), str(out / "site")])
+
+
+def notebook(path: Path) -> str:
+    """Its cells as a page, which offers the notebook itself."""
+    parts = []
+    for cell in json.loads(path.read_bytes())["cells"]:
+        text = "".join(cell["source"]).rstrip()
+        is_code = cell["cell_type"] == "code"
+        parts.append(f"```python\n{text}\n```" if is_code else relinked(text, path, path))
+    parts.insert(1, f"This page is a notebook: {{download}}`{path.name}`.")
+    return "\n\n".join(parts) + "\n"
 
 
 def commands() -> str:
@@ -105,6 +119,7 @@ def relinked(text: str, document: Path, page: Path) -> str:
             found = DOCS / OF_THE_ROOT[found.name]
         elif not found.is_relative_to(DOCS) or not found.is_file():
             return words
+        found = found.with_suffix(".md") if found.suffix == ".ipynb" else found
         way = os.path.relpath(found, page.parent)
         return f"[{words}]({way}{'#' if anchor else ''}{anchor})"
 

@@ -2,7 +2,6 @@
 
 project = html_title = "poa_ds"
 extensions = ["myst_parser"]
-exclude_patterns = ["notebooks"]
 html_theme = "furo"
 html_copy_source = html_show_sphinx = False
 myst_heading_anchors = 3

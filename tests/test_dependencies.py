@@ -11,6 +11,7 @@ MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit_image": "skimage", "scikit
 # declared and named by no import: programs, and what others look for
 NOT_IMPORTED = {
     "furo": "docs/conf.py names it",
+    "ipykernel": "notebooks run in it",
     "myst_parser": "docs/conf.py names it",
     "pytest_xdist": "a plug-in of pytest",
     "ruff": "a program",

@@ -1,5 +1,7 @@
 """What the documents say is so: files and sections that they cite, packages, figures, output."""
 
+import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from tests.test_architecture import FLOORS, ROOT, text_files
 
 METHOD = ROOT / "docs" / "method.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
 PATH = r"(?<![\w./<-])(?:[\w.-]+/)+[\w-]+\.(?:py|md|yaml|json|png)\b"
 WRITTEN_BY_RUNS = r"^(output_dir|step\d+|runs|RUN|OUT|DIR)/"
 
@@ -115,3 +118,16 @@ def test_excerpts_are_what_the_program_prints(
             assert found is not None, f"{document}, `{command}` does not print: {wanted}"
         assert found.rstrip() == wanted, f"{document}, `{command}`"
         skips = False
+
+
+@pytest.mark.parametrize("book", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_kept_without_what_a_run_leaves(book: Path):
+    found = json.loads(book.read_bytes())
+    cells = found["cells"]
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+            ast.parse("".join(cell["source"]))
+    assert [cell["metadata"].get("tags") for cell in cells].count(["parameters"]) == 1
+    assert set(found["metadata"]) == {"kernelspec", "language_info"}
+    assert found["metadata"]["kernelspec"]["name"] == "python3"  # of any installation

@@ -1,6 +1,8 @@
 """The wheel and the sdist, installed where no checkout is; a minute or two."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,8 +12,10 @@ import time
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +27,13 @@ SHIPPED = {path.name for path in (ROOT / "ds_configs").iterdir()}
 PATIENCE_SECONDS = 600
 # Python 3.11.4 has filters, Debian's 3.11.2 has not; the archive is our own
 UNPACK = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
+
+# what a notebook's first cell says, for seconds in the place of minutes
+SETTINGS = {
+    "own_images": "TRAIN, VAL = 72, 24\nEPOCHS, STEPS = 1, 2",
+    "existing_weights": "TRAIN, VAL = 48, 24\nTEACHER_STEPS = 2\nEPOCHS, BATCH = 1, 16",
+}
 
 
 def run(*words: str | Path, cwd: Path) -> str:
@@ -137,3 +148,35 @@ def test_the_demo_of_an_installation_takes_its_first_steps(
         demo.kill()
         demo.wait()
     assert "--config photos --deepspeed_config zero2" in (tmp_path / "said.txt").read_text()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_notebook_runs_from_top_to_bottom(
+    name: str, environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = tmp_path / "jupyter" / "kernels" / "newcomer" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    start = [str(environment / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    about = {"argv": start, "display_name": "newcomer", "language": "python"}
+    kernel.write_text(json.dumps(about | {"env": {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    book = nbformat.read(ROOT / "docs" / "notebooks" / f"{name}.ipynb", as_version=4)
+    [place] = [
+        n for n, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", ())
+    ]
+    settings = nbformat.v4.new_code_cell(SETTINGS[name])
+    for key in re.findall(r"[A-Z_]{3,}", settings.source):
+        assert re.search(rf"\b{key}\b", book.cells[place].source), key
+    book.cells.insert(place + 1, settings)
+    work = tmp_path / "work"
+    work.mkdir()
+    resources = {"metadata": {"path": str(work)}}
+    NotebookClient(
+        book, kernel_name="newcomer", timeout=PATIENCE_SECONDS, resources=resources
+    ).execute()
+    outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    tables = [output for output in outputs if "text/html" in output.get("data", {})]
+    assert len(pictures) >= 2 and len(tables) == 1
+    assert "128x4" in tables[0].data["text/html"] or "96x4" in tables[0].data["text/html"]
+    assert (work / name / "model" / "model.safetensors").is_file()
