@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from poa_ds.evaluate import results, score_rows
-from poa_ds.evaluate.score_rows import ScoreRow
+from poa_ds.evaluate.score_rows import CORRUPTED, ScoreRow
 from poa_ds.system.console import tell
 
 PLAIN = ("kind", "step", "size", "name", "metric", "set", "chosen_by", "value", "error", "seconds")
@@ -37,12 +37,34 @@ def add(rows: Sequence[ScoreRow], path: Path) -> None:
 def table(rows: Sequence[ScoreRow]) -> str:
     """A line per size with every metric and its 95 % error, then what was chosen on the way.
 
-    Rows of one step and protocol; those of floors in tables of their own.
+    Rows of one step and protocol; those of floors in tables of their own, those of corrupted
+    images with a line per metric, as they are many.
     """
     if not rows:
         return "nothing was measured"
-    kinds = dict.fromkeys(row.floor for row in rows)
-    return "\n".join(_table([row for row in rows if row.floor == kind]) for kind in kinds)
+    kinds = dict.fromkeys((row.floor, row.set == CORRUPTED) for row in rows)
+    tables = []
+    for floor, corrupted in kinds:
+        own = [row for row in rows if (row.floor, row.set == CORRUPTED) == (floor, corrupted)]
+        tables.append(_by_metric(own) if corrupted else _table(own))
+    return "\n".join(tables)
+
+
+def _by_metric(rows: Sequence[ScoreRow]) -> str:
+    """A line per metric, a column per size."""
+    sizes = dict.fromkeys(row.size for row in rows)
+    lines = [["", *sizes]]
+    for name in dict.fromkeys(row.name for row in rows):
+        own = {row.size: row for row in rows if row.name == name}
+        lines.append([name, *(_percent(own.get(size)) for size in sizes)])
+    return _aligned(lines)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
+    return "\n".join(
+        line[0].ljust(widths[0]) + "".join(map(str.rjust, line[1:], widths[1:])) for line in lines
+    )
 
 
 def _table(rows: Sequence[ScoreRow]) -> str:
@@ -53,14 +75,10 @@ def _table(rows: Sequence[ScoreRow]) -> str:
         first = next(iter(own.values()))
         cells = [_percent(own.get(name)) for name in names]
         lines.append([size, *cells, *map(_text, first.setting.values())])
-    widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
-    text = [
-        line[0].ljust(widths[0]) + "".join(map(str.rjust, line[1:], widths[1:])) for line in lines
-    ]
     floor = "floor: " if rows[0].floor else ""
     head = f"{floor}step {rows[0].step:,}, {score_rows.describe(rows[0].protocol)}"
     mark = "" if rows[0].protocol.get("published") else "; not a published protocol"
-    return "\n".join([head + mark, *text])
+    return "\n".join([head + mark, _aligned(lines)])
 
 
 def _percent(row: ScoreRow | None) -> str:

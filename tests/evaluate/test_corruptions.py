@@ -2,13 +2,14 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from poa_ds.cli import main
-from poa_ds.evaluate import corruptions, score_rows, worth
+from poa_ds.evaluate import corruptions, score_rows, score_table, worth
 from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.system.errors import UsageError, UserError
 from tests.support.shards import CLASSES, image, make_shards
@@ -74,6 +75,16 @@ def test_mce_of_imagenet_c_is_over_its_fifteen_kinds_at_five_levels(tmp_path: Pa
     assert found["knn_mean_error_corrupted"] == pytest.approx(mean)
     for some in (rows[5:], [row for row in rows if not row.set.endswith("/5")]):
         assert "knn_mce_corrupted" not in {row.name for row in corruptions.gathered(some, args)}
+
+
+def test_the_screen_has_a_line_per_kind_and_a_column_per_size(tmp_path: Path) -> None:
+    one = [of_set("val", 90.0), of_set("corrupted/fog/1", 80)]
+    rows = [*one, *(replace(row, size="48x3", value=row.value - 10) for row in one)]
+    shown = score_table.table(corruptions.gathered(rows, arguments(tmp_path))).splitlines()
+    assert [line.split()[0] for line in shown[1:4]] == ["size", "32x2", "48x3"]
+    assert shown[4].split() == ["32x2", "48x3"]
+    fog = "knn_error_fog_corrupted 20.00 ± 1.0 % 30.00 ± 1.0 %"
+    assert shown[5].split() == fog.split() and len(shown) == 8
 
 
 def test_no_size_is_judged_by_an_error(tmp_path: Path) -> None:
