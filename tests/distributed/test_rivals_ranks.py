@@ -1,17 +1,17 @@
 """DSPNet and SEED on four ranks, after kills, and in steps that are skipped."""
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.programs.launch import ROOT, launch
+from tests.distributed.programs.forks import started
+from tests.distributed.programs.launch import launch
 from tests.methods.test_dspnet import tree
 from tests.methods.test_seed import changes
-from tests.run.test_kills import finish, kept
-from tests.run.test_training import command, environment, losses, shards
+from tests.run.test_kills import kept
+from tests.run.test_training import command, environment, losses, run, shards
 from tests.support.same_run import assert_same_run
 from tests.support.teachers import make_teacher
 
@@ -57,9 +57,9 @@ def test_a_kill_changes_nothing(method: str, teacher: Path, shards: Path, tmp_pa
     more += ["schedule.steps_per_epoch=16", "evaluation.queries="]
     if method == "seed":
         more += [f"distill.teacher={teacher}", "distill.queue=16", "distill.hidden=32"]
-    finish(command(shards, whole, *more))
+    run(command(shards, whole, *more))
     kill_after_a_checkpoint(command(shards, out, *more), out)
-    finish(command(shards, out, *more))
+    run(command(shards, out, *more))
     assert losses(out) == losses(whole)
     assert kept(out) == kept(whole)
     last = Path("checkpoints", "step00000016", "extra.safetensors")
@@ -68,13 +68,12 @@ def test_a_kill_changes_nothing(method: str, teacher: Path, shards: Path, tmp_pa
 
 
 def kill_after_a_checkpoint(words: list[str], out: Path) -> None:
-    process = subprocess.Popen(
-        words, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not (out / "checkpoints" / "step00000004").is_dir():
+    process = started(words, environment(), out.with_suffix(".txt"))
+    while process.is_alive() and not (out / "checkpoints" / "step00000004").is_dir():
         time.sleep(0.01)
     process.kill()
-    assert process.wait() == -signal.SIGKILL, "the run was done before the kill: it is too short"
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the run was done before the kill: it is too short"
 
 
 @pytest.mark.slow

@@ -1,17 +1,17 @@
 """kill -9 at ten random moments of a run: what it leaves in the end is what no kill leaves."""
 
 import random
+import re
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from poa_ds.data.store.index import ShardFolder
-from tests.distributed.programs.launch import ROOT
-from tests.run.test_training import command, environment, losses, shards
+from tests.distributed.programs.forks import started
+from tests.run.test_training import command, environment, losses, run, shards
 
 __all__ = ["shards"]  # the fixture
 KILLS = 10
@@ -32,31 +32,15 @@ def damaged(shards: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def killed(words: list[str], seconds: float) -> bool:
+def killed(words: list[str], seconds: float, log: Path) -> bool:
     """Whether the run was killed so long after its first step, and not done before."""
-    process = subprocess.Popen(
-        words,
-        env=environment(),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(("step ", "done")):
-            break
+    process = started(words, environment(), log)
+    while process.is_alive() and not re.search("^(step |done)", log.read_text(), re.MULTILINE):
+        time.sleep(0.01)
     time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    process.stdout.close()
-    return process.wait() == -signal.SIGKILL
-
-
-def finish(words: list[str]) -> None:
-    done = subprocess.run(
-        words, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=1200
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
 def kept(out: Path) -> dict[str, bytes]:
@@ -69,12 +53,12 @@ def kept(out: Path) -> dict[str, bytes]:
 def test_ten_kills_change_nothing(damaged: Path, tmp_path: Path) -> None:
     """They hit steps, checkpoints, evaluations and the start of the next attempt."""
     whole, out, rng = tmp_path / "whole", tmp_path / "killed", random.Random(7)
-    finish(command(damaged, whole, *MORE))
+    run(command(damaged, whole, *MORE))
     words, hit = command(damaged, out, *MORE), 0
-    for _ in range(KILLS):
-        hit += killed(words, rng.uniform(0, 0.3))
+    for number in range(KILLS):
+        hit += killed(words, rng.uniform(0, 0.3), tmp_path / f"output{number}.txt")
     assert hit > KILLS // 2, "the run was done before the kills: it is too short"
-    finish(words)
+    run(words)
     assert losses(out) == losses(whole)
     for name in ("knn.jsonl", "bad_samples.jsonl"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()

@@ -18,6 +18,7 @@ from poa_ds.run.clock import Clock
 from poa_ds.system.events import read
 from poa_ds.system.printable import duration
 from poa_ds.system.run_folder import RunFolder
+from tests.distributed.programs.forks import finished
 from tests.distributed.programs.launch import ROOT
 from tests.support.checkpoints import disk
 from tests.support.shards import make_shards
@@ -64,12 +65,10 @@ def environment() -> dict[str, str]:
 
 
 def run(words: list[str], *, status: int = 0) -> str:
-    """stdout and stderr of the program, which must end with that status."""
-    done = subprocess.run(
-        words, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    """The output of the program, which must end with that status."""
+    ended, said = finished(words, environment())
+    assert ended == status, said
+    return said
 
 
 def losses(out: Path) -> dict[int, dict[str, float]]:

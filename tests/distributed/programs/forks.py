@@ -3,11 +3,13 @@
 `Ranks` does what launchers do: when one rank fails it ends the others.
 """
 
+import multiprocessing
 import os
 import re
 import signal
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,25 @@ class Ranks:
         for process in self.processes:
             if process.is_alive():
                 os.kill(process.pid, number)
+
+
+def started(
+    words: Sequence[str], variables: Mapping[str, str], log: Path
+) -> multiprocessing.Process:
+    """What `python -m poa_ds.train ...` starts, given so; its output goes to `log`."""
+    assert list(words[1:3]) == ["-m", "poa_ds.train"], words
+    return fork(_rank, variables, log, list(words[3:]), None)
+
+
+def finished(words: Sequence[str], variables: Mapping[str, str]) -> tuple[int, str]:
+    """(exit status, all output) of that program, once it has ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "output.txt"
+        process = started(words, variables, log)
+        process.join(PATIENCE_SECONDS)
+        process.kill()
+        process.join()
+        return process.exitcode, log.read_text()
 
 
 def _rank(words: list[str], loaded: Path | None) -> None:

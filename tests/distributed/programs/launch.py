@@ -87,6 +87,9 @@ def _begin(target: Callable, variables: dict[str, str], log: Path, arguments: tu
     multiprocessing.set_start_method("fork", force=True)
     os.environ.clear()
     os.environ.update(variables)
+    import torch  # it is there, and read the number of threads when it was imported
+
+    torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
     os.chdir(ROOT)
     target(*arguments)
 
