@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from poa_ds.checkpoint.deployed import find_teacher, load_teacher
+from poa_ds.checkpoint.deployed import find_teacher, load_teacher, weights_hash
 from poa_ds.cli import main as commands
 from poa_ds.engine import engine
 from poa_ds.evaluate.detection import annotations, pictures
@@ -48,7 +48,8 @@ def task(out: Path, root: Path) -> Task:
     model, recipe, step = load_teacher(out / "run")
     cpu = torch.device("cpu")
     teacher = find_teacher(out / "run")
-    reader = Reader(teacher, model, recipe, step, [SIZE], Readout.of(recipe, cpu), 8, 0)
+    readout, weights = Readout.of(recipe, cpu), weights_hash(teacher)
+    reader = Reader(teacher, model, recipe, step, [SIZE], readout, 8, 0, weights)
     train = annotations.read(*annotations.find(root, "train"), masks=True)
     return Task(reader, {SIZE: SETTINGS}, {}, train, train, False, None, 1000)
 
