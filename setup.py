@@ -75,11 +75,13 @@ setup(
             "ruff>=0.11",
             "simplejpeg>=1.7",
             "tensorboard>=2.17",
+            "tifffile>=2024.1",
             "transformers>=5.0",
             "sphinx>=8.0",
             "wandb>=0.31",
         ],
         "docs": ["furo>=2024.8", "myst-parser>=4.0", "sphinx>=8.0"],
+        "tiff": ["tifffile>=2024.1"],  # for images that are measurements
         "tensorboard": ["tensorboard>=2.17"],
         "wandb": ["wandb>=0.31"],
         "hf": ["transformers>=5.0"],

@@ -17,6 +17,7 @@ from data_tools.sources import Altered, Rejected, Sample, read
 from data_tools.tars import Packed
 from poa_ds.data.image.opening import LARGEST, Undecodable, check_size, opened
 from poa_ds.data.image.pixels import losses, pages, png, rgb
+from poa_ds.data.image.values import header_format
 from poa_ds.system.errors import UsageError
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png"}
@@ -33,23 +34,27 @@ class Recode:
     quality: int = 92
     pages: str = FIRST
     largest: int = LARGEST  # pixels of an image that is decoded whole
+    as_is: bool = False  # files are members as they are, measurements as ordinary images
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Self:
         """What the options ask for; UsageError where they are unusable."""
-        recode = cls(args.recode, args.quality, args.pages, args.max_pixels)
+        recode = cls(args.recode, args.quality, args.pages, args.max_pixels, args.as_is)
         if recode.short_side < 0 or not 1 <= recode.quality <= 100 or recode.largest < 1:
             raise UsageError("--short-side: at least 0, --quality: 1 to 100, --max-pixels: from 1")
         if recode.largest > LARGEST and not recode.short_side:
             raise UsageError(
                 f"--max-pixels {recode.largest} needs --short-side: training reads up to {LARGEST}"
             )
+        if recode.as_is and (recode.short_side or recode.pages != FIRST):
+            raise UsageError("--as-is leaves files as they are: without --short-side and --pages")
         return recode
 
     @property
     def changed(self) -> list[object]:
         """The options beyond the first two that are not at their defaults."""
-        return [x for x in (self.pages, self.largest) if x not in (FIRST, LARGEST)]
+        found = [x for x in (self.pages, self.largest) if x not in (FIRST, LARGEST)]
+        return [*found, "as_is"] if self.as_is else found
 
 
 def add_recode(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +71,11 @@ def add_recode(parser: argparse.ArgumentParser) -> None:
         "--pages",
         choices=(FIRST, ALL),
         help="of files with several (TIFF stacks, GIF): each can be an image (%(default)s)",
+    )
+    parser.add_argument(
+        "--as-is",
+        action="store_true",
+        help="keep every file as it is, TIFF of any channels and bits too (data.channels, .range)",
     )
     parser.add_argument(
         "--max-pixels",
@@ -108,6 +118,9 @@ def _further(key: str, note: dict | None, page: int) -> tuple[str, dict]:
 
 def usable(content: bytes, recode: Recode) -> Iterator[tuple[str, bytes, tuple[str, ...]]]:
     """(extension, content, losses) of each member: JPEG and PNG as they are, others become PNG."""
+    if recode.as_is:
+        yield header_format(content), content, ()
+        return
     with opened(content, short_side=recode.short_side, largest=recode.largest) as file:
         count = pages(file) if recode.pages == ALL else 1
         for page in range(count):

@@ -97,7 +97,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bytes-per-shard", type=int, default=Limits.bytes, help="default %(default)s"
     )
-    parser.set_defaults(recode=0, quality=Recode.quality, pages=FIRST, max_pixels=LARGEST)
+    parser.set_defaults(
+        recode=0, quality=Recode.quality, pages=FIRST, max_pixels=LARGEST, as_is=False
+    )
     add_workers(parser)
 
 

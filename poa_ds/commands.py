@@ -61,6 +61,11 @@ COMMANDS = {
         "verify shards against their index",
         "poa-ds check data/imagenet/train",
     ),
+    "stats": Command(
+        "data_tools.stats",
+        "mean, deviation and percentiles of each channel of images, as a recipe takes them",
+        "poa-ds stats my_tiffs --range 0 4095",
+    ),
     "index": Command(
         "data_tools.foreign",
         "index tars that another WebDataset tool wrote; they stay as they are",

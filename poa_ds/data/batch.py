@@ -31,12 +31,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """B images: crops, masks and, where the crops still are uint8, their photometric parameters."""
+    """B images: crops, masks and, where the crops are still to be changed and normalised, how."""
 
     step: int
     slot: int
-    global_crops: Tensor  # (views * B, 3, S, S) uint8, or float and normalised
-    local_crops: Tensor  # (L * B, 3, s, s), likewise
+    global_crops: Tensor  # (views * B, C, S, S) from 0 to 255, or float and normalised
+    local_crops: Tensor  # (L * B, C, s, s), likewise
     masks: Tensor  # (views * B, N) bool
     mask_indices: Tensor  # (M,) int64: places in the flattened masks
     mask_weights: Tensor  # (M,) float32: 1 / masked patches of that crop
@@ -75,10 +75,10 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def augmented(self, spec: PhotometricSpec) -> Self:
-        """The batch with float32 normalised crops; unchanged when they are float already."""
-        if self.global_crops.is_floating_point():
+        """The batch with float32 normalised crops; unchanged when they are finished already."""
+        if self.global_photometric is None:
             return self
-        assert self.global_photometric is not None and self.local_photometric is not None
+        assert self.local_photometric is not None
         return dataclasses.replace(
             self,
             global_crops=apply(self.global_crops, self.global_photometric, spec),

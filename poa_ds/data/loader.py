@@ -15,9 +15,10 @@ from torch.utils.data import Dataset, Sampler
 
 from poa_ds.data.assemble import bounded, prepared
 from poa_ds.data.batch import Bad, Batch, Sample, collate
+from poa_ds.data.image import decoders
 from poa_ds.data.image.decoders import Decode, decoder
 from poa_ds.data.image.opening import Undecodable
-from poa_ds.data.image.views import center_view, decode
+from poa_ds.data.image.views import center_view
 from poa_ds.data.places import Folder, order_of, prefetchers
 from poa_ds.data.spec import BatchSpec, OnError, batch_spec
 from poa_ds.data.store.index import SampleError
@@ -96,7 +97,7 @@ class _Slots(Dataset[Batch | UserError]):
 
     def __init__(self, spec: BatchSpec, folder: Folder) -> None:
         self.spec, self.folder = spec, folder
-        self.decode = decoder(spec.decoder, spec.crops)
+        self.decode = decoder(spec.decoder, spec.crops, spec.values)
 
     def __getitem__(self, request: _Request) -> Batch | UserError:
         spec = self.spec
@@ -128,7 +129,7 @@ def _usable(
     on_error: OnError,
     bad: list[Bad],
     *,
-    decode: Decode = decode,
+    decode: Decode,
 ) -> tuple[Tensor, int]:
     """(image, its sample number): of `row`, or of a substitute where that is damaged."""
     for _ in range(SUBSTITUTES):
@@ -142,8 +143,8 @@ def _usable(
     raise last
 
 
-def decoded(folder: Folder, row: int, decode: Decode = decode) -> Tensor:
-    """(3, H, W) uint8 of one sample. SampleError: it is damaged."""
+def decoded(folder: Folder, row: int, decode: Decode) -> Tensor:
+    """The image (C, H, W) of one sample. SampleError: it is damaged."""
     content = folder.read(row)
     try:
         return decode(content)
@@ -161,10 +162,10 @@ def eval_batches(
     workers: int = 0,
     bad: list[Bad] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images (b, 3, crop, crop) uint8, labels (b,) int64) of the samples `ids`, in their order.
+    """(images (b, C, crop, crop) from 0 to 255, labels (b,) int64) of the samples `ids`.
 
-    The last batch may be smaller. A damaged image raises SampleError; with a list `bad` it is
-    replaced, with the label of its substitute, and appended to the list.
+    They come in this order; the last batch may be smaller. A damaged image raises SampleError;
+    with a list `bad` it is replaced, with the label of its substitute, and appended to the list.
     """
     ids = np.asarray(ids, np.int64)
     parts = [ids[first : first + batch_size] for first in range(0, len(ids), batch_size)]
@@ -183,13 +184,14 @@ class _Centers(Dataset[tuple[Tensor, Tensor, list[Bad]] | UserError]):
 
     def __init__(self, folder: Folder, resize: int, crop: int, on_error: OnError) -> None:
         self.folder, self.resize, self.crop, self.on_error = folder, resize, crop, on_error
+        self.decode = decoders.of(folder.values)
 
     def __getitem__(self, rows: np.ndarray) -> tuple[Tensor, Tensor, list[Bad]] | UserError:
         images, used, bad = [], [], []
         try:
             for row in rows.tolist():
                 rng = keyed(SUBSTITUTE, 0, row)
-                image, row = _usable(self.folder, row, rng, self.on_error, bad)
+                image, row = _usable(self.folder, row, rng, self.on_error, bad, decode=self.decode)
                 images.append(center_view(image, self.resize, self.crop))
                 used.append(row)
         except UserError as error:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from poa_ds.data.image.decoders import check_decoder
+from poa_ds.data.image.values import Values
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.loose import Beat, LooseFolder, is_images
 from poa_ds.data.store.mixture import Mixture, MixtureOrder
 from poa_ds.data.store.order import BlockOrder, Order
 from poa_ds.data.store.remote import Prefetcher, RemoteFolder, is_remote
 from poa_ds.data.stream import Stream
-from poa_ds.model.options import COLOURS
 from poa_ds.recipe.tree import Data
 from poa_ds.system import rendezvous
 from poa_ds.system.errors import UsageError
@@ -30,23 +30,23 @@ def open_folder(
     Every missing or cut shard is an error; at an address each rank of a job asks for its part of
     them. indexes: where those of images are kept if data.cache is empty; beat: called meanwhile.
     """
-    _check_channels(data)
+    values = Values.of(data)
+    folder = _found(place, data, indexes, beat, values)
+    folder.values = values
+    return folder
+
+
+def _found(
+    place: str, data: Data, indexes: Path | None, beat: Beat, values: Values | None
+) -> ShardFolder:
     if not is_remote(place):
         if is_images(Path(place)):
-            return LooseFolder.at(Path(place), _kept(data, indexes), beat)
+            return LooseFolder.at(Path(place), _kept(data, indexes), beat, values)
         return ShardFolder.open(place)
     folder = RemoteFolder.at(place, Path(data.cache))
     ranks = rendezvous.complete_environment(os.environ)
     folder.confirm(int(ranks["RANK"]), int(ranks["WORLD_SIZE"]))
     return folder
-
-
-def _check_channels(data: Data) -> None:
-    if data.channels != COLOURS:
-        raise UsageError(
-            f"data.channels {data.channels}: images are read in {COLOURS} colours alone; such a"
-            " recipe can be planned (poa-ds plan), not trained"
-        )
 
 
 def _kept(data: Data, indexes: Path | None) -> Path | None:
@@ -62,7 +62,6 @@ def open_training(
 ) -> Folder | Stream:
     """What the recipe trains on: one folder, a mixture, or a stream; the rest as `open_folder`."""
     check_decoder(data.decoder)
-    _check_channels(data)
     if data.mode == "stream":
         return Stream(data.train, data.images)
     if data.mix:

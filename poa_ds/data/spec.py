@@ -9,6 +9,7 @@ from torch import Tensor
 from poa_ds.data.image.labelled import LabelledCrop
 from poa_ds.data.image.masks import batch_masks
 from poa_ds.data.image.photometric import PhotometricSpec
+from poa_ds.data.image.values import Values
 from poa_ds.data.image.views import CropSpec
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
@@ -45,6 +46,7 @@ class BatchSpec:
     block_shards: int  # mixed at a time; 0: all images
     cache_bytes: int  # of fetched shards; 0: any number
     decoder: str  # one of decoders.NAMES
+    values: Values | None = None  # what the images' numbers are; None: ordinary ones
     labelled: LabelledCrop | None = None  # the one crop of each image that labels are learnt from
 
     @property
@@ -79,6 +81,7 @@ def batch_spec(recipe: Recipe) -> BatchSpec:
         block_shards=recipe.data.block_shards,
         cache_bytes=recipe.data.cache_bytes,
         decoder=recipe.data.decoder,
+        values=Values.of(recipe.data),
         labelled=labelled_crop(recipe) if recipe.finetune.classes else None,
     )
 

@@ -99,7 +99,7 @@ class _StreamSlots(IterableDataset):
     ) -> None:
         self.spec, self.stream, self.first_step = spec, stream, first_step
         self.rank, self.world = rank, world
-        self.decode = decoder(spec.decoder, spec.crops)
+        self.decode = decoder(spec.decoder, spec.crops, spec.values)
 
     def __iter__(self) -> Iterator[Batch | UserError]:
         info = get_worker_info()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from poa_ds.data.image.values import Values
 from poa_ds.evaluate.knn_protocol import Encoder
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
@@ -140,13 +141,21 @@ class Readout:
     device: torch.device
     precision: str = "fp32"
     workers: int = 0
+    values: Values | None = None  # what the images' numbers are; None: ordinary images
 
     @classmethod
     def of(cls, recipe: Recipe, device: torch.device | str) -> "Readout":
         """As the recipe says. On a CPU: always fp32."""
         device, options = torch.device(device), recipe.augmentation
         precision = recipe.precision if device.type == "cuda" else "fp32"
-        return cls(options.mean, options.std, device, precision, recipe.data.workers)
+        return cls(
+            options.mean,
+            options.std,
+            device,
+            precision,
+            recipe.data.workers,
+            Values.of(recipe.data),
+        )
 
     def encoder(
         self,
@@ -154,7 +163,7 @@ class Readout:
         subnets: Sequence[Subnet],
         read: Callable[[ElasticBackbone, Tensor, Subnet], Tensor] = features,
     ) -> Encoder:
-        """From uint8 images (B, 3, S, S) to what `read` takes of each size."""
+        """From images (B, C, S, S) of 0 to 255 to what `read` takes of each size."""
         shift, scale = (
             255 * rearrange(torch.tensor(x, device=self.device), "c -> c 1 1")
             for x in (self.mean, self.std)

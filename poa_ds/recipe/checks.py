@@ -78,10 +78,12 @@ def check_places(recipe: Recipe) -> None:
 
 
 def check_colours(recipe: Recipe, what: str) -> None:
-    """UsageError where images are of other channels than `what`, a command, reads."""
-    if recipe.data.channels != COLOURS:
+    """UsageError where `what`, a command, does not read such images: other channels, a range."""
+    data = recipe.data
+    if data.is_measured:
+        key = "channels" if data.channels != COLOURS else "range, .percentiles or .pages"
         raise UsageError(
-            f"data.channels {recipe.data.channels}: {what} reads images of {COLOURS} channels alone"
+            f"data.{key}: {what} reads images of {COLOURS} channels alone, of 8 bits each"
         )
 
 
@@ -168,6 +170,9 @@ def _crops(recipe: Recipe) -> Iterator[str]:
         yield "batch.images_per_slot 1: objective.koleo compares the images of a slot, it needs 2"
 
 
+COLOURFUL = ("saturation", "hue", "gray")  # changes that only red, green and blue know
+
+
 def _pixels(recipe: Recipe) -> Iterator[str]:
     channels = recipe.data.channels
     for key, values in (("mean", recipe.augmentation.mean), ("std", recipe.augmentation.std)):
@@ -176,6 +181,29 @@ def _pixels(recipe: Recipe) -> Iterator[str]:
                 f"augmentation.{key} {[*values]} is of {len(values)} channels, data.channels is"
                 f" {channels}: give {channels} numbers"
             )
+
+    yield from _numbers(recipe)
+    if channels != COLOURS:
+        left = [f"augmentation.{key}" for key in COLOURFUL if getattr(recipe.augmentation, key)]
+        if left:
+            zero = " ".join(f"{key}=0" for key in left)
+            yield f"{', '.join(left)}: of {COLOURS} colours, data.channels is {channels}: {zero}"
+
+
+def _numbers(recipe: Recipe) -> Iterator[str]:
+    """What is wrong with how an image's numbers become 0 to 1."""
+    data = recipe.data
+    for key, ends in (("range", data.range), ("percentiles", data.percentiles)):
+        if ends and (len(ends) != 2 or not ends[0] < ends[1]):
+            yield f"data.{key} {[*ends]}: give [LOW, HIGH], the first below the second"
+    if any(not 0 <= share <= 100 for share in data.percentiles):
+        yield f"data.percentiles {[*data.percentiles]}: they lie within 0 and 100"
+    if data.range and data.percentiles:
+        yield "data.range and data.percentiles: each says what becomes 0 and 1, give one of them"
+    if data.is_measured and data.decoder != "torchvision":
+        yield f"data.decoder {data.decoder} reads ordinary images alone: data.decoder=torchvision"
+    if data.is_measured and recipe.finetune.classes:
+        yield "objective.method finetune learns from ordinary images alone (three colours, 8 bits)"
 
 
 def _schedule(recipe: Recipe) -> Iterator[str]:

@@ -38,7 +38,8 @@ RULES = (
         " backbone.template.ranks"
         " backbone.widths backbone.depth.max"
         " heads.prototypes heads.hidden heads.bottleneck heads.layers heads.separate_ibot"
-        " distill.hidden crops.global_size data.channels finetune.classes",
+        " distill.hidden crops.global_size data.channels data.range data.percentiles"
+        " data.pages finetune.classes",
     ),
     Rule(
         "must not",

@@ -224,6 +224,12 @@ class Data:
     mode: Literal["index", "stream"] = "index"
     images: CountOrNone = 0  # of an epoch in mode stream
     channels: Count = COLOURS  # of each image
+    # [LOW, HIGH]: the numbers that become 0 and 1, of images of 16 bits or floating point
+    range: tuple[float, ...] = ()
+    # [LOW, HIGH], such as [1, 99]: those of each channel of each image, in the place of a range
+    percentiles: tuple[float, ...] = ()
+    # of a file (TIFF) with several pages: the first is the image, or each is one of its channels
+    pages: Literal["first", "channels"] = "first"
     # several folders in the place of train, with weights
     mix: Mapping[str, Positive] = field(default_factory=dict)
     cache: str = ""  # where shards of addresses are kept, and indexes of images (empty: output_dir)
@@ -236,6 +242,13 @@ class Data:
     # an undecodable image stops the run, or another one takes its place
     on_error: Literal["raise", "replace"] = "replace"
     max_bad_fraction: Share = 1e-4  # of images that may be replaced
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its images are other than three colours of 8 bits."""
+        return bool(
+            self.channels != COLOURS or self.range or self.percentiles or self.pages != "first"
+        )
 
     @property
     def cache_bytes(self) -> int:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from poa_ds.data.image.opening import SCALES, is_jpeg
+from poa_ds.data.image.values import Values
 from poa_ds.data.image.views import ASPECT, CropSpec, decode
 from poa_ds.system.errors import UsageError
 
-Decode = Callable[[bytes], Tensor]  # encoded -> (3, H, W) uint8, or Undecodable
+# encoded -> (3, H, W) uint8, of measurements (C, H, W) float32 from 0 to 255, or Undecodable
+Decode = Callable[[bytes], Tensor]
 NAMES = ("torchvision", "simplejpeg", "simplejpeg_scaled")
 SPACES = ("YCbCr", "Gray", "RGB")  # it turns CMYK into other colours than torchvision
 
@@ -36,12 +38,23 @@ def check_decoder(name: str) -> None:
         )
 
 
-def decoder(name: str, crops: CropSpec) -> Decode:
+def decoder(name: str, crops: CropSpec, values: Values | None = None) -> Decode:
     """The decoder of a recipe, which `check_decoder` has passed."""
     check_decoder(name)
+    if values is not None:
+        return of(values)
     if name == "torchvision":
         return decode
     return functools.partial(_decode, crops=crops if name == "simplejpeg_scaled" else None)
+
+
+def of(values: Values | None) -> Decode:
+    """The decoder of an evaluation: of ordinary images, or of measurements."""
+    return decode if values is None else functools.partial(_measured, values)
+
+
+def _measured(values: Values, content: bytes) -> Tensor:
+    return torch.from_numpy(values.read(content))
 
 
 def reduction(height: int, width: int, crops: CropSpec) -> int:

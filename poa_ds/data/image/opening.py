@@ -96,6 +96,12 @@ def opened(
         raise Undecodable(f"undecodable image: {error}") from error
 
 
+def check_picture(content: bytes) -> None:
+    """Undecodable where it is no image that `opened` opens; its header alone is looked at."""
+    with opened(content):
+        pass
+
+
 def check_size(width: int, height: int, largest: int = LARGEST) -> None:
     """Undecodable where an image of this size is not decoded."""
     if width * height > largest:

@@ -41,8 +41,8 @@ class PhotometricSpec:
     blur_kernel: int
     blur_sigma: tuple[float, float]
     solarize: float  # of the second global crop only
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  # of each channel
+    std: tuple[float, ...]
 
     def __post_init__(self) -> None:
         assert self.blur_kernel % 2, f"blur_kernel {self.blur_kernel} has no middle"
@@ -108,16 +108,22 @@ def _factor(strength: float, uniform: float) -> float:
 
 
 def apply(crops: Tensor, params: Photometric, spec: PhotometricSpec) -> Tensor:
-    """(n, 3, S, S) float32, normalised, from uint8 crops; nothing waits for the device."""
-    assert crops.dtype == torch.uint8 and len(crops) == len(params)
-    if dispatch.choose(OPERATOR, torch.empty(0, device=crops.device)) == "triton":
+    """(n, C, S, S) float32, normalised, from crops of 0 to 255; nothing waits for the device.
+
+    crops: uint8; float32 where they are measurements (values.py). Without three colours there is
+    brightness, a contrast around each channel's mean, blur and solarisation.
+    """
+    assert len(crops) == len(params)
+    colours = crops.shape[1] == len(GREY)
+    usual = colours and crops.dtype == torch.uint8
+    if usual and dispatch.choose(OPERATOR, torch.empty(0, device=crops.device)) == "triton":
         kinds = (params.factors, params.order.int(), params.grey, params.sigma, params.solarize)
         changes = Changes(*[tensor.to(crops.device, non_blocking=True) for tensor in kinds])
         return photometric(crops, changes, taps=spec.blur_kernel, mean=spec.mean, std=spec.std)
-    x = crops.float().div_(255)
+    x = crops.to(torch.float32, copy=True).div_(255)
     selected = _Selection(params, spec, x.device)
     for step in range(4):
-        for change in (BRIGHTNESS, CONTRAST, SATURATION, HUE):
+        for change in range(4) if colours else (BRIGHTNESS, CONTRAST):
             rows = selected.rows[step, change]
             _replace(x, rows, _CHANGES[change], selected.factors[rows, change])
     _replace(x, selected.rows["grey"], _grey)
@@ -144,7 +150,7 @@ class _Selection:
         colours = torch.tensor((*spec.mean, *spec.std), dtype=torch.float32)
         table = send(torch.cat((params.factors.flatten(), params.sigma, colours)), device)
         self.factors, self.sigma = table[: 4 * n].view(n, 4), table[4 * n : 5 * n]
-        self.mean, self.std = table[5 * n :].view(2, 1, 3, 1, 1)
+        self.mean, self.std = table[5 * n :].view(2, 1, -1, 1, 1)
 
 
 def _subsets(params: Photometric) -> Iterator[tuple[tuple[int, int] | str, Tensor]]:
@@ -167,7 +173,8 @@ def _brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(x: Tensor, factor: Tensor) -> Tensor:
-    mean = _grey(x).mean((2, 3), keepdim=True)
+    grey = _grey(x) if x.shape[1] == len(GREY) else x
+    mean = grey.mean((2, 3), keepdim=True)
     return torch.lerp(mean, x, factor.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 

@@ -45,7 +45,7 @@ def losses(image: ImageFile, *, all_pages: bool = False) -> tuple[str, ...]:
         f"further pages are left out: {further}": further and not all_pages,
         "further images of a camera are left out": "mp" in image.info,
         "transparency is left out": image.mode[-1] in "aA" or "transparency" in image.info,
-        "16 bits of a colour become 8": _has_sixteen_bits(image),
+        "16 bits of a colour become 8": has_sixteen_bits(image),
         f"{colours} becomes RGB without a profile": colours,
         "the colour profile is not applied": _has_profile(image) and not colours,
         "the EXIF orientation is not applied": image.getexif().get(ORIENTATION, 1) != 1,
@@ -53,7 +53,8 @@ def losses(image: ImageFile, *, all_pages: bool = False) -> tuple[str, ...]:
     return tuple(text for text, lost in found.items() if lost)
 
 
-def _has_sixteen_bits(image: ImageFile) -> bool:
+def has_sixteen_bits(image: ImageFile) -> bool:
+    """Whether a colour has more than the 8 bits that `rgb` keeps."""
     if image.format == "PPM":
         return any(isinstance(x, int) and x > 255 for tile in image.tile for x in tile[3])
     raw = (str(tile[3]) for tile in image.tile)

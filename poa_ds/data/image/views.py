@@ -1,4 +1,4 @@
-"""Decoding and cropping on the CPU, all in uint8: what the workers do for each image.
+"""Decoding and cropping on the CPU, in the images' own type: what the workers do for each image.
 
 Colour changes and blur wait until the crops are on the device (photometric.py): there they are
 five sixths of the work of the usual pipeline.
@@ -58,7 +58,7 @@ def decode(content: bytes) -> Tensor:
 
 
 def views(image: Tensor, crops: CropSpec, rng: random.Random) -> Views:
-    """Two global and L local random crops of a (3, H, W) uint8 image, each flipped at random."""
+    """Two global and L local random crops of a (C, H, W) image, each flipped at random."""
     whole = [
         random_crop(image, crops.global_size, crops.global_scale, crops.flip, rng) for _ in range(2)
     ]
@@ -66,19 +66,19 @@ def views(image: Tensor, crops: CropSpec, rng: random.Random) -> Views:
         random_crop(image, crops.local_size, crops.local_scale, crops.flip, rng)
         for _ in range(crops.local_count)
     ]
-    none = image.new_empty(0, 3, crops.local_size, crops.local_size)
+    none = image.new_empty(0, len(image), crops.local_size, crops.local_size)
     return Views(torch.stack(whole), torch.stack(part) if part else none)
 
 
 def random_crop(
     image: Tensor, size: int, scale: tuple[float, float], flip: float, rng: random.Random
 ) -> Tensor:
-    """(3, size, size) uint8: a random box of the image, flipped with that probability."""
+    """(C, size, size): a random box of the image, flipped with that probability."""
     top, left, height, width = random_box(image.shape[-2], image.shape[-1], scale, rng)
     box = image[None, :, top : top + height, left : left + width]
     # colours innermost: torch's fast path for bytes; a quarter faster than resized_crop, same bits
     box = box.contiguous(memory_format=torch.channels_last)
-    crop = interpolate(box, (size, size), mode="bicubic", antialias=True)[0]
+    crop = _in_range(interpolate(box, (size, size), mode="bicubic", antialias=True)[0])
     return crop.flip(-1) if rng.random() < flip else crop
 
 
@@ -101,14 +101,19 @@ def random_box(
 
 
 def center_view(image: Tensor, resize: int, crop: int) -> Tensor:
-    """(3, crop, crop) uint8: short side to `resize` (bicubic), then the middle."""
+    """(C, crop, crop): short side to `resize` (bicubic), then the middle."""
     image = _middle(image, LONGEST + math.ceil(crop / resize))
     image = F.resize(image, [resize], InterpolationMode.BICUBIC, antialias=True)
-    return F.center_crop(image, [crop, crop])
+    return F.center_crop(_in_range(image), [crop, crop])
+
+
+def _in_range(image: Tensor) -> Tensor:
+    """What bicubic sums leave above 255 or below 0 cut off, as bytes have it already."""
+    return image.clamp_(0, 255) if image.is_floating_point() else image
 
 
 def covering_view(image: Tensor, rows: int, columns: int) -> Tensor:
-    """(3, rows, columns) uint8: as small as covers these sides (bicubic), then the middle."""
+    """(C, rows, columns): as small as covers these sides (bicubic), then the middle."""
     image = _middle(image, LONGEST + math.ceil(max(rows, columns) / min(rows, columns)))
     height, width = image.shape[-2:]
     if rows * width >= columns * height:
@@ -116,7 +121,7 @@ def covering_view(image: Tensor, rows: int, columns: int) -> Tensor:
     else:
         sides = [columns * height // width, columns]
     image = F.resize(image, sides, InterpolationMode.BICUBIC, antialias=True)
-    return F.center_crop(image, [rows, columns])
+    return F.center_crop(_in_range(image), [rows, columns])
 
 
 def _middle(image: Tensor, longest: int) -> Tensor:

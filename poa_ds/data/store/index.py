@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from poa_ds.data.image.values import Values
 from poa_ds.data.store.manifest import MANIFEST, Manifest
 from poa_ds.data.store.tarwalk import BLOCK, ROW
 from poa_ds.system.errors import UserError
@@ -51,6 +52,7 @@ class ShardFolder:
         self.classes, self.hash = manifest.classes, manifest.index_sha256
         # the number of the first sample of each shard, and the number of samples as the last entry
         self.starts = [0, *np.cumsum([shard.samples for shard in manifest.shards]).tolist()]
+        self.values: Values | None = None  # what its numbers are; None: ordinary images
         self._descriptors: dict[int, int] = {}
 
     @classmethod

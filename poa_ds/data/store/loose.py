@@ -5,6 +5,7 @@ damage, evaluations and continuing are theirs. The index is kept, and counts as 
 another name, size or time of change.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -18,7 +19,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from poa_ds.data.image.opening import Undecodable, factory, opened
+from poa_ds.data.image.opening import Undecodable, check_picture, factory
+from poa_ds.data.image.values import Values, check_header
 from poa_ds.data.store import tree
 from poa_ds.data.store.index import INDEX, SampleError, ShardFolder, load_index
 from poa_ds.data.store.manifest import MANIFEST, Manifest, ShardFile
@@ -38,6 +40,7 @@ PORTION = 4096  # files that the readers are given at a time
 LISTED = 5  # files that a message names
 
 Beat = Callable[[], None]  # called while it takes long: there is progress
+Check = Callable[[bytes], None]  # Undecodable where the header is that of no image
 
 
 class LooseFolder(ShardFolder):
@@ -64,26 +67,35 @@ class LooseFolder(ShardFolder):
             raise UserError(f"{kept} is damaged: remove it, it is made again")
 
     @classmethod
-    def at(cls, place: Path, cache: Path | None, beat: Beat = lambda: None) -> Self:
+    def at(
+        cls,
+        place: Path,
+        cache: Path | None,
+        beat: Beat = lambda: None,
+        values: Values | None = None,
+    ) -> Self:
         """The images of a folder or of a list, indexed where no index of them is in the cache.
 
+        values: what they are, if not ordinary images.
         Processes that ask for the same one wait for the first. UserError: there is no image.
         """
         found = tree.below(place) if place.is_dir() else tree.listed(place)
+        check = check_picture if values is None else check_header
         if cache is None:
-            manifest, index, names, _ = _indexed(found, place, beat)
+            manifest, index, names, _ = _indexed(found, place, beat, check)
             return cls(place, manifest, index, root=found.root, names=names, kept=None)
         if place.is_dir() and cache.resolve().is_relative_to(place.resolve()):
             raise UsageError(
                 f"{cache} lies inside {place}, whose images are read: choose another output_dir, "
                 "or data.cache"
             )
-        kept = cache.absolute() / f"images-{_fingerprint(found, place, beat)[:32]}"
+        kind = "images" if values is None else "measured"
+        kept = cache.absolute() / f"{kind}-{_fingerprint(found, place, beat)[:32]}"
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with alone(kept.with_name(f"{kept.name}.lock"), waiting=beat):
                 if not (kept / MANIFEST).is_file():
-                    _keep(kept, *_indexed(found, place, beat))
+                    _keep(kept, *_indexed(found, place, beat, check))
         except OSError as error:
             raise UserError(
                 f"{cache}, for indexes of images, cannot be used: {error.strerror}"
@@ -172,7 +184,7 @@ def _fingerprint(found: Tree, place: Path, beat: Beat) -> str:
 Indexed = tuple[Manifest, np.ndarray, np.ndarray, list[Passed]]
 
 
-def _indexed(found: Tree, place: Path, beat: Beat) -> Indexed:
+def _indexed(found: Tree, place: Path, beat: Beat, check: Check) -> Indexed:
     """What dataset.json, index and names will hold, and the files that are no images."""
     if place.is_dir() and tree.only_splits(found.classes):
         say(
@@ -181,7 +193,7 @@ def _indexed(found: Tree, place: Path, beat: Beat) -> Indexed:
         )
     order = tree.shuffled(len(found.names))
     rows, names, passed = [], bytearray(), list(found.passed)
-    about = progress(_read(found, order), total=len(order), label="index", unit="files")
+    about = progress(_read(found, order, check), total=len(order), label="index", unit="files")
     for number, row in zip(order, about, strict=True):
         beat()
         if isinstance(row, str):
@@ -201,19 +213,19 @@ def _indexed(found: Tree, place: Path, beat: Beat) -> Indexed:
     return manifest, index, np.frombuffer(bytes(names), np.uint8), passed
 
 
-def _read(found: Tree, order: np.ndarray) -> Iterator[tuple[int, int] | str]:
+def _read(found: Tree, order: np.ndarray, check: Check) -> Iterator[tuple[int, int] | str]:
     """(size, crc32) of each file in this order, or why it is no image."""
     with ThreadPoolExecutor(READERS) as readers:
         for first in range(0, len(order), PORTION):
             paths = [found.root / found.names[n] for n in order[first : first + PORTION]]
-            yield from readers.map(_row, paths)
+            yield from readers.map(functools.partial(_row, check=check), paths)
 
 
-def _row(path: Path) -> tuple[int, int] | str:
+def _row(path: Path, check: Check) -> tuple[int, int] | str:
     try:
         content = tree.read(path, look=factory)
-        with opened(content):  # its header alone is looked at
-            return len(content), zlib.crc32(content)
+        check(content)
+        return len(content), zlib.crc32(content)
     except Undecodable as error:
         return str(error)
 

@@ -33,6 +33,7 @@ class Mixture:
         self.classes = tuple(name for folder in folders for name in folder.classes)
         named = [[folder.hash for folder in folders], self.shares]
         self.hash = hashlib.sha256(json.dumps(named).encode()).hexdigest()
+        self.values = folders[0].values
         self.path = Path(" + ".join(str(folder.path) for folder in folders))
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ from poa_ds.system.errors import UserError
 from poa_ds.system.printable import printable
 from poa_ds.system.regular import check_regular
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff")
 CLASS = "cls"
 LISTED = 5  # extensions that a message names
 LARGEST_IMAGE = 0x7FFFF000  # bytes that Linux hands over in one read; the index has 31 bits

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher, weights_hash
-from poa_ds.data.image.views import decode
+from poa_ds.data.image import decoders
+from poa_ds.data.image.values import Values
 from poa_ds.data.places import open_folder
 from poa_ds.data.workers import loaded
 from poa_ds.evaluate.embed import pixels
@@ -32,8 +33,8 @@ from poa_ds.evaluate.knn_protocol import Encoder
 from poa_ds.evaluate.neighbours import Deal
 from poa_ds.evaluate.ranks import all_ranks, held, listening
 from poa_ds.model.backbone import ElasticBackbone
+from poa_ds.model.options import COLOURS
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import checks
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import arguments, dist, paths
 from poa_ds.system.console import say, tell
@@ -150,7 +151,7 @@ def write(
     dist.barrier()
     device = readout.device
     encode = readout.encoder(model.to(device), subnets, READS[setting["feature"]])
-    work = Embedding(images, setting, encode, device)
+    work = Embedding(images, setting, encode, device, readout.values)
     todo = [span for span in deal.own() if not parts.has(span)]
     with listening() as asked:
         work.run(parts, todo, workers, asked)
@@ -197,6 +198,7 @@ def setting_of(
         "std": list(readout.std),
         "precision": readout.precision,
         "format": style,
+        **({"values": asdict(readout.values)} if readout.values else {}),
     }
 
 
@@ -208,6 +210,7 @@ class Embedding:
     setting: dict[str, Any]
     encode: Encoder
     device: torch.device
+    values: Values | None  # what the images' numbers are; None: ordinary images
 
     @torch.inference_mode()
     def run(
@@ -216,7 +219,7 @@ class Embedding:
         """Work on these parts, until `asked` holds a signal; each is written when it is whole."""
         block = self.setting["batch_size"]
         batches = [span[i : i + block] for span in spans for i in range(0, len(span), block)]
-        crops = _Crops(self.images, self.setting["resize"], self.setting["crop"])
+        crops = _Crops(self.images, self.setting["resize"], self.setting["crop"], self.values)
         found = loaded(crops, batches, workers)
         if dist.is_main():
             found = progress(found, total=len(batches), label="embed", unit="batches")
@@ -244,18 +247,22 @@ class Embedding:
 
 
 class _Crops(Dataset[tuple[Tensor, dict[int, str]]]):
-    """Numbers of images -> (views (b, 3, rows, columns) uint8, causes of damaged ones)."""
+    """Numbers of images -> (views (b, C, rows, columns) of 0 to 255, causes of damaged ones)."""
 
-    def __init__(self, images: Images, resize: int | str, crop: int | str) -> None:
-        self.images, self.resize, self.crop = images, resize, crop
+    def __init__(
+        self, images: Images, resize: int | str, crop: int | str, values: Values | None
+    ) -> None:
+        self.images, self.resize, self.crop, self.values = images, resize, crop, values
+        self.decode = decoders.of(values)
 
     def __getitem__(self, numbers: range) -> tuple[Tensor, dict[int, str]]:
-        rows, columns = pixels.sides_of(self.crop)
-        crops = torch.zeros(len(numbers), 3, rows, columns, dtype=torch.uint8)
+        channels = self.values.channels if self.values else COLOURS
+        kind = torch.float32 if self.values else torch.uint8
+        crops = torch.zeros(len(numbers), channels, *pixels.sides_of(self.crop), dtype=kind)
         damaged = {}
         for place, number in enumerate(numbers):
             try:
-                image = decode(self.images.read(number))
+                image = self.decode(self.images.read(number))
                 crops[place] = pixels.view(image, self.resize, self.crop)
             except (UserError, OSError) as error:
                 damaged[number] = str(error)
@@ -263,7 +270,6 @@ class _Crops(Dataset[tuple[Tensor, dict[int, str]]]):
 
 
 def _images(args: argparse.Namespace, recipe: Recipe) -> Images:
-    checks.check_colours(recipe, "embed")
     if args.images:
         return image_sources.below(args.images)
     if args.list:
