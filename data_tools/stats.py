@@ -21,7 +21,7 @@ from poa_ds.data.image.values import Values, raw
 from poa_ds.data.store.index import SampleError, ShardFolder
 from poa_ds.data.store.loose import LooseFolder, is_images
 from poa_ds.system import paths
-from poa_ds.system.console import tell
+from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.printable import printable
 from poa_ds.system.progress import progress
@@ -72,12 +72,12 @@ def run(args: argparse.Namespace) -> int:
     )
     found, damaged = joined(parts)
     for key, cause in damaged[:SHOWN]:
-        tell(printable(f"damaged: {key}: {cause}"))
+        say(printable(f"damaged: {key}: {cause}"))
     if not found:
         raise UserError(f"{args.place}: none of {count} images could be read as numbers")
     about = summary(found, ends)
     about["images"], about["damaged"] = count - len(damaged), len(damaged)
-    print(json.dumps(about, indent=2) if args.json else table(about))
+    tell(json.dumps(about, indent=2) if args.json else table(about))
     return 1 if damaged else 0
 
 

@@ -145,7 +145,7 @@ def _parts(
 ) -> dict[str, float]:
     """Milliseconds of one image, part by part, in this process."""
     say("measuring parts")
-    decode = decoder(spec.decoder, spec.crops)
+    decode = decoder(spec.decoder, spec.crops, spec.values)
     reads = Order(len(folder), spec.seed).rows(0, max(len(rows), READS)).tolist()
     parts = {"read": _each(folder.read, reads), "decode": _each(decode, contents)}
     images = [decode(content) for content in contents[:64]]
@@ -174,7 +174,8 @@ def _parts(
 def _decoders(spec: BatchSpec, contents: Sequence[bytes]) -> dict[str, float]:
     """Milliseconds of decoding an image and cropping it, by every decoder, in turns."""
     say("measuring decoders")
-    known = {name: decoder(name, spec.crops) for name in installed()}
+    names = installed() if spec.values is None else [spec.decoder]
+    known = {name: decoder(name, spec.crops, spec.values) for name in names}
     spent = dict.fromkeys(known, 0.0)
     for place, content in enumerate([contents[0], *contents]):
         for name, decode in known.items():

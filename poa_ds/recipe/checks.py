@@ -81,7 +81,8 @@ def check_colours(recipe: Recipe, what: str) -> None:
     """UsageError where `what`, a command, does not read such images: other channels, a range."""
     data = recipe.data
     if data.is_measured:
-        key = "channels" if data.channels != COLOURS else "range, .percentiles or .pages"
+        other = f"channels {data.channels}" if data.channels != COLOURS else ""
+        key = other or "range, .percentiles or .pages"
         raise UsageError(
             f"data.{key}: {what} reads images of {COLOURS} channels alone, of 8 bits each"
         )

@@ -32,6 +32,7 @@ def options(**changed: object) -> argparse.Namespace:
         **{
             **{"seed": 0, "images_per_shard": 8, "bytes_per_shard": 10**9},
             **{"recode": 0, "quality": 92, "pages": "first", "max_pixels": LARGEST, "workers": 1},
+            "as_is": False,
         }
         | changed
     )

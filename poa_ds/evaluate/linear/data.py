@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from poa_ds.data.batch import Bad
+from poa_ds.data.image import decoders
 from poa_ds.data.image.views import random_crop
 from poa_ds.data.loader import decoded
 from poa_ds.data.store.index import ShardFolder
@@ -107,7 +108,7 @@ def _gathered(own: Tensor, deal: Deal, places: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Crops(Dataset[tuple[Tensor, Tensor, list[Bad]] | UserError]):
-    """Requests -> random crops (b, 3, S, S) uint8, labels, and what was replaced."""
+    """Requests -> random crops (b, C, S, S), labels, and what was replaced."""
 
     folder: ShardFolder
     rows: np.ndarray
@@ -119,7 +120,7 @@ class _Crops(Dataset[tuple[Tensor, Tensor, list[Bad]] | UserError]):
     ) -> tuple[Tensor, Tensor, list[Bad]] | UserError:
         first, places = request
         crops, labels, bad = [], [], []
-        read = partial(decoded, self.folder)
+        read = partial(decoded, self.folder, decode=decoders.of(self.folder.values))
         try:
             for position, place in enumerate(places.tolist(), start=first):
                 image, row, replaced = positions.usable(

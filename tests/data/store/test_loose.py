@@ -86,7 +86,7 @@ def test_files_are_read_once_and_the_index_counts_until_one_changes(tree: Path, 
     first = LooseFolder.at(tree, tmp_path / "kept")
     opened, before = [], loose._row
     try:
-        loose._row = lambda path: opened.append(path) or before(path)
+        loose._row = lambda path, **options: opened.append(path) or before(path, **options)
         again = LooseFolder.at(tree, tmp_path / "kept")
         assert not opened and again.hash == first.hash and again.kept == first.kept
         os.utime(tree / "bee" / "b1.jpg", ns=(5, 5))  # copied: the same content
@@ -156,9 +156,9 @@ def test_a_pickled_folder_reads(tree: Path, tmp_path: Path, kept: bool):
 def _index(place: Path, cache: Path, results: multiprocessing.Queue) -> None:
     count, before = [0], loose._row
 
-    def counted(path: Path):
+    def counted(path: Path, **options):
         count[0] += 1
-        return before(path)
+        return before(path, **options)
 
     loose._row = counted
     LooseFolder.at(place, cache)
