@@ -17,7 +17,7 @@ from data_tools.sources import Altered, Rejected, Sample, read
 from data_tools.tars import Packed
 from poa_ds.data.image.opening import LARGEST, Undecodable, check_size, opened
 from poa_ds.data.image.pixels import losses, pages, png, rgb
-from poa_ds.data.image.values import header_format
+from poa_ds.data.image.values import as_they_are
 from poa_ds.system.errors import UsageError
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png"}
@@ -46,8 +46,8 @@ class Recode:
             raise UsageError(
                 f"--max-pixels {recode.largest} needs --short-side: training reads up to {LARGEST}"
             )
-        if recode.as_is and (recode.short_side or recode.pages != FIRST):
-            raise UsageError("--as-is leaves files as they are: without --short-side and --pages")
+        if recode.as_is and recode.short_side:
+            raise UsageError("--as-is leaves files as they are: without --short-side")
         return recode
 
     @property
@@ -119,7 +119,8 @@ def _further(key: str, note: dict | None, page: int) -> tuple[str, dict]:
 def usable(content: bytes, recode: Recode) -> Iterator[tuple[str, bytes, tuple[str, ...]]]:
     """(extension, content, losses) of each member: JPEG and PNG as they are, others become PNG."""
     if recode.as_is:
-        yield header_format(content), content, ()
+        for extension, member in as_they_are(content, every_page=recode.pages == ALL):
+            yield extension, member, ()
         return
     with opened(content, short_side=recode.short_side, largest=recode.largest) as file:
         count = pages(file) if recode.pages == ALL else 1

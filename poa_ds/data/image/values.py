@@ -102,6 +102,29 @@ def header_format(content: bytes) -> str:
     return "tif"
 
 
+def as_they_are(content: bytes, *, every_page: bool = False) -> Iterator[tuple[str, bytes]]:
+    """(what its name ends in, file) of an image of numbers.
+
+    every_page: a TIFF of each page of a stack, of the same numbers.
+    """
+    ending = header_format(content)
+    if not every_page or ending != "tif":
+        yield ending, content
+        return
+    import tifffile
+
+    with _opened_tiff(content) as file:
+        if len(file.pages) == 1:
+            yield ending, content
+            return
+        for page in file.pages:
+            _check_page(page)
+            out, planes = io.BytesIO(), "separate" if page.axes == "SYX" else "contig"
+            kind = {} if page.axes == "YX" else {"planarconfig": planes}
+            tifffile.imwrite(out, page.asarray(), photometric="minisblack", metadata=None, **kind)
+            yield ending, out.getvalue()
+
+
 def is_tiff(content: bytes) -> bool:
     """Whether the file begins as a TIFF does."""
     return FORMATS["TIFF"].begins.match(content) is not None

@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 from poa_ds.data.image.opening import Undecodable
-from poa_ds.data.image.values import Values, check_header
+from poa_ds.data.image.values import Values, as_they_are, check_header
 from poa_ds.recipe.tree import Data
 from tests.support import tiffs
 
@@ -116,3 +116,20 @@ def test_ordinary_images_are_not_measurements() -> None:
     assert Values.of(Data()) is None
     assert Values.of(Data(channels=1)) == Values(1)
     assert Values.of(Data(range=(0, 65535))) == Values(3, (0, 65535))
+
+
+@pytest.mark.parametrize("options", [{}, PLANES], ids=["grey", "channels"])
+def test_every_page_of_a_stack_is_a_file_of_the_same_numbers(options: dict) -> None:
+    pages = [tiffs.numbers(n) if options else tiffs.numbers(n)[0] for n in range(3)]
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out) as stack:
+        for page in pages:
+            stack.write(page, **({"photometric": "minisblack"} | options))
+    found = [*as_they_are(out.getvalue(), every_page=True)]
+    assert [ending for ending, _ in found] == ["tif"] * 3
+    values = Values(5 if options else 1, RANGE)
+    for (_, content), page in zip(found, pages, strict=True):
+        wanted = np.atleast_3d(page if options else page[None]) / 4095 * 255
+        np.testing.assert_allclose(values.read(content), wanted, rtol=1e-6, atol=1e-4)
+    assert [*as_they_are(out.getvalue())] == [("tif", out.getvalue())]
+    assert found == [*as_they_are(out.getvalue(), every_page=True)]  # the same bytes again
