@@ -13,10 +13,9 @@ from poa_ds.evaluate import results, score_rows
 from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.export.folder import Export, Style
 from poa_ds.model import form
-from poa_ds.model.options import COLOURS
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived
-from poa_ds.recipe.tree import Recipe
+from poa_ds.recipe.tree import Data, Recipe
 from poa_ds.system.addresses import without_passwords
 from poa_ds.system.errors import UserError
 from poa_ds.system.json_text import parse_object
@@ -101,15 +100,25 @@ def _what(export: Export, subnet: Subnet) -> str:
 def _use(export: Export, subnet: Subnet) -> str:
     evaluation, augmentation = export.recipe.evaluation, export.recipe.augmentation
     code = "\n".join(line.strip() for line in export.usage(subnet, Path(".")).splitlines())
-    seen = export.model.shape.channels
-    channels = "" if seen == COLOURS else f" of {seen} channels"
     library = {"hf": "transformers", "onnx": "onnxruntime", "state-dict": "runpy"}
     return (
         f"## Use\n\n```python\nimport {library.get(export.style, 'timm')}\n\n{code}\n```\n\n"
         f"Pixels as in evaluations: short side {evaluation.resize} (bicubic), central crop"
-        f" {evaluation.crop}, values{channels} from 0 to 1 less {list(augmentation.mean)} over"
-        f" {list(augmentation.std)}.\n"
+        f" {evaluation.crop}, values from 0 to 1 less {list(augmentation.mean)} over"
+        f" {list(augmentation.std)}.{_measured(export.recipe.data)}\n"
     )
+
+
+def _measured(data: Data) -> str:
+    """A sentence on images that are other than three colours of 8 bits; empty: they are not."""
+    if not data.is_measured:
+        return ""
+    ends = f", and {list(data.range)} of a file's numbers become 0 and 1" if data.range else ""
+    if data.percentiles:
+        ends = (
+            f", and of each of an image's the percentiles {list(data.percentiles)} become 0 and 1"
+        )
+    return f" Images have {data.channels} channels{ends}."
 
 
 def _worth(export: Export, subnet: Subnet, files: RunFolder) -> str:

@@ -46,9 +46,9 @@ class Bank:
         return torch.tensor([[own == other for other in self.marks] for own in marks])
 
 
-def bank(keys: Sequence[str], images: Tensor, tokens: Sequence[Tensor]) -> Bank:
-    """Of images (M, 3, S, S) uint8 and their class tokens by each size."""
-    pixels = images.permute(0, 2, 3, 1).numpy()
+def bank(keys: Sequence[str], images: Tensor, pictures: Tensor, tokens: Sequence[Tensor]) -> Bank:
+    """Of images (M, C, S, S), pictures of them (M, 3, S, S) uint8, class tokens by each size."""
+    pixels = pictures.permute(0, 2, 3, 1).numpy()
     thumbs = [np.asarray(Image.fromarray(x).resize((THUMB, THUMB))) for x in pixels]
     return Bank(keys, np.stack(thumbs), marks(images), tokens)
 

@@ -3,7 +3,7 @@
 import json
 import runpy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from poa_ds.checkpoint.deployed import licence_of
+from poa_ds.data.image.values import Values
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.places import open_folder
 from poa_ds.export import hf_folder, onnx_file
@@ -150,6 +151,7 @@ class Export:
                 "source": self.told_source or self.source,
                 "step": self.step,
                 "format": self.style,
+                **_values(self.recipe),
                 **({"any_size": True} if self.any_size else {}),
                 **({"half": True} if self.half else {}),
                 **({"made": self.made} if self.made else {}),
@@ -179,6 +181,12 @@ class Export:
             *run,
         )
         return "\n".join(f"  {line}" for line in lines)
+
+
+def _values(recipe: Recipe) -> dict[str, Any]:
+    """What becomes 0 and 1 of images that are measurements; {} of ordinary ones."""
+    values = Values.of(recipe.data)
+    return {} if values is None else {"values": asdict(values)}
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_size_for_five_channels_is_the_elastic_network_in_every_format(
     words = ["extract", str(tmp_path / "run"), "--size", size, "--out", str(tmp_path / "out")]
     assert cli.main([*words, "--format", style, "--check"]) == 0, capsys.readouterr().err
     assert "float32 (B, 5, 64, 64)" in capsys.readouterr().out
-    assert "values of 5 channels from 0 to 1" in (tmp_path / "out" / "README.md").read_text()
+    assert "Images have 5 channels." in (tmp_path / "out" / "README.md").read_text()
     about = json.loads((tmp_path / "out" / "config.json").read_text())
     if style == "hf":
         assert about["num_channels"] == 5
@@ -80,7 +80,7 @@ def test_what_reads_photographs_alone_says_so(
         ["eval", "segmentation", run, "--layout", "ade20k", "--train", none, "--val", none],
     ):
         assert cli.main(words) == UsageError.exit_status, words
-        assert "data.channels 5: " in capsys.readouterr().err
+        assert "data.channels" in capsys.readouterr().err
     words = ["latency", run, "--sizes", "32x2", "--device", "cpu", "--runs", "3"]
     assert cli.main(words) == 0, capsys.readouterr().err
     told = r"augmentation.mean .* is of 3 channels, data.channels is 4"

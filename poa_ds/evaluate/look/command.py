@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -9,17 +10,20 @@ import torch
 from torch import Tensor
 
 from poa_ds.checkpoint.deployed import load_teacher
-from poa_ds.data.image.views import center_view, decode
+from poa_ds.data.image import decoders
+from poa_ds.data.image.values import Values
+from poa_ds.data.image.views import center_view
 from poa_ds.evaluate.bank import Bank, bank, marks, reference
 from poa_ds.evaluate.embed import sources as image_sources
 from poa_ds.evaluate.embed.sources import Images
 from poa_ds.evaluate.look.page import View, page
 from poa_ds.evaluate.look.seeing import Seen, brightness, colours, nearest, places, see, see_map
+from poa_ds.evaluate.look.shown import chosen, numbers, pictures
 from poa_ds.evaluate.neighbours import subset
 from poa_ds.export.extract import extract
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
-from poa_ds.recipe import checks, derived
+from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import arguments, paths
 from poa_ds.system.console import say, tell
@@ -62,6 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"side of the images, whole patches (training's and {MORE_PATCHES} patches)",
     )
     parser.add_argument(
+        "--show",
+        type=numbers,
+        metavar="R,G,B|mean",
+        help="channels from 1 on that pictures are made of, of measurements (the first three; of "
+        "fewer their mean)",
+    )
+    parser.add_argument(
         "--shown", type=arguments.count, default=8, help="images in the tables, the first (8)"
     )
     parser.add_argument(
@@ -76,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page."""
     model, recipe, step = load_teacher(args.run, args.step)
-    checks.check_colours(recipe, "look")
+    reader = _Reader(Values.of(recipe.data), chosen(recipe.data.channels, args.show))
     subnets = model.space.select(args.sizes or [*model.space.names] or recipe.evaluation.sizes)
     networks = [_eyes(model, subnet) for subnet in subnets]
     shape, trained = derived.shape(recipe), recipe.crops.global_size
@@ -96,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     tell(f"{counted} = {flops:.2g} FLOPs")
     if args.dry_run:
         return 0
-    keys, images = _images(source, rows, side)
+    keys, images = reader.images(source, rows, side)
     if len(keys) < 2:
         raise UserError(f"{len(keys)} images can be read: two are needed at least")
     seen = [_seen(network, images, recipe) for network in networks]
@@ -108,10 +119,11 @@ def run(args: argparse.Namespace) -> int:
     )
     names = [f"{_name(model, subnet)} {subnet}".strip() for subnet in subnets]
     shown = min(args.shown, len(keys))
-    pixels = images.permute(0, 2, 3, 1).numpy()
-    found = bank(keys, images, [one.tokens for one in seen])
+    seen_as = reader.pictures(images)
+    pixels = seen_as.permute(0, 2, 3, 1).numpy()
+    found = bank(keys, images, seen_as, [one.tokens for one in seen])
     if others is not None:
-        found = _reference(others, args.most_reference, networks, recipe, side)
+        found = _reference(others, reader, args.most_reference, networks, recipe, side)
     same = found.same(marks(images))
     views = _views(names, seen, found, same, grid, heads=args.heads)
     title = f"What sizes of {args.run.name} see"
@@ -137,16 +149,27 @@ def _name(model: ElasticBackbone, subnet: Subnet) -> str:
     return ", ".join(name for name, other in model.space.names.items() if other == subnet)
 
 
-def _images(source: Images, rows: Sequence[int], side: int) -> tuple[list[str], Tensor]:
-    """(names, (B, 3, side, side) uint8) of those that can be read; the others are said."""
-    keys, found = [], []
-    for row in rows:
-        try:
-            found.append(center_view(decode(source.read(row)), side, side))
-            keys.append(source.key(row))
-        except (UserError, OSError) as error:
-            say(f"warning: {source.key(row)} is left out: {error}")
-    return keys, torch.stack(found) if found else torch.empty(0, 3, side, side, dtype=torch.uint8)
+@dataclass(frozen=True)
+class _Reader:
+    """How images are read and shown. values: as of the recipe; shown: channels, as `chosen`."""
+
+    values: Values | None
+    shown: Sequence[int]
+
+    def images(self, source: Images, rows: Sequence[int], side: int) -> tuple[list[str], Tensor]:
+        """(names, (B, C, side, side) of 0 to 255) of those that can be read; others are said."""
+        keys, found, decode = [], [torch.empty(0)], decoders.of(self.values)
+        for row in rows:
+            try:
+                found.append(center_view(decode(source.read(row)), side, side)[None])
+                keys.append(source.key(row))
+            except (UserError, OSError) as error:
+                say(f"warning: {source.key(row)} is left out: {error}")
+        return keys, torch.cat(found[1:] or found)
+
+    def pictures(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8."""
+        return pictures(images, self.shown)
 
 
 def _seen(eyes: Eyes, images: Tensor, recipe: Recipe) -> Seen:
@@ -157,16 +180,21 @@ def _seen(eyes: Eyes, images: Tensor, recipe: Recipe) -> Seen:
 
 
 def _reference(
-    source: Images, most: int, networks: Sequence[Eyes], recipe: Recipe, side: int
+    source: Images,
+    reader: _Reader,
+    most: int,
+    networks: Sequence[Eyes],
+    recipe: Recipe,
+    side: int,
 ) -> Bank:
     """The bank of other images, evenly spread where there are more: a batch at a time."""
     rows, parts = subset(len(source), most).tolist(), []
     starts = range(0, len(rows), TOGETHER)
     for i in progress(starts, total=len(starts), label="reference", unit="batches"):
-        keys, images = _images(source, rows[i : i + TOGETHER], side)
+        keys, images = reader.images(source, rows[i : i + TOGETHER], side)
         if keys:
             tokens = [_seen(network, images, recipe).tokens for network in networks]
-            parts.append(bank(keys, images, tokens))
+            parts.append(bank(keys, images, reader.pictures(images), tokens))
     if not parts:
         raise UserError("--reference: none of its images can be read")
     return Bank.joined(parts)
