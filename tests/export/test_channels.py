@@ -34,7 +34,7 @@ def test_a_size_for_five_channels_is_the_elastic_network_in_every_format(
     words = ["extract", str(tmp_path / "run"), "--size", size, "--out", str(tmp_path / "out")]
     assert cli.main([*words, "--format", style, "--check"]) == 0, capsys.readouterr().err
     assert "float32 (B, 5, 64, 64)" in capsys.readouterr().out
-    assert "Images have 5 channels." in (tmp_path / "out" / "README.md").read_text()
+    assert "Images have 5 channels" in (tmp_path / "out" / "README.md").read_text()
     about = json.loads((tmp_path / "out" / "config.json").read_text())
     if style == "hf":
         assert about["num_channels"] == 5
