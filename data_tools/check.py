@@ -13,7 +13,7 @@ from data_tools.parallel import ordered
 from data_tools.shard import add_workers
 from poa_ds.data.image.opening import Undecodable, opened
 from poa_ds.data.image.pixels import losses, rgb
-from poa_ds.data.image.values import is_tiff, raw
+from poa_ds.data.image.values import check_pages, is_tiff
 from poa_ds.data.store.index import INDEX, SampleError, ShardFolder
 from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST, Manifest
@@ -147,7 +147,7 @@ def _shard_problems(job: tuple[ShardPart, bool]) -> tuple[list[str], Counter[str
         try:
             image = folder.read(sample)
             if decode and is_tiff(image):  # a measurement, kept as it was
-                raw(image, "channels")
+                check_pages(image)
             elif decode:
                 with opened(image) as file:
                     lost.update(loss.split(":")[0] for loss in losses(file))

@@ -25,6 +25,7 @@ from poa_ds.data.image.opening import LARGEST
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.leftovers import leftover
 from poa_ds.data.store.manifest import JOURNAL, MANIFEST
+from poa_ds.data.store.scan import AS_THEY_ARE
 from poa_ds.data.store.tree import SHUFFLE, shuffled
 from poa_ds.system import paths
 from poa_ds.system.console import tell
@@ -277,6 +278,7 @@ def _made(tool: str, args: argparse.Namespace, source: str, plan: str) -> dict[s
         "seed": args.seed,
         "source": source,
         "arguments": arguments,
+        **(AS_THEY_ARE.to_json() if args.as_is else {}),
     }
 
 

@@ -28,7 +28,8 @@ from poa_ds.system.progress import progress
 
 SAMPLED = 1 << 24  # pixels that percentiles are taken of
 PERCENTILES = (0.1, 1.0, 50.0, 99.0, 99.9)
-BLOCK = 32  # images that a worker looks at before it answers
+BLOCK = 32  # images that a worker looks at before it answers, at least
+JOBS = 8  # of a worker, at most
 SHOWN = 3  # damaged images that are named
 Job = tuple[ShardFolder, range, str, tuple[float, ...], int]
 
@@ -63,9 +64,10 @@ def run(args: argparse.Namespace) -> int:
     folder = _folder(args.place)
     count = min(args.images or len(folder), len(folder))
     ends = tuple(args.range or ())
+    block = max(BLOCK, -(-count // (JOBS * max(args.workers, 1))))  # each job carries the index
     jobs = [
-        (folder, range(first, min(first + BLOCK, count)), args.pages, ends, SAMPLED // count + 1)
-        for first in range(0, count, BLOCK)
+        (folder, range(first, min(first + block, count)), args.pages, ends, SAMPLED // count + 1)
+        for first in range(0, count, block)
     ]
     parts = progress(
         ordered(_look, jobs, args.workers), total=len(jobs), label="stats", unit="parts"
@@ -121,7 +123,7 @@ def image_numbers(
         "squares": ((cut - mean[:, None]) ** 2).sum(1),
         "min": flat.min(1).astype(np.float64),
         "max": flat.max(1).astype(np.float64),
-        "sample": flat[:, ::step],
+        "sample": flat[:, ::step].copy(),  # a view would keep the image
     }
 
 
@@ -203,4 +205,5 @@ def table(about: dict[str, Any]) -> str:
 def _short(number: float) -> str:
     if number and not 1e-3 <= abs(number) < 1e7:
         return f"{number:.4g}"
-    return f"{number:.{max(0, 4 - int(math.log10(abs(number) or 1)))}f}".rstrip("0").rstrip(".")
+    text = f"{number:.{max(0, 4 - int(math.log10(abs(number) or 1)))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

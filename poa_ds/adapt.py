@@ -20,6 +20,7 @@ from poa_ds.data.store.manifest import MANIFEST
 from poa_ds.evaluate.embed import sources as image_sources
 from poa_ds.export import adapted, import_weights, weights_source
 from poa_ds.export.adapt_job import POA, Job
+from poa_ds.model.options import COLOURS
 from poa_ds.plan import adaptation
 from poa_ds.recipe import checks, derived, load
 from poa_ds.recipe.tree import Recipe
@@ -151,7 +152,8 @@ def _shard(job: Job) -> int:
         if (out / MANIFEST).is_file():
             tell(f"{out} is there")
             continue
-        if status := _call("shard", "folder", "--root", place, "--out", out):
+        kept = ["--as-is"] if job.args.range or job.args.channels not in (None, COLOURS) else []
+        if status := _call("shard", "folder", "--root", place, "--out", out, *kept):
             return status
     return 0
 

@@ -115,9 +115,7 @@ def _measured(data: Data) -> str:
         return ""
     ends = f", and {list(data.range)} of a file's numbers become 0 and 1" if data.range else ""
     if data.percentiles:
-        ends = (
-            f", and of each of an image's the percentiles {list(data.percentiles)} become 0 and 1"
-        )
+        ends = f", and the percentiles {list(data.percentiles)} of each of them become 0 and 1"
     return f" Images have {data.channels} channels{ends}."
 
 

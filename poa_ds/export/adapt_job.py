@@ -55,7 +55,7 @@ class Job:
     def words(self) -> dict[str, object]:
         """What a continuation must ask for too."""
         keys = "weights images config rebase widths depths image_size channels head_dim"
-        keys += " input_scale mean std"
+        keys += " input_scale range mean std"
         found = {key: getattr(self.args, key) for key in keys.split()}
         found |= {"overrides": self.args.overrides, POA: self.args.then_poa}
         return json.loads(json.dumps(found, default=str))

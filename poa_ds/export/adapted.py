@@ -20,7 +20,7 @@ OWNED = {
     **{"output_dir": "give --out", "start": BEGINS, "distill.teacher": BEGINS},
     **{"data.train": IMAGES, "data.mix": IMAGES, "evaluation.queries": IMAGES},
     **{"crops.global_size": "give --image-size", "crops.local_size": "give --image-size"},
-    "data.channels": "give --channels",
+    **{"data.channels": "give --channels", "data.range": "give --range"},
     **{"augmentation.mean": "give --mean", "augmentation.std": "give --std"},
     **{"evaluation.resize": IMPORT, "evaluation.crop": IMPORT},
     "evaluation.sizes": "every size is measured",
@@ -60,7 +60,12 @@ def filled(base: Recipe, network: Recipe, places: Places, images: int) -> Recipe
         augmentation=replace(
             base.augmentation, mean=pixels.mean, std=pixels.std, **colours(network.data.channels)
         ),
-        data=replace(base.data, train=places.train, channels=network.data.channels),
+        data=replace(
+            base.data,
+            train=places.train,
+            channels=network.data.channels,
+            range=network.data.range,
+        ),
         evaluation=replace(
             base.evaluation,
             queries=places.queries,

@@ -101,6 +101,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="of the images (the network's own). Another number makes another first layer, as"
         " timm's in_chans: 1 sums the weights, others have them in turns, by 3 / channels",
     )
+    parser.add_argument(
+        "--range",
+        type=_each,
+        metavar="LOW,HIGH",
+        help="data.range: numbers of 16-bit or float images that become 0 and 1",
+    )
     parser.add_argument("--mean", type=_each, help="of the pixels (config.json, else ImageNet's)")
     parser.add_argument("--std", type=_each, help="of the pixels (config.json, else ImageNet's)")
     parser.add_argument(
@@ -114,7 +120,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def given_options(args: argparse.Namespace) -> list[str]:
     """What was given of `add_options`, as words of a command."""
     words = ["--download"] if args.download else []
-    for key in ("widths", "depths", "mean", "std"):
+    for key in ("widths", "depths", "range", "mean", "std"):
         if values := getattr(args, key):
             words += [f"--{key}", ",".join(map(str, values))]
     for key in ("image_size", "channels", "head_dim", "input_scale", "licence"):
@@ -174,7 +180,8 @@ def read(args: argparse.Namespace, named: str) -> tuple[Source, Found, Recipe]:
 def _run_published(args: argparse.Namespace) -> int:
     """The same of a checkpoint of the published code, backbone and heads, whatever its backbone."""
     keys = (
-        "widths depths calibrate rebase image_size channels head_dim input_scale mean std".split()
+        "widths depths calibrate rebase image_size channels head_dim input_scale range mean"
+        " std".split()
     )
     given = [f"--{key.replace('_', '-')}" for key in keys if getattr(args, key) is not None]
     if args.download:
@@ -233,7 +240,7 @@ def recipe_of(found: Found, args: argparse.Namespace, pixels: dict[str, Any]) ->
                 "local_size": max(round(side * LOCAL / patch), 1) * patch,
             },
             "augmentation": pixels | colours(channels),
-            "data": {"channels": channels},
+            "data": {"channels": channels, "range": [*(args.range or ())]},
             "evaluation": {"resize": round(side * RESIZE), "crop": side},
         }
     )

@@ -41,4 +41,5 @@ def described(before: int, channels: int) -> str:
     if before == channels:
         return ""
     how = "its sum" if channels == 1 else f"in turns, by {before}/{channels}"
-    return f"first layer of {before} channels made one of {channels} ({how}, as timm does)"
+    rule = ", as timm does" if before == COLOURS else ""
+    return f"first layer of {before} channels made one of {channels} ({how}{rule})"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -16,6 +17,7 @@ from poa_ds.data.image.values import Values
 from poa_ds.data.image.views import center_view, decode
 from poa_ds.data.loader import eval_batches, slot_batches
 from poa_ds.data.places import open_folder
+from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.order import keyed
 from poa_ds.recipe.tree import Data
 from poa_ds.system.errors import UserError
@@ -102,12 +104,32 @@ def test_evaluation_reads_them_too_and_a_wrong_file_is_replaced(tree: Path, tmp_
         list(eval_batches(images, range(13), resize=20, crop=16, batch_size=20))
 
 
-def test_ordinary_runs_do_not_index_them_and_keep_an_index_of_their_own(
+def test_measurements_have_an_index_of_their_own_and_say_what_changed(
     tree: Path, tmp_path: Path
 ) -> None:
     kept = tmp_path / "kept"
-    with pytest.raises(UserError, match="no image and no"):
-        open_folder(str(tree), Data(), kept)
-    assert len(open_folder(str(tree), FIVE, kept)) == 12
-    image_ = np.asarray(tiffs.numbers(0))
-    assert image_.shape == (5, 40, 48)
+    Image.fromarray(image(1)).save(tree / "ant" / "colour.png")
+    assert len(open_folder(str(tree), Data(), kept)) == 1
+    before = open_folder(str(tree), FIVE, kept)
+    assert len(before) == 13 and len(open_folder(str(tree), Data(), kept)) == 1
+    tiffs.write(tree / "ant" / "new.tif", tiffs.numbers(77))
+    now = open_folder(str(tree), FIVE, kept)
+    assert "1 added (ant/new.tif)" in now.changes_since(before.hash)
+
+
+def test_what_stays_as_it_is_is_what_check_and_a_second_call_find(tree: Path, tmp_path: Path):
+    tiffs.write(tree / "ant" / "pages.tif", np.zeros((8, 8), np.uint8), planarconfig=None)
+    with tifffile.TiffWriter(tree / "bee" / "pages.tif") as out:  # with an overview
+        out.write(tiffs.numbers(50), photometric="minisblack", planarconfig="separate")
+        out.write(np.zeros((4, 4), np.uint8), photometric="minisblack")
+    for ending in ("jpg", "webp", "png", "bmp", "ppm"):
+        Image.fromarray(image(3)).save(tree / "ant" / f"x.{ending}")
+    words = ["--root", tree, "--out", tmp_path / "shards", "--workers", 1, "--as-is"]
+    run(folder, *words)
+    whole = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("*.tar")}
+    run(check, tmp_path / "shards", "--workers", 1)
+    assert len(ShardFolder.open(tmp_path / "shards")) == 12 + 2 + 3
+    refused = (tmp_path / "shards" / "rejected.jsonl").read_text()
+    assert refused.count("as a PNG alone") == 2
+    run(folder, *words)
+    assert whole == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards").glob("*.tar")}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_tools import stats
 from poa_ds import cli
 from tests.support import tiffs
 from tests.support.shards import image
@@ -47,6 +48,27 @@ def test_the_lines_can_be_pasted_and_damage_is_named(tmp_path: Path, capsys) -> 
     assert cli.main(["stats", str(tmp_path / "x"), "--workers", "1"]) == 1
     captured = capsys.readouterr()
     assert "3 images of 5 channels" in captured.out and "00.tif: " in captured.err
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (10000, "10000"),
+        (65535, "65535"),
+        (1e6, "1000000"),
+        (0, "0"),
+        (12.5, "12.5"),
+        (3e-5, "3e-05"),
+    ],
+)
+def test_numbers_keep_their_zeros(number: float, text: str) -> None:
+    assert stats._short(number) == text
+
+
+def test_several_processes_find_the_same(tmp_path: Path, capsys) -> None:
+    tiffs.tree(tmp_path / "x", 70)
+    assert cli.main(["stats", str(tmp_path / "x"), "--json", "--workers", "2"]) == 0
+    assert json.loads(capsys.readouterr().out) == found(capsys, tmp_path / "x")
 
 
 def test_what_is_refused(tmp_path: Path, capsys) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from poa_ds.recipe.tree import Data
 
 PLAIN = {"L": 1, "RGB": 3, "RGBA": 4, "LA": 2}  # modes of PIL that are channels of 8 bits
-ENDINGS = {"JPEG": "jpg"}
+ENDINGS = {"JPEG": "jpg", "PNG": "png", "WebP": "webp", "WEBP": "webp"}  # beside tif
 WHITE = 255.0
 
 
@@ -93,10 +93,10 @@ def check_header(content: bytes) -> None:
 
 
 def header_format(content: bytes) -> str:
-    """What the name of such a file ends in, after the same check."""
+    """What the name of such a file ends in in shards, after the same check; empty: none stays."""
     if not is_tiff(content):
         with opened(content) as image:
-            return ENDINGS.get(str(image.format), str(image.format).lower())
+            return ENDINGS.get(str(image.format), "")
     with _opened_tiff(content) as file:
         _check_page(file.pages.first)
     return "tif"
@@ -108,6 +108,9 @@ def as_they_are(content: bytes, *, every_page: bool = False) -> Iterator[tuple[s
     every_page: a TIFF of each page of a stack, of the same numbers.
     """
     ending = header_format(content)
+    if not ending:
+        kept = ", ".join(dict.fromkeys((*ENDINGS.values(), "tif")))
+        raise Undecodable(f"shards hold such a file as a PNG alone; as they are {kept} stay")
     if not every_page or ending != "tif":
         yield ending, content
         return
@@ -123,6 +126,13 @@ def as_they_are(content: bytes, *, every_page: bool = False) -> Iterator[tuple[s
             kind = {} if page.axes == "YX" else {"planarconfig": planes}
             tifffile.imwrite(out, page.asarray(), photometric="minisblack", metadata=None, **kind)
             yield ending, out.getvalue()
+
+
+def check_pages(content: bytes) -> None:
+    """Undecodable where a page of a TIFF is damaged; they may differ in size."""
+    with _opened_tiff(content) as file:
+        for page in file.pages:
+            _page(page)
 
 
 def is_tiff(content: bytes) -> bool:
@@ -168,5 +178,8 @@ def _check_page(page: Any) -> None:
         raise Undecodable(f"a page of axes {page.axes} is no image")
     if page.dtype is None or page.dtype.kind not in "uif":
         raise Undecodable(f"a page of {page.dtype} is not read")
+    meaning = getattr(page.photometric, "name", "")
+    if meaning in ("PALETTE", "MINISWHITE"):
+        raise Undecodable(f"a page of photometric {meaning} is not read as numbers")
     check_size(page.imagewidth, page.imagelength)
     check_size(page.imagewidth * page.samplesperpixel, page.imagelength, COLOURS * LARGEST)

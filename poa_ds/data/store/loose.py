@@ -136,7 +136,8 @@ class LooseFolder(ShardFolder):
 
     def changes_since(self, data_hash: str) -> str:
         """Which files came, went or changed since the index of that hash; empty: it is not kept."""
-        for manifest in self.kept.parent.glob(f"images-*/{MANIFEST}") if self.kept else ():
+        kind = self.kept.name.partition("-")[0] if self.kept else ""
+        for manifest in self.kept.parent.glob(f"{kind}-*/{MANIFEST}") if self.kept else ():
             if Manifest.read(manifest.parent).index_sha256 == data_hash:
                 before = LooseFolder.of(self.path, self.root, manifest.parent)
                 return _difference(before._contents(), self._contents())

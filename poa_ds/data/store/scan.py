@@ -15,7 +15,7 @@ from poa_ds.system.errors import UserError
 from poa_ds.system.printable import printable
 from poa_ds.system.regular import check_regular
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff")
+IMAGES = ("jpg", "jpeg", "png", "webp")
 CLASS = "cls"
 LISTED = 5  # extensions that a message names
 LARGEST_IMAGE = 0x7FFFF000  # bytes that Linux hands over in one read; the index has 31 bits
@@ -56,6 +56,7 @@ class Naming:
 
 
 USUAL = Naming()
+AS_THEY_ARE = Naming(images=(*IMAGES, "tif"))  # of shards whose files stay as they are
 
 
 def split_name(name: str, *, last_dot: bool = False) -> tuple[str, str]:
@@ -186,7 +187,7 @@ def listed(extensions: Counter[str]) -> str:
 
 def index_tar(path: Path) -> np.ndarray:
     """(n,) rows of ROW of a tar of this program, in which every sample has an image."""
-    scan = scan_tar(path)
+    scan = scan_tar(path, AS_THEY_ARE)
     missing = scan.without_image
     if missing:
         raise UserError(f"{path}: {len(missing)} samples without an image, e.g. {missing[0]}")

@@ -90,6 +90,14 @@ REFUSED = [
     (lambda: file(tiffs.numbers(0), **PLANES)[:-900], FIVE, "undecodable TIFF"),
     (lambda: file(np.full((8, 8), np.nan, np.float32)), Values(1, (0, 1)), "not finite"),
     (lambda: file(np.ones((8, 8), np.complex64)), Values(1, (0, 1)), "a page of complex64"),
+    (lambda: file(np.zeros((8, 8), np.uint8), photometric="miniswhite"), Values(1), "MINISWHITE"),
+    (
+        lambda: file(
+            np.zeros((8, 8), np.uint8), photometric="palette", colormap=np.zeros((3, 256), "u2")
+        ),
+        Values(1),
+        "PALETTE",
+    ),
     (lambda: b"II*\0 and nothing", FIVE, "undecodable TIFF"),
     (lambda: b"GIF89a", Values(1), "undecodable image"),
     (lambda: b"words", Values(1), "not an image"),
