@@ -30,8 +30,9 @@ SAMPLED = 1 << 24  # pixels that percentiles are taken of
 PERCENTILES = (0.1, 1.0, 50.0, 99.0, 99.9)
 BLOCK = 32  # images that a worker looks at before it answers, at least
 JOBS = 8  # of a worker, at most
+COLOURS, COLOURFUL = 3, ("saturation", "hue", "gray")  # changes that need red, green, blue
 SHOWN = 3  # damaged images that are named
-Job = tuple[ShardFolder, range, str, tuple[float, ...], int]
+Job = tuple[ShardFolder, list[int], str, tuple[float, ...], int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="numbers that become 0 and 1; those beyond are cut off (default: least and largest)",
+        help="numbers that become 0 and 1; those beyond are cut off (default: least and"
+        " largest; 0 and 255 of 8 bits)",
     )
     parser.add_argument(
         "--pages",
@@ -50,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="first",
         help="of a file with several: the first is the image, or each is a channel (%(default)s)",
     )
-    parser.add_argument("--images", type=int, default=0, help="look at so many (default: all)")
+    parser.add_argument(
+        "--images", type=int, default=0, help="look at so many, evenly spread (default: all)"
+    )
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
     add_workers(parser)
 
@@ -65,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
     count = min(args.images or len(folder), len(folder))
     ends = tuple(args.range or ())
     block = max(BLOCK, -(-count // (JOBS * max(args.workers, 1))))  # each job carries the index
+    rows = [number * len(folder) // count for number in range(count)]
     jobs = [
-        (folder, range(first, min(first + block, count)), args.pages, ends, SAMPLED // count + 1)
+        (folder, rows[first : first + block], args.pages, ends, SAMPLED // count + 1)
         for first in range(0, count, block)
     ]
     parts = progress(
@@ -77,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         say(printable(f"damaged: {key}: {cause}"))
     if not found:
         raise UserError(f"{args.place}: none of {count} images could be read as numbers")
-    about = summary(found, ends)
+    about = summary(found, ends, args.pages)
     about["images"], about["damaged"] = count - len(damaged), len(damaged)
     tell(json.dumps(about, indent=2) if args.json else table(about))
     return 1 if damaged else 0
@@ -143,7 +148,9 @@ def joined(
     return images, damaged
 
 
-def summary(images: list[dict[str, Any]], ends: tuple[float, ...]) -> dict[str, Any]:
+def summary(
+    images: list[dict[str, Any]], ends: tuple[float, ...], pages: str = "first"
+) -> dict[str, Any]:
     """Per channel over all pixels of all images, and what a recipe says: in shares of the range."""
     pixels = np.array([image["pixels"] for image in images], np.float64)[:, None]
     means = np.stack([image["mean"] for image in images])
@@ -154,6 +161,7 @@ def summary(images: list[dict[str, Any]], ends: tuple[float, ...]) -> dict[str, 
     least = np.min([image["min"] for image in images], axis=0)
     most = np.max([image["max"] for image in images], axis=0)
     channels, kind = images[0]["kind"]
+    ordinary = (channels, kind, ends, pages) == (COLOURS, "uint8", (), "first")
     if not ends:
         ends = (0.0, 255.0) if kind == "uint8" else (float(least.min()), float(most.max()))
     if ends[0] == ends[1]:
@@ -174,9 +182,11 @@ def summary(images: list[dict[str, Any]], ends: tuple[float, ...]) -> dict[str, 
         },
         "recipe": {
             "data.channels": channels,
-            "data.range": list(ends),
+            **({} if ordinary else {"data.range": list(ends)}),
+            **({} if pages == "first" else {"data.pages": pages}),
             "augmentation.mean": [round(x, 5) for x in ((mean - ends[0]) / span).tolist()],
             "augmentation.std": [max(round(x, 5), 1e-5) for x in (std / span).tolist()],
+            **({} if channels == COLOURS else {f"augmentation.{key}": 0 for key in COLOURFUL}),
         },
     }
 

@@ -137,13 +137,14 @@ def _of_tests(own: Opened, args: argparse.Namespace) -> dict[str, Asked]:
     """The sets besides the queries."""
     crop = own.recipe.evaluation.crop
     flops = sum(own.model.flops(subnet, crop) for subnet in own.subnets)
-    corruptions.say_cost(
-        args, lambda p: len(open_folder(p, own.recipe.data, own.folder.images)), flops
-    )
+    folders = {
+        place: open_folder(place, own.recipe.data, own.folder.images)
+        for place in measured.tests(args).values()
+    }
+    corruptions.say_cost(args, lambda place: len(folders[place]), flops)
     bank, options, found = own.protocol.bank.folder, own.recipe.evaluation, {}
     for name, place in measured.tests(args).items():
-        folder = open_folder(place, own.recipe.data, own.folder.images)
-        protocol = KnnProtocol.of(bank, folder, options)
+        protocol = KnnProtocol.of(bank, folders[place], options)
         protocol.say_doubts()
         queries = protocol.queries
         among = measured.answers(queries.numbers[:-1], len(bank.classes), args)
@@ -194,8 +195,11 @@ def knn_rows(
     rows, classes = [], len(protocol.bank.folder.classes)
     about = {"step": step, "chosen_by": "", "setting": {}, "amount": amount, "seconds": seconds}
     for subnet, of_sets in answered.items():
-        for (name, of), found in zip(asked.items(), of_sets, strict=True):
-            if not found.finite:
+        sets = [*zip(asked.items(), of_sets, strict=True)]
+        # a mean over kinds and levels is of all of them
+        whole = all(x.finite for (name, _), x in sets if name.startswith(corruptions.BEGIN))
+        for (name, of), found in sets:
+            if not found.finite or (name.startswith(corruptions.BEGIN) and not whole):
                 continue
             count = classes if of.among is None else int(of.among.sum())
             metrics = {"top1": share(found.right[k])}

@@ -181,5 +181,6 @@ def _row(
         metric=metric + every[0].metric.removeprefix("top1"),
         value=value[0],
         error=value[1],
+        setting={k: v for k, v in every[0].setting.items() if k != "spread"},  # of one set
         protocol={**every[0].protocol, "val": val, **(about or {})},
     )

@@ -142,6 +142,7 @@ class Cache:
     keep: bool
     own: ExitStack
     used: set[Path] = field(default_factory=set)
+    opened: dict[str, Shards] = field(default_factory=dict)  # by place
     locked: bool = False
     stopped: bool = False
 
@@ -155,7 +156,11 @@ class Cache:
             self._missing(self.images(place), tell=True)
 
     def images(self, place: str) -> Shards:
-        return Shards(open_folder(place, self.reader.recipe.data, self.reader.folder.images))
+        """Those of a place, which is opened once."""
+        if place not in self.opened:
+            data, indexes = self.reader.recipe.data, self.reader.folder.images
+            self.opened[place] = Shards(open_folder(place, data, indexes))
+        return self.opened[place]
 
     def get(self, place: str) -> FeatureSet | None:
         """The features of its images by all sizes of the reader. None: stopped. A collective."""
@@ -170,6 +175,8 @@ class Cache:
 
     def of(self, images: Images) -> FeatureSet | None:
         """The same for any images. UserError: another command makes features of this run."""
+        if self.stopped:
+            return None
         reader = self.reader
         out, missing, own = self._missing(images, tell=False)
         goes = bool(missing) or (out / PASSING).exists()

@@ -57,7 +57,8 @@ def _untrained(reader: Reader) -> Reader:
 
 
 def _of_pixels(reader: Reader) -> Reader:
-    model = Pixels(min(reader.recipe.evaluation.crop, PIXEL_SIDE))
+    crop, channels = reader.recipe.evaluation.crop, reader.recipe.data.channels
+    model = Pixels(min(crop, PIXEL_SIDE), channels)
     about = f"raw pixels, {model.side} of a side"
     subnets = model.space.subnets()
     return replace(reader, model=model, weights=about, floor=OF_PIXELS, subnets=subnets)
@@ -71,12 +72,12 @@ class Pixels(ElasticBackbone):
 
     kind = SIZE
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, channels: int) -> None:
         nn.Module.__init__(self)
-        self.side, self.space = side, ElasticSpace((3 * side**2,), (0,))
+        self.side, self.space = side, ElasticSpace((channels * side**2,), (0,))
 
     def forward(self, images: Tensor, subnet: Subnet, masks: Tensor | None = None) -> Tensor:
-        """(B, 1, 3 x side^2)."""
+        """(B, 1, C x side^2)."""
         return raw_pixels(images, self.side)[:, None]
 
     def feature_width(self, subnet: Subnet) -> int:

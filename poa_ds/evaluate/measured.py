@@ -12,7 +12,7 @@ from torch import Tensor
 from poa_ds.evaluate import accuracies, corruptions
 from poa_ds.evaluate.accuracies import Accuracy
 from poa_ds.evaluate.feature_sets import FeatureSet
-from poa_ds.evaluate.score_rows import ScoreRow
+from poa_ds.evaluate.score_rows import CORRUPTED, ScoreRow
 from poa_ds.system import paths
 from poa_ds.system.errors import UsageError
 
@@ -64,6 +64,8 @@ def tests(args: argparse.Namespace) -> dict[str, str]:
         raise UsageError(f"--test {twice[0]}= is given twice: another name for one of them")
     if args.real and "real" in names:
         raise UsageError("--test real= has the name that --real gives: another one")
+    if CORRUPTED in names:
+        raise UsageError(f"--test {CORRUPTED}= has the name that --corruptions gives: another one")
     if args.only_classes and not names:
         raise UsageError("--only-classes says how --test NAME=PLACE is answered: give one")
     return dict(args.test) | corruptions.places(args)

@@ -50,6 +50,7 @@ def _expanded(recipe: Recipe) -> Recipe:
         distill=section("distill", recipe.distill, "teacher"),
         data=replace(section("data", data, "train", "cache"), mix=mix),
         evaluation=section("evaluation", evaluation, "queries", "bank"),
+        finetune=section("finetune", recipe.finetune, "subset"),
         mlflow=replace(mlflow, uri=uri),
     )
 

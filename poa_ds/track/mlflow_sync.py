@@ -120,7 +120,7 @@ def _sync(
             recipe, folder, ids, _sizes(recipe), place=place, mode="sync", keeps_ids=own
         )
         added = _fill(store, recipe, named, rows)
-        if _is_complete(folder, rows):
+        if is_complete(folder, rows):
             store.close("FINISHED", rows[-1]["time"])
     except Exception as error:  # MLflow's and its libraries' own, of many kinds
         again = "what is there stays, the same command goes on"
@@ -187,10 +187,10 @@ def _sizes(recipe: Recipe) -> dict[Subnet, int]:
     return {size: model.parameter_count(size) for size in derived.space(recipe).subnets()}
 
 
-def _is_complete(folder: Path, rows: list[Any]) -> bool:
+def is_complete(folder: Path, rows: list[Any]) -> bool:
     """Whether the run has come to its last step; one that has not may still go on."""
     path = RunFolder(folder).derived
-    if not path.is_file():
+    if not rows or not path.is_file():
         return False
     try:
         return rows[-1]["step"] >= parse_object(path.read_bytes(), steps=int)["steps"]

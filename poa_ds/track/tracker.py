@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from poa_ds.evaluate import results
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.background import Background
@@ -282,7 +283,8 @@ def _mlflow_ids(recipe: Recipe, folder: Path, resumed: Mapping[str, Any] | None)
 
 
 def _wandb_id(recipe: Recipe, folder: Path, resumed: Mapping[str, Any] | None) -> str:
-    return wandb_store.known_id(folder, resumed) if "wandb" in recipe.trackers else ""
+    off = os.environ.get("WANDB_MODE") == wandb_store.DISABLED
+    return wandb_store.known_id(folder, resumed) if "wandb" in recipe.trackers and not off else ""
 
 
 def _wandb(recipe: Recipe, output_dir: Path, key: str) -> Background[WandbStore]:
@@ -300,12 +302,14 @@ def _wandb(recipe: Recipe, output_dir: Path, key: str) -> Background[WandbStore]
 
 
 def draw_missing(store: TensorboardStore | WandbStore, folder: Path, k: int) -> None:
-    """The heat maps of all evaluations in metrics.jsonl."""
+    """The heat maps of all evaluations in metrics.jsonl, and the last table."""
     path = RunFolder(folder).metrics
     for _, row in rows_after(path) if path.is_file() else ():
         curves, _ = knn_curves([row])
         if curves:
             draw(store, row["step"], {size: points[0][1] for size, points in curves.items()}, k)
+    if rows := results.read(RunFolder(folder).knn):
+        store.table(rows[-1].step, results.table(rows[-1]))
 
 
 def _nonfinite_counts(rows: Iterable[Row]) -> dict[str, int]:

@@ -29,6 +29,8 @@ from poa_ds.track.mlflow_store import Status
 from poa_ds.track.mlflow_view import View
 
 STEP = "step"  # the axis of all curves
+SENT = "rows_through"  # the last row of metrics.jsonl that was sent; scores are of any step
+DISABLED = "disabled"  # WANDB_MODE that switches it off
 # few and short waits: a server that is away is asked again later, by Background
 PATIENCE_SECONDS = 20.0
 # nothing of the machine: the words of a command may hold a password
@@ -97,7 +99,9 @@ class WandbStore:
 
     def _is_offline(self) -> bool:
         mode = self._wandb.setup().settings.mode
-        if mode in ("offline", "disabled"):
+        if mode == DISABLED:
+            raise UserError(f"WANDB_MODE is {DISABLED}: nothing is written")
+        if mode == "offline":
             return True
         if self._wandb.login(prompt=False):
             return False
@@ -130,7 +134,7 @@ class WandbStore:
                 run = self._of(label)
                 # that very step may lack a row: one that comes again is the same point
                 if row[STEP] >= self._begins[label]:
-                    run.log({**values, STEP: row[STEP]})
+                    run.log({**values, STEP: row[STEP], SENT: row[STEP]})
                 self._added.add(label)
 
     def _fill_scores(self) -> int:
@@ -140,7 +144,9 @@ class WandbStore:
             key, size = (row.size, row.name, row.step), Subnet.read(row.size)
             if size is None or self._scores.get(key) == row.value:  # a floor, or known
                 continue
-            self._of(size.label).log({row.name: row.value, STEP: row.step})
+            run = self._of(size.label)
+            if run.summary.get(row.name) != row.value:  # the newest is what a server has
+                run.log({row.name: row.value, STEP: row.step})
             self._scores[key] = row.value
             added += 1
         return added
@@ -155,7 +161,7 @@ class WandbStore:
 
     def table(self, step: int, text: str) -> bool:
         """Whether that table of k-NN accuracies was not there."""
-        if step <= self._tabled:
+        if step <= self._tabled or step < self._begins[""]:
             return False
         page = self._wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)
         self._of("").log({"knn_table": page, STEP: step})
@@ -163,13 +169,20 @@ class WandbStore:
         return True
 
     def close(self, status: Status = "FINISHED") -> None:
-        """End the runs; one that was stopped shows as preempted."""
+        """End the runs; one that was stopped shows as preempted. TimeoutError: not all was sent."""
+        late = False
         for label, run in list(self._runs.items()):
             if status == "KILLED":
                 run.mark_preempting()
-            run.finish(exit_code=0 if status == "FINISHED" else 1)
+            try:
+                run.finish(exit_code=0 if status == "FINISHED" else 1)
+            except TimeoutError:  # the others are ended too
+                late = True
             del self._runs[label]
         os.close(self._lock)
+        if late:
+            files = self._files.wandb / "run-*"
+            raise TimeoutError(f"not all was sent in time: `wandb sync {files}` sends it")
 
     def _of(self, label: str) -> Any:
         """The run of a size; of what belongs to none: empty."""
@@ -191,11 +204,12 @@ class WandbStore:
         )
         run.define_metric(STEP, hidden=True)
         run.define_metric("*", step_metric=STEP)
-        last = run.summary.get(STEP)
+        run.define_metric(SENT, hidden=True)
+        last = run.summary.get(SENT)
         self._begins[label] = int(last) if last is not None else -1
         self._runs[label] = run
         for old in self._files.wandb.glob(f"offline-run-*-{key}"):
-            if old != Path(run.dir).parent:  # all that it had is in this one
+            if old != Path(run.dir).parent:  # but for the machine's load, all is made again
                 shutil.rmtree(old)
         return run
 
@@ -211,6 +225,7 @@ class WandbStore:
             **PRIVATE,
             init_timeout=PATIENCE_SECONDS,
             finish_timeout=PATIENCE_SECONDS,
+            finish_timeout_raises=True,
             stop_fn=_not_stopped,
             x_disable_stats=bool(label),  # once for the machine, not for each size
         )

@@ -9,6 +9,9 @@ from PIL import Image
 
 from data_tools import stats
 from poa_ds import cli
+from poa_ds.data.loader import eval_batches
+from poa_ds.data.places import open_folder
+from poa_ds.recipe import checks, load
 from tests.support import tiffs
 from tests.support.shards import image
 
@@ -48,6 +51,29 @@ def test_the_lines_can_be_pasted_and_damage_is_named(tmp_path: Path, capsys) -> 
     assert cli.main(["stats", str(tmp_path / "x"), "--workers", "1"]) == 1
     captured = capsys.readouterr()
     assert "3 images of 5 channels" in captured.out and "00.tif: " in captured.err
+
+
+def test_what_it_prints_is_a_recipe_that_is_accepted_and_reads_the_images(
+    tmp_path: Path, capsys
+) -> None:
+    tiffs.tree(tmp_path / "planes", 4)
+    for number in range(4):
+        stack = tmp_path / "pages" / f"{number}.tif"
+        tiffs.write(stack, tiffs.numbers(number), planarconfig=None)
+    Image.fromarray(image(1)).save(tmp_path / "x.png")
+    (tmp_path / "list.txt").write_text("x.png\n")
+    for place, more, measured in (
+        ("planes", (), True),
+        ("pages", ("--pages", "channels"), True),
+        ("list.txt", (), False),
+    ):
+        words = found(capsys, tmp_path / place, *more)["recipe"]
+        recipe = load.recipe(None, [f"{key}={value}" for key, value in words.items()])
+        assert recipe.data.is_measured is measured
+        folder = open_folder(str(tmp_path / place), recipe.data)
+        [(images, _)] = eval_batches(folder, range(len(folder)), resize=8, crop=8, batch_size=9)
+        assert images.shape[1] == recipe.data.channels
+    assert stats.COLOURFUL == checks.COLOURFUL
 
 
 @pytest.mark.parametrize(

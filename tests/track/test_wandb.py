@@ -174,9 +174,12 @@ def test_a_server_that_never_answers_costs_no_step_and_no_end(
             begin = time.perf_counter()
             tracker.log(step, {"loss": 1.0})
             taken.append(time.perf_counter() - begin)
-        tracker.close(timeout_seconds=PATIENCE_SECONDS)
+        begin = time.perf_counter()
+        tracker.close(timeout_seconds=30.0)
+        ended = time.perf_counter() - begin
     # the median: other work on the machine may stall a single call
     assert np.median(taken) < 0.01 and len(read_rows(tmp_path / "metrics.jsonl")) == 200
+    assert ended < 60  # a busy machine's half of it beside those 30 s
     said = capfd.readouterr().err
     assert said.count("Weights & Biases failed") == 1, said
     assert said.count(f"poa-ds wandb {tmp_path}") == 1, said

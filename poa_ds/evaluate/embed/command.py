@@ -287,7 +287,11 @@ def tell_cost(
 ) -> None:
     """The work and the disk that it takes; UserError where the disk has less. All ranks look."""
     rows, crop, feature = setting["rows"], setting["crop"], setting["feature"]
-    side = math.isqrt(math.prod(pixels.sides_of(crop)))  # of the square with as many patches
+    rows_, columns = pixels.sides_of(crop)
+    side = rows_
+    if rows_ != columns:  # a square of about as many patches
+        patch = model.shape.patch_size
+        side = patch * round(math.sqrt(rows_ * columns) / patch)
     flops = rows * sum(model.flops(subnet, side) for subnet in subnets)
     widths = [numbers_read(model, subnet, feature, *pixels.sides_of(crop)) for subnet in subnets]
     size = rows * sum(widths) * TYPES[setting["dtype"]].itemsize

@@ -100,6 +100,9 @@ def run(args: argparse.Namespace) -> int:
             say_corruptions(cache, args)
             rows, tasks, taps = [], [], cache.feature
             for own in floors.readers(reader, args, places):
+                if dist.any_rank(bool(asked), device):
+                    cache.stopped = True
+                    return os.EX_TEMPFAIL
                 cache.reads(own, floors.feature(own, taps))
                 protocol = protocol_of(train, val, learn, held, cache, args)
                 tell_cost(protocol, own, args)

@@ -1,7 +1,7 @@
 """Colours of crops changed at random, as mmsegmentation's PhotoMetricDistortion does.
 
-Each of four changes is made to half of the crops, and the result of each is rounded and cut to 8
-bits. Contrast comes first or last. Hue is in 256 steps here, in 180 there.
+Each of four changes is made to half of the crops; results are cut to 0 .. 255, fractions are
+dropped. Contrast comes before or behind saturation and hue. Hue is in 256 steps here, in 180 there.
 """
 
 import random

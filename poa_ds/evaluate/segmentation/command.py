@@ -28,7 +28,7 @@ from poa_ds.system import arguments, dist
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 
-CROP, BATCH, STEPS = 512, 16, 40_000  # DINOv3's linear head on ADE20K
+CROP, BATCH = 512, 16  # DINOv3's linear head on ADE20K
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -197,7 +197,8 @@ def protocol_of(
     ratio, distort = protocols.given(args, "cat_max_ratio"), protocols.given(args, "distort")
     published = args.published and (how.rates, how.taps) == ((RATE,), LAST)
     published &= (args.batch, crop, how.stride) == (BATCH, CROP, CROP * 2 // 3)
-    published &= (schedule, ratio, distort) == (Schedule.of(STEPS), 1.0, False)
+    usual = Schedule.of(protocols.PROTOCOLS[protocols.DINOV3].steps)
+    published &= (schedule, ratio, distort) == (usual, 1.0, False)
     return {
         "train": {"images": len(learn), "of": len(train), "index_sha256": train.hash},
         "val": {"images": len(asked.rows), "of": len(val), "index_sha256": val.hash},
