@@ -32,7 +32,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "knn.jsonl": results.read,
     "evaluations.jsonl": score_rows.read,
     "mlflow.json": lambda path: mlflow_ids.known(path.parent, {}),
-    "derived.json": lambda path: mlflow_sync._is_complete(path.parent, [{"step": 1}]),
+    "derived.json": lambda path: mlflow_sync.is_complete(path.parent, [{"step": 1}]),
     "config.json": lambda path: deployed.read_recipe(path),
     "manifest.json": lambda path: folders.read_manifest(path.parent),
     "deepspeed.json": ds_json.read,
