@@ -47,7 +47,7 @@ class Figures:
     images: int
     kilobytes: float  # of one encoded image
     parts: dict[str, float]
-    published: float
+    published: float | None  # None: it knows no measurements
     stream: float | None  # webdataset's reader; None: there is no tar
     files: Mapping[str, float]  # reading from shards and files, wall milliseconds, warm and cold
     rates: dict[int, float]
@@ -118,11 +118,11 @@ def measure(
     rows = Order(len(folder), spec.seed).rows(0, images)
     contents = [folder.read(int(row)) for row in rows]
     parts = _parts(folder, spec, rows, contents, device)
-    finish = published(spec.crops, spec.photometric)
-    few = contents[: max(1, images // PUBLISHED_SHARE)]
-    say("measuring the published pipeline")
-    slow = _each(finish, few)
-    stream = None
+    slow = stream = None
+    if spec.values is None:
+        say("measuring the published pipeline")
+        few = contents[: max(1, images // PUBLISHED_SHARE)]
+        slow = _each(published(spec.crops, spec.photometric), few)
     if not isinstance(folder, LooseFolder):
         say("measuring webdataset's reader")
         sources = [str(folder.path / shard.file) for shard in folder.manifest.shards]
@@ -249,6 +249,10 @@ def table(folder: Path, figures: Figures, place: Machine, rate: float) -> str:
         for name, value in figures.decoders.items()
     ]
     workers = [f"| {n} | {found:,.0f} |" for n, found in figures.rates.items()]
+    beside = ""
+    if figures.published is not None:
+        processes = math.ceil(rate * (figures.published + figures.parts["read"]) / 1000)
+        beside = f", the published pipeline {processes}"
     return "\n".join(
         [
             f"{figures.images} images of {folder}, {figures.kilobytes:.0f} kB each",
@@ -272,7 +276,6 @@ def table(folder: Path, figures: Figures, place: Machine, rate: float) -> str:
             *workers,
             "",
             f"{rate:,.0f} images/s need {figures.workers_for(rate)} workers "
-            f"({one:,.0f} images/s each), the published pipeline "
-            f"{math.ceil(rate * (figures.published + figures.parts['read']) / 1000)}.",
+            f"({one:,.0f} images/s each){beside}.",
         ]
     )

@@ -17,6 +17,7 @@ from poa_ds.data.image.views import CropSpec
 from poa_ds.data.store.loose import LooseFolder
 from poa_ds.data.stream import stream_images
 from poa_ds.system.errors import UsageError
+from tests.support import tiffs
 from tests.support.published import COLOURS
 from tests.support.shards import image, make_shards, run
 
@@ -39,6 +40,20 @@ def test_every_part_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert found["stream"] > 0 and found["published"] > found["parts"]["decode"]
     for words in ("4,000 images/s need", "webdataset's streaming reader", "published pipeline"):
         assert words in out
+
+
+def test_measurements_are_measured_without_the_published_pipeline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, record = tiffs.tree(tmp_path / "tiffs", 8), tmp_path / "figures.json"
+    words = ["data.channels=5", "data.range=[0,4095]"]
+    words += [f"augmentation.{key}=0" for key in ("saturation", "hue", "gray")]
+    words += [f"augmentation.{key}=[{','.join(['0.5'] * 5)}]" for key in ("mean", "std")]
+    options = ("--images", 8, "--workers", 1, "--json", record)
+    assert run(bench_data, *options, f"data.train={place}", *SMALL, *words) == 0
+    found, out = json.loads(record.read_text()), capsys.readouterr().out
+    assert found["published"] is None and list(found["decoders"]) == ["torchvision"]
+    assert "4,000 images/s need" in out and "published pipeline" not in out
 
 
 def test_the_workers_that_a_rate_needs_are_rounded_up() -> None:

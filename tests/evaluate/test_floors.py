@@ -13,7 +13,7 @@ from poa_ds.data.store.index import ShardFolder
 from poa_ds.evaluate import score_rows
 from poa_ds.evaluate.feature_sets import FeatureSet
 from poa_ds.evaluate.features import random_weights
-from poa_ds.evaluate.floors import SIZE
+from poa_ds.evaluate.floors import SIZE, Pixels
 from poa_ds.evaluate.score_rows import OF_PIXELS, OF_RANDOM, ScoreRow
 from poa_ds.model.space import Subnet
 from poa_ds.recipe import load
@@ -128,3 +128,10 @@ def test_features_that_lie_there_have_no_pixels(run: Path, capsys: pytest.Captur
     words = ["eval", "clusters", run, "--val", out, "--floors"]
     assert main([str(word) for word in words]) == UsageError.exit_status
     assert "--floors reads images" in capsys.readouterr().err
+
+
+def test_raw_pixels_are_those_of_every_channel() -> None:
+    model = Pixels(4, 5)
+    [subnet] = model.space.subnets()
+    found = model(torch.rand(2, 5, 8, 8), subnet)
+    assert found.shape == (2, 1, model.feature_width(subnet)) == (2, 1, 5 * 16)

@@ -23,6 +23,7 @@ from poa_ds.track import wandb_store
 from poa_ds.track.metrics_file import Floors, read_rows
 from poa_ds.track.tracker import Tracker
 from tests.support import wandb_runs
+from tests.support.made_runs import keep_scores, made_run
 from tests.track.test_tracker import PROTOCOL, SMALL, knn
 
 PATIENCE_SECONDS = 240.0
@@ -148,6 +149,39 @@ def test_without_a_key_the_command_writes_files_for_later(
     assert cli.main(["wandb", str(tmp_path)]) == UserError.exit_status
     assert "is being written by another process" in capsys.readouterr().err
     os.close(holder)
+
+
+def test_the_command_makes_all_again_and_says_what_was_not_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made_run(
+        tmp_path / "run", "backbone.names={}", "backbone.depth.max=2", evaluations=2, steps=6
+    )
+    keep_scores(folder, step=3)
+    for _ in range(2):  # what the first has written is gone behind the second
+        assert cli.main(["wandb", str(folder)]) == 0, capsys.readouterr().err
+    found = runs(folder)
+    [training] = (run for run in found.values() if run.job_type == "training")
+    assert training.exit_code == 1  # the run has 12 steps
+    assert {row["rows_through"] for row in training.rows if "rows_through" in row} >= {*range(1, 7)}
+    [page] = folder.glob(f"wandb/*-{training.id}/files/media/html/knn_table_*.html")
+    assert "32x2" in page.read_text()
+    for run in found.values():  # a score of step 3 comes behind the rows, and moves no place
+        rows = [row["rows_through"] for row in run.rows if "rows_through" in row]
+        assert rows == sorted(rows) and rows[-1] == 6
+    ended = []
+
+    def late(self: object, **_: object) -> None:
+        ended.append(self)
+        raise TimeoutError
+
+    monkeypatch.setattr(wandb.Run, "finish", late)
+    assert cli.main(["wandb", str(folder)]) == UserError.exit_status
+    assert "not all was sent in time" in capsys.readouterr().err and len(ended) == len(found)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    wandb.teardown()
+    assert cli.main(["wandb", str(folder)]) == UserError.exit_status
+    assert "WANDB_MODE is disabled" in capsys.readouterr().err
 
 
 def test_an_id_is_the_checkpoints_else_the_folders_else_new(tmp_path: Path) -> None:

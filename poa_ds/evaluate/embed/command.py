@@ -287,13 +287,12 @@ def tell_cost(
 ) -> None:
     """The work and the disk that it takes; UserError where the disk has less. All ranks look."""
     rows, crop, feature = setting["rows"], setting["crop"], setting["feature"]
-    rows_, columns = pixels.sides_of(crop)
-    side = rows_
-    if rows_ != columns:  # a square of about as many patches
+    sides = side, other = pixels.sides_of(crop)
+    if side != other:  # a square of about as many patches
         patch = model.shape.patch_size
-        side = patch * round(math.sqrt(rows_ * columns) / patch)
+        side = patch * round(math.sqrt(side * other) / patch)
     flops = rows * sum(model.flops(subnet, side) for subnet in subnets)
-    widths = [numbers_read(model, subnet, feature, *pixels.sides_of(crop)) for subnet in subnets]
+    widths = [numbers_read(model, subnet, feature, *sides) for subnet in subnets]
     size = rows * sum(widths) * TYPES[setting["dtype"]].itemsize
     if dist.is_main():
         to(f"{rows:,} images x {len(subnets)} sizes = {flops:.2g} FLOPs, {size / 1e6:.3g} MB")
