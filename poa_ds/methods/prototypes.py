@@ -93,6 +93,7 @@ class Prototypes:
             temperature=self.objective.student_temperature,
             drop_path=drop_path,
             imitates=imitates,
+            koleo_students=self.objective.koleo_students,
         )
 
     def figures(self, target: Assignments) -> dict[str, Tensor]:

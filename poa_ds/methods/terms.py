@@ -28,7 +28,7 @@ class Terms:
     """Unweighted terms of n students, averaged over the heads.
 
     dino, ibot: (n,) towards the teacher. imitation: (n - 1,) of the others towards the intact
-    one, (0,) where it has no weight. koleo: a scalar, the mean over the students.
+    one, (0,) where it has no weight. koleo: a scalar, the mean over the students that have it.
     """
 
     dino: Tensor
@@ -72,8 +72,12 @@ def slot_terms(
     temperature: float,
     drop_path: DropPath | None = None,
     imitates: bool = True,
+    koleo_students: str = "all",
 ) -> Terms:
-    """The terms of one slot. subnets: the intact one first. imitates: the others learn from it."""
+    """The terms of one slot. subnets: the intact one first. imitates: the others learn from it.
+
+    koleo_students: "all" or "intact", of whom KoLeo is the mean.
+    """
     crops, masks = [batch.global_crops], [batch.masks if ibot else None]
     if len(batch.local_crops):
         crops.append(batch.local_crops)
@@ -95,8 +99,9 @@ def slot_terms(
         temperature,
         imitates=imitates,
     )
-    global_cls = [rows[: 2 * batch.size] for rows in cls_rows]
-    koleo = sum(losses.koleo(crop) for rows in global_cls for crop in rows.chunk(2)) / len(streams)
+    spread = cls_rows if koleo_students == "all" else cls_rows[:1]
+    global_cls = [rows[: 2 * batch.size] for rows in spread]
+    koleo = sum(losses.koleo(crop) for rows in global_cls for crop in rows.chunk(2)) / len(spread)
     return Terms(*matching.cross_entropies(), koleo)
 
 

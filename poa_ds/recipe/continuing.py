@@ -88,7 +88,7 @@ RULES = (
         "may",
         "earlier and later ones cannot be compared",
         "objective.intact_weight objective.slow_start objective.imitation objective.dino"
-        " objective.ibot objective.koleo"
+        " objective.ibot objective.koleo objective.koleo_students"
         " objective.student_temperature objective.sinkhorn_iterations"
         " slimmable.weights slimmable.imitation"
         " distill.teacher_temperature distill.student_temperature distill.imitation distill.patches"

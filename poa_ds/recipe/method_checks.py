@@ -23,6 +23,11 @@ def problems(recipe: Recipe) -> Iterator[str]:
             f"objective.imitation {recipe.objective.imitation:g}: of {recipe.objective.method} it"
             f" is {own}, remove it"
         )
+    if recipe.objective.koleo_students != "all":
+        alone = recipe.objective.method in ("seed", "single", "finetune")
+        if alone or not recipe.objective.koleo:
+            why = f"{recipe.objective.method} has one student" if alone else "objective.koleo is 0"
+            yield (f"objective.koleo_students {recipe.objective.koleo_students}: {why}, remove it")
     if recipe.finetune.classes and recipe.objective.method != "finetune":
         yield (
             f"finetune.classes {recipe.finetune.classes}: {recipe.objective.method} learns without"

@@ -65,6 +65,7 @@ class Objective:
     dino: NotNegative = 1.0  # weight, as are the two below
     ibot: NotNegative = 1.0
     koleo: NotNegative = 0.1
+    koleo_students: Literal["all", "intact"] = "all"  # whose features it spreads
     student_temperature: Positive = 0.1
     centering: Literal["sinkhorn", "softmax"] = "sinkhorn"  # how the teacher's targets are balanced
     sinkhorn_iterations: Count = 3

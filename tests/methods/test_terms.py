@@ -1,5 +1,7 @@
 """n students: the sums of what each has alone, and of what each copies in a pair, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,8 +14,10 @@ from poa_ds.model.backbone import DropPath
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.derived import space
 from poa_ds.recipe.tree import Objective, Recipe
+from poa_ds.system.errors import UsageError
 from tests.distributed.programs.worker import made_batch, recipe_with
 from tests.distributed.test_backbones_ranks import BACKBONES
+from tests.methods.test_single import one_step
 
 OBJECTIVE = Objective(dino=1.0, ibot=0.7, koleo=0.3)
 WEIGHTS = (0.5, 0.3, 0.2)
@@ -39,7 +43,7 @@ class Slot:
         packing = backbone.packing(crops)
         self.drawn = backbone.draw_drop_path(packing, self.sizes, rate, generator, "cpu")
 
-    def terms(self, *students: int) -> Terms:
+    def terms(self, *students: int, **options: str) -> Terms:
         """Of those of the three sizes, each with its own stochastic depth."""
         subnets: list[Subnet] = [self.sizes[k] for k in students]
         drops = (
@@ -55,6 +59,7 @@ class Slot:
             ibot=True,
             temperature=0.1,
             drop_path=drops and DropPath(tuple(drops)),
+            **options,
         )
 
     def gradients(self, total: Tensor) -> dict[str, Tensor]:
@@ -91,6 +96,36 @@ def test_three_students_are_three_runs_of_one(
     for name, gradient in wanted.items():
         allowed = 1e-8 if name.endswith("pos_embed") else 1e-11  # positions resized in float32
         assert (got[name] - gradient).norm() <= allowed * gradient.norm() + 1e-15, name
+
+
+@pytest.mark.parametrize("kind", ["vit", *BACKBONES])
+def test_koleo_of_the_intact_student_alone(kind: str) -> None:
+    slot = Slot(kind)
+    both, of_one = slot.terms(0, 1), slot.terms(0, 1, koleo_students="intact")
+    alone = slot.terms(0).koleo
+    assert torch.allclose(of_one.koleo, alone, rtol=1e-12)
+    assert not torch.allclose(of_one.koleo, both.koleo, rtol=1e-3)
+    weights, plain = (0.8, 0.2), replace(OBJECTIVE, koleo=0.0)
+    got = slot.gradients(of_one.total(weights, OBJECTIVE))
+    wanted = slot.gradients(both.total(weights, plain) + OBJECTIVE.koleo * alone)
+    for name, gradient in wanted.items():
+        allowed = 1e-8 if name.endswith("pos_embed") else 1e-11  # positions resized in float32
+        assert (got[name] - gradient).norm() <= allowed * gradient.norm() + 1e-15, name
+
+
+def test_a_recipe_says_whose_koleo_it_is() -> None:
+    both = recipe_with(backbone__drop_path=0.0)
+    intact = recipe_with(backbone__drop_path=0.0, objective={"koleo_students": "intact"})
+    alone = recipe_with(backbone__drop_path=0.0, objective={"method": "single"})
+    wanted = one_step(alone)[0]["koleo"]
+    assert torch.allclose(one_step(intact)[0]["koleo"], wanted)
+    assert not torch.allclose(one_step(both)[0]["koleo"], wanted, rtol=1e-3)
+
+
+@pytest.mark.parametrize("changed", [{"method": "single"}, {"koleo": 0.0}])
+def test_koleo_of_nobody_in_particular_is_refused(changed: dict) -> None:
+    with pytest.raises(UsageError, match=r"objective\.koleo_students intact"):
+        recipe_with(objective={"koleo_students": "intact"} | changed)
 
 
 def test_the_names_of_terms_tell_students_apart() -> None:
