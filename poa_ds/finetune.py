@@ -14,14 +14,14 @@ from typing import Any
 
 from poa_ds import train
 from poa_ds.evaluate.finetune import recipes
+from poa_ds.evaluate.finetune.options import add_arguments, check_options
 from poa_ds.evaluate.finetune.recipes import Job, Settings
-from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived, ds_json
 from poa_ds.recipe.tree import Recipe
 from poa_ds.run import exit_status, faults
 from poa_ds.run.apart import apart
-from poa_ds.system import arguments, paths, rendezvous
-from poa_ds.system.console import say, tell
+from poa_ds.system import rendezvous
+from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.run_folder import RunFolder
 
@@ -31,82 +31,6 @@ example (one process; on a CPU put DS_ACCELERATOR=cpu before it):
   poa-ds eval finetune runs/s16 --sizes small --train shards/train --val shards/val
   deepspeed --num_gpus 8 --module poa_ds.finetune runs/s16 --sizes small \\
       --train shards/train --val shards/val --deepspeed_config zero2"""
-METRICS = ("top1", "mean_per_class")
-HELP = {
-    "batch": "images of a step",
-    "epochs": "",
-    "lr": "at its peak, whatever the batch is",
-    "layer_decay": "factor on the rate from one block to the one before",
-    "drop_path": "stochastic depth",
-    "warmup": "share of the epochs in which the rate rises from 0",
-    "min_lr": "at the end of the cosine",
-    "weight_decay": "of matrices alone",
-    "ema": "momentum of the averaged weights, which are measured",
-    "mixup": "alpha, 0: none",
-    "cutmix": "alpha, 0: none",
-    "smoothing": "of labels",
-    "policy": "of changes to a crop, in timm's words; '' for none",
-    "erase": "probability that a box of a crop becomes noise",
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `poa-ds eval finetune`."""
-    parser.add_argument(
-        "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
-    )
-    parser.add_argument(
-        "--sizes", help="names and WIDTHxDEPTH, by commas, one after the other (recipe's names)"
-    )
-    parser.add_argument("--step", type=int, help="of the teacher (the newest)")
-    parser.add_argument(
-        "--train", type=paths.place, metavar="SHARDS", help="to learn from (recipe's)"
-    )
-    parser.add_argument(
-        "--val", type=paths.place, metavar="SHARDS", help="to measure on (recipe's)"
-    )
-    parser.add_argument(
-        "--recipe",
-        choices=recipes.RECIPES,
-        default=recipes.IMAGENET,
-        help="POA's numbers for ImageNet, few labels of it, or transfer of ViTs (%(default)s)",
-    )
-    parser.add_argument(
-        "--subset",
-        type=arguments.share_or_file,
-        default=1.0,
-        metavar="SHARE|FILE",
-        help="of each class to learn from, such as 10%%; or a file of image names, one a line",
-    )
-    own = parser.add_argument_group("in the place of the recipe's numbers")
-    for field in fields(Settings):
-        kind = {"batch": arguments.count, "policy": str}.get(field.name, float)
-        name = field.name.replace("_", "-")
-        own.add_argument(f"--{name}", type=kind, metavar="X", help=HELP[field.name] or None)
-    parser.add_argument(
-        "--published-cosine",
-        action="store_true",
-        help=f"lay the cosine over {recipes.PUBLISHED_COSINE} epochs and cut it",
-    )
-    parser.add_argument(
-        "--random-weights", action="store_true", help="start without the run: what it is worth"
-    )
-    parser.add_argument("--metric", choices=METRICS, default="top1", help="(%(default)s)")
-    parser.add_argument(
-        "--slots", type=arguments.count, help="parts of a step, for as many ranks at most (8)"
-    )
-    parser.add_argument("--workers", type=arguments.whole, help="loader processes (recipe's)")
-    parser.add_argument("--seed", type=arguments.whole, default=0, help="(%(default)s)")
-    parser.add_argument(
-        "--precision", choices=("bf16", "fp16", "fp32"), help="(recipe's; on a CPU fp32)"
-    )
-    parser.add_argument("--deepspeed_config", type=paths.path, metavar="FILE.json")
-    parser.add_argument("--dry-run", action="store_true", help="say what it costs, do nothing")
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--csv", action="store_true", help="print CSV, behind all else")
-    output.add_argument("--json", action="store_true", help="print JSON, behind all else")
-    # appended by launchers
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -195,23 +119,11 @@ def trainings(args: argparse.Namespace) -> list["Training"]:
             seed=args.seed,
             precision=args.precision or _precision(recipe),
             workers=recipe.data.workers if args.workers is None else args.workers,
+            drop_unknown_classes=args.drop_unknown_classes,
         )
         about = {"weights_sha256": weights_hash(teacher), "recipe": row.title, "given": given}
         found.append(Training(job, RunFolder.around(teacher), step, about))
     return found
-
-
-def check_options(args: argparse.Namespace, settings: Settings, subnet: Subnet) -> None:
-    """UsageError: timm does not know the policy. Said: an option changes nothing."""
-    if args.published_cosine and settings.epochs >= recipes.PUBLISHED_COSINE:
-        say(f"--published-cosine changes nothing: {subnet} learns for {settings.epochs:g} epochs")
-    if args.policy:
-        from timm.data import create_transform
-
-        try:
-            create_transform(32, is_training=True, auto_augment=args.policy)
-        except (AssertionError, KeyError, ValueError) as error:
-            raise UsageError(f"--policy {args.policy}: timm knows no such policy") from error
 
 
 def _precision(recipe: Recipe) -> str:
@@ -232,12 +144,12 @@ class Training:
         recipe = job.recipe("")
         whole, val = (open_folder(x, recipe.data, folder.images) for x in (job.train, job.val))
         learnt = learnt_from(whole, recipe)
-        numbers = measured_on(val, learnt)
+        asked = measured_on(val, learnt, drop=job.drop_unknown_classes)
         self.images = len(learnt)
         self.protocol = recipes.protocol(recipe) | {
             "given": about["given"],
             "train": {"images": len(learnt), "of": len(whole), "index_sha256": whole.hash},
-            "val": {"images": len(numbers), "of": len(val), "index_sha256": val.hash},
+            "val": asked.record(),
         }
         self.setting = {"recipe": about["recipe"], **recipes.numbers(recipe)}
         words = [self.protocol, self.setting, about["weights_sha256"]]

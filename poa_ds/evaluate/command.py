@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.data.places import open_folder
-from poa_ds.evaluate import corruptions, measured, real, results, score_table, split
+from poa_ds.evaluate import classes, corruptions, measured, real, results, score_table, split
 from poa_ds.evaluate.accuracies import accuracies, share
 from poa_ds.evaluate.features import Readout, random_weights
 from poa_ds.evaluate.knn import answers_of_sets, knn, raw_pixel_floor, right_row
@@ -66,6 +66,7 @@ def add_bank_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, help="images at a time (recipe's)")
     parser.add_argument("--workers", type=int, help="loader processes per rank (recipe's)")
+    classes.add_arguments(parser)
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def knn_rows(
     used = {"train": how.pop("bank"), "val": how.pop("queries"), **how, "k": k}
     used |= {"subset": split.subset_record(args), "shots": args.shots, "seed": args.seed}
     used["published"] = not amount and (how["resize"], how["crop"]) == (256, 224)
-    rows, classes = [], len(protocol.bank.folder.classes)
+    rows, every = [], len(protocol.bank.folder.classes)
     about = {"step": step, "chosen_by": "", "setting": {}, "amount": amount, "seconds": seconds}
     for subnet, of_sets in answered.items():
         sets = [*zip(asked.items(), of_sets, strict=True)]
@@ -201,7 +202,7 @@ def knn_rows(
         for (name, of), found in sets:
             if not found.finite or (name.startswith(corruptions.BEGIN) and not whole):
                 continue
-            count = classes if of.among is None else int(of.among.sum())
+            count = every if of.among is None else int(of.among.sum())
             metrics = {"top1": share(found.right[k])}
             if of.ranked:
                 metrics = dict(accuracies(found.first[k], found.labels, count))
@@ -222,6 +223,8 @@ def overridden(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     """The recipe with the command's options in the place of its own."""
     names = ("queries", "bank", "query_images", "bank_images", "batch_size", "resize", "crop")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.drop_unknown_classes:
+        given["drop_unknown_classes"] = True
     if args.crop and not args.resize:
         given["resize"] = max(recipe.evaluation.resize, args.crop)
     data = {} if args.workers is None else {"workers": args.workers}

@@ -116,18 +116,6 @@ def check_alike(train: FeatureSet, val: FeatureSet) -> None:
         raise UsageError(f"{train.place} and {val.place} have no size in common")
 
 
-def matched(train: str, classes: Sequence[str], val: FeatureSet) -> Tensor:
-    """The number among `classes`, of the images `train`, of each class of `val`, by name.
-
-    UserError: it has none there.
-    """
-    number = {name: i for i, name in enumerate(classes)}
-    lacking = [name for name in val.classes if name not in number]
-    if lacking:
-        raise UserError(f"{val.place} has {len(lacking)} classes that {train} lacks: {lacking[:3]}")
-    return torch.tensor([number[name] for name in val.classes])
-
-
 def usable(
     sets: Sequence[FeatureSet], asked: Sequence[str] | None = None
 ) -> tuple[list[str], list[str]]:

@@ -3,8 +3,8 @@
 Each rank reads, encodes and keeps its share of both; neighbours.py does the rest.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from poa_ds.data.batch import Bad
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import SampleError, ShardFolder
+from poa_ds.evaluate import classes
 from poa_ds.evaluate.neighbours import Answers, Bank, Deal, answers, subset
 from poa_ds.recipe.tree import Evaluation
 from poa_ds.system import dist
@@ -30,11 +31,13 @@ class Split:
     """The images of a shard folder that take part, with their labels in the bank's numbers.
 
     numbers: of each of the folder's classes; the last one is that of images without a class.
+    left_out: for a protocol, images of classes that the bank lacks.
     """
 
     folder: ShardFolder
     rows: np.ndarray
     numbers: Tensor
+    left_out: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def contents(self) -> np.ndarray:
@@ -45,7 +48,8 @@ class Split:
     def record(self) -> dict[str, Any]:
         """For a protocol: how many of which images."""
         folder = self.folder
-        return {"images": len(self.rows), "of": len(folder), "index_sha256": folder.hash}
+        found = {"images": len(self.rows), "of": len(folder), "index_sha256": folder.hash}
+        return found | self.left_out
 
     @property
     def labels(self) -> Tensor:
@@ -74,28 +78,31 @@ class KnnProtocol:
     def of(cls, bank: ShardFolder, queries: ShardFolder, options: Evaluation) -> "KnnProtocol":
         """Evenly spread subsets where the recipe asks for them; classes are matched by name.
 
-        UserError: the same images twice, no labels, classes that the bank lacks.
+        UserError: the same images twice, no labels, classes that the bank lacks, unless images of
+        these are left out.
         """
         if bank.hash == queries.hash:
             raise UsageError(
                 f"evaluation.queries {queries.path} and the bank {bank.path} are the same images: "
                 "each would find itself; name another split"
             )
-        lacking = sorted(set(queries.classes) - set(bank.classes))
-        if lacking:
-            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-            raise UserError(
-                f"{queries.path} has classes that the bank {bank.path} lacks: "
-                f"{', '.join(lacking[:3])}{more}"
-            )
-        number = {name: i for i, name in enumerate(bank.classes)}
-        none = len(bank.classes)
+        place, drop, none = str(queries.path), options.drop_unknown_classes, len(bank.classes)
+        labelled, banked = _labelled(queries), _labelled(bank)
+        numbers = classes.matched(
+            queries.classes, place, bank.classes, f"the bank {bank.path}", drop=drop
+        )
+        labels = torch.from_numpy(queries.labels[labelled]).long()
+        asked = labelled[classes.known(labels, numbers, place).numpy()]
+        left_out = classes.record(labels, numbers)
+        # another image that stands for a damaged one may be of an unknown class
+        numbers = torch.where(numbers == classes.UNKNOWN, none, numbers)
         return cls(
-            Split(bank, _labelled(bank, options.bank_images), torch.arange(none + 1)),
+            Split(bank, banked[subset(len(banked), options.bank_images)], torch.arange(none + 1)),
             Split(
                 queries,
-                _labelled(queries, options.query_images),
-                torch.tensor([*(number[name] for name in queries.classes), none]),
+                asked[subset(len(asked), options.query_images)],
+                torch.cat((numbers, torch.tensor([none]))),
+                left_out,
             ),
             options,
         )
@@ -117,6 +124,11 @@ class KnnProtocol:
     def doubts(self) -> list[str]:
         """Why the accuracies will say less than they seem to."""
         found, names = [], f"{self.queries.folder.path} and the bank {self.bank.folder.path}"
+        for left_out in self.queries.left_out.values():
+            found.append(
+                f"{left_out['images']} images of {left_out['classes']} classes of "
+                f"{self.queries.folder.path} are left out: the bank lacks them"
+            )
         shared = int(np.isin(self.queries.contents, self.bank.contents).sum())
         if shared:
             every = len(self.queries.rows)
@@ -247,8 +259,8 @@ class KnnProtocol:
         )
 
 
-def _labelled(folder: ShardFolder, wanted: int) -> np.ndarray:
+def _labelled(folder: ShardFolder) -> np.ndarray:
     rows = np.flatnonzero(folder.labels >= 0)
     if not len(rows):
         raise UserError(f"{folder.path} has no labels: k-NN needs them in bank and queries")
-    return rows[subset(len(rows), wanted)]
+    return rows

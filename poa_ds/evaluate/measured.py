@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poa_ds.evaluate import accuracies, corruptions
+from poa_ds.evaluate import accuracies, classes, corruptions
 from poa_ds.evaluate.accuracies import Accuracy
 from poa_ds.evaluate.feature_sets import FeatureSet
 from poa_ds.evaluate.score_rows import CORRUPTED, ScoreRow
@@ -71,10 +71,13 @@ def tests(args: argparse.Namespace) -> dict[str, str]:
     return dict(args.test) | corruptions.places(args)
 
 
-def answers(numbers: Tensor, classes: int, args: argparse.Namespace) -> Tensor | None:
-    """(classes,) booleans, what may be answered on a --test set with these classes; None: all."""
-    found = torch.zeros(classes, dtype=torch.bool)
-    found[numbers] = True
+def answers(numbers: Tensor, count: int, args: argparse.Namespace) -> Tensor | None:
+    """(count,) booleans, what may be answered on a --test set with these classes; None: all.
+
+    numbers: of its classes, others than 0 to count - 1 where none is learnt.
+    """
+    found = torch.zeros(count, dtype=torch.bool)
+    found[numbers[(numbers >= 0) & (numbers < count)]] = True
     return found if args.only_classes and not found.all() else None
 
 
@@ -140,11 +143,18 @@ def of_features(
     sizes: Sequence[str],
     among: Tensor | None = None,
 ) -> Measured:
-    """numbers: of each of the set's classes among those learnt from. sizes: those measured."""
+    """numbers: of each of the set's classes among those learnt from; images of UNKNOWN are left
+    out. sizes: those measured.
+    """
 
     def rows(size: str) -> tuple[Tensor, Tensor]:
         x, labels = found.rows(size)
-        return x, numbers[labels]
+        kept = classes.known(labels, numbers, found.place)
+        return x[kept], numbers[labels[kept]]
 
-    images = len(found.numbers(sizes[0])) if sizes else 0
-    return Measured(name, rows, found.record(images) | answers_record(among), among)
+    about = found.record(0)
+    if sizes:
+        labels = found.rows(sizes[0])[1]
+        images = int(classes.known(labels, numbers, found.place).sum())
+        about = found.record(images) | classes.record(labels, numbers)
+    return Measured(name, rows, about | answers_record(among), among)

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from poa_ds.evaluate import corruptions, measured, real
+from poa_ds.evaluate import classes, corruptions, measured, real
 from poa_ds.evaluate.feature_cache import Cache, is_features
-from poa_ds.evaluate.feature_sets import FeatureSet, matched
+from poa_ds.evaluate.feature_sets import FeatureSet
 from poa_ds.evaluate.measured import Measured
 from poa_ds.evaluate.real import Real
 
@@ -31,7 +31,7 @@ def say_corruptions(cache: Cache, args: argparse.Namespace) -> None:
 
 def measured_sets(
     train: str,
-    classes: Sequence[str],
+    learnt: Sequence[str],
     found: Mapping[str, FeatureSet],
     sizes: Sequence[str],
     lists: Real | None,
@@ -39,10 +39,13 @@ def measured_sets(
 ) -> list[Measured]:
     """The validation images first, then --test's in their order, then what --real says.
 
-    classes: that are learnt from, of the images `train`. found: name -> features, val among them.
+    learnt: the classes of the images `train`. found: name -> features, val among them.
     """
-    sets, count = [], len(classes)
-    numbers = {name: matched(train, classes, features) for name, features in found.items()}
+    sets, count, drop = [], len(learnt), args.drop_unknown_classes
+    numbers = {
+        name: classes.matched(features.classes, features.place, learnt, train, drop=drop)
+        for name, features in found.items()
+    }
     for name, features in found.items():
         among = measured.answers(numbers[name], count, args) if name != "val" else None
         sets.append(measured.of_features(name, features, numbers[name], sizes, among))

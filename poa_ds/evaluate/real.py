@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poa_ds.evaluate import classes as of_images
 from poa_ds.evaluate.accuracies import Accuracy, accuracies
 from poa_ds.evaluate.feature_sets import FeatureSet
 from poa_ds.evaluate.knn_protocol import Split
@@ -71,7 +72,8 @@ class Real:
         """(n, classes) booleans: which answers are right for each image of the place.
 
         keys: of all its images, in their order. numbers: of each of its classes, which the lists
-        name, among those that are answered. UserError: names or classes do not go with the lists.
+        name, among those that are answered, others than 0 to classes - 1 for none. UserError: names
+        or classes do not go with the lists.
         """
         self.check(len(keys), place)
         names = [without_end(key) for key in keys]
@@ -89,7 +91,8 @@ class Real:
         found = torch.zeros(len(keys), classes, dtype=torch.bool)
         by_name = sorted(range(len(names)), key=names.__getitem__)
         for row, listed in zip(by_name, self.lists, strict=True):
-            found[row, numbers[listed]] = True
+            own = numbers[listed]
+            found[row, own[(own >= 0) & (own < classes)]] = True
         return found
 
     def record(self) -> dict[str, Any]:
@@ -121,12 +124,15 @@ def of_features(
     """The validation images that have a list, by what was learnt, as `measured.of_features`."""
     right = lists.right(found.keys(), numbers, classes, found.place)
     right = right[found.numbers(sizes[0])]  # an image is damaged whatever the size
-    listed = lists.of_rows(right, numbers[found.rows(sizes[0])[1]])
+    labels = found.rows(sizes[0])[1]
+    right[~of_images.known(labels, numbers, found.place)] = False
+    listed = lists.of_rows(right, numbers[labels])
 
     def rows(size: str) -> tuple[Tensor, Tensor]:
         return found.rows(size)[0][listed], right[listed]
 
-    return Measured(NAME, rows, found.record(len(listed)) | {"real": lists.record()})
+    about = found.record(len(listed)) | of_images.record(labels, numbers)
+    return Measured(NAME, rows, about | {"real": lists.record()})
 
 
 def of_answers(

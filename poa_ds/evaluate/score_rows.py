@@ -103,6 +103,8 @@ def describe(protocol: Mapping[str, Any]) -> str:
         for name, what in (("val", "images"), ("train", "to learn from"))
         if name in protocol
     ]
+    if left_out := protocol.get("val", {}).get("unknown_classes"):
+        parts.append(f"{left_out['images']:,} of {left_out['classes']:,} unknown classes left out")
     parts += [f"crop {protocol['crop']} of {protocol['resize']}"] if "crop" in protocol else []
     parts += [str(protocol["precision"])] if "precision" in protocol else []
     return f"{', '.join(parts)} (protocol {identity(protocol)})"

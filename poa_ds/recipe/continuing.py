@@ -113,8 +113,8 @@ RULES = (
         "may",
         "earlier and later ones cannot be compared",
         "evaluation.queries evaluation.bank evaluation.bank_images evaluation.query_images"
-        " evaluation.k evaluation.report_k evaluation.temperature evaluation.resize"
-        " evaluation.crop",
+        " evaluation.drop_unknown_classes evaluation.k evaluation.report_k evaluation.temperature"
+        " evaluation.resize evaluation.crop",
         counted="k-NN accuracies",
     ),
     Rule(

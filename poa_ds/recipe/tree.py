@@ -267,6 +267,8 @@ class Evaluation:
     sizes: tuple[str, ...] = ("all",)  # names, WIDTHxDEPTH, or all
     bank_images: CountOrNone = 0  # 0: all of them, as for query_images
     query_images: CountOrNone = 0
+    # queries of a class that the bank lacks are left out; false: they are an error
+    drop_unknown_classes: bool = False
     k: tuple[Count, ...] = (10, 20, 100, 200)
     report_k: Count = 20  # the one of k that curves show
     temperature: Positive = 0.07

@@ -13,7 +13,7 @@ from poa_ds.evaluate import results
 from poa_ds.evaluate.features import Readout
 from poa_ds.evaluate.finetune import rows as of_runs
 from poa_ds.evaluate.finetune.accuracy import Counts, counted
-from poa_ds.evaluate.finetune.images import class_numbers, measured_on
+from poa_ds.evaluate.finetune.images import measured_on
 from poa_ds.evaluate.results import KnnRow
 from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.model.classifier import Classified
@@ -49,10 +49,9 @@ class Accuracies:
         self.measured = {row.step for row in of_runs.own(self.files)}
         self.measures = bool(self.recipe.evaluation.queries)
         if self.measures:
-            self.folder = setup.open_folder(self.recipe.evaluation.queries)
-            self.numbers = measured_on(self.folder, setup.folder)
-            train = str(setup.folder.path)
-            self.classes = class_numbers(self.folder, setup.folder.classes, train)
+            options = self.recipe.evaluation
+            folder = setup.open_folder(options.queries)
+            self.asked = measured_on(folder, setup.folder, drop=options.drop_unknown_classes)
             self.readout = Readout.of(self.recipe, setup.engine.device)
 
     def due(self, step: int) -> bool:
@@ -79,9 +78,7 @@ class Accuracies:
         network.load_state_dict(tensors)
         found = counted(
             network.eval().to(self.readout.device),
-            self.folder,
-            self.numbers,
-            self.classes,
+            self.asked,
             self.recipe.evaluation,
             self.readout,
             batches=self._batches,
@@ -102,8 +99,8 @@ class Accuracies:
             return
         if found.damaged:
             say(
-                f"warning: {found.damaged} damaged images of {self.folder.path} are replaced by"
-                " others in the evaluation"
+                f"warning: {found.damaged} damaged images of {self.asked.folder.path} are replaced"
+                " by others in the evaluation"
             )
         size = derived.space(self.recipe).intact
         tell(f"top-1 at step {step:,}: {found.top1:.2f} % ({seconds:.1f} s)")

@@ -244,7 +244,7 @@ def test_mistakes_name_the_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the same images"):
         KnnProtocol.of(bank, bank, options)
     queries.classes = ("ant", "bee", "dog")
-    with pytest.raises(UserError, match=r"queries has classes that the bank .* lacks: dog"):
+    with pytest.raises(UserError, match=r"queries has 1 classes that the bank .* lacks: dog;"):
         KnnProtocol.of(bank, queries, options)
     queries.classes, queries.labels = bank.classes, np.full(12, -1)
     with pytest.raises(UserError, match="queries has no labels"):

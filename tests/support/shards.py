@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -38,14 +39,21 @@ def options(**changed: object) -> argparse.Namespace:
     )
 
 
-def make_shards(folder: Path, count: int = 30, *, first: int = 0, **changed: object) -> ShardFolder:
+def make_shards(
+    folder: Path,
+    count: int = 30,
+    *,
+    first: int = 0,
+    classes: Sequence[str] = CLASSES,
+    **changed: object,
+) -> ShardFolder:
     """Shards of `count` PNG images, keyed image_000, ..., of class number % 3."""
     samples = [
-        Sample(f"image_{number:03d}", f"image {number}", png(image(number)), number % len(CLASSES))
+        Sample(f"image_{number:03d}", f"image {number}", png(image(number)), number % len(classes))
         for number in range(first, first + count)
     ]
     args = options(**changed)
-    write(folder, samples, classes=CLASSES, rejected=(), tool="waves", args=args, source="waves")
+    write(folder, samples, classes=classes, rejected=(), tool="waves", args=args, source="waves")
     return ShardFolder.open(folder)
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from poa_ds.data.batch import Bad
 from poa_ds.data.loader import eval_batches
 from poa_ds.data.store.index import ShardFolder
+from poa_ds.evaluate.classes import UNKNOWN
 from poa_ds.evaluate.features import Readout
+from poa_ds.evaluate.finetune.images import Asked
 from poa_ds.evaluate.neighbours import Deal
 from poa_ds.model.classifier import Classified
 from poa_ds.recipe.tree import Evaluation
@@ -43,31 +45,30 @@ class Counts:
 @torch.inference_mode()
 def counted(
     network: Classified,
-    folder: ShardFolder,
-    numbers: np.ndarray,
-    own_classes: Tensor,
+    asked: Asked,
     options: Evaluation,
     readout: Readout,
     *,
     batches: Callable[..., Iterable] = lambda items, **_: items,
 ) -> Counts:
-    """Of the images with these numbers; `own_classes`: what each class is to the network.
+    """Of the images that are asked for.
 
     batches: wraps what goes over this rank's batches. A collective.
     """
     classes, device = network.classifier.out_features, readout.device
     counts = torch.zeros(2, classes, dtype=torch.int64, device=device)
     bad: list[Bad] = []
-    deal = Deal(len(numbers), options.batch_size)
+    deal = Deal(len(asked.numbers), options.batch_size)
     spans = deal.own()
     encode = readout.encoder(network, [network.size], lambda model, images, _: model(images))
-    found = _blocks(folder, numbers, spans, options, readout, bad)
+    found = _blocks(asked.folder, asked.numbers, spans, options, readout, bad)
     for images, labels in batches(
         found, total=len(spans), label="accuracy on the images of val", unit="batch"
     ):
         scores = encode(images.to(device))[0].float()
-        known = labels >= 0  # a substitute may have none
-        wanted, scores = own_classes[labels[known]].to(device), scores[known.to(device)]
+        wanted = torch.where(labels < 0, UNKNOWN, asked.classes[labels])
+        known = wanted != UNKNOWN  # a substitute may have no class
+        wanted, scores = wanted[known].to(device), scores[known.to(device)]
         right = (scores.argmax(1) == wanted).long()
         counts[0].index_add_(0, wanted, right)
         counts[1].index_add_(0, wanted, torch.ones_like(right))

@@ -1,13 +1,16 @@
 """The images that a fine-tuning learns from and is measured on, and what may be wrong with them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.selection import Selection
+from poa_ds.evaluate import classes
 from poa_ds.evaluate.split import Listed, drawn
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
@@ -39,10 +42,30 @@ def learnt_from(folder: ShardFolder, recipe: Recipe) -> ShardFolder | Selection:
     return folder if len(numbers) == len(folder) else Selection(folder, numbers)
 
 
-def measured_on(folder: ShardFolder, train: ShardFolder | Selection) -> np.ndarray:
-    """The numbers of the images of a folder that have a label, to measure on.
+@dataclass(frozen=True)
+class Asked:
+    """Images to measure on. numbers: theirs in the folder. classes: of each of the folder's, its
+    number among those of the training, UNKNOWN for none.
+    """
 
-    UserError: there are none, the folder is that of the training, or has classes that it lacks.
+    folder: ShardFolder
+    numbers: np.ndarray
+    classes: torch.Tensor
+    left_out: Mapping[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """For a protocol: how many of which images."""
+        about = {"images": len(self.numbers), "of": len(self.folder)}
+        return about | {"index_sha256": self.folder.hash} | self.left_out
+
+
+def measured_on(
+    folder: ShardFolder, train: ShardFolder | Selection, *, drop: bool = False
+) -> Asked:
+    """The images of a folder that have a label.
+
+    drop: but for those of classes that the training lacks. UserError: there are none, the folder
+    is that of the training, or has such classes.
     """
     whole = train.folder if isinstance(train, Selection) else train
     if folder.hash == whole.hash:
@@ -50,16 +73,7 @@ def measured_on(folder: ShardFolder, train: ShardFolder | Selection) -> np.ndarr
     numbers = np.flatnonzero(folder.labels >= 0)
     if not len(numbers):
         raise UserError(f"{folder.path} has no labels")
-    class_numbers(folder, train.classes, str(train.path))
-    return numbers
-
-
-def class_numbers(folder: ShardFolder, classes: Sequence[str], train: str) -> torch.Tensor:
-    """(own classes,) the number among `classes`, of the images `train`, of each own, by name."""
-    number = {name: i for i, name in enumerate(classes)}
-    lacking = [name for name in folder.classes if name not in number]
-    if lacking:
-        raise UserError(
-            f"{folder.path} has {len(lacking)} classes that {train} lacks: {lacking[:3]}"
-        )
-    return torch.tensor([number[name] for name in folder.classes])
+    place, labels = str(folder.path), torch.from_numpy(folder.labels[numbers]).long()
+    own = classes.matched(folder.classes, place, train.classes, str(train.path), drop=drop)
+    kept = classes.known(labels, own, place).numpy()
+    return Asked(folder, numbers[kept], own, classes.record(labels, own))

@@ -168,6 +168,7 @@ class Job:
     seed: int = 0
     precision: str = "fp32"
     workers: int = 0
+    drop_unknown_classes: bool = False  # of val
 
     def recipe(self, output_dir: str) -> Recipe:
         """The checked recipe of the training. UsageError: its numbers contradict each other."""
@@ -213,6 +214,7 @@ class Job:
                 queries=self.val,
                 every_epochs=1.0,
                 at_start=False,
+                drop_unknown_classes=self.drop_unknown_classes,
                 resize=run.evaluation.resize,
                 crop=run.evaluation.crop,
                 batch_size=run.evaluation.batch_size,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from poa_ds.evaluate import corruptions, feature_cache, floors, measured, score_table
+from poa_ds.evaluate import classes, corruptions, feature_cache, floors, measured, score_table
 from poa_ds.evaluate import split as of_labels
 from poa_ds.evaluate.embed.sources import Part, Shards
 from poa_ds.evaluate.feature_cache import Cache, Reader, is_features
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     of_labels.add_arguments(parser)
     measured.add_arguments(parser)
     floors.add_arguments(parser)
+    classes.add_arguments(parser)
     parser.add_argument(
         "--crops",
         choices=("random", "centre"),
@@ -262,7 +263,7 @@ def task(
         return apart.rows(size) if apart else fixed.rows(size, held)
 
     # damaged images are none of those that are measured on
-    protocol["val"] |= {"images": sets[0].record["images"]}
+    protocol["val"] |= sets[0].record
     if len(held):
         protocol["held_out"] |= {"images": len(held_rows(sizes[0])[1])}
     return Task(

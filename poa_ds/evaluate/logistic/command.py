@@ -12,7 +12,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from poa_ds.evaluate import corruptions, feature_cache, floors, measured, score_table, split
+from poa_ds.evaluate import (
+    classes,
+    corruptions,
+    feature_cache,
+    floors,
+    measured,
+    score_table,
+    split,
+)
 from poa_ds.evaluate.accuracies import Accuracy, best_first
 from poa_ds.evaluate.feature_cache import Cache, Reader
 from poa_ds.evaluate.feature_sets import FeatureSet, check_alike, usable
@@ -42,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     split.add_arguments(parser)
     measured.add_arguments(parser)
     floors.add_arguments(parser)
+    classes.add_arguments(parser)
     parser.add_argument(
         "--draws",
         type=arguments.count,
@@ -142,7 +151,7 @@ def score(
     keys: Callable[[], Sequence[str]] | None = None,
 ) -> Found:
     """What is learnt from x, labels, and found on the sets; keys: of the images of x."""
-    start, classes, x = time.monotonic(), int(labels.max()) + 1, x.double()
+    start, count, x = time.monotonic(), int(labels.max()) + 1, x.double()
     if len(labels.unique()) == 1:
         raise UserError("the images to learn from are of one class: there is nothing to separate")
     fits, every, learnt_from = [], [], 0
@@ -151,16 +160,16 @@ def score(
         c, held_out, learnt_from = args.c, None, int(kept.sum())
         if c is None:
             try:
-                c, held_out = logistic.choose(x[kept], labels[kept], classes, seed=seed)
+                c, held_out = logistic.choose(x[kept], labels[kept], count, seed=seed)
             except ValueError as error:
                 raise UserError(f"{error}; give --c 1, say") from error
-        fit = logistic.fit(x[kept], labels[kept], classes, c)
+        fit = logistic.fit(x[kept], labels[kept], count, c)
         fits.append((c, held_out, fit.converged))
         found = {}
         for of in sets:
-            among = None if of.among is None else of.among[:classes]
+            among = None if of.among is None else of.among[:count]
             first = best_first(fit.scores(of.rows(size)[0].to(x.device)), among)
-            found[of.name] = of.accuracies(size, first, classes)
+            found[of.name] = of.accuracies(size, first, count)
         every.append(found)
     c, held_out, _ = fits[0]
     return Found(
