@@ -37,7 +37,7 @@ def readers(reader: Reader, args: argparse.Namespace, places: Sequence[str]) -> 
         return [reader]
     if features := [place for place in places if is_features(place)]:
         raise UsageError(f"--floors reads images, and {features[0]} holds features: give shards")
-    return [reader, _of_pixels(reader), _untrained(reader)]
+    return [reader, _of_pixels(reader), untrained(reader)]
 
 
 def feature(reader: Reader, otherwise: str) -> str:
@@ -50,7 +50,8 @@ def named(rows: Sequence[ScoreRow], reader: Reader) -> list[ScoreRow]:
     return [replace(row, size=SIZE) for row in rows] if reader.floor == OF_PIXELS else [*rows]
 
 
-def _untrained(reader: Reader) -> Reader:
+def untrained(reader: Reader) -> Reader:
+    """The same sizes of the network before any training."""
     about = f"random weights, seed {reader.recipe.seed}"
     model = random_weights(reader.recipe).eval()
     return replace(reader, model=model, weights=about, floor=OF_RANDOM)

@@ -18,7 +18,7 @@ from poa_ds.evaluate import score_rows
 from poa_ds.evaluate.detection import annotations, coco, pictures
 from poa_ds.evaluate.detection.model import backbone_names, detector, drop_branches
 from poa_ds.evaluate.detection.pyramid import Features
-from poa_ds.evaluate.detection.settings import ROWS, Settings, nearest
+from poa_ds.evaluate.detection.settings import ROWS, Heads, Settings, nearest
 from poa_ds.evaluate.detection.task import decay_depth, found, one_size
 from poa_ds.evaluate.detection.training import losses
 from poa_ds.evaluate.features import random_weights
@@ -141,11 +141,11 @@ def test_an_image_of_another_size_than_its_file_says_is_told(shapes: Path, tmp_p
         next(requests)
 
 
-def made_detector(*, boxes: bool) -> nn.Module:
+def made_detector(*, boxes: bool, heads: Heads = "plain") -> nn.Module:
     torch.manual_seed(0)
     features = Features(plain(), out=16)
     options = {"short_sides": (64,), "long_side": 96, "mean": (0.5,) * 3, "std": (0.3,) * 3}
-    return detector(features, 2, boxes=boxes, **options)
+    return detector(features, 2, boxes=boxes, heads=heads, **options)
 
 
 def test_losses_fall_on_made_shapes(shapes: Path) -> None:

@@ -1,17 +1,19 @@
-"""poa-ds eval detection: Mask R-CNN on each size, trained whole and scored as COCO does."""
+"""poa-ds eval detection: Mask R-CNN or Cascade Mask R-CNN on each size, trained whole and scored
+as COCO does.
+"""
 
 import argparse
 import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed
 
 from poa_ds.engine import engine
-from poa_ds.evaluate import score_table
+from poa_ds.evaluate import floors, score_table
 from poa_ds.evaluate.detection import annotations
 from poa_ds.evaluate.detection import settings as numbers
 from poa_ds.evaluate.detection.annotations import Annotations
@@ -37,8 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--boxes", action="store_true", help="boxes alone: no masks are needed")
     parser.add_argument(
-        "--epochs", type=arguments.positive, default=numbers.EPOCHS, help="(%(default)g)"
+        "--random-weights", action="store_true", help="start without the run: what it is worth"
     )
+    add_protocol(parser)
     parser.add_argument(
         "--batch", type=arguments.count, default=numbers.BATCH, help="of a step (%(default)s)"
     )
@@ -54,6 +57,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save-every", type=arguments.count, default=1000, help="steps (%(default)s)"
     )
     add_reader_arguments(parser)
+
+
+def add_protocol(parser: argparse.ArgumentParser) -> None:
+    """What is built and how long it learns."""
+    short, poa = numbers.PROTOCOLS["short"], numbers.PROTOCOLS["poa"]
+    parser.add_argument(
+        "--protocol",
+        choices=[*numbers.PROTOCOLS],
+        default="short",
+        help="whose heads and epochs are the defaults (%(default)s; poa: its table of detection's)",
+    )
+    parser.add_argument(
+        "--heads",
+        choices=get_args(numbers.Heads),
+        help="what finds things in proposals: Mask R-CNN's head, or Cascade R-CNN's three "
+        f"({short.heads}; poa: {poa.heads})",
+    )
+    parser.add_argument(
+        "--epochs", type=arguments.positive, help=f"({short.epochs:g}; poa: {poa.epochs:g})"
+    )
 
 
 def add_numbers(parser: argparse.ArgumentParser) -> None:
@@ -116,8 +139,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("eval detection needs pycocotools: pip install 'poa_ds[detection]'")
     if args.batch_size:
         raise UsageError("--batch-size: a detector measures images one by one; --batch is a step's")
+    args = numbers.with_protocol(args)
     with all_ranks() as device, listening() as asked:
         reader = Reader.of(args, device)
+        if args.random_weights:
+            reader = floors.untrained(reader)
         checks.check_colours(reader.recipe, "eval detection")
         train, val = read(args.coco, masks=not args.boxes)
         wanted = {size: of_size(args, reader, size, train) for size in reader.subnets}
@@ -136,6 +162,7 @@ def run(args: argparse.Namespace) -> int:
             train=train,
             val=val,
             boxes=args.boxes,
+            heads=args.heads,
             autocast=torch.bfloat16 if precision == "bf16" else None,
             save_every=args.save_every,
         )
@@ -209,7 +236,7 @@ def protocol(
     return {
         "train": {"images": len(train.to_learn_from()), "sha256": train.hash},
         "val": {"images": len(val.pictures), "sha256": val.hash},
-        "detector": "faster_rcnn" if args.boxes else "mask_rcnn",
+        "detector": numbers.PREFIXES[args.heads] + ("faster_rcnn" if args.boxes else "mask_rcnn"),
         "epochs": args.epochs,
         "batch": args.batch,
         "slots": args.slots,

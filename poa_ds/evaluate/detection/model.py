@@ -1,4 +1,5 @@
-"""torchvision's Mask R-CNN, or Faster R-CNN where only boxes are wanted, around a plain network.
+"""torchvision's Mask R-CNN, or Faster R-CNN where only boxes are wanted, around a plain network;
+or with Cascade R-CNN's heads (cascade.py).
 
 Anchors and sizes follow the strides of the levels, so that networks of other patches see things of
 their own scale: a level's anchors are 8 strides long, in three shapes.
@@ -15,7 +16,9 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from poa_ds.engine.networks import Networks
+from poa_ds.evaluate.detection import cascade
 from poa_ds.evaluate.detection.pyramid import Features
+from poa_ds.evaluate.detection.settings import Heads
 from poa_ds.model import form
 from poa_ds.model import shape as shapes
 from poa_ds.model.options import COLOURS, Backbone
@@ -29,6 +32,7 @@ def detector(
     categories: int,
     *,
     boxes: bool,
+    heads: Heads,
     short_sides: Sequence[int],
     long_side: int,
     mean: Sequence[float],
@@ -50,15 +54,30 @@ def detector(
         "rpn_anchor_generator": AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
         "size_divisible": features.strides[-1],
     }
-    # torchvision's own heads where the levels have 256 channels; else as much narrower
     width, classes = features.out_channels, categories + 1
-    options["box_head"] = TwoMLPHead(width * ROI_SIDE**2, 4 * width)
-    options["box_predictor"] = FastRCNNPredictor(4 * width, classes)
+    if heads == "plain":
+        # torchvision's own heads where the levels have 256 channels; else as much narrower
+        options["box_head"] = TwoMLPHead(width * ROI_SIDE**2, 4 * width)
+        options["box_predictor"] = FastRCNNPredictor(4 * width, classes)
+        return _whole(features, classes, boxes, options)
+    each = []
+    for stage in cascade.STAGES:
+        own = {"box_fg_iou_thresh": stage.iou, "box_bg_iou_thresh": stage.iou}
+        own |= {"bbox_reg_weights": stage.coder, "box_head": cascade.box_head(width, ROI_SIDE)}
+        own |= {"box_predictor": cascade.box_predictor(4 * width, classes)}
+        each.append(_whole(features, classes, boxes, options | own))
+    found = each[0]
+    found.roi_heads = cascade.Cascade([one.roi_heads for one in each])
+    return found
+
+
+def _whole(features: Features, classes: int, boxes: bool, options: Mapping[str, Any]) -> FasterRCNN:
     if boxes:
         return FasterRCNN(features, **options)
-    options["mask_head"] = MaskRCNNHeads(width, (width,) * 4, dilation=1)
-    options["mask_predictor"] = MaskRCNNPredictor(width, width, classes)
-    return MaskRCNN(features, **options)
+    width = features.out_channels
+    masks = MaskRCNNHeads(width, (width,) * 4, dilation=1)
+    predictor = MaskRCNNPredictor(width, width, classes)
+    return MaskRCNN(features, **options, mask_head=masks, mask_predictor=predictor)
 
 
 def drop_branches(plain: nn.Module, rate: float) -> None:

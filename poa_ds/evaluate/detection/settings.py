@@ -1,13 +1,36 @@
 """How a detector is trained: POA's numbers for the two sizes it reports, and a schedule."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from poa_ds.system.errors import UsageError
 
 SHORT_SIDES, LONG_SIDE = tuple(range(480, 801, 32)), 1333  # pixels
-EPOCHS, BATCH, WEIGHT_DECAY, WARMUP_STEPS = 12.0, 16, 0.05, 500
+BATCH, WEIGHT_DECAY, WARMUP_STEPS = 16, 0.05, 500
 DROPS = (27 / 36, 33 / 36)  # shares of the steps behind which the rate is a tenth, a hundredth
+
+Heads = Literal["plain", "cascade"]  # what follows the proposals: Mask R-CNN's head, or three
+PREFIXES: dict[Heads, str] = {"plain": "", "cascade": "cascade_"}  # of detectors and metrics
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is taken of it where an option is not given; all other numbers are POA's in each."""
+
+    heads: Heads
+    epochs: float
+
+
+PROTOCOLS = {"short": Protocol("plain", 12.0), "poa": Protocol("cascade", 36.0)}
+
+
+def with_protocol(args: argparse.Namespace) -> argparse.Namespace:
+    """The options, those that were not given as their protocol has them."""
+    usual = PROTOCOLS[args.protocol]
+    own = {"heads": args.heads or usual.heads, "epochs": args.epochs or usual.epochs}
+    return argparse.Namespace(**vars(args) | own)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from poa_ds.evaluate.detection.annotations import Annotations, Picture
 from poa_ds.evaluate.detection.coco import Result
 from poa_ds.evaluate.detection.model import Detecting, backbone_names, detector, drop_branches
 from poa_ds.evaluate.detection.pyramid import Features
-from poa_ds.evaluate.detection.settings import Settings
+from poa_ds.evaluate.detection.settings import PREFIXES, Heads, Settings
 from poa_ds.evaluate.detection.training import Training
 from poa_ds.evaluate.feature_cache import Reader
 from poa_ds.evaluate.groups import Groups
@@ -48,6 +48,7 @@ class Task:
     train: Annotations
     val: Annotations
     boxes: bool
+    heads: Heads
     autocast: torch.dtype | None
     save_every: int
 
@@ -73,6 +74,7 @@ class Task:
             Features(plain, out=settings.channels, autocast=self.autocast),
             len(self.train.categories),
             boxes=self.boxes,
+            heads=self.heads,
             short_sides=settings.short_sides,
             long_side=settings.long_side,
             mean=recipe.augmentation.mean,
@@ -130,7 +132,7 @@ class Task:
                         kind="detection",
                         step=self.reader.step,
                         size=str(size),
-                        metric=f"{word}_{name}",
+                        metric=f"{PREFIXES[self.heads]}{word}_{name}{self.reader.floor}",
                         value=value,
                         error=error,
                         set="val",

@@ -51,7 +51,7 @@ def task(out: Path, root: Path) -> Task:
     readout, weights = Readout.of(recipe, cpu), weights_hash(teacher)
     reader = Reader(teacher, model, recipe, step, [SIZE], readout, 8, 0, weights)
     train = annotations.read(*annotations.find(root, "train"), masks=True)
-    return Task(reader, {SIZE: SETTINGS}, {}, train, train, False, None, 1000)
+    return Task(reader, {SIZE: SETTINGS}, {}, train, train, False, "cascade", None, 1000)
 
 
 def trained(job: Task, networks: Detecting, folder: Path, asked: list[int]) -> Training:
