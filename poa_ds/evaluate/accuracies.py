@@ -1,8 +1,9 @@
 """From classes in the order of their scores to what papers print: top-1, top-5, mean per class."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -20,6 +21,25 @@ class Accuracy:
     percent: float
     error: float
     images: int
+
+
+Found = Mapping[str, Accuracy]  # metric -> what was found
+
+
+def mean(draws: Sequence[Found]) -> Found:
+    """Of the same images by what several draws of labels have taught."""
+    return {metric: _mean([one[metric] for one in draws]) for metric in draws[0]}
+
+
+def spread(draws: Sequence[Found]) -> Mapping[str, float]:
+    """Metric -> the largest minus the smallest of its values, in points."""
+    values = {metric: [one[metric].percent for one in draws] for metric in draws[0]}
+    return {metric: max(of) - min(of) for metric, of in values.items()}
+
+
+def _mean(draws: Sequence[Accuracy]) -> Accuracy:
+    percent, error = (fmean(getattr(d, name) for d in draws) for name in ("percent", "error"))
+    return Accuracy(percent, error, draws[0].images)
 
 
 def best_first(scores: Tensor, among: Tensor | None = None) -> Tensor:

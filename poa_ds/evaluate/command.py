@@ -5,16 +5,27 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from poa_ds.checkpoint.deployed import find_teacher, load_teacher
 from poa_ds.data.places import open_folder
-from poa_ds.evaluate import classes, corruptions, measured, real, results, score_table, split
-from poa_ds.evaluate.accuracies import accuracies, share
+from poa_ds.evaluate import (
+    accuracies,
+    classes,
+    corruptions,
+    measured,
+    real,
+    results,
+    score_table,
+    split,
+)
+from poa_ds.evaluate.accuracies import Accuracy, share
 from poa_ds.evaluate.features import Readout, random_weights
-from poa_ds.evaluate.knn import answers_of_sets, knn, raw_pixel_floor, right_row
+from poa_ds.evaluate.knn import answers_of_sets, raw_pixel_answers, right_row
+from poa_ds.evaluate.knn_few import BySet, Parts, percent
 from poa_ds.evaluate.knn_protocol import Asked, KnnProtocol
 from poa_ds.evaluate.measured import score_rows_of
 from poa_ds.evaluate.neighbours import Answers
@@ -37,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds eval knn`."""
     add_bank_arguments(parser)
     parser.add_argument("--floors", action="store_true", help="also raw pixels and random weights")
-    split.add_arguments(parser)
+    split.add_arguments(parser, draws=True)
     measured.add_arguments(parser)
     parser.add_argument("--seed", type=arguments.whole, default=0, help="of few (%(default)s)")
     output = parser.add_mutually_exclusive_group()
@@ -103,35 +114,67 @@ def run(args: argparse.Namespace) -> int:
     """
     with all_ranks() as device:
         own, began = opened(args, device), time.monotonic()
-        protocol, readout = _of_few(own.protocol, args), own.readout
-        lists = _lists_of(protocol, args)
-        bar = progress if dist.is_main() else None
-        asked, model = {"val": Asked(protocol.queries, ranked=True)}, own.model.to(device)
-        asked |= _of_tests(own, args)
-        of_sets = answers_of_sets(
-            model, own.subnets, protocol, [*asked.values()], readout, progress=bar
-        )
+        parts, readout = Parts.of(own.protocol, args), own.readout
+        lists = _lists_of(parts.protocol, args)
+        asked = {"val": Asked(parts.protocol.queries, ranked=True)} | _of_tests(own, args)
+        found = _answers(own.model.to(device), own, parts, asked)
         seconds = (time.monotonic() - began) / len(own.subnets)
-        pixels, untrained = None, None
-        if args.floors:
-            pixels = raw_pixel_floor(protocol, readout, progress=bar)
-            other = random_weights(own.recipe).to(device)
-            untrained = knn(other, own.subnets, protocol, readout, progress=bar)
-        if dist.is_main():
-            answered = {subnet: of_queries for subnet, [of_queries, *_] in of_sets.items()}
-            found = {subnet: of_size.percent() for subnet, of_size in answered.items()}
-            how, k = protocol.record(readout.precision), protocol.options.report_k
-            row = KnnRow.of(own.step, how, found, raw_pixels=pixels, random_weights=untrained)
-            show = say if args.csv or args.json else tell
-            show(results.table(row))
-            if not split.amount(args):
-                results.append(own.folder.right, right_row(own.step, how, k, answered))
-                results.append(own.folder.knn, row)
-                show(f"added to {own.folder.knn}")
+        floors = _floors(own, parts, device) if args.floors else [{}] * len(found)
+        rows = []
+        for number, few in enumerate(parts.options if dist.is_main() else ()):
+            protocol, of_sets = parts.protocol_of(number), found[number]
+            _keep_knn(own, protocol, of_sets, floors[number], few)
             about = (readout.precision, seconds, lists)
-            rows = knn_rows(own.step, protocol, asked, of_sets, args, *about)
+            rows += knn_rows(own.step, protocol, asked, of_sets, few, *about)
+        if dist.is_main():
             score_table.keep(corruptions.gathered(rows, args), own.folder.evaluations, args)
     return 0
+
+
+def _answers(
+    model: ElasticBackbone, own: Opened, parts: Parts, asked: Mapping[str, Asked]
+) -> list[dict[Subnet, BySet]]:
+    """For each number of labels, of every size. A collective."""
+    sets, bar = parts.asked(asked), progress if dist.is_main() else None
+    every = answers_of_sets(model, own.subnets, parts.protocol, sets, own.readout, progress=bar)
+    by_size = {subnet: parts.sorted(asked, found) for subnet, found in every.items()}
+    numbers = range(len(parts.options))
+    return [{subnet: found[n] for subnet, found in by_size.items()} for n in numbers]
+
+
+def _floors(own: Opened, parts: Parts, device: torch.device) -> list[dict[str, Any]]:
+    """For each number of labels, what KnnRow has of raw pixels and random weights. A collective."""
+    asked, bar = {"val": Asked(parts.protocol.queries)}, progress if dist.is_main() else None
+    sets = parts.asked(asked)
+    pixels = raw_pixel_answers(parts.protocol, sets, own.readout, progress=bar)
+    untrained = _answers(random_weights(own.recipe).to(device), own, parts, asked)
+    return [
+        {
+            "raw_pixels": percent(of_pixels["val"]),
+            "random_weights": {s: percent(of["val"]) for s, of in by_size.items()},
+        }
+        for of_pixels, by_size in zip(parts.sorted(asked, pixels), untrained, strict=True)
+    ]
+
+
+def _keep_knn(
+    own: Opened,
+    protocol: KnnProtocol,
+    found: Mapping[Subnet, BySet],
+    floors: Mapping[str, Any],
+    args: argparse.Namespace,
+) -> None:
+    """Print the queries' top-1 for every k; of all labels also add it to the run's files."""
+    how, k = protocol.record(own.readout.precision), protocol.options.report_k
+    top1 = {subnet: percent(of["val"]) for subnet, of in found.items()}
+    row = KnnRow.of(own.step, how, top1, **floors)
+    show = say if args.csv or args.json else tell
+    show(results.table(row))
+    if not split.amount(args):
+        answered = {subnet: of["val"][0] for subnet, of in found.items()}
+        results.append(own.folder.right, right_row(own.step, how, k, answered))
+        results.append(own.folder.knn, row)
+        show(f"added to {own.folder.knn}")
 
 
 def _of_tests(own: Opened, args: argparse.Namespace) -> dict[str, Asked]:
@@ -165,21 +208,11 @@ def _lists_of(protocol: KnnProtocol, args: argparse.Namespace) -> Real | None:
     return found
 
 
-def _of_few(protocol: KnnProtocol, args: argparse.Namespace) -> KnnProtocol:
-    """The same with a bank of few labels, where these are asked for."""
-    bank = protocol.bank
-    kept = split.few(
-        bank.labels, args, seed=args.seed, keys=lambda: [*map(bank.folder.key, bank.rows)]
-    )
-    bank = dataclasses.replace(bank, rows=bank.rows[kept.numpy()])
-    return dataclasses.replace(protocol, bank=bank)
-
-
 def knn_rows(
     step: int,
     protocol: KnnProtocol,
     asked: Mapping[str, Asked],
-    answered: Mapping[Subnet, Sequence[Answers]],
+    answered: Mapping[Subnet, BySet],
     args: argparse.Namespace,
     precision: str,
     seconds: float,
@@ -187,36 +220,52 @@ def knn_rows(
 ) -> list[ScoreRow]:
     """What knn.jsonl has no place for, for the k that is reported: knn_top5 and others.
 
-    knn_top1 too where it is of few labels or another set.
+    knn_top1 too where it is of few labels or another set; of several draws their mean. args: of
+    one number of labels.
     """
     how, k, amount = protocol.record(precision), protocol.options.report_k, split.amount(args)
     used = {"train": how.pop("bank"), "val": how.pop("queries"), **how, "k": k}
     used |= {"subset": split.subset_record(args), "shots": args.shots, "seed": args.seed}
+    used |= {"draws": split.draws_of(args)} if amount else {}
     used["published"] = not amount and (how["resize"], how["crop"]) == (256, 224)
     rows, every = [], len(protocol.bank.folder.classes)
-    about = {"step": step, "chosen_by": "", "setting": {}, "amount": amount, "seconds": seconds}
+    about = {"step": step, "chosen_by": "", "amount": amount, "seconds": seconds}
+
+    def add(subnet: Subnet, name: str, draws: Sequence[accuracies.Found], val: Any) -> None:
+        spread = accuracies.spread(draws) if len(draws) > 1 else {}
+        for metric, accuracy in accuracies.mean(draws).items():
+            own = about | {"setting": {"spread": spread[metric]} if spread else {}}
+            found, of = {metric: accuracy}, used | {"val": val}
+            rows.extend(score_rows_of("knn", name, found, of, size=str(subnet), **own))
+
     for subnet, of_sets in answered.items():
-        sets = [*zip(asked.items(), of_sets, strict=True)]
         # a mean over kinds and levels is of all of them
-        whole = all(x.finite for (name, _), x in sets if name.startswith(corruptions.BEGIN))
-        for (name, of), found in sets:
-            if not found.finite or (name.startswith(corruptions.BEGIN) and not whole):
+        kinds = [x for name, x in of_sets.items() if name.startswith(corruptions.BEGIN)]
+        whole = all(one.finite for draws in kinds for one in draws)
+        for name, of in asked.items():
+            draws = of_sets[name]
+            finite = all(one.finite for one in draws)
+            if not finite or (name.startswith(corruptions.BEGIN) and not whole):
                 continue
-            count = every if of.among is None else int(of.among.sum())
-            metrics = {"top1": share(found.right[k])}
-            if of.ranked:
-                metrics = dict(accuracies(found.first[k], found.labels, count))
+            found = [_metrics(one, of, k, every) for one in draws]
             if name == "val" and not amount:
-                del metrics["top1"]
-            own = used | {"val": of.split.record() | measured.answers_record(of.among)}
-            rows += score_rows_of("knn", name, metrics, own, size=str(subnet), **about)
-    of_queries = {subnet: found for subnet, [found, *_] in answered.items() if found.finite}
+                del found[0]["top1"]
+            add(subnet, name, found, of.split.record() | measured.answers_record(of.among))
+    of_queries = {s: of["val"] for s, of in answered.items() if all(x.finite for x in of["val"])}
     if lists and of_queries:
-        by_any, val = real.of_answers(lists, protocol.queries, [*of_queries.values()], k)
-        for subnet, metrics in zip(of_queries, by_any, strict=True):
-            own = used | {"val": val}
-            rows += score_rows_of("knn", real.NAME, metrics, own, size=str(subnet), **about)
+        flat = [one for draws in of_queries.values() for one in draws]
+        by_any, val = real.of_answers(lists, protocol.queries, flat, k)
+        rest = iter(by_any)
+        for subnet, draws in of_queries.items():
+            add(subnet, real.NAME, [next(rest) for _ in draws], val)
     return rows
+
+
+def _metrics(found: Answers, asked: Asked, k: int, classes: int) -> dict[str, Accuracy]:
+    if not asked.ranked:
+        return {"top1": share(found.right[k])}
+    count = classes if asked.among is None else int(asked.among.sum())
+    return dict(accuracies.accuracies(found.first[k], found.labels, count))
 
 
 def overridden(recipe: Recipe, args: argparse.Namespace) -> Recipe:

@@ -94,13 +94,22 @@ def _groups(subnets: Sequence[Subnet], cost: Callable[[Subnet], int]) -> list[li
 def raw_pixel_floor(
     protocol: KnnProtocol, readout: Readout, *, progress: Progress | None = None
 ) -> dict[int, float]:
-    """Percent top-1 for each k with the pixels themselves as features. A collective.
+    """Percent top-1 for each k with the pixels themselves as features. A collective."""
+    [found] = raw_pixel_answers(protocol, [Asked(protocol.queries)], readout, progress=progress)
+    return found.percent()
 
-    Large crops are shrunk first.
-    """
+
+def raw_pixel_answers(
+    protocol: KnnProtocol,
+    sets: Sequence[Asked],
+    readout: Readout,
+    *,
+    progress: Progress | None = None,
+) -> list[Answers]:
+    """What pixels answer to sets of queries; large crops are shrunk first. A collective."""
 
     def encode(images: Tensor) -> list[Tensor]:
         return [raw_pixels(images.float())]
 
-    [found] = protocol.measure(encode, 1, readout.device, readout.workers, progress=progress)
-    return found.percent()
+    found = protocol.measure_sets(sets, encode, 1, readout.device, readout.workers, progress)
+    return [answered for [answered] in found]

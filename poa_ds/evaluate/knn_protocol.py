@@ -58,12 +58,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Asked:
-    """Queries. among: (classes,) booleans, those that may be answered; ranked: the first five."""
+    """Queries. among: (classes,) booleans, those that may be answered; ranked: the first five.
+
+    bank: (bank rows,) booleans, those that are looked at; None: all.
+    """
 
     split: Split
     label: str = "k-NN queries"
     among: Tensor | None = None
     ranked: bool = False
+    bank: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,10 @@ class KnnProtocol:
         workers: int,
         progress: Progress | None = None,
     ) -> list[list[Answers]]:
-        """The same of any sets of queries, [set][kind]; the bank is encoded once. A collective."""
+        """The same of any sets of queries, [set][kind]. A collective.
+
+        The bank is encoded once, and queries of sets that follow each other and have the same.
+        """
 
         def blocks(split: Split, label: str) -> tuple[list[list[Tensor]], Tensor, frozenset[str]]:
             """(unit feature rows [kind][block] of this rank's share on the CPU, all labels, names
@@ -195,11 +202,17 @@ class KnnProtocol:
 
         bank_features, bank_labels, _ = blocks(self.bank, "k-NN bank")
         own, measured = self._deal(self.bank).own(), []
+        before = None
         for asked in sets:
-            features, labels, damaged = blocks(asked.split, asked.label)
+            if before is not asked.split:
+                features, labels, damaged = blocks(asked.split, asked.label)
+                before = asked.split
+            banks = [Bank(of_kind, own) for of_kind in bank_features]
+            if asked.bank is not None:
+                banks = [bank.only(asked.bank) for bank in banks]
             of_kinds = [
                 answers(
-                    Bank(bank_features[kind], own),
+                    banks[kind],
                     features[kind],
                     self._deal(asked.split),
                     bank_labels=bank_labels,

@@ -50,7 +50,16 @@ class Bank:
     """This rank's share of the bank: unit rows (n, C) and their numbers (n,), block by block."""
 
     features: list[Tensor] = field(default_factory=list)
-    numbers: list[range] = field(default_factory=list)
+    numbers: Sequence[range | Tensor] = field(default_factory=list)
+
+    def only(self, rows: Tensor) -> "Bank":
+        """The rows whose numbers are true in (rows of the whole bank,) booleans."""
+        numbers = [_tensor(own) for own in self.numbers]
+        kept = [rows[own] for own in numbers]
+        return Bank(
+            [x[k.to(x.device)] for x, k in zip(self.features, kept, strict=True)],
+            [own[k] for own, k in zip(numbers, kept, strict=True)],
+        )
 
     def near(self, device: torch.device) -> "Bank":
         """The bank with its features on the device if they fit there, to be sent once for all."""
@@ -64,9 +73,15 @@ class Bank:
         """(feature blocks, numbers of all their rows), on the device, a few at a time."""
         for first in range(0, len(self.features), _TOGETHER):
             spans = self.numbers[first : first + _TOGETHER]
-            numbers = [torch.arange(r.start, r.stop, device=device) for r in spans]
+            numbers = [_tensor(own, device) for own in spans]
             blocks = [x.to(device) for x in self.features[first : first + _TOGETHER]]
             yield blocks, torch.cat(numbers)
+
+
+def _tensor(numbers: range | Tensor, device: torch.device | None = None) -> Tensor:
+    if isinstance(numbers, range):
+        return torch.arange(numbers.start, numbers.stop, device=device)
+    return numbers.to(device)
 
 
 def subset(count: int, wanted: int) -> np.ndarray:
@@ -178,15 +193,17 @@ def answers(
 ) -> Answers:
     """Of the queries of all ranks, the same on each, for each k.
 
-    queries: this rank's blocks, as `deal` deals them. Labels: of every row of bank and queries. A
-    k beyond the bank takes the whole bank. among: (classes,) booleans, those that may be answered;
-    None: all. ranked: with `first`. A collective.
+    queries: this rank's blocks, as `deal` deals them. Labels: of every row of queries and of the
+    whole bank, of which `bank` may be a part, the same on all ranks. A k beyond it takes all of
+    it. among: (classes,) booleans, those that may be answered; None: all. ranked: with `first`. A
+    collective.
     """
     if not _all_finite([*bank.features, *queries], device):
         none = torch.zeros(deal.rows, dtype=torch.bool)
         return Answers(dict.fromkeys(k, none), finite=False)
     bank, members, k = bank.near(device), bank_labels.to(device), sorted(set(k))
-    most = min(k[-1], len(members))
+    rows = torch.tensor(sum(map(len, bank.features)), device=device)
+    most = min(k[-1], dist.on_host(dist.all_sum(rows)))
     width = max([x.shape[1] for x in (*bank.features[:1], *queries[:1])], default=0)
     width = dist.on_host(
         dist.all_max(torch.tensor(width, device=device))

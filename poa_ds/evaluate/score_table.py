@@ -37,17 +37,18 @@ def add(rows: Sequence[ScoreRow], path: Path) -> None:
 def table(rows: Sequence[ScoreRow]) -> str:
     """A line per size with every metric and its 95 % error, then what was chosen on the way.
 
-    Rows of one step and protocol; those of floors in tables of their own, those of corrupted
-    images with a line per metric, as they are many.
+    Rows of one step and protocol but for --shots, each of which has a table of its own, as have
+    floors and corrupted images, these with a line per metric, as they are many.
     """
     if not rows:
         return "nothing was measured"
-    kinds = dict.fromkeys((row.floor, row.set == CORRUPTED) for row in rows)
-    tables = []
-    for floor, corrupted in kinds:
-        own = [row for row in rows if (row.floor, row.set == CORRUPTED) == (floor, corrupted)]
-        tables.append(_by_metric(own) if corrupted else _table(own))
-    return "\n".join(tables)
+    kinds: dict[Any, list[ScoreRow]] = {}
+    for row in rows:
+        kind = (row.floor, row.set == CORRUPTED, row.protocol.get("shots"))
+        kinds.setdefault(kind, []).append(row)
+    return "\n".join(
+        _by_metric(own) if corrupted else _table(own) for (_, corrupted, _), own in kinds.items()
+    )
 
 
 def _by_metric(rows: Sequence[ScoreRow]) -> str:

@@ -15,6 +15,7 @@ from poa_ds.system import arguments
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.regular import check_regular
 
+DRAWS = 5  # of few labels
 HELD_OUT = 0.1  # of each class, to choose a setting by
 ENDS = frozenset((".jpeg", ".jpg", ".png", ".webp"))
 
@@ -64,8 +65,10 @@ def without_end(name: str) -> str:
     return path.stem if path.suffix.lower() in ENDS else path.name
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How many labels are learnt from."""
+def add_arguments(parser: argparse.ArgumentParser, *, draws: bool = False) -> None:
+    """How many labels are learnt from. draws: several numbers of them, each of them several times,
+    as `each` and `draws_of` say.
+    """
     few = parser.add_mutually_exclusive_group()
     few.add_argument(
         "--subset",
@@ -74,7 +77,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE|FILE",
         help="of each class, 10%%; or a file of image names, one a line",
     )
-    few.add_argument("--shots", type=arguments.count, metavar="N", help="images of each class")
+    what = "images of each class"
+    if not draws:
+        few.add_argument("--shots", type=arguments.count, metavar="N", help=what)
+        return
+    few.add_argument(
+        "--shots", type=arguments.counts, metavar="N,...", help=f"{what}; each number by itself"
+    )
+    parser.add_argument(
+        "--draws",
+        type=arguments.count,
+        help="of the few that are learnt from, whose mean and spread are reported "
+        f"({DRAWS} with --shots, else 1)",
+    )
+
+
+def each(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The options for each number of --shots by itself; what the rest of this module takes."""
+    return [argparse.Namespace(**vars(args) | {"shots": n}) for n in args.shots or (None,)]
+
+
+def draws_of(args: argparse.Namespace) -> int:
+    """How often few labels are drawn. UsageError: there is nothing to draw several times."""
+    if args.draws and args.draws > 1:
+        if isinstance(args.subset, Path):
+            raise UsageError(f"--subset {args.subset} is one draw: --draws {args.draws} has none")
+        if not args.shots and args.subset == 1:
+            raise UsageError(f"--draws {args.draws} of few labels: give --shots 5, or --subset 10%")
+    return args.draws or (DRAWS if args.shots else 1)
 
 
 def amount(args: argparse.Namespace) -> str:

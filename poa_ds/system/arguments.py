@@ -25,6 +25,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Whole numbers from 1 on, by commas, none of them twice."""
+    found = tuple(count(part.strip()) for part in text.split(","))
+    if twice := [number for number in found if found.count(number) > 1]:
+        raise argparse.ArgumentTypeError(f"{text!r} has {twice[0]} twice")
+    return found
+
+
 def sides(text: str) -> tuple[int, int]:
     """(rows, columns) of ROWSxCOLUMNS, or of one number for both."""
     rows, _, columns = text.partition("x")

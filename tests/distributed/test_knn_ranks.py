@@ -13,8 +13,8 @@ from poa_ds import cli
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.evaluate import results
 from poa_ds.evaluate.features import Readout, random_weights
-from poa_ds.evaluate.knn import knn, raw_pixel_floor
-from poa_ds.evaluate.knn_protocol import KnnProtocol
+from poa_ds.evaluate.knn import answers_of_sets, knn, raw_pixel_floor
+from poa_ds.evaluate.knn_protocol import Asked, KnnProtocol
 from tests.evaluate.test_knn import make_run, tiny
 from tests.support.shards import make_shards
 
@@ -35,7 +35,14 @@ def accuracies(folder: Path, case: tuple[int, int, int]) -> list[tuple[str, dict
     readout = Readout.of(recipe, "cpu")
     found = knn(model, model.space.subnets(), protocol, readout)
     pixels = raw_pixel_floor(protocol, readout)
-    return [*((str(subnet), values) for subnet, values in found.items()), ("pixels", pixels)]
+    parts = [torch.arange(len(protocol.bank.rows)) % 3 == part for part in (0, 1)]  # few labels
+    few = [Asked(protocol.queries, bank=part) for part in parts]
+    [of_few] = answers_of_sets(model, model.space.subnets()[:1], protocol, few, readout).values()
+    return [
+        *((str(subnet), values) for subnet, values in found.items()),
+        ("pixels", pixels),
+        *(("few", answered.percent()) for answered in of_few),
+    ]
 
 
 def work(rank: int, ranks: int, port: int, folder: Path) -> None:

@@ -142,11 +142,12 @@ def test_rows_go_to_the_run_and_sizes_are_judged_by_them(
     rows = of_top1(run)
     assert [row.size for row in rows] == ["32x2", "48x3"] and rows[0].step == 3
     assert rows[0].error == pytest.approx(results.error(rows[0].value, 15))
-    few_labels = ("--sizes", "32x2", "--c", 1, "--shots", 3, "--draws", 2)
+    few_labels = ("--sizes", "32x2", "--c", 1, "--shots", "3,1", "--draws", 2)
     assert main(words(run, *few_labels)) == 0  # another name: not compared with those of all
-    [_, _, row] = of_top1(run)
+    [_, _, row, one] = of_top1(run)
     assert row.name == "logistic_top1_3_per_class" and row.protocol["train"]["images"] == 9
-    assert "spread" in row.setting
+    assert one.name == "logistic_top1_1_per_class" and one.protocol["train"]["images"] == 3
+    assert "spread" in row.setting and (one.protocol["shots"], one.protocol["draws"]) == (1, 2)
     capsys.readouterr()
     assert main(["sizes", str(run), "--worth", "logistic_top1", "--json"]) == 0
     found = {row["size"]: row["worth"] for row in json.loads(capsys.readouterr().out)}

@@ -61,6 +61,23 @@ def test_a_bank_that_fits_is_sent_to_the_device_once_and_one_that_does_not_piece
         )
 
 
+def test_a_part_of_a_bank_answers_as_a_bank_of_those_rows_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = F.normalize(torch.randn(20, 4, generator=generator), dim=1)
+    labels, part = torch.arange(20) % 3, torch.arange(20) % 4 == 1
+    part[0:4] = False  # a block without a row
+    asked = F.normalize(torch.randn(6, 4, generator=generator), dim=1)
+    given = {"query_labels": torch.arange(6) % 3, "classes": 3, "temperature": 0.07}
+    given |= {"k": (1, 3, 50), "device": CPU, "ranked": True}
+    bank = Bank([*rows.split(4)], [range(i, i + 4) for i in range(0, 20, 4)])
+    found = answers(bank.only(part), [asked], Deal(6, 6), bank_labels=labels, **given)
+    alone = Bank([rows[part]], [range(int(part.sum()))])
+    wanted = answers(alone, [asked], Deal(6, 6), bank_labels=labels[part], **given)
+    for k in given["k"]:
+        assert torch.equal(found.right[k], wanted.right[k])
+        assert torch.equal(found.first[k], wanted.first[k])
+
+
 def test_the_bank_is_sent_before_the_first_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, near = [], Bank.near
     monkeypatch.setattr(

@@ -2,17 +2,16 @@
 
 import argparse
 import os
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from poa_ds.evaluate import (
+    accuracies,
     classes,
     corruptions,
     feature_cache,
@@ -21,7 +20,7 @@ from poa_ds.evaluate import (
     score_table,
     split,
 )
-from poa_ds.evaluate.accuracies import Accuracy, best_first
+from poa_ds.evaluate.accuracies import best_first
 from poa_ds.evaluate.feature_cache import Cache, Reader
 from poa_ds.evaluate.feature_sets import FeatureSet, check_alike, usable
 from poa_ds.evaluate.logistic import fit as logistic
@@ -33,10 +32,9 @@ from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.evaluate.split import HELD_OUT, few
 from poa_ds.system import arguments, dist
 from poa_ds.system.console import say
-from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.errors import UserError
 from poa_ds.system.progress import progress
 
-T = TypeVar("T")
 # DINOv2's features
 PUBLISHED = {"feature": "cls", "unit_length": False, "resize": 256, "crop": 224}
 
@@ -47,16 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--c", type=arguments.positive, help="strength of the data (chosen on held-out images)"
     )
-    split.add_arguments(parser)
+    split.add_arguments(parser, draws=True)
     measured.add_arguments(parser)
     floors.add_arguments(parser)
     classes.add_arguments(parser)
-    parser.add_argument(
-        "--draws",
-        type=arguments.count,
-        default=1,
-        help="of the few that are learnt from, whose mean is reported (%(default)s)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     1 where a size is not converged or not finite. 75 after SIGTERM while features are computed.
     """
-    if isinstance(args.subset, Path) and args.draws > 1:
-        raise UsageError(f"--subset {args.subset} is one draw: --draws {args.draws} has no meaning")
+    split.draws_of(args)
     with all_ranks() as device:
         reader = Reader.of(args, device)
         places = [reader.place(name, getattr(args, name)) for name in ("train", "val")]
@@ -116,8 +107,10 @@ def _measure(
     rows = []
     for size in own:
         x, labels = (part.to(device) for part in train.rows(size))
-        learnt = score(x, labels, size, sets, args, keys=lambda size=size: train.keys_of(size))
-        rows += _rows(learnt, size, cache.reader, train, sets, args)
+        for few_of in split.each(args):
+            keys = partial(train.keys_of, size)
+            learnt = score(x, labels, size, sets, few_of, keys=keys)
+            rows += _rows(learnt, size, cache.reader, train, sets, few_of)
     rows = sorted(
         (row for part in dist.all_gather_objects(rows) for row in part),
         key=lambda row: sizes.index(row.size),
@@ -132,7 +125,7 @@ def _measure(
 class Found:
     """accuracies: set -> metric -> mean of the draws. c, held_out: of the first draw."""
 
-    accuracies: Mapping[str, Mapping[str, Accuracy]]
+    accuracies: Mapping[str, accuracies.Found]
     spread: Mapping[str, Mapping[str, float]]
     learnt_from: int
     c: float
@@ -155,7 +148,7 @@ def score(
     if len(labels.unique()) == 1:
         raise UserError("the images to learn from are of one class: there is nothing to separate")
     fits, every, learnt_from = [], [], 0
-    for seed in range(args.seed, args.seed + args.draws):
+    for seed in range(args.seed, args.seed + split.draws_of(args)):
         kept = few(labels, args, seed=seed, keys=keys)
         c, held_out, learnt_from = args.c, None, int(kept.sum())
         if c is None:
@@ -172,28 +165,16 @@ def score(
             found[of.name] = of.accuracies(size, first, count)
         every.append(found)
     c, held_out, _ = fits[0]
+    by_set = {of.name: [one[of.name] for one in every] for of in sets}
     return Found(
-        _each(every, _mean),
-        _each(every, lambda draws: max(d.percent for d in draws) - min(d.percent for d in draws)),
+        {name: accuracies.mean(draws) for name, draws in by_set.items()},
+        {name: accuracies.spread(draws) for name, draws in by_set.items()},
         learnt_from,
         c,
         held_out,
         all(converged for *_, converged in fits),
         time.monotonic() - start,
     )
-
-
-def _each(every: Sequence[Mapping], of_draws: Callable[[Sequence[Accuracy]], T]) -> dict:
-    """Set -> metric -> what `of_draws` makes of its accuracies in all draws."""
-    return {
-        name: {metric: of_draws([one[name][metric] for one in every]) for metric in metrics}
-        for name, metrics in every[0].items()
-    }
-
-
-def _mean(draws: Sequence[Accuracy]) -> Accuracy:
-    percent, error = ([getattr(d, name) for d in draws] for name in ("percent", "error"))
-    return Accuracy(statistics.fmean(percent), statistics.fmean(error), draws[0].images)
 
 
 def _rows(
@@ -211,7 +192,7 @@ def _rows(
         **train.taken(),
         "subset": split.subset_record(args),
         "shots": args.shots,
-        "draws": args.draws,
+        "draws": split.draws_of(args),
         "c": args.c or grid,
         "held_out": None if args.c else HELD_OUT,
         "seed": args.seed,
@@ -225,7 +206,7 @@ def _rows(
     rows, amount = [], split.amount(args) + reader.floor
     for of in sets:
         for metric, accuracy in found.accuracies[of.name].items():
-            spread = {"spread": found.spread[of.name][metric]} if args.draws > 1 else {}
+            spread = {"spread": found.spread[of.name][metric]} if protocol["draws"] > 1 else {}
             own = {metric: accuracy}
             given = about | {"setting": setting | spread}
             rows += of.score_rows("logistic", own, protocol, amount=amount, **given)
