@@ -55,6 +55,11 @@ class Backbone:
     # eights; 0: GELU and mlp_ratio
     swiglu: CountOrNone = 0
     window: Annotated[int, Bounds(2)] = 7  # of swin
+    # of swin: channels that patches are projected to and normalised over, the first of which go
+    # on; 0: as many as the widest size has
+    projected: CountOrNone = 0
+    # of swin: of each block of stage 3 whether its windows are shifted; []: of every second
+    shifted: tuple[bool, ...] = ()
     norm_groups: Count = 32  # of resnet
     outer: CountOrNone = 0  # of resnet: channels that leave stage 1; 0: twice the widest inner ones
     layer_scale: Positive = 1e-5  # of vit and tucker, as is residual

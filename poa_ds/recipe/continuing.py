@@ -32,7 +32,8 @@ RULES = (
         "must not",
         "the parameters, or what they stand for, would be others",
         "backbone.name backbone.stages backbone.patch_size backbone.head_dim backbone.mlp_ratio"
-        " backbone.window backbone.norm_groups backbone.outer backbone.input_scale"
+        " backbone.window backbone.projected backbone.shifted backbone.norm_groups"
+        " backbone.outer backbone.input_scale"
         " backbone.width.max backbone.registers backbone.norm_eps backbone.swiglu"
         " backbone.positions backbone.qkv_bias"
         " backbone.template.ranks"

@@ -22,8 +22,10 @@ from poa_ds.evaluate.finetune.accuracy import Counts, counted
 from poa_ds.evaluate.finetune.images import Asked, learnt_from, measured_on
 from poa_ds.evaluate.finetune.recipes import Job, Settings
 from poa_ds.export import start
+from poa_ds.export.extract import extract
 from poa_ds.model.classifier import Classified
 from poa_ds.model.space import Subnet
+from poa_ds.model.swin.plain import Swin
 from poa_ds.recipe import checks, load
 from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
@@ -99,7 +101,7 @@ SWIN = {
     "backbone": {
         "name": "swin",
         "width": {"min": 16, "max": 32, "step": 16},
-        "stages": [[1, 1], [1, 1], [2, 2], [1, 1]],
+        "stages": [[1, 1], [1, 1], [2, 5], [1, 1]],
         "patch_size": 2,
         "head_dim": 16,
         "window": 2,
@@ -144,13 +146,43 @@ def test_a_readout_of_a_resnet_is_the_means_of_its_last_three_stages(tmp_path: P
     torch.testing.assert_close(found, torch.cat([x.mean((2, 3)) for x in maps], 1))
 
 
-def test_a_slice_that_no_network_alone_can_be_is_refused(tmp_path: Path) -> None:
-    """Of a Swin all sizes share the norm behind the projection."""
+@pytest.mark.parametrize("size", ["16x2", "16x3", "16x5", "32x3", "32x5"])
+def test_every_size_of_a_swin_begins_as_what_it_is_in_the_run_and_is_taken_out_again(
+    tmp_path: Path, size: str
+) -> None:
+    """It keeps the norm of all projected channels, and its own blocks' shifts: of five blocks three
+    are the first, third and fourth.
+    """
     run = make_teacher(tmp_path / "run", **SWIN)
-    _, found, wanted = begun(run, "32x2")
+    network, found, wanted = begun(run, size)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
-    with pytest.raises(UserError, match="projected"):
-        begun(run, "16x2")
+    model, own = load_teacher(run)[0], network.backbone
+    subnet = own.space.intact
+    state, of_run = extract(own, subnet), extract(model, subnet)
+    assert state.arguments == of_run.arguments and set(state) == set(of_run)
+    assert own.parameter_count(subnet) == sum(t.numel() for t in state.values())
+    plain = Swin(**state.arguments)
+    plain.load_state_dict(dict(state))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    (plain.eval()(images) ** 2).sum().backward()
+    (own.readout(images, subnet) ** 2).sum().backward()
+    for name, other in {
+        "embed.patch.proj.weight": "embed.proj.weight",
+        "embed.patch.norm.weight": "embed.norm.weight",
+        "norm.weight": "norm.weight",
+    }.items():
+        grads = own.get_parameter(name).grad, plain.get_parameter(other).grad
+        torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-4)
+    shifts = [block.attn.shift > 0 for block in own.blocks]
+    kept = model.members(subnet)
+    assert shifts == [model.blocks[index].attn.shift > 0 for index in kept]
+
+
+def test_what_a_swin_is_told_of_its_blocks_and_patches_must_fit() -> None:
+    swin = {**SWIN["backbone"], "projected": 16, "shifted": [True]}
+    with pytest.raises(UsageError, match=r"backbone.projected 16: the widest size has 32") as error:
+        load.from_dict({**RECIPE, **SWIN, "backbone": swin})
+    assert "backbone.shifted says it of 1 blocks: stage 3 has 5" in str(error.value)
 
 
 def test_the_recipe_has_the_numbers_of_the_row(places: Path) -> None:

@@ -28,6 +28,9 @@ CASES = {
     "tucker": {"backbone": TUCKER},
     "swin": {"backbone": BACKBONES["swin"]},
     "swin without stochastic depth": {"backbone": BACKBONES["swin"] | {"drop_path": 0.0}},
+    "swin that was a slice": {
+        "backbone": BACKBONES["swin"] | {"projected": 128, "shifted": [False, True, True, False]}
+    },
     "resnet": {"backbone": BACKBONES["resnet"]},
 }
 

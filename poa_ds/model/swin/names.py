@@ -121,18 +121,18 @@ def _cut(name: str, tensor: Tensor, *, whole: int, width: int, factor: float) ->
 def _shifts(shape: SwinShape, subnet: Subnet) -> list[list[bool]]:
     """For each stage, of each kept block, whether its windows are shifted."""
     kept, rows, first = shape.members(subnet), [], 0
-    for physical in shape.stages:
+    for stage, physical in enumerate(shape.stages):
         own = [block - first for block in kept if first <= block < first + physical]
-        rows.append([block % 2 == 1 for block in own])
+        rows.append([shape.shifts(stage)[block] for block in own])
         first += physical
     return rows
 
 
 def _normed(shape: SwinShape, subnet: Subnet) -> str:
     """Why no other network has the norm of its patches, or an empty text."""
-    if subnet.width == shape.widest:
+    if subnet.width == shape.normed:
         return ""
-    return f"its patches are normalised over {shape.widest} channels, not {subnet.width}"
+    return f"its patches are normalised over {shape.normed} channels, not {subnet.width}"
 
 
 class SwinForm:
@@ -235,7 +235,7 @@ class SwinForm:
     ) -> tuple[str, dict[str, Any]]:
         return "swin", {
             "width": subnet.width,
-            "projected": shape.widest,
+            "projected": shape.normed,
             "shifted": _shifts(shape, subnet),
             "patch_size": shape.patch_size,
             "head_dim": shape.head_dim,

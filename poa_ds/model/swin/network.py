@@ -117,24 +117,32 @@ def _map(tokens: Tensor, maps: Maps) -> Tensor:
 
 
 class Patches(nn.Module):
-    """Images -> (n, rows, columns, C), normalised over all channels, whatever the size."""
+    """Images -> (n, rows, columns, C), normalised over all channels, whatever the size.
 
-    def __init__(self, dim: int, patch_size: int, channels: int) -> None:
+    projected: all of them, of which the first `dim` go on.
+    """
+
+    def __init__(self, projected: int, dim: int, patch_size: int, channels: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
+        self.projected = projected
+        self.proj = nn.Conv2d(channels, projected, patch_size, stride=patch_size)
         self.norm = nn.LayerNorm(dim, EPS)
 
     def forward(self, images: Tensor) -> Tensor:
-        projected = self.proj(images.to(self.proj.weight.dtype))
-        return self.norm(rearrange(projected, "n c r k -> n r k c"))
+        x = rearrange(self.proj(images.to(self.proj.weight.dtype)), "n c r k -> n r k c")
+        [width] = self.norm.normalized_shape
+        if width == self.projected:
+            return self.norm(x)
+        x = F.layer_norm(x, (self.projected,), eps=EPS)[..., :width]
+        return x * self.norm.weight + self.norm.bias
 
 
 class Embed(nn.Module):
     """Images -> tokens at full width, masked ones replaced; a narrower stream is a prefix."""
 
-    def __init__(self, dim: int, patch_size: int, channels: int) -> None:
+    def __init__(self, projected: int, dim: int, patch_size: int, channels: int) -> None:
         super().__init__()
-        self.patch = Patches(dim, patch_size, channels)
+        self.patch = Patches(projected, dim, patch_size, channels)
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
 
     def forward(self, images: Tensor, masks: Tensor | None) -> Tensor:
@@ -166,6 +174,8 @@ class ElasticSwin(ElasticBackbone):
         window: int = Backbone.window,
         mlp_ratio: int = Backbone.mlp_ratio,
         channels: int = COLOURS,
+        projected: int = 0,
+        shifted: tuple[bool, ...] = (),
         activation_checkpointing: bool = False,
     ) -> None:
         dim = space.intact.width
@@ -178,20 +188,22 @@ class ElasticSwin(ElasticBackbone):
             window=window,
             mlp_ratio=mlp_ratio,
             channels=channels,
+            projected=projected,
+            shifted=shifted,
         )
         super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
-        self.embed = Embed(dim, patch_size, channels)
+        self.embed = Embed(shape.normed, dim, patch_size, channels)
         self.blocks = nn.ModuleList(
             SwinBlock(
                 dim * 2**stage,
                 head_dim,
                 window,
                 mlp_ratio,
-                shift=window // 2 if block % 2 else 0,
+                shift=window // 2 if shifts else 0,
                 merges=stage > 0 and block == 0,
             )
-            for stage, depth in enumerate(stages)
-            for block in range(depth)
+            for stage in range(len(stages))
+            for block, shifts in enumerate(shape.shifts(stage))
         )
         self.norm = ElasticLayerNorm(8 * dim, EPS)
 
@@ -208,6 +220,8 @@ class ElasticSwin(ElasticBackbone):
             window=options.window,
             mlp_ratio=options.mlp_ratio,
             channels=channels,
+            projected=options.projected,
+            shifted=options.shifted,
             activation_checkpointing=options.activation_checkpointing,
         )
 

@@ -33,10 +33,12 @@ def saved(streams: Streams) -> Saved:
                     if shared:  # a prefix of the intact stream
                         inside.append({"inputs of the norms": -rows[stage] * c * b})
             blocks.append(SavedBlock(entry, added(*inside)))
+    # where only a part of the channels goes on, all are kept behind the norm too
+    normed = shape.normed * (1 + (shape.normed > shape.widest))
     norms = sum(rows[3] * (8 * subnet.width + 2) * FLOAT for subnet in streams.subnets)
     outside: Named = {
         "crops": streams.pixels * b,
-        "norm of the patches": rows[0] * (shape.widest * b + 2 * FLOAT),
+        "norm of the patches": rows[0] * (normed * b + 2 * FLOAT),
         "final norm": norms,
     }
     return Saved(outside, blocks)

@@ -16,8 +16,9 @@ from poa_ds.model.shape import (
     stages_are_right,
     undivided,
     widest,
+    widths,
 )
-from poa_ds.model.space import Depth, ElasticSpace, Subnet
+from poa_ds.model.space import Depth, ElasticSpace, Subnet, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class SwinShape:
     window: int
     mlp_ratio: int
     channels: int = COLOURS
+    projected: int = 0  # channels that patches are projected to; 0: `widest`
+    shifted: tuple[bool, ...] = ()  # of each block of the elastic stage; (): of every second
 
     elastic: ClassVar[int] = 2  # the stage whose depth varies
 
@@ -46,6 +49,8 @@ class SwinShape:
             window=options.window,
             mlp_ratio=options.mlp_ratio,
             channels=channels,
+            projected=options.projected,
+            shifted=options.shifted,
         )
 
     @staticmethod
@@ -57,17 +62,41 @@ class SwinShape:
     def of_depth(options: Backbone, depth: Depth) -> Backbone:
         stages = list(options.stages)
         stages[SwinShape.elastic] = (depth, depth)
-        return replace(options, stages=tuple(stages))
+        return replace(options, stages=tuple(stages), shifted=())
 
     @staticmethod
     def taken_out(options: Backbone, alone: Backbone) -> Backbone:
-        return alone
+        """With the norm of all projected channels, and each block's windows shifted as there."""
+        normed, [width] = options.projected or widest(options), widths(alone)
+        (_, most), (_, depth) = (one.stages[SwinShape.elastic] for one in (options, alone))
+        there = options.shifted or every_second(most)
+        kept = tuple(there[block] for block in spread(depth, most))
+        return replace(
+            alone,
+            projected=normed if normed != width else 0,
+            shifted=kept if kept != every_second(depth) else (),
+        )
 
     @staticmethod
     def problems(options: Backbone) -> Iterator[str]:
         yield from (*heads_divide(options), *no_template(options), *no_vit_parts(options))
         yield from no_residual(options)
         yield from stages_are_right(options, (SwinShape.elastic,))
+        if 0 < options.projected < widest(options):
+            yield f"backbone.projected {options.projected}: the widest size has {widest(options)}"
+        most = options.stages[SwinShape.elastic][1] if len(options.stages) == 4 else 0
+        if options.shifted and most and len(options.shifted) != most:
+            yield f"backbone.shifted says it of {len(options.shifted)} blocks: stage 3 has {most}"
+
+    @property
+    def normed(self) -> int:
+        """Channels over which patches are normalised, before the first of them go on."""
+        return self.projected or self.widest
+
+    def shifts(self, stage: int) -> tuple[bool, ...]:
+        """Of each physical block of a stage, whether its windows are shifted."""
+        own = self.shifted if stage == self.elastic else ()
+        return own or every_second(self.stages[stage])
 
     def features(self, subnet: Subnet) -> int:
         return 8 * subnet.width
@@ -94,7 +123,7 @@ class SwinShape:
     def parameters(self, subnet: Subnet) -> int:
         table = (2 * self.window - 1) ** 2
         # the norm after the patch projection works on all channels, so all are projected
-        total = self.widest * (self.channels * self.patch_size**2 + 1) + 2 * subnet.width
+        total = self.normed * (self.channels * self.patch_size**2 + 1) + 2 * subnet.width
         for stage, depth in enumerate(self.depths(subnet)):
             c = subnet.width * 2**stage
             hidden = self.mlp_ratio * c
@@ -105,7 +134,7 @@ class SwinShape:
 
     def flops(self, subnet: Subnet, image_size: int) -> float:
         sides = map_sides(image_size, self.patch_size)
-        total = sides[0] ** 2 * self.widest * self.channels * self.patch_size**2
+        total = sides[0] ** 2 * self.normed * self.channels * self.patch_size**2
         for stage, (depth, side) in enumerate(zip(self.depths(subnet), sides, strict=True)):
             c, padded = subnet.width * 2**stage, -(-side // self.window) * self.window
             linear = (4 + 2 * self.mlp_ratio) * c * c * side**2
@@ -119,6 +148,11 @@ class SwinShape:
 
     def costs(self, space: ElasticSpace, image_size: int) -> tuple[float, ...]:
         return tuple(self.flops(subnet, image_size) for subnet in space.subnets())
+
+
+def every_second(blocks: int) -> tuple[bool, ...]:
+    """Which of them shift their windows, as published."""
+    return tuple(block % 2 == 1 for block in range(blocks))
 
 
 SHAPE = SwinShape
