@@ -147,6 +147,9 @@ class Byol:
         copied = [(2 - 2 * (each * q[0].detach()).sum(-1)).mean() for each in q[1:] if imitates]
         return Terms(byol, torch.stack(copied) if copied else byol[:0])
 
+    def features(self, target: Shown) -> Tensor:
+        return target.tokens
+
     def figures(self, target: Shown) -> dict[str, Tensor]:
         """projection_std: spread of the projections, as feature_std is of the features."""
         return {

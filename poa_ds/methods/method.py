@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -59,6 +59,18 @@ class Method(Protocol):
 
     def figures(self, target: Any) -> dict[str, Tensor]:
         """Figures about a slot's target for the metrics, by their names there; may be empty."""
+        ...
+
+
+@runtime_checkable
+class Showing(Protocol):
+    """A method whose targets hold what its teacher says of images: evaluation.online asks for it.
+
+    A method without such a teacher leaves this function out.
+    """
+
+    def features(self, target: Any) -> Tensor:
+        """Class features (2B, C) of a slot's global crops, crop-major, by the intact teacher."""
         ...
 
 

@@ -73,5 +73,8 @@ class Poa:
         total = terms.total(weights, self.objective, imitation=self.imitation)
         return total, terms.detached()
 
+    def features(self, target: Any) -> Tensor:
+        return self._losses.features(target)
+
     def figures(self, target: Any) -> dict[str, Tensor]:
         return self._losses.figures(target)

@@ -96,7 +96,11 @@ class Prototypes:
             koleo_students=self.objective.koleo_students,
         )
 
-    def figures(self, target: Assignments) -> dict[str, Tensor]:
+    def features(self, target: Assignments) -> Tensor:
         tokens = target.projections.tokens
         assert tokens is not None
-        return health.figures(tokens, map(target.cls_targets, range(len(target.cls_biases))))
+        return tokens
+
+    def figures(self, target: Assignments) -> dict[str, Tensor]:
+        heads = map(target.cls_targets, range(len(target.cls_biases)))
+        return health.figures(self.features(target), heads)

@@ -291,6 +291,11 @@ def _data(recipe: Recipe) -> Iterator[str]:
             yield "data.mode stream: data.mix and data.block_shards are for folders"
         if recipe.evaluation.queries and not recipe.evaluation.bank:
             yield "evaluation.bank is empty, and data.mode stream has no folder for it: name one"
+        if recipe.evaluation.online.labels:
+            yield (
+                "evaluation.online.labels true: data.mode stream does not know its classes"
+                " beforehand, remove it"
+            )
     elif data.images:
         yield f"data.images {data.images}: a folder says itself how many it has (remove it)"
     train = () if data.mode == "stream" else (data.train,)

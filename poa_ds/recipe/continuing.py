@@ -120,6 +120,12 @@ RULES = (
     ),
     Rule(
         "may",
+        "the classifier goes on with what it has learnt, or begins anew where there is none",
+        "evaluation.online.labels evaluation.online.every_steps evaluation.online.lr",
+        counted="online/top1",
+    ),
+    Rule(
+        "may",
         "sizes that come to it have been trained less than others",
         "backbone.width.min backbone.width.step backbone.depth.min backbone.depth.step",
         counted="the sizes",

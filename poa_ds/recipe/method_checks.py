@@ -7,6 +7,7 @@ from poa_ds.model.tucker.shape import TuckerShape
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 
+WITHOUT_AVERAGE = ("seed", "finetune")  # whose students learn from something else
 OWN_IMITATION = {"dspnet": "slimmable.imitation", "seed": "distill.imitation"}
 
 
@@ -32,6 +33,11 @@ def problems(recipe: Recipe) -> Iterator[str]:
         yield (
             f"finetune.classes {recipe.finetune.classes}: {recipe.objective.method} learns without"
             " labels, remove it"
+        )
+    if recipe.evaluation.online.labels and recipe.objective.method in WITHOUT_AVERAGE:
+        yield (
+            f"evaluation.online.labels true: {recipe.objective.method} has no teacher whose"
+            " features it could read, remove it"
         )
     yield from PROBLEMS.get(recipe.objective.method, lambda _: ())(recipe)
     if recipe.objective.loss == "byol":

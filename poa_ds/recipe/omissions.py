@@ -59,6 +59,17 @@ def _intervals(recipe: Recipe, images: int) -> Iterator[str]:
         )
     if recipe.log_every > numbers.steps:
         yield f"no metrics before the end: log_every {recipe.log_every:,} steps, {run}"
+    online = recipe.evaluation.online
+    if online.labels and online.every_steps > numbers.steps:
+        yield (
+            "the online probe learns nothing: evaluation.online.every_steps"
+            f" {online.every_steps:,}, {run}"
+        )
+    elif online.labels and recipe.log_every % online.every_steps:
+        yield (
+            f"most rows have no online/top1: log_every {recipe.log_every:,} is not a multiple of"
+            f" evaluation.online.every_steps {online.every_steps:,}"
+        )
     if numbers.keep_steps > numbers.steps:
         yield (
             "no checkpoint is kept for good: checkpoint.keep_every_epochs"

@@ -257,8 +257,17 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Online:
+    """A linear classifier beside the training, on the teacher's features; it changes no weight."""
+
+    labels: bool = False  # of data.train: whether it learns from them
+    every_steps: Count = 1
+    lr: Positive = 0.01  # of its SGD, constant
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """k-NN during training."""
+    """k-NN during training, and a classifier that learns along the way."""
 
     queries: str = ""  # images, as data.train; empty: no evaluation
     bank: str = ""  # images; empty: data.train
@@ -275,6 +284,7 @@ class Evaluation:
     resize: Count = 256  # short side in pixels, before the central crop
     crop: Count = 224
     batch_size: Count = 256
+    online: Online = field(default_factory=Online)
 
 
 @dataclass(frozen=True)

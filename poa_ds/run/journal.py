@@ -127,6 +127,8 @@ class Journal:
             "skipped_total": float(state.skipped),
             **self._clock.take(),
         }
+        if result.online and (labelled := dist.on_host(result.online.labelled)):
+            row["online/top1"] = 100 * dist.on_host(result.online.right) / labelled
         scale = self._engine.loss_scale
         return row if scale is None else row | {"loss_scale": scale}
 

@@ -28,7 +28,7 @@ def resume(setup: Setup, folder: RunFolder) -> RunState | None:
         return None
     changed = continuing.changes(read_manifest(found)["recipe"], setup.recipe)
     continuing.refuse(changed, found)
-    state, setup.stepper.state = load(setup.engine, found)
+    state, extra = load(setup.engine, found)
     if state.data_hash != setup.data_hash:
         named = [f"\n  {change}" for change in changed if change.key.startswith("data.mix.")]
         if isinstance(setup.folder, LooseFolder):
@@ -43,6 +43,7 @@ def resume(setup: Setup, folder: RunFolder) -> RunState | None:
             f"(the index{', or a share of data.mix,' if named else ''} differs): use the same "
             f"shards, or another output_dir{''.join(named)}"
         )
+    setup.stepper.restore(extra)
     if dist.is_main():
         tell(f"continues at step {state.step:,} from {found}")
         images = len(setup.folder)

@@ -25,7 +25,7 @@ from poa_ds.recipe import checks, derived, ds_json
 from poa_ds.recipe.omissions import omissions
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
-from poa_ds.run import environment
+from poa_ds.run import environment, online
 from poa_ds.run.clock import Clock
 from poa_ds.run.step import Stepper, StepResult
 from poa_ds.run.watchdog import NCCL_SECONDS, SET_UP, Watchdog
@@ -90,11 +90,13 @@ class Setup:
         self.numbers = derived.of(recipe, len(self.folder))
         self.schedules = derived.schedules(recipe, len(self.folder))
         trained = method(recipe)
+        classes = online.classes(recipe, self.folder, trained)
         networks = trained.networks()
         self.begins_with = self._begins_with()
         self.begun = start.begin(networks, self.begins_with) if self.begins_with else ""
         self.engine = Engine(networks, recipe.optimizer, self.ds_config)
-        self.stepper = Stepper(recipe, self.engine, trained)
+        probe = online.of_recipe(recipe, classes, self.engine.device)
+        self.stepper = Stepper(recipe, self.engine, trained, probe)
         self.clock = Clock(images)
         if dist.is_main():
             self._announce(operators)

@@ -1,6 +1,6 @@
 """One optimizer step of any method: from the batches of this rank's slots to moved networks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -16,6 +16,8 @@ from poa_ds.methods.method import Method
 from poa_ds.model.space import Subnet
 from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
+from poa_ds.run import online
+from poa_ds.run.online import PREFIX, Answered, Probe
 from poa_ds.system import dist
 from poa_ds.system.console import say
 
@@ -25,7 +27,8 @@ class StepResult:
     """terms: unweighted, averaged over the slots of this rank, and `total`, as optimised.
 
     sizes: the elastic size of each slot of this rank. stop: a rank asks for it. health: the
-    method's figures about the first of the slots, where they were asked for.
+    method's figures about the first of the slots, where they were asked for. online: of the probe,
+    where it learnt.
     """
 
     terms: dict[str, Tensor]
@@ -35,6 +38,7 @@ class StepResult:
     applied: bool
     stop: bool
     health: dict[str, Tensor] = field(default_factory=dict)
+    online: Answered | None = None
 
     def means(self) -> dict[str, float]:
         """Terms averaged over all slots of all ranks, health over the ranks. A collective."""
@@ -45,10 +49,15 @@ class StepResult:
 
 
 class Stepper:
-    """Trains on batches. state: the method's tensors beside the parameters, saved with them."""
+    """Trains on batches. state: the method's tensors beside the parameters, saved with them.
 
-    def __init__(self, recipe: Recipe, engine: Engine, method: Method) -> None:
-        self.recipe, self.engine, self.method = recipe, engine, method
+    probe: what learns beside the training, from the targets of a method that is `Showing`.
+    """
+
+    def __init__(
+        self, recipe: Recipe, engine: Engine, method: Method, probe: Probe | None = None
+    ) -> None:
+        self.recipe, self.engine, self.method, self.probe = recipe, engine, method, probe
         self.photometric = photometric_spec(recipe)
         self.state: dict[str, Tensor] = {}
 
@@ -75,15 +84,36 @@ class Stepper:
         parts = {"last_layer": values.last_layer_factor}
         update = Update(values.lr, values.weight_decay, values.momentum, parts)
         report = engine.step(update, finite=finite, stop=stop())
+        answered = None
         if report.applied:
             self.state = state
+            answered = self._probe(batches, targets)
         last = -1 if values.all_sizes else 0
         sizes = [method.sizes(b.step, b.slot)[last] for b in batches]
         if not report.finite:
             self._name_the_culprit(batches, sizes, by_name, report.gradient_norms)
         means = {name: slots.mean() for name, slots in by_name.items()}
         norms = report.gradient_norms
-        return StepResult(means, sizes, norms, report.finite, report.applied, report.stop, figures)
+        return StepResult(
+            means, sizes, norms, report.finite, report.applied, report.stop, figures, answered
+        )
+
+    def _probe(self, batches: Sequence[Batch], targets: Sequence[Any]) -> Answered | None:
+        """The probe's step, where there is one; a collective."""
+        if self.probe is None or not self.probe.learns_in(batches[0].step):
+            return None
+        return self.probe.learn(*online.rows(self.method, batches, targets))
+
+    def saved(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps beside the parameters: of the method, and of the probe."""
+        return self.state | (self.probe.state() if self.probe else {})
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on from there; a probe of which nothing was saved begins anew."""
+        of_probe = {name: t for name, t in saved.items() if name.startswith(PREFIX)}
+        self.state = {name: t for name, t in saved.items() if name not in of_probe}
+        if self.probe and of_probe:
+            self.probe.restore(of_probe)
 
     def _learn(self, batch: Batch, target: Any, values: StepValues) -> dict[str, Tensor]:
         """Forward and backward of all students on one slot; the detached total and terms."""

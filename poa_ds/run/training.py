@@ -156,7 +156,7 @@ class Training:
         taken = snapshot(
             self.setup.engine,
             self.state,
-            extra=self.setup.stepper.state,
+            extra=self.setup.stepper.saved(),
             recipe=load.to_yaml(self.recipe),
             copied=self.saver.background,
         )

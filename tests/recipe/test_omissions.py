@@ -45,6 +45,14 @@ def said(**changed: object) -> list[str]:
         ({"checkpoint.every_epochs": 3}, ["no checkpoint before the end", "30 steps"]),
         ({"checkpoint.keep_every_epochs": 3}, ["kept for good", "keep_every_epochs 3"]),
         ({"log_every": 21}, ["no metrics before the end", "log_every 21"]),
+        (
+            {"evaluation.online": {"labels": True, "every_steps": 21}},
+            ["online probe learns nothing", "every_steps 21", "20"],
+        ),
+        (
+            {"evaluation.online": {"labels": True, "every_steps": 4}},
+            ["most rows have no online/top1", "log_every 10", "every_steps 4"],
+        ),
         ({"objective.dino": 0, "objective.ibot": 0, "objective.koleo": 0}, ["nothing is learned"]),
         ({"objective.intact_weight": 0}, ["largest size learns nothing", "intact_weight is 0"]),
         ({"objective.intact_weight": 1}, ["smaller sizes learn nothing", "intact_weight is 1"]),

@@ -42,6 +42,8 @@ TINY = [
     "evaluation.batch_size=32",
 ]
 SAVES = [3, 6, 9, 12]
+PROBE = "evaluation.online.labels=true"  # what it learns outlives kills too
+COMPARED = ("loss", "gradient", "knn", "size", "online")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def losses(out: Path) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
     for line in (out / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        same = {k: v for k, v in row.items() if k.startswith(("loss", "gradient", "knn", "size"))}
+        same = {k: v for k, v in row.items() if k.startswith(COMPARED)}
         before = found.setdefault(row["step"], {})
         assert not before.keys() & same.keys(), f"step {row['step']} is there twice"
         before |= same
@@ -97,7 +99,7 @@ def page(out: Path) -> str:
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run from start to end, and what it printed."""
     out = tmp_path_factory.mktemp("whole")
-    return out, run(command(shards, out, "report=true"))
+    return out, run(command(shards, out, "report=true", PROBE))
 
 
 def test_a_run_leaves_what_the_other_commands_need(whole: tuple[Path, str]) -> None:
@@ -105,6 +107,8 @@ def test_a_run_leaves_what_the_other_commands_need(whole: tuple[Path, str]) -> N
     assert (out / "config.yaml").exists() and (out / "deepspeed.json").exists()
     assert (out / "teacher" / "latest").read_text().strip() == "step00000012"
     assert sorted(losses(out)) == list(range(13))
+    answers = {step: row["online/top1"] for step, row in losses(out).items() if step}
+    assert len(answers) == 12 and all(0 <= top1 <= 100 for top1 in answers.values())
     evaluations = [json.loads(x) for x in (out / "knn.jsonl").read_text().splitlines()]
     assert [row["step"] for row in evaluations] == [0, 6, 12]
     assert all(len(row["knn"]) == 4 for row in evaluations)
@@ -142,7 +146,7 @@ def test_a_log_tells_rate_time_left_and_that_the_first_evaluation_begins(
 def test_a_finished_run_says_so_and_changes_nothing(whole: tuple[Path, str], shards: Path) -> None:
     out, _ = whole
     before = (out / "metrics.jsonl").read_bytes()
-    printed = run(command(shards, out, "log_every=2"))
+    printed = run(command(shards, out, PROBE, "log_every=2"))
     assert "done: 12 steps" in printed
     assert "the recipe has changed: log_every: 1 -> 2 (holds from here on)" in printed
     assert (out / "metrics.jsonl").read_bytes() == before
@@ -157,7 +161,7 @@ def test_a_killed_run_continues_bit_for_bit(
     whole: tuple[Path, str], shards: Path, tmp_path: Path, kill_after: int, background: str
 ) -> None:
     """SIGKILL after a step between two checkpoints; the same command goes on."""
-    words = command(shards, tmp_path, f"checkpoint.background={background}")
+    words = command(shards, tmp_path, PROBE, f"checkpoint.background={background}")
     process = subprocess.Popen(
         words,
         env=environment(),
@@ -183,7 +187,7 @@ def test_a_stopped_run_saves_and_continues_bit_for_bit(
     whole: tuple[Path, str], shards: Path, tmp_path: Path
 ) -> None:
     """SIGUSR1 after a step without a checkpoint; no step is done twice."""
-    words = command(shards, tmp_path, "report=true")
+    words = command(shards, tmp_path, "report=true", PROBE)
     with subprocess.Popen(
         words, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -294,7 +298,7 @@ def test_a_full_disk_stops_a_run_after_two_checkpoints_and_it_continues(
     whole: tuple[Path, str], shards: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    words = command(shards, out, "checkpoint.background=false")
+    words = command(shards, out, PROBE, "checkpoint.background=false")
     with disk(out / "checkpoints", "16m") as place:
         process = subprocess.Popen(
             words,

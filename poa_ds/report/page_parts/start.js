@@ -43,7 +43,7 @@ function start() {
   $.slider = el("input", { type: "range", min: 0, max: 1, "aria-label": "step of the heat map", oninput: e => { play(false); S.at = +e.target.value; heat(); } });
   $.stepText = el("b");
   $.play = el("button", { class: "noprint", onclick: () => play() }, "▶ play");
-  const smooth = el("label", { class: "bar noprint" }, el("input", { type: "checkbox", ...(S.smooth ? { checked: "" } : {}), onchange: e => { S.smooth = e.target.checked; bySeries(); } }), "smoothed (losses, gradients, speed)");
+  const smooth = el("label", { class: "bar noprint" }, el("input", { type: "checkbox", ...(S.smooth ? { checked: "" } : {}), onchange: e => { S.smooth = e.target.checked; bySeries(); } }), "smoothed (losses, gradients, probe, speed)");
   document.getElementById("page").append($.header, $.facts,
     card("Choose a size", "Each dot is a size; nothing cheaper than the line is better. Move the budget.", $.frontBar, $.fronts, $.answer),
     ...(R.length > 1 ? [card("Who is ahead", "", $.ahead)] : []),

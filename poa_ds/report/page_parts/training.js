@@ -4,11 +4,12 @@ const SERIES = [
   ["Losses", /^loss\//, "The total is what is minimised; a term that is 0 is not active yet."],
   ["Gradient norms", /^gradient_norm\//, "Before clipping."],
   ["Schedules", /^schedule\//, ""],
+  ["Online probe", /^online\//, "Share of the batch's crops (%) that a linear layer on the teacher's features answers right before it learns from them."],
   ["Speed, memory", /^(speed|memory)\//, "Data wait above 5 % of a step means too few loader workers."],
-  ["Other", /^(?!loss\/|gradient_norm\/|schedule\/|speed\/|memory\/|health\/|knn_)/, ""],
+  ["Other", /^(?!loss\/|gradient_norm\/|schedule\/|online\/|speed\/|memory\/|health\/|knn_)/, ""],
 ];
 const keysOf = test => uniq(R.flatMap(r => Object.keys(r.series))).filter(k => test.test(k)).sort((a, b) => (b === "loss/total") - (a === "loss/total") || a.localeCompare(b));
-const SMOOTH = /^(loss|gradient_norm|speed)\//; // never health: an alarm is about single values
+const SMOOTH = /^(loss|gradient_norm|online|speed)\//; // never health: an alarm is about single values
 
 function series(box, test) {
   const made = keysOf(test).map(key => { const place = el("div", { class: "plot low", "data-key": key }); soon(place, () => one(place, key)); return el("div", {}, el("h3", {}, key), place); });

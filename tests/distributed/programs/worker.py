@@ -20,11 +20,13 @@ from poa_ds.engine.engine import Engine
 from poa_ds.methods.method import method
 from poa_ds.recipe import derived, ds_json, load
 from poa_ds.recipe.tree import Recipe
+from poa_ds.run import online
+from poa_ds.run.online import Answered
 from poa_ds.run.step import Stepper
 from poa_ds.system import dist
 from tests.support.same_run import sample
 
-IMAGES, SLOTS = 4, 4
+IMAGES, SLOTS, CLASSES = 4, 4, 3
 
 
 def recipe_with(**changes: object) -> Recipe:
@@ -70,13 +72,14 @@ def made_batch(recipe: Recipe, at: int, slot: int) -> Batch:
     g = torch.Generator().manual_seed(1000 * at + slot)
     if recipe.finetune.classes:
         return labelled_batch(recipe, at, slot, g)
-    return Batch.of(
+    batch = Batch.of(
         torch.randn(2 * IMAGES, 3, 32, 32, generator=g),
         torch.randn(recipe.crops.local_count * IMAGES, 3, 16, 16, generator=g),
         torch.rand(2 * IMAGES, derived.shape(recipe).grid(32) ** 2, generator=g) < 0.3,
         step=at,
         slot=slot,
     )
+    return replace(batch, labels=torch.randint(-1, CLASSES, (IMAGES,), generator=g))
 
 
 def labelled_batch(recipe: Recipe, at: int, slot: int, g: torch.Generator) -> Batch:
@@ -98,7 +101,8 @@ class Run:
         self.recipe = recipe
         trained = method(recipe)
         self.engine = Engine(trained.networks(), recipe.optimizer, ds_config)
-        self.stepper = Stepper(recipe, self.engine, trained)
+        probe = online.of_recipe(recipe, CLASSES, self.engine.device)
+        self.stepper = Stepper(recipe, self.engine, trained, probe)
         self.schedules = derived.schedules(recipe, 10**6)
 
     def steps(self, first: int, last: int, *, poison: int | None = None) -> list[dict]:
@@ -118,15 +122,24 @@ class Run:
             "applied": result.applied,
             "skipped": self.engine.deepspeed.skipped_steps,
             "sizes": [str(s) for r in dist.all_gather_objects(result.sizes) for s in r],
-            "state": {n: zlib.crc32(t.numpy()) for n, t in sorted(self.stepper.state.items())},
+            "state": {n: zlib.crc32(t.numpy()) for n, t in sorted(self.stepper.saved().items())},
+            "online": self.online(result.online),
             **self.weights(at),
         }
+
+    def online(self, answered: Answered | None) -> dict | None:
+        """What the probe answered, and what it has learnt."""
+        if answered is None:
+            return None
+        right, labelled = map(float, answered)
+        weights = self.stepper.probe.weights.flatten().tolist()
+        return {"right": right, "labelled": labelled, "weights": weights}
 
     def save(self, root: Path, at: int) -> None:
         """A checkpoint after `at` steps, and beside it what its tensors were."""
         saver = Saver(root, keep_last=2, keep_every_steps=0, background=True)
         state, text = RunState(step=at, samples_seen=1), load.to_yaml(self.recipe)
-        extra = self.stepper.state
+        extra = self.stepper.saved()
         taken = checkpoint.snapshot(self.engine, state, extra=extra, recipe=text, copied=True)
         saver.begin(taken)
         saver.finish()
@@ -137,7 +150,8 @@ class Run:
     def load(self, root: Path) -> RunState:
         """Continue from the newest checkpoint; every tensor must be what it was, to the bit."""
         folder, _ = checkpoint.find_together(root)
-        state, self.stepper.state = checkpoint.load(self.engine, folder)
+        state, extra = checkpoint.load(self.engine, folder)
+        self.stepper.restore(extra)
         assert self.digests() == json.loads((root / "digests.json").read_text())
         return state
 
