@@ -203,7 +203,7 @@ def test_findings_have_the_file_s_categories_and_lie_in_their_image(shapes: Path
 
 
 SHORT = ("--batch", 4, "--slots", 2, "--short-side", "64", "--long-side", 96, "--channels", 16)
-SHORT = (*SHORT, "--workers", 0, "--lr", 0.001, "--epochs", 1)
+SHORT = (*SHORT, "--workers", 0, "--lr", 0.001)
 
 
 def test_the_cost_is_said_and_nothing_done(
@@ -211,6 +211,10 @@ def test_the_cost_is_said_and_nothing_done(
 ) -> None:
     run = make_teacher(tmp_path / "run")
     words = ("eval", "detection", run, "--coco", shapes, *SHORT, "--sizes", "32x2,48x3")
+    poa = ("--protocol", "poa", "--random-weights")
+    assert main([*map(str, words), *poa, "--dry-run"]) == 0
+    assert "32x2: 54 steps x 4 images of 6" in capsys.readouterr().out  # of 36 epochs
+    words = (*words, "--epochs", 1)
     assert main([*map(str, words), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "32x2: 2 steps x 4 images of 6, then 3 to measure" in said and "48x3: 2 steps" in said
