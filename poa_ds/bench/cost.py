@@ -26,7 +26,11 @@ def flops_per_step(recipe: Recipe) -> float:
     recipe = replace(recipe, output_dir="", seed=0, objective=replace(objective, slow_start=0.0))
     if not share:
         return _counted(load.to_yaml(recipe))
-    alone = replace(recipe, objective=replace(recipe.objective, method="single"))
+    alone = replace(
+        recipe,
+        heads=replace(recipe.heads, elastic="shared"),
+        objective=replace(recipe.objective, method="single", koleo_students="all"),
+    )
     together, apart = (_counted(load.to_yaml(r)) for r in (recipe, alone))
     return share * apart + (1 - share) * together
 

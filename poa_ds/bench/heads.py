@@ -63,6 +63,10 @@ def run(args: argparse.Namespace) -> int:
     device = engine.pick_device()
     recipe = load.recipe(args.config, args.overrides)
     checks.check_precision(recipe, device)
+    if recipe.heads.elastic != "shared":
+        raise UsageError(
+            f"heads.elastic {recipe.heads.elastic}: bench heads measures heads that students share"
+        )
     # not in the interpreter, which would take hours
     kernels = device == "cuda" and not dispatch.unable(torch.device(device))
     ways = [WHOLE, PARTS, *([TRITON] if kernels else [])]

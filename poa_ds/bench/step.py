@@ -21,7 +21,7 @@ from poa_ds.bench.contenders import Contender, Job, Kind, Sample
 from poa_ds.bench.report import Report, Result
 from poa_ds.engine import engine
 from poa_ds.recipe import checks, derived, ds_json, load
-from poa_ds.recipe.tree import Objective
+from poa_ds.recipe.tree import Recipe
 from poa_ds.system import files, paths, rendezvous
 from poa_ds.system.arguments import count
 from poa_ds.system.console import say, tell
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not args.json.parent.is_dir():
         raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
     job = prepare(args)
-    kinds = ("ours", *_others(args.against, job.device, job.recipe.objective))
+    kinds = ("ours", *_others(args.against, job.device, job.recipe))
     command = " ".join([f"--config {args.config}", *args.overrides])
 
     def kept(results: dict[Kind, Result], in_turns: bool) -> Report:
@@ -103,9 +103,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _others(names: str | None, device: str, objective: Objective) -> tuple[Kind, ...]:
+def _others(names: str | None, device: str, recipe: Recipe) -> tuple[Kind, ...]:
     impossible = {"ours"} | ({"triton"} if dispatch.unable(torch.device(device)) else set())
-    published = (objective.method, objective.loss) == ("poa", "prototypes")
+    objective, heads = recipe.objective, recipe.heads.elastic
+    published = (objective.method, objective.loss, heads) == ("poa", "prototypes", "shared")
     if not published:
         impossible |= {"three passes"}
     names = names or ("three passes" if published else "plain")
@@ -114,8 +115,9 @@ def _others(names: str | None, device: str, objective: Objective) -> tuple[Kind,
     for name in chosen:
         if name not in allowed:
             raise UsageError(
-                f"--against {name!r}: allowed with objective.method {objective.method} and"
-                f" objective.loss {objective.loss} are {', '.join(allowed)}, all"
+                f"--against {name!r}: allowed with objective.method {objective.method},"
+                f" objective.loss {objective.loss} and heads.elastic {heads} are"
+                f" {', '.join(allowed)}, all"
             )
     return tuple(dict.fromkeys(chosen))
 

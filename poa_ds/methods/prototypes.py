@@ -31,7 +31,10 @@ class Prototypes:
 
     def networks(self) -> Networks:
         torch.manual_seed(self.recipe.seed)
-        return Networks(self._branch(), self._branch(), leaves=[PrototypeHead])
+        student, teacher = self._branch(), self._branch()
+        if self.recipe.heads.elastic == "own":
+            student.part_heads()
+        return Networks(student, teacher, leaves=[PrototypeHead])
 
     def _branch(self) -> Branch:
         own = self._heads() if self.recipe.heads.separate_ibot else None

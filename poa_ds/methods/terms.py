@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from einops import rearrange
@@ -88,21 +88,30 @@ def slot_terms(
     where = masked(batch, ibot)
     tokens = [rearrange(stream[0][:, 1:], "crops n c -> (crops n) c") for stream in streams]
     patch_rows = [gather_rows(rows, where) for rows in tokens]
-    projections = student.project(cls_rows, patch_rows, ibot=ibot)
     weights = batch.mask_weights if ibot else batch.mask_weights[:0]
-    matching = Matching(
-        projections,
-        assignments,
-        len(subnets),
-        batch.size,
-        weights,
-        temperature,
+    matching = partial(
+        Matching,
+        assignments=assignments,
+        size=batch.size,
+        patch_weights=weights,
+        temperature=temperature,
         imitates=imitates,
     )
+    if student.elastic_heads is None:
+        projections = student.project(cls_rows, patch_rows, ibot=ibot)
+        found = matching(projections, students=len(subnets)).cross_entropies()
+    else:
+        intact, others = student.project_apart(cls_rows, patch_rows, ibot=ibot)
+        found = matching(intact, students=1).cross_entropies()
+        if len(subnets) > 1:
+            apart = matching(others, students=len(subnets) - 1, intact=intact)
+            found = [torch.cat(pair) for pair in zip(found, apart.cross_entropies(), strict=True)]
+        else:
+            found = [found[0] + others.of_nobody(), *found[1:]]
     spread = cls_rows if koleo_students == "all" else cls_rows[:1]
     global_cls = [rows[: 2 * batch.size] for rows in spread]
     koleo = sum(losses.koleo(crop) for rows in global_cls for crop in rows.chunk(2)) / len(spread)
-    return Terms(*matching.cross_entropies(), koleo)
+    return Terms(*found, koleo)
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,8 @@ class Matching:
 
     projections: the rows of student 0, then of student 1, ... patch_weights (M,): 1 / masked
     patches of that crop. largest: scores of a head that may lie in memory. imitates: students
-    learn from student 0 too.
+    learn from the intact one too. intact: what that one said under heads of its own; None: it is
+    student 0.
     """
 
     projections: Projections
@@ -122,14 +132,16 @@ class Matching:
     temperature: float
     largest: int = LARGE
     imitates: bool = True
+    intact: Projections | None = None
 
     @property
     def copies(self) -> int:
-        """How many students learn from student 0 too."""
-        return self.students - 1 if self.imitates else 0
+        """How many students, the last ones, learn from the intact one too."""
+        others = self.students - (self.intact is None)
+        return others if self.imitates else 0
 
     def cross_entropies(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(dino (n,), ibot (n,), imitation (n - 1,) or (0,)), means over the heads."""
+        """(dino (n,), ibot (n,), imitation (copies,)), means over the heads."""
         per_head = []
         for head in range(len(self.projections.cls)):
             terms = self._by_rows(head) if self._is_large(head) else self._by_matrices(head)
@@ -146,15 +158,29 @@ class Matching:
 
     def _by_matrices(self, head: int) -> tuple[Tensor, Tensor, Tensor]:
         """The terms of one head from the whole score matrices of the students."""
-        p, size, temperature = self.projections, self.size, self.temperature
+        temperature, targets = self.temperature, self.assignments.targets(head)
+        students = self._scores(self.projections, head, self.students)
+        matched = [losses.match(s, targets, self.patch_weights, temperature) for s in students]
+        dino, ibot = (torch.stack(terms) for terms in zip(*matched, strict=True))
+        if not self.copies:
+            return dino, ibot, dino[:0]
+        intact = students[0]
+        if self.intact is not None:
+            with torch.no_grad():
+                (intact,) = self._scores(self.intact, head, 1)
+        others = students[-self.copies :]
+        return dino, ibot, torch.stack([losses.imitate(s, intact, temperature) for s in others])
+
+    def _scores(self, p: Projections, head: int, students: int) -> list[Scores]:
+        """What each of so many students says under one head."""
         cls = score(p.cls[head], p.cls_prototypes[head])
         patches = score(p.patches[head], p.patch_prototypes[head])
-        targets = self.assignments.targets(head)
 
         def apart(rows: Tensor) -> Tensor:
-            return rearrange(rows, "(students rows) k -> students rows k", students=self.students)
+            return rearrange(rows, "(students rows) k -> students rows k", students=students)
 
-        students = [
+        size = self.size
+        return [
             Scores(
                 rearrange(c[: 2 * size], "(crops images) k -> crops images k", crops=2),
                 rearrange(c[2 * size :], "(crops images) k -> crops images k", images=size),
@@ -162,11 +188,6 @@ class Matching:
             )
             for c, m in zip(apart(cls), apart(patches), strict=True)
         ]
-        matched = [losses.match(s, targets, self.patch_weights, temperature) for s in students]
-        others = students[1 : 1 + self.copies]
-        copied = [losses.imitate(s, students[0], temperature) for s in others]
-        dino, ibot = (torch.stack(terms) for terms in zip(*matched, strict=True))
-        return dino, ibot, torch.stack(copied) if copied else dino[:0]
 
     def _by_rows(self, head: int) -> tuple[Tensor, Tensor, Tensor]:
         """The terms of one head; neither logits nor probabilities outlive a kernel."""
@@ -175,19 +196,21 @@ class Matching:
         dino = cls[:, :, 0].sum(1) / (size * pairing.count(views))
         ibot = (patches * self.patch_weights).sum(1) / (2 * size)
         kinds = (slice(2 * size), slice(2 * size, None)) if views > 2 else (slice(None),)
-        others = cls[1 : 1 + self.copies]
+        others = cls[self.students - self.copies :]
         copied = [sum(rows[kind, 1].mean() for kind in kinds) for rows in others]
         return dino, ibot, torch.stack(copied) if copied else dino[:0]
 
     @cached_property
     def _links(self) -> tuple[Tensor, Tensor, Tensor]:
         """Which rows of a target each row of all students meets, under every head: class rows
-        (n R, 2) the teacher's and (n R, 1) student 0's, patches (n M, 1) the teacher's."""
+        (n R, 2) the teacher's and (n R, 1) the intact student's, patches (n M, 1) the teacher's."""
         n, z, shown = self.students, self.projections.cls[0], self.assignments.projections
         rows = len(z) // n
         met = pairing.rows_met(self.size, rows // self.size, z.device).repeat(n, 1)
         own = torch.arange(rows, device=z.device, dtype=torch.int32)
-        intact = torch.cat((torch.full_like(own, -1), own.repeat(n - 1)))[:, None]
+        none = torch.full_like(own, -1)
+        first = none if self.intact is None else own
+        intact = torch.cat((first, own.repeat(n - 1)))[:, None]
         masked = torch.arange(len(shown.patches[0]), device=z.device, dtype=torch.int32)
         return met, intact, masked.repeat(n)[:, None]
 
@@ -200,9 +223,11 @@ class Matching:
         p, a, n = self.projections, self.assignments, self.students
         t, z, w = a.projections, p.cls[head], p.cls_prototypes[head]
         rows, (met, intact, same) = len(z) // n, self._links
+        first = self.intact or p
+        whole, of_intact = first.cls[head][:rows].detach(), first.cls_prototypes[head].detach()
         targets = (
             Target(t.cls[head], t.cls_prototypes[head], a.temperature, a.cls_biases[head], met),
-            Target(z[:rows].detach(), w.detach(), self.temperature, None, intact),
+            Target(whole, of_intact, self.temperature, None, intact),
         )
         chosen = targets if self.copies else targets[:1]
         cls = prototype_ce(z, w, chosen, self.temperature).unflatten(0, (n, rows))

@@ -1,6 +1,7 @@
 """A network as it is trained: a backbone and its prototype heads, and what they say."""
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.heads import HeadBank
 from poa_kernels.prototype_ce_chunks import finely, rows_at_a_time
+from poa_kernels.slices import wide
 
 
 class Branch(nn.Module):
@@ -23,6 +25,14 @@ class Branch(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.heads, self.ibot_heads = backbone, heads, ibot_heads
+        self.elastic_heads: HeadBank | None = None
+        self.elastic_ibot_heads: HeadBank | None = None
+
+    def part_heads(self) -> "Branch":
+        """This network, of which the smaller students have copies of these heads for themselves."""
+        self.elastic_heads = deepcopy(self.heads)
+        self.elastic_ibot_heads = deepcopy(self.ibot_heads)
+        return self
 
     def project(
         self, cls_rows: Sequence[Tensor], patch_rows: Sequence[Tensor], *, ibot: bool
@@ -31,24 +41,51 @@ class Branch(nn.Module):
 
         Every head is entered once (lockstep under ZeRO-3).
         """
-        if self.ibot_heads is None or not ibot:
-            pairs = zip(cls_rows, patch_rows, strict=True)
-            outputs = self.heads(*[torch.cat(pair) for pair in pairs])
-            sizes = [len(x) for pair in zip(cls_rows, patch_rows, strict=True) for x in pair]
-            cls, patches = [], []
-            for z, _ in outputs:
-                parts = z.split(sizes)
-                cls.append(torch.cat(parts[0::2]))
-                patches.append(torch.cat(parts[1::2]))
-            prototypes = tuple(w for _, w in outputs)
-            return Projections(tuple(cls), tuple(patches), prototypes, prototypes)
-        cls_out, patch_out = self.heads(*cls_rows), self.ibot_heads(*patch_rows)
-        return Projections(
-            tuple(z for z, _ in cls_out),
-            tuple(z for z, _ in patch_out),
-            tuple(w for _, w in cls_out),
-            tuple(w for _, w in patch_out),
+        return project(self.heads, self.ibot_heads, cls_rows, patch_rows, ibot=ibot)
+
+    def project_apart(
+        self, cls_rows: Sequence[Tensor], patch_rows: Sequence[Tensor], *, ibot: bool
+    ) -> tuple["Projections", "Projections"]:
+        """(of the intact student, which comes first; of the smaller ones, by their own heads).
+
+        All heads are entered where the intact student is alone, too.
+        """
+        assert self.elastic_heads is not None
+        kinds = (cls_rows, patch_rows)
+        others = [rows[1:] or [rows[0][:0]] for rows in kinds]
+        return (
+            self.project(*[rows[:1] for rows in kinds], ibot=ibot),
+            project(self.elastic_heads, self.elastic_ibot_heads, *others, ibot=ibot),
         )
+
+
+def project(
+    heads: HeadBank,
+    ibot_heads: HeadBank | None,
+    cls_rows: Sequence[Tensor],
+    patch_rows: Sequence[Tensor],
+    *,
+    ibot: bool,
+) -> "Projections":
+    """`Branch.project` by these heads."""
+    if ibot_heads is None or not ibot:
+        pairs = zip(cls_rows, patch_rows, strict=True)
+        outputs = heads(*[torch.cat(pair) for pair in pairs])
+        sizes = [len(x) for pair in zip(cls_rows, patch_rows, strict=True) for x in pair]
+        cls, patches = [], []
+        for z, _ in outputs:
+            parts = z.split(sizes)
+            cls.append(torch.cat(parts[0::2]))
+            patches.append(torch.cat(parts[1::2]))
+        prototypes = tuple(w for _, w in outputs)
+        return Projections(tuple(cls), tuple(patches), prototypes, prototypes)
+    cls_out, patch_out = heads(*cls_rows), ibot_heads(*patch_rows)
+    return Projections(
+        tuple(z for z, _ in cls_out),
+        tuple(z for z, _ in patch_out),
+        tuple(w for _, w in cls_out),
+        tuple(w for _, w in patch_out),
+    )
 
 
 @dataclass(frozen=True)
@@ -68,6 +105,10 @@ class Projections:
     def prototypes(self) -> tuple[Tensor, ...]:
         """Of the class tokens under all heads, then of the patches under all heads."""
         return self.cls_prototypes + self.patch_prototypes
+
+    def of_nobody(self) -> Tensor:
+        """0, whose gradient is zero in every parameter of these heads, and none is left out."""
+        return sum(wide(x[:0]).sum() for x in self.cls + self.patches + self.prototypes)
 
     def for_scores(self) -> "Projections":
         """The same at the precision that the teacher's scores are made of, on every way."""

@@ -19,7 +19,8 @@ def saved(students: Students) -> Named:
     heads, count = recipe.heads, len(recipe.heads.prototypes)
     features = sum(derived.shape(recipe).features(subnet) for subnet in students.subnets)
     rows = students.cls_rows + students.patch_rows
-    banks = 2 if heads.separate_ibot and students.masked else 1
+    kinds = 2 if heads.separate_ibot and students.masked else 1
+    banks = kinds * len(students.subnets) // students.sharing
     return {
         "features": (students.views + students.masked) * features * b,
         "head MLPs": count * rows * (heads.layers - 1) * 2 * heads.hidden * b,
@@ -37,22 +38,23 @@ def is_chunked(rows: int, prototypes: int) -> bool:
 
 def by_rows(students: Students, prototypes: int) -> bool:
     """Whether a head's losses take all targets of a row in one pass, as the training decides it."""
-    kinds = (students.cls_rows, students.patch_rows)
-    return any(is_chunked(rows, prototypes) for rows in kinds)
+    kinds = (students.views, students.masked)
+    return any(is_chunked(students.sharing * rows, prototypes) for rows in kinds)
 
 
 def _probabilities(students: Students, prototypes: int) -> int:
     """Bytes of the probabilities that the losses of one head keep."""
     count, images = len(students.subnets), students.recipe.batch.images_per_slot
-    classes, patches = students.cls_rows, students.patch_rows
+    classes, patches, sharing = students.cls_rows, students.patch_rows, students.sharing
     if by_rows(students, prototypes):
         # the rows' own, and of each target: teacher and (where it teaches others) intact student
-        kinds = ((classes, 3 if students.imitates else 2), (patches, 2))
-        rows = sum(n * times for n, times in kinds if not is_chunked(n, prototypes))
+        taught = (classes if sharing == count else classes - students.views) * students.imitates
+        kinds = ((2 * classes + taught, students.views), (2 * patches, students.masked))
+        rows = sum(n for n, of_one in kinds if not is_chunked(sharing * of_one, prototypes))
     else:
         # the students' own, patch targets; targets of both crops and their sums for each student;
         # imitation of all views
-        rows = classes + patches + students.masked
+        rows = classes + patches + students.masked * count // sharing
         rows += count * (2 * images + images)
         rows += 2 * (count - 1) * students.views if students.imitates else 0
     return rows * prototypes * FLOAT
@@ -68,9 +70,9 @@ def transient(students: Students, own_slots: int) -> Named:
     heads, scores = recipe.heads, sum(recipe.heads.prototypes)
     rows = 2 * recipe.batch.images_per_slot + students.masked
     targets = rows * heads.bottleneck * len(heads.prototypes) * b
-    student_rows = students.cls_rows + students.patch_rows
+    student_rows = students.sharing * (students.views + students.masked)
     whole = [student_rows * k for k in heads.prototypes if not by_rows(students, k)]
-    rows_of_kind = max(students.cls_rows, students.patch_rows)
+    rows_of_kind = students.sharing * max(students.views, students.masked)
     chunks = [min(CHUNK_ON_GPU, rows_of_kind * k) for k in heads.prototypes if by_rows(students, k)]
     teacher = own_slots * (targets + scores * heads.bottleneck * b)
     return {

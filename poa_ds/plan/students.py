@@ -54,6 +54,11 @@ class Students:
         return len(self.subnets) * self.views
 
     @property
+    def sharing(self) -> int:
+        """How many students the same prototype heads serve."""
+        return 1 if self.recipe.heads.elastic == "own" else len(self.subnets)
+
+    @property
     def imitates(self) -> bool:
         """Whether the others learn from the intact one too."""
         recipe = self.recipe

@@ -39,6 +39,7 @@ RULES = (
         " backbone.template.ranks"
         " backbone.widths backbone.depth.max"
         " heads.prototypes heads.hidden heads.bottleneck heads.layers heads.separate_ibot"
+        " heads.elastic"
         " distill.hidden crops.global_size data.channels data.range data.percentiles"
         " data.pages finetune.classes",
     ),

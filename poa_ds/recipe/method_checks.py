@@ -29,6 +29,8 @@ def problems(recipe: Recipe) -> Iterator[str]:
         if alone or not recipe.objective.koleo:
             why = f"{recipe.objective.method} has one student" if alone else "objective.koleo is 0"
             yield (f"objective.koleo_students {recipe.objective.koleo_students}: {why}, remove it")
+    if recipe.heads.elastic == "own":
+        yield from _own_heads(recipe)
     if recipe.finetune.classes and recipe.objective.method != "finetune":
         yield (
             f"finetune.classes {recipe.finetune.classes}: {recipe.objective.method} learns without"
@@ -105,6 +107,14 @@ def _byol(recipe: Recipe) -> Iterator[str]:
         yield f"objective.dino {options.dino:g}: objective.loss byol has no DINO, remove it"
     if recipe.heads.separate_ibot:
         yield "heads.separate_ibot true: objective.loss byol compares no patches, remove it"
+
+
+def _own_heads(recipe: Recipe) -> Iterator[str]:
+    options, remedy = recipe.objective, "write heads.elastic=shared"
+    if options.method not in ("poa", "sweet"):
+        yield f"heads.elastic own: objective.method {options.method} has none, {remedy}"
+    elif options.loss != "prototypes":
+        yield f"heads.elastic own: objective.loss {options.loss} has no such heads, {remedy}"
 
 
 def _dspnet(recipe: Recipe) -> Iterator[str]:

@@ -45,6 +45,9 @@ class Heads:
     bottleneck: Count = 256  # channels of the rows that prototypes score
     layers: Annotated[int, Bounds(1, 3)] = 3  # linear ones, before the prototypes
     separate_ibot: bool = False  # patches get heads of their own
+    # of the smaller student, for poa and sweet: those of the intact one, or its own, which begin
+    # as a copy, have no average and are not deployed
+    elastic: Literal["shared", "own"] = "shared"
     init: Literal["published", "xavier"] = "published"
 
 

@@ -95,6 +95,24 @@ def test_centering_own_ibot_heads_and_activation_checkpointing_on_two_ranks(
         assert_same_run(records, one)
 
 
+@pytest.mark.slow
+def test_heads_of_the_smaller_student_on_two_ranks_and_resumed(tmp_path: Path) -> None:
+    """Two steps of a slow start, in which they learn nothing, then two in which they do."""
+    recipe = {"heads__elastic": "own", "objective": {"slow_start": 0.1}}
+    recipe["heads__separate_ibot"] = True
+    one = launch(WORKER, 1, tmp_path / "one", stages=[0], steps=[0, 4], recipe=recipe)["0"]
+    assert ["elastic_dino" in step["terms"] for step in one] == [False, False, True, True]
+    out = tmp_path / "two"
+    two = launch(WORKER, 2, out, stages=[1, 3], steps=[0, 3], save=4, recipe=recipe)
+    source = [str(out / "stage3")]
+    on = launch(WORKER, 2, tmp_path / "on", stages=[2], steps=[3, 4], load=source, recipe=recipe)
+    for records in ([*two["1"], *two["1+"]], [*two["3"], *two["3+"]], [*one[:3], *on.popitem()[1]]):
+        for got, wanted in zip(records, one, strict=True):
+            assert got["sizes"] == wanted["sizes"]
+            for key in ("terms", "norms"):  # the last step's come from heads that have moved
+                assert got[key] == pytest.approx(wanted[key], rel=1e-4), key
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_teacher_moves_in_fp32_although_weights_are_bf16(world: int, tmp_path: Path) -> None:
     """At momentum 0.9999 a bf16 average would stand still."""

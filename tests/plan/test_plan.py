@@ -41,6 +41,11 @@ SHAPES = {
         "heads__separate_ibot": True,
         "heads__layers": 2,
     },
+    "heads of their own": {
+        "backbone__drop_path": 0.0,
+        "backbone__width": {"min": 32, "max": 64, "step": 32},
+        "heads__elastic": "own",
+    },
     "no local crops": {"crops__local_count": 0},
     "recomputed": {"backbone__activation_checkpointing": True},
     "one student": {"objective__method": "single"},
