@@ -57,6 +57,29 @@ class _Leading(torch.autograd.Function):
         return None, *totals
 
 
+def rows_of_all(matrices: Sequence[Tensor], rows: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """Per row number that row of each matrix; gradients at one moment, as of `leading_of_all`."""
+    found = _Rows.apply(tuple(rows), *matrices)
+    return [found[i : i + len(matrices)] for i in range(0, len(found), len(matrices))]
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, *matrices):
+        ctx.rows, ctx.shapes = rows, [m.shape for m in matrices]
+        return tuple(m[row] for row in rows for m in matrices)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients):
+        n = len(ctx.shapes)
+        totals = [g.new_zeros(s) for g, s in zip(gradients[:n], ctx.shapes, strict=True)]
+        for place, row in enumerate(ctx.rows):
+            of_stream = gradients[n * place : n * place + n]
+            torch._foreach_add_([total[row] for total in totals], list(of_stream))
+        return None, *totals
+
+
 def wide(x: Tensor) -> Tensor:
     """x in float32, or float64 as it is."""
     return x if x.dtype == torch.float64 else x.float()

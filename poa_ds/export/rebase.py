@@ -51,7 +51,10 @@ def checked(network: ElasticBackbone, what: str) -> ElasticViT:
     """The network. UsageError: it is none that has another basis; what: the run, for the error."""
     if form.of(network.kind) is not form.of(KIND):
         raise UsageError(f"{what} is a {network.kind}: another basis is there for plain ViTs alone")
-    return cast(ElasticViT, network)
+    vit = cast(ElasticViT, network)
+    if vit.norm.widths:
+        raise UsageError(f"{what} has backbone.norms per_width: another basis needs shared norms")
+    return vit
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from poa_kernels.add_ln import add_norm_rows, add_rows, norm_rows, of_streams
 from poa_kernels.attention import attention
 from poa_kernels.gelu import gelu
 from poa_kernels.rope import rotate
-from poa_kernels.slices import leading, wide
+from poa_kernels.slices import leading, rows_of_all, wide
 from poa_kernels.two_stream_linear import two_stream_linear
 
 
@@ -85,17 +85,47 @@ def scale_inputs(network: nn.Module, exponent: float) -> None:
 
 
 class ElasticLayerNorm(nn.LayerNorm):
-    """Layer norm over the active channels."""
+    """Layer norm over the active channels.
+
+    widths: so many, dim / widths apart, have weight and bias of their own, rows (widths, dim) of
+    which the leading channels count (switchable norms: Yu et al., arXiv 1812.08928); 0: all share.
+    """
+
+    def __init__(self, dim: int, eps: float, widths: int = 0) -> None:
+        super().__init__(dim, eps)
+        self.widths = widths
+        if widths:
+            self.weight = nn.Parameter(torch.ones(widths, dim))
+            self.bias = nn.Parameter(torch.zeros(widths, dim))
+
+    def row(self, width: int) -> int:
+        """Of weight and bias, where every width has its own."""
+        place, rest = divmod(width * self.widths, self.normalized_shape[0])
+        assert place and not rest, (width, self.widths)
+        return place - 1
+
+    def of_width(self, parameter: Tensor, width: int) -> Tensor:
+        """What of weight or bias that width uses."""
+        return leading(parameter[self.row(width)] if self.widths else parameter, width)
 
     def forward(self, x: Tensor) -> Tensor:
         c = x.shape[-1]
-        return F.layer_norm(x, (c,), leading(self.weight, c), leading(self.bias, c), self.eps)
+        weight, bias = (self.of_width(p, c) for p in (self.weight, self.bias))
+        return F.layer_norm(x, (c,), weight, bias, self.eps)
 
     def finely(self, x: Tensor) -> Tensor:
         """The same in float32 or better, whatever x and the weights are."""
         x, c = wide(x), x.shape[-1]
-        weight, bias = (leading(p, c).to(x.dtype) for p in (self.weight, self.bias))
+        weight, bias = (self.of_width(p, c).to(x.dtype) for p in (self.weight, self.bias))
         return F.layer_norm(x, (c,), weight, bias, self.eps)
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        """Vectors of a network whose widths share them are those of every width."""
+        for name in ("weight", "bias") if self.widths else ():
+            found = state.get(prefix + name)
+            if found is not None and found.ndim == 1:
+                state[prefix + name] = found.expand(self.widths, -1)
+        super()._load_from_state_dict(state, prefix, *rest)
 
 
 class LayerScale(nn.Module):
@@ -226,9 +256,10 @@ class Block(nn.Module):
         eps: float,
         swiglu: int = 0,
         qkv_bias: QkvBias = "full",
+        norm_widths: int = 0,
     ) -> None:
         super().__init__()
-        self.norm1, self.norm2 = ElasticLayerNorm(dim, eps), ElasticLayerNorm(dim, eps)
+        self.norm1, self.norm2 = (ElasticLayerNorm(dim, eps, norm_widths) for _ in range(2))
         self.attn = Attention(dim, head_dim, self.linear, qkv_bias)
         self.mlp = SwiGlu(dim, swiglu) if swiglu else Mlp(dim, mlp_ratio, self.linear)
         self.ls1, self.ls2 = LayerScale(dim, layer_scale), LayerScale(dim, layer_scale)
@@ -238,9 +269,7 @@ class Block(nn.Module):
         drops = [plan.drops[i] or (None, None) for i in members]
         first, second = ([d and d.rows for d in branch] for branch in zip(*drops, strict=True))
         packings = [d.packing if d else plan.packing for d, _ in drops]
-        one, two = self.norm1, self.norm2
-        parameters = (one.weight, one.bias, self.ls1.gamma, two.weight, two.bias, self.ls2.gamma)
-        of = of_streams(parameters, [streams[i] for i in members])
+        one, two, of = self.norm1, self.norm2, self._vectors([streams[i] for i in members])
 
         pairs = [
             norm_rows(streams[i], *of_x[:2], eps=one.eps, taken=taken)
@@ -259,6 +288,17 @@ class Block(nn.Module):
         return tuple(
             next(done) if chosen else x * 1 for x, chosen in zip(streams, plan.chosen, strict=True)
         )
+
+    def _vectors(self, streams: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+        """For each stream weight and bias of norm1, gamma of ls1, the same of the second branch."""
+        one, two, gammas = self.norm1, self.norm2, (self.ls1.gamma, self.ls2.gamma)
+        norms = (one.weight, one.bias, two.weight, two.bias)
+        if not one.widths:
+            return of_streams((*norms[:2], gammas[0], *norms[2:], gammas[1]), streams)
+        rows = rows_of_all(norms, [one.row(x.shape[1]) for x in streams])
+        own = [of_streams(row, [x])[0] for row, x in zip(rows, streams, strict=True)]
+        pairs = zip(own, of_streams(gammas, streams), strict=True)
+        return [(*norm[:2], first, *norm[2:], second) for norm, (first, second) in pairs]
 
     def attend(
         self, streams: Sequence[Tensor], packings: Sequence[Packing], plan: BlockPlan

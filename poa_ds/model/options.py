@@ -11,6 +11,7 @@ COLOURS = 3  # channels of ordinary images
 
 Positions = Literal["learned", "rope", "none"]
 QkvBias = Literal["full", "no_key", "none"]
+Norms = Literal["shared", "per_width"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Backbone:
     mlp_ratio: Count = 4
     registers: CountOrNone = 0  # of vit: tokens that stand for no patch, left out of the features
     norm_eps: Positive = 1e-6  # of vit
+    norms: Norms = "shared"  # of vit; per_width: each width has weight and bias of every norm
     # of vit: a learned table, rotary as in DINOv3 (of patches; tokens before them have none), none
     positions: Positions = "learned"
     qkv_bias: QkvBias = "full"  # of vit: DINOv3's keys have no bias, or nothing of the layer

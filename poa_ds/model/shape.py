@@ -78,7 +78,7 @@ def one_size(options: Backbone, subnet: Subnet) -> Backbone:
     found = kind(options).of_depth(options, subnet.depth)
     width = Range(subnet.width, subnet.width, options.width.step)
     units = gated_units(options.swiglu, widest(options), subnet.width)
-    return replace(found, width=width, widths=(), swiglu=units)
+    return replace(found, width=width, widths=(), swiglu=units, norms="shared")
 
 
 def taken_out(options: Backbone, subnet: Subnet) -> Backbone:
@@ -120,7 +120,7 @@ def heads_divide(options: Backbone) -> Iterator[str]:
 
 def vit_parts(options: Backbone) -> list[str]:
     """The keys of parts that only a ViT has, where they are not as in the published recipes."""
-    standard, keys = Backbone(), "registers norm_eps swiglu positions qkv_bias".split()
+    standard, keys = Backbone(), "registers norm_eps norms swiglu positions qkv_bias".split()
     return [key for key in keys if getattr(options, key) != getattr(standard, key)]
 
 

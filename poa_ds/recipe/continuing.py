@@ -35,6 +35,7 @@ RULES = (
         " backbone.window backbone.projected backbone.shifted backbone.norm_groups"
         " backbone.outer backbone.input_scale"
         " backbone.width.max backbone.registers backbone.norm_eps backbone.swiglu"
+        " backbone.norms"
         " backbone.positions backbone.qkv_bias"
         " backbone.template.ranks"
         " backbone.widths backbone.depth.max"

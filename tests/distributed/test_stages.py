@@ -96,10 +96,12 @@ def test_centering_own_ibot_heads_and_activation_checkpointing_on_two_ranks(
 
 
 @pytest.mark.slow
-def test_heads_of_the_smaller_student_on_two_ranks_and_resumed(tmp_path: Path) -> None:
-    """Two steps of a slow start, in which they learn nothing, then two in which they do."""
+def test_heads_of_the_smaller_student_and_norms_of_each_width_on_two_ranks_and_resumed(
+    tmp_path: Path,
+) -> None:
+    """Two steps of a slow start, in which heads and norms learn nothing, then two with them."""
     recipe = {"heads__elastic": "own", "objective": {"slow_start": 0.1}}
-    recipe["heads__separate_ibot"] = True
+    recipe |= {"heads__separate_ibot": True, "backbone__norms": "per_width"}
     one = launch(WORKER, 1, tmp_path / "one", stages=[0], steps=[0, 4], recipe=recipe)["0"]
     assert ["elastic_dino" in step["terms"] for step in one] == [False, False, True, True]
     out = tmp_path / "two"

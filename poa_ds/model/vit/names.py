@@ -178,6 +178,8 @@ class VitForm:
                 if int(number) not in place:
                     continue
                 name = f"blocks.{place[int(number)]}.{rest}"
+            if model.norm.widths and (".norm" in name or part == "norm"):
+                tensor = tensor[model.norm.row(width)]
             exact = tensor if tensor.dtype == torch.float64 else tensor.float()
             if name != "embed.mask_token":
                 kept[name] = cut(name, exact).to("cpu", dtype).contiguous()

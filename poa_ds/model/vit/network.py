@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from poa_ds.model.backbone import ElasticBackbone, Streams
 from poa_ds.model.layers import Block, ElasticLayerNorm, initialise
-from poa_ds.model.options import COLOURS, Backbone, Positions, QkvBias
+from poa_ds.model.options import COLOURS, Backbone, Norms, Positions, QkvBias
 from poa_ds.model.packing import BlockPlan, Drop, Packing, draw_drops
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.vit import rope
@@ -100,6 +100,7 @@ class ElasticViT(ElasticBackbone):
         layer_scale: float = Backbone.layer_scale,
         registers: int = Backbone.registers,
         norm_eps: float = Backbone.norm_eps,
+        norms: Norms = Backbone.norms,
         swiglu: int = Backbone.swiglu,
         positions: Positions = Backbone.positions,
         qkv_bias: QkvBias = Backbone.qkv_bias,
@@ -127,6 +128,7 @@ class ElasticViT(ElasticBackbone):
         super().__init__(space, shape, activation_checkpointing=activation_checkpointing)
         self.head_dim, self.residual = head_dim, residual
         self.embed = Embed(dim, image_size, patch_size, registers, positions, channels)
+        norm_widths = dim // head_dim if norms == "per_width" else 0
         self.blocks = nn.ModuleList(
             self.block(
                 dim,
@@ -136,10 +138,11 @@ class ElasticViT(ElasticBackbone):
                 eps=norm_eps,
                 swiglu=swiglu,
                 qkv_bias=qkv_bias,
+                norm_widths=norm_widths,
             )
             for _ in range(depth)
         )
-        self.norm = ElasticLayerNorm(dim, norm_eps)
+        self.norm = ElasticLayerNorm(dim, norm_eps, norm_widths)
         initialise(list(self.modules()), init)
         if self.embed.pos_embed is not None:
             nn.init.trunc_normal_(self.embed.pos_embed, std=0.02)
@@ -160,6 +163,7 @@ class ElasticViT(ElasticBackbone):
             layer_scale=options.layer_scale,
             registers=options.registers,
             norm_eps=options.norm_eps,
+            norms=options.norms,
             swiglu=options.swiglu,
             positions=options.positions,
             qkv_bias=options.qkv_bias,
