@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from poa_ds.data.batch import Batch
 from poa_ds.data.store.index import ShardFolder
@@ -116,6 +117,25 @@ def test_its_generator_is_its_own_and_follows_the_seed() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(same.weights, probe().weights)
     assert not torch.equal(same.weights, other.weights)
+
+
+class Reads(TorchDispatchMode):
+    """Counts where a value is asked for, which a GPU would have to be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero")
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_of_it_reads_no_value_that_a_device_may_still_compute() -> None:
+    own, batches = probe(), stream(2)
+    with Reads() as reads:
+        answered = [own.learn(*batch) for batch in batches]
+        assert reads.count == 0
+        float(answered[0].right)
+        assert reads.count == 1
 
 
 def test_it_learns_in_every_nth_step() -> None:
