@@ -21,7 +21,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.run import exit_status, faults
 from poa_ds.run.apart import apart
 from poa_ds.system import rendezvous
-from poa_ds.system.console import tell
+from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.run_folder import RunFolder
 
@@ -99,6 +99,7 @@ def trainings(args: argparse.Namespace) -> list["Training"]:
         for field in fields(Settings)
         if getattr(args, field.name) is not None
     }
+    projected = _projected(args, teacher, recipe)
     subnets = derived.space(recipe).select(args.sizes or [*recipe.backbone.names] or ["all"])
     derived.check_trained(recipe, subnets)
     found = []
@@ -120,10 +121,31 @@ def trainings(args: argparse.Namespace) -> list["Training"]:
             precision=args.precision or _precision(recipe),
             workers=recipe.data.workers if args.workers is None else args.workers,
             drop_unknown_classes=args.drop_unknown_classes,
+            projected=projected,
         )
         about = {"weights_sha256": weights_hash(teacher), "recipe": row.title, "given": given}
         found.append(Training(job, RunFolder.around(teacher), step, about))
     return found
+
+
+def _projected(args: argparse.Namespace, teacher: Path, recipe: Recipe) -> int:
+    """Channels of the layer of the run's head that the classifier stands on; 0: of none.
+
+    UsageError: the run has no such head, and it was asked for.
+    """
+    from poa_ds.checkpoint.deployed import WEIGHTS
+    from poa_ds.methods import frozen_head
+
+    few = args.recipe == recipes.FEW
+    if args.head_layer == 0 or not (args.head_layer or few):
+        return 0
+    if frozen_head.has_one(teacher / WEIGHTS):
+        return frozen_head.first_width(recipe)
+    why = f"{teacher} has no projection head with prototypes"
+    if args.head_layer:
+        raise UsageError(f"--head-layer 1: {why}; 0 lets the classifier stand on the class feature")
+    say(f"{why}: the classifier stands on the class feature")
+    return 0
 
 
 def _precision(recipe: Recipe) -> str:
@@ -182,7 +204,8 @@ class Training:
         from poa_ds.recipe.backbone import backbone
 
         if self.recipe.start:
-            start.check(backbone(self.recipe), self.recipe.start)
+            projected = self.recipe.finetune.projected
+            start.check(backbone(self.recipe), self.recipe.start, projected=projected)
 
     def _deepspeed(self, args: argparse.Namespace) -> tuple[dict, str]:
         """(content, name) of the file: zero2 where stage 0 is not possible."""

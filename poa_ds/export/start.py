@@ -1,6 +1,7 @@
 """What a new run begins with where its recipe names a finished network: its backbone.
 
-Student and teacher get the same weights, all of which are trained on; heads start at random.
+Student and teacher get the same weights, all of which are trained on; heads start at random, but
+for the first layer of the projection head where a classifier stands on it.
 """
 
 from collections.abc import Mapping
@@ -12,13 +13,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from poa_ds.checkpoint.deployed import differences, find_teacher, licence_of, load_teacher, shapes
+from poa_ds.checkpoint import deployed as of_teacher
+from poa_ds.checkpoint.deployed import (
+    differences,
+    find_teacher,
+    licence_of,
+    load_teacher,
+    read_recipe,
+    shapes,
+)
 from poa_ds.engine.networks import Networks
 from poa_ds.export.extract import extract
 from poa_ds.export.folder import RECIPE, WEIGHTS, is_of_transformers
+from poa_ds.methods import frozen_head
 from poa_ds.model import first_layer, form
 from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.model.space import Subnet
+from poa_ds.recipe import derived
 from poa_ds.system.errors import UserError
 from poa_ds.system.json_text import parse_object
 from poa_ds.system.run_folder import named
@@ -37,18 +48,35 @@ def begin(networks: Networks, start: str) -> str:
     try:
         tensors, told = _tensors(start, own)
         own.load_state_dict(tensors, strict=False)  # a plain one has no mask token
+        if projection := getattr(networks.student, "projection", None):
+            projection.load_state_dict(_projection(start, projection.out_features))
     except UserError as error:
         raise UserError(f"start {start}: {error}") from error
     for name, (parameter, average) in networks.averaged().items():
-        if name.startswith("backbone."):
+        if name.startswith(("backbone.", "projection.")):
             average.copy_(parameter)
     return told
 
 
-def check(own: ElasticBackbone, start: str) -> None:
-    """UserError unless `start` names a network that fits `own`."""
+def _projection(start: str, channels: int) -> dict[str, Tensor]:
+    """The first layer of head 0 of what `start` names, of its size."""
+    place, size = named(start)
+    folder = find_teacher(place)
+    recipe, _ = read_recipe(folder / of_teacher.RECIPE)
+    space = derived.space(recipe)
+    subnet = space.parse(size) if size else space.intact
+    found = frozen_head.first_layer(folder / of_teacher.WEIGHTS, recipe, subnet)
+    if len(found["bias"]) != channels:
+        raise UserError(f"finetune.projected {channels}: its head has {len(found['bias'])}")
+    return found
+
+
+def check(own: ElasticBackbone, start: str, *, projected: int = 0) -> None:
+    """UserError unless `start` names a network that fits `own`, with such a head if projected."""
     try:
         _tensors(start, own)
+        if projected:
+            _projection(start, projected)
     except UserError as error:
         raise UserError(f"start {start}: {error}") from error
 

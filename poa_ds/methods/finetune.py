@@ -24,6 +24,12 @@ from poa_ds.recipe.schedules import StepValues
 from poa_ds.recipe.tree import Recipe
 
 
+def network(recipe: Recipe) -> Classified:
+    """What learns, with random weights."""
+    options = recipe.finetune
+    return Classified(backbone(recipe), options.classes, projected=options.projected)
+
+
 class Finetune:
     """No state, no targets from a teacher: a slot's labels come with its batch."""
 
@@ -36,7 +42,7 @@ class Finetune:
         return Networks(self._network(), self._network())
 
     def _network(self) -> Classified:
-        return Classified(backbone(self.recipe), self.options.classes)
+        return network(self.recipe)
 
     def sizes(self, step: int, slot: int) -> tuple[Subnet, ...]:
         return (self.space.intact,)

@@ -1,4 +1,7 @@
-"""Prototype head 0 of a run's network, without its prototypes: a teacher may embed with it."""
+"""Prototype head 0 of a run's network, without its prototypes.
+
+A teacher may embed with it, and a classifier stand on its first layer.
+"""
 
 from itertools import pairwise
 from pathlib import Path
@@ -9,9 +12,11 @@ from torch import Tensor
 from poa_ds.checkpoint.deployed import differences, shapes
 from poa_ds.model.heads import PrototypeHead
 from poa_ds.model.layers import scale_inputs
+from poa_ds.model.space import Subnet
 from poa_ds.recipe import derived
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UserError
+from poa_kernels.slices import alpha
 
 NAME = "heads.0."
 PROTOTYPES = ("weight_g", "weight_v")
@@ -48,6 +53,21 @@ def read(weights: Path, recipe: Recipe) -> PrototypeHead:
         raise UserError(f"{weights} has no head 0 that fits: {'; '.join(problems)}")
     head.load_state_dict(found, strict=False)
     return head
+
+
+def first_layer(weights: Path, recipe: Recipe, subnet: Subnet) -> dict[str, Tensor]:
+    """weight (hidden, C), bias of the first layer as one size has it, its factor in the weight.
+
+    UserError: the file has no such head.
+    """
+    first, width = read(weights, recipe).first, derived.shape(recipe).features(subnet)
+    factor = alpha(first.in_features, width, first.input_scale)
+    return {"weight": first.weight.detach()[:, :width] * factor, "bias": first.bias.detach()}
+
+
+def first_width(recipe: Recipe) -> int:
+    """Channels that leave the first layer."""
+    return recipe.heads.hidden if recipe.heads.layers > 1 else recipe.heads.bottleneck
 
 
 def flops(recipe: Recipe, features: int) -> float:

@@ -42,7 +42,7 @@ RULES = (
         " heads.prototypes heads.hidden heads.bottleneck heads.layers heads.separate_ibot"
         " heads.elastic"
         " distill.hidden crops.global_size data.channels data.range data.percentiles"
-        " data.pages finetune.classes",
+        " data.pages finetune.classes finetune.projected",
     ),
     Rule(
         "must not",

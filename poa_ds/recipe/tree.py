@@ -116,6 +116,9 @@ class Finetune:
     """
 
     classes: CountOrNone = 0  # of the labels; 0: the run learns without labels
+    # channels of the first layer of the projection head, where it stays between network and
+    # classifier; 0: it does not
+    projected: CountOrNone = 0
     share: Annotated[float, Bounds(0, 1, open_low=True)] = 1.0  # of each class's images
     subset: str = ""  # a file that names the images, one a line, in the place of a share
     policy: str = "rand-m9-mstd0.5-inc1"  # of changes to a crop, in timm's words; empty: none

@@ -16,9 +16,8 @@ from poa_ds.evaluate.finetune.accuracy import Counts, counted
 from poa_ds.evaluate.finetune.images import measured_on
 from poa_ds.evaluate.results import KnnRow
 from poa_ds.evaluate.score_rows import ScoreRow
-from poa_ds.model.classifier import Classified
+from poa_ds.methods import finetune
 from poa_ds.recipe import derived
-from poa_ds.recipe.backbone import backbone
 from poa_ds.run.evaluations import waited_for
 from poa_ds.run.setup import Setup
 from poa_ds.system import dist
@@ -74,7 +73,7 @@ class Accuracies:
         if not self.measures:
             return
         start = time.perf_counter()
-        network = Classified(backbone(self.recipe), self.recipe.finetune.classes)
+        network = finetune.network(self.recipe)
         network.load_state_dict(tensors)
         found = counted(
             network.eval().to(self.readout.device),

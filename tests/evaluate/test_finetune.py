@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from poa_ds import cli
-from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.data.loader import eval_batches, train_batches
 from poa_ds.data.places import open_folder
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.selection import Selection
-from poa_ds.engine.networks import Networks
 from poa_ds.evaluate import score_rows
 from poa_ds.evaluate.features import Readout
 from poa_ds.evaluate.finetune import recipes, rows
@@ -22,16 +20,14 @@ from poa_ds.evaluate.finetune.accuracy import Counts, counted
 from poa_ds.evaluate.finetune.images import Asked, learnt_from, measured_on
 from poa_ds.evaluate.finetune.recipes import Job, Settings
 from poa_ds.export import start
-from poa_ds.export.extract import extract
 from poa_ds.model.classifier import Classified
 from poa_ds.model.space import Subnet
-from poa_ds.model.swin.plain import Swin
 from poa_ds.recipe import checks, load
 from poa_ds.recipe.backbone import backbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system.errors import UsageError, UserError
 from tests.support.shards import make_shards
-from tests.support.teachers import RECIPE, make_teacher
+from tests.support.teachers import RECIPE, make_run_with_heads, make_teacher
 
 SETTINGS = Settings(batch=16, epochs=2, lr=0.01, layer_decay=0.5, drop_path=0.1)
 
@@ -85,104 +81,6 @@ def test_recipes_of_transfer_are_of_vits_and_for_steps_of_768_images() -> None:
     assert large.title == "ViT-B on inat18" and large.settings.drop_path == 0.2
     with pytest.raises(UsageError, match=r"backbone\.name swin: nothing is published"):
         recipes.nearest(swin, Subnet.read("96x6"), "cars")
-
-
-RESNET = {
-    "backbone": {
-        "name": "resnet",
-        "width": {"min": 16, "max": 32, "step": 16},
-        "stages": [[1, 1], [1, 1], [1, 2], [1, 1]],
-        "patch_size": 4,
-        "norm_groups": 4,
-    },
-    "crops": {"global_size": 32, "local_size": 32},
-}
-SWIN = {
-    "backbone": {
-        "name": "swin",
-        "width": {"min": 16, "max": 32, "step": 16},
-        "stages": [[1, 1], [1, 1], [2, 5], [1, 1]],
-        "patch_size": 2,
-        "head_dim": 16,
-        "window": 2,
-    },
-    "crops": {"global_size": 32, "local_size": 32},
-}
-
-
-def begun(run: Path, size: str) -> tuple[Classified, torch.Tensor, torch.Tensor]:
-    """(the network that a size begins as, its features, those of the slice) of two images."""
-    model, recipe, _ = load_teacher(run)
-    subnet = model.space.parse(size)
-    source = f"{run}:{subnet}"
-    network = Classified(
-        backbone(Job(recipe, subnet, source, SETTINGS, "train", "val", 3).recipe("")), 3
-    ).eval()
-    start.begin(Networks(network), source)
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return network, network.backbone(images, subnet), model(images, subnet)
-
-
-def test_every_size_of_a_resnet_begins_as_what_it_is_in_the_run(tmp_path: Path) -> None:
-    """Float32: a factor is in the weights here, and beside them there."""
-    run = make_teacher(tmp_path / "run", **RESNET)
-    for size in ("16x1-1-1-1", "16x1-1-2-1", "32x1-1-1-1", "32x1-1-2-1"):
-        network, found, wanted = begun(run, size)
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
-        assert network.classifier.in_features == 64 * (2 + 4 + 8)
-        assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
-        own = network.backbone
-        there = load_teacher(run)[0].parameter_count(own.space.intact)
-        assert own.parameter_count(own.space.intact) == there
-
-
-def test_a_readout_of_a_resnet_is_the_means_of_its_last_three_stages(tmp_path: Path) -> None:
-    network, _, _ = begun(make_teacher(tmp_path / "run", **RESNET), "16x1-1-2-1")
-    maps, images = [], torch.randn(2, 3, 32, 32)
-    for block in (1, 3, 4):
-        network.backbone.blocks[block].register_forward_hook(lambda *x: maps.append(x[2][0]))
-    found = network.backbone.readout(images, network.size)
-    torch.testing.assert_close(found, torch.cat([x.mean((2, 3)) for x in maps], 1))
-
-
-@pytest.mark.parametrize("size", ["16x2", "16x3", "16x5", "32x3", "32x5"])
-def test_every_size_of_a_swin_begins_as_what_it_is_in_the_run_and_is_taken_out_again(
-    tmp_path: Path, size: str
-) -> None:
-    """It keeps the norm of all projected channels, and its own blocks' shifts: of five blocks three
-    are the first, third and fourth.
-    """
-    run = make_teacher(tmp_path / "run", **SWIN)
-    network, found, wanted = begun(run, size)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
-    model, own = load_teacher(run)[0], network.backbone
-    subnet = own.space.intact
-    state, of_run = extract(own, subnet), extract(model, subnet)
-    assert state.arguments == of_run.arguments and set(state) == set(of_run)
-    assert own.parameter_count(subnet) == sum(t.numel() for t in state.values())
-    plain = Swin(**state.arguments)
-    plain.load_state_dict(dict(state))
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    (plain.eval()(images) ** 2).sum().backward()
-    (own.readout(images, subnet) ** 2).sum().backward()
-    for name, other in {
-        "embed.patch.proj.weight": "embed.proj.weight",
-        "embed.patch.norm.weight": "embed.norm.weight",
-        "norm.weight": "norm.weight",
-    }.items():
-        grads = own.get_parameter(name).grad, plain.get_parameter(other).grad
-        torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-4)
-    shifts = [block.attn.shift > 0 for block in own.blocks]
-    kept = model.members(subnet)
-    assert shifts == [model.blocks[index].attn.shift > 0 for index in kept]
-
-
-def test_what_a_swin_is_told_of_its_blocks_and_patches_must_fit() -> None:
-    swin = {**SWIN["backbone"], "projected": 16, "shifted": [True]}
-    with pytest.raises(UsageError, match=r"backbone.projected 16: the widest size has 32") as error:
-        load.from_dict({**RECIPE, **SWIN, "backbone": swin})
-    assert "backbone.shifted says it of 1 blocks: stage 3 has 5" in str(error.value)
 
 
 def test_the_recipe_has_the_numbers_of_the_row(places: Path) -> None:
@@ -320,6 +218,29 @@ def test_the_run_gets_the_last_accuracy_and_the_best(places: Path) -> None:
 def words(places: Path, *more: str) -> list[str]:
     where = ["--train", str(places / "train"), "--val", str(places / "val")]
     return ["eval", "finetune", str(places / "run"), *where, *more]
+
+
+def test_few_labels_take_the_head_where_the_run_has_one(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run, _ = make_run_with_heads(tmp_path / "run")
+    folders = []
+    for where, more, status in (
+        (run, ["--recipe", "few"], 0),
+        (run, ["--recipe", "few", "--head-layer", "0"], 0),
+        (run, ["--recipe", "few", "--head-layer", "1"], 0),
+        (places / "run", ["--recipe", "few"], 0),
+        (places / "run", ["--head-layer", "1"], 2),
+    ):
+        asked = words(places, "--sizes", "32x2", "--batch", "16", "--dry-run", *more)
+        asked[2] = str(where)
+        assert cli.main(asked) == status
+        printed = capsys.readouterr()
+        folders.append(printed.out.splitlines()[-1:])
+        assert ("has no projection head" in printed.err) == (where != run)
+    assert folders[0] == folders[2] != folders[1]
+    with pytest.raises(UserError, match=r"finetune.projected 16: its head has 24"):
+        start.check(backbone(made(places)), f"{run}:32x2", projected=16)
 
 
 def test_a_dry_run_says_the_cost_and_writes_nothing(

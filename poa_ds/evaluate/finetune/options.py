@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of each class to learn from, such as 10%%; or a file of image names, one a line",
     )
     parser.add_argument(
+        "--head-layer",
+        type=int,
+        choices=(0, 1),
+        help="what the classifier stands on: 0 the class feature, 1 the first layer of the run's "
+        "projection head (1 with --recipe few where the run has one, else 0)",
+    )
+    parser.add_argument(
         "--drop-unknown-classes",
         action="store_true",
         help="leave out, and count, images to measure on of classes that are not learnt from",

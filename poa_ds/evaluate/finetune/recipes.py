@@ -169,6 +169,7 @@ class Job:
     precision: str = "fp32"
     workers: int = 0
     drop_unknown_classes: bool = False  # of val
+    projected: int = 0  # channels of the head's first layer, which stays; 0: it does not
 
     def recipe(self, output_dir: str) -> Recipe:
         """The checked recipe of the training. UsageError: its numbers contradict each other."""
@@ -227,6 +228,7 @@ class Job:
         found = self.settings
         return Finetune(
             classes=self.classes,
+            projected=self.projected,
             share=1.0 if isinstance(self.subset, Path) else self.subset,
             subset=str(self.subset.absolute()) if isinstance(self.subset, Path) else "",
             policy=found.policy,
@@ -316,6 +318,7 @@ def protocol(recipe: Recipe) -> dict[str, Any]:
         "crop": recipe.evaluation.crop,
         "precision": recipe.precision,
         "seed": recipe.seed,
+        **({"head_layer": 1, "projected": options.projected} if options.projected else {}),
         "subset": Listed.read(Path(options.subset)).record() if options.subset else options.share,
         "start": "run" if recipe.start else "random",
         "published": False,  # drop path is applied, and pixels are resized by bicubic kernels
