@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 
@@ -67,8 +67,9 @@ def main(steps: int, words: list[str]) -> None:
     without, with_it = ([spent for spent, _ in found[WARMUP:]] for found in taken.values())
     rows = 2 * slots * recipe.batch.images_per_slot
     print(f"{len(folder.classes)} classes, {rows} crops; medians of {steps} steps in CPU ms:")
-    apart = median(b - a for a, b in zip(without, with_it, strict=True))
-    print(f"{median(without):.1f} without, {median(with_it):.1f} with, of a pair {apart:+.2f};")
+    low, middle, high = quantiles((b - a for a, b in zip(without, with_it, strict=True)), n=4)
+    print(f"{median(without):.1f} without, {median(with_it):.1f} with;")
+    print(f"of a pair {middle:+.2f}, half of them from {low:+.2f} to {high:+.2f};")
     print(f"the probe alone {alone(other.probe, rows):.3f}")
 
 
