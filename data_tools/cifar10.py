@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--download", action="store_true", help="let torchvision fetch it into --source first"
     )
-    add_options(parser)
+    add_options(parser, within=" (OUT/train and OUT/val)")
 
 
 def run(args: argparse.Namespace) -> int:

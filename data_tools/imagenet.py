@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--val-labels", type=paths.path, help="labels of a flat val/ (else looked for)"
     )
-    add_options(parser)
+    add_options(parser, within=" (OUT/train and OUT/val)")
     add_recode(parser)
 
 

@@ -8,6 +8,7 @@ from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Rejected, Sample
 from poa_ds.data.store import tree
 from poa_ds.system import paths
+from poa_ds.system.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes OUT. The number of a class is its rank among the sorted names."""
+    if args.root is not None and not args.root.is_dir():
+        raise UsageError(f"--root {args.root}: no such folder")
     found = tree.listed(args.list, args.root)
     samples = [
         Sample(os.path.splitext(name)[0], name, found.root / name, label, {"source": name})

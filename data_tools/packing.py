@@ -18,6 +18,7 @@ from data_tools.tars import Packed
 from poa_ds.data.image.opening import LARGEST, Undecodable, check_size, opened
 from poa_ds.data.image.pixels import losses, pages, png, rgb
 from poa_ds.data.image.values import as_they_are
+from poa_ds.system.arguments import count, whole
 from poa_ds.system.errors import UsageError
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png"}
@@ -40,8 +41,8 @@ class Recode:
     def of(cls, args: argparse.Namespace) -> Self:
         """What the options ask for; UsageError where they are unusable."""
         recode = cls(args.recode, args.quality, args.pages, args.max_pixels, args.as_is)
-        if recode.short_side < 0 or not 1 <= recode.quality <= 100 or recode.largest < 1:
-            raise UsageError("--short-side: at least 0, --quality: 1 to 100, --max-pixels: from 1")
+        if not 1 <= recode.quality <= 100:
+            raise UsageError(f"--quality {recode.quality}: 1 to 100")
         if recode.largest > LARGEST and not recode.short_side:
             raise UsageError(
                 f"--max-pixels {recode.largest} needs --short-side: training reads up to {LARGEST}"
@@ -61,12 +62,14 @@ def add_recode(parser: argparse.ArgumentParser) -> None:
     """The options for sources whose images may be larger, or other, than training needs."""
     parser.add_argument(
         "--short-side",
-        type=int,
+        type=whole,
         dest="recode",
         metavar="PIXELS",
         help="re-encode images with a longer short side down to it (default: none)",
     )
-    parser.add_argument("--quality", type=int, help="of re-encoded JPEGs (%(default)s)")
+    parser.add_argument(
+        "--quality", type=whole, metavar="N", help="of re-encoded JPEGs, 1 to 100 (%(default)s)"
+    )
     parser.add_argument(
         "--pages",
         choices=(FIRST, ALL),
@@ -79,7 +82,8 @@ def add_recode(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-pixels",
-        type=int,
+        type=count,
+        metavar="N",
         help="of an image; more than the default, at 12 bytes each in every worker, with "
         "--short-side only (%(default)s; JPEGs are not limited with --short-side)",
     )

@@ -15,6 +15,7 @@ from data_tools.shard import Split, add_options, write_splits
 from data_tools.sources import Sample
 from poa_ds.data.image.opening import opened
 from poa_ds.data.image.pixels import png
+from poa_ds.system import arguments
 from poa_ds.system.errors import UsageError, UserError
 
 PHOTOS = {
@@ -31,29 +32,26 @@ TRAINING_SHARE = 0.7  # of the width of a photograph
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds shard photos`."""
-    add_options(parser)
+    add_options(parser, within=" (OUT/train and OUT/val)")
     for name, value, text in (
         ("size", 32, "of a patch in pixels"),
         ("train", 150, "training patches of each photograph"),
         ("val", 40, "validation patches of each photograph"),
         ("short-side", 256, "photographs are scaled down to it first"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value})")
+        parser.add_argument(
+            f"--{name}", type=arguments.count, default=value, metavar="N", help=f"{text} ({value})"
+        )
     parser.add_argument("--gray", action="store_true", help="without colour, a harder task")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes OUT/train and OUT/val."""
-    for name in ("size", "train", "val", "short_side"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
     if args.size > (1 - TRAINING_SHARE) * args.short_side:
         raise UsageError(
             f"--size {args.size} does not fit into the right {1 - TRAINING_SHARE:.0%} of a "
             f"photograph with --short-side {args.short_side}"
         )
-    if args.seed < 0:
-        raise UsageError(f"--seed {args.seed}: must not be negative")
     files = photographs()
     sets: dict[str, list[Sample]] = {"train": [], "val": []}
     rng = np.random.Generator(np.random.PCG64(args.seed))

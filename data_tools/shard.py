@@ -28,6 +28,7 @@ from poa_ds.data.store.manifest import JOURNAL, MANIFEST
 from poa_ds.data.store.scan import AS_THEY_ARE
 from poa_ds.data.store.tree import SHUFFLE, shuffled
 from poa_ds.system import paths
+from poa_ds.system.arguments import count, whole
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.printable import printable_lines
@@ -86,18 +87,22 @@ def _kinds(reasons: Iterable[str]) -> list[str]:
     return [f"{count} x {kind}" for kind, count in sorted(counts.items())]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every kind of source shares."""
+def add_options(parser: argparse.ArgumentParser, *, within: str = "") -> None:
+    """The options that every kind of source shares; within: which folders of OUT are written."""
     parser.add_argument(
-        "--out", type=paths.path, required=True, help="folder to write: new or empty"
+        "--out",
+        type=paths.path,
+        required=True,
+        metavar="DIR",
+        help=f"folder to write: new or empty{within}; the same command continues what was begun",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
     parser.add_argument(
-        "--images-per-shard", type=int, default=Limits.images, help="default %(default)s"
+        "--seed", type=whole, default=0, metavar="N", help="of the shuffle (%(default)s)"
     )
-    parser.add_argument(
-        "--bytes-per-shard", type=int, default=Limits.bytes, help="default %(default)s"
-    )
+    for name, value in (("images", Limits.images), ("bytes", Limits.bytes)):
+        parser.add_argument(
+            f"--{name}-per-shard", type=count, default=value, metavar="N", help="(%(default)s)"
+        )
     parser.set_defaults(
         recode=0, quality=Recode.quality, pages=FIRST, max_pixels=LARGEST, as_is=False
     )
@@ -107,7 +112,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """--workers, which every tool that reads much has."""
     parser.add_argument(
-        "--workers", type=int, default=processors(), help="processes (default %(default)s)"
+        "--workers",
+        type=whole,
+        default=processors(),
+        metavar="N",
+        help="processes that work, 0 or 1: this one alone (%(default)s: all processors)",
     )
 
 
@@ -249,8 +258,6 @@ def _plan(split: Split, args: argparse.Namespace) -> str:
         raise UsageError(f"--seed {args.seed}: not in 0 .. {SHUFFLE - 1}")
     limits, recode = Limits(args.images_per_shard, args.bytes_per_shard), Recode.of(args)
     limits.check()
-    if args.workers < 0:
-        raise UsageError(f"--workers {args.workers}: at least 0")
     digest = hashlib.sha256()
     options = [args.seed, *astuple(limits), recode.short_side, args.quality, *split.classes]
     options += recode.changed

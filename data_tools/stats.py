@@ -21,6 +21,7 @@ from poa_ds.data.image.values import Values, raw
 from poa_ds.data.store.index import SampleError, ShardFolder
 from poa_ds.data.store.loose import LooseFolder, is_images
 from poa_ds.system import paths
+from poa_ds.system.arguments import whole
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.printable import printable
@@ -37,7 +38,9 @@ Job = tuple[ShardFolder, list[int], str, tuple[float, ...], int]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds stats`."""
-    parser.add_argument("place", type=paths.path, help="a folder or list of images, or shards")
+    parser.add_argument(
+        "place", type=paths.path, help="a folder of images, a text file of their paths, or shards"
+    )
     parser.add_argument(
         "--range",
         type=float,
@@ -53,7 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a file with several: the first is the image, or each is a channel (%(default)s)",
     )
     parser.add_argument(
-        "--images", type=int, default=0, help="look at so many, evenly spread (default: all)"
+        "--images",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="look at so many, evenly spread (0: all)",
     )
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
     add_workers(parser)
@@ -63,8 +70,6 @@ def run(args: argparse.Namespace) -> int:
     """Prints a line per channel and what a recipe says; 1 where an image could not be read."""
     if args.range and not args.range[0] < args.range[1]:
         raise UsageError("--range LOW HIGH: the first below the second")
-    if args.images < 0 or args.workers < 0:
-        raise UsageError("--images and --workers: at least 0")
     folder = _folder(args.place)
     count = min(args.images or len(folder), len(folder))
     ends = tuple(args.range or ())

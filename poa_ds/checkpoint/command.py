@@ -12,7 +12,7 @@ from poa_ds.checkpoint import folders
 from poa_ds.recipe import continuing, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import events, paths
-from poa_ds.system.console import tell
+from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.events import Event
 from poa_ds.system.printable import printable
@@ -82,10 +82,12 @@ def _folders(place: Path) -> list[Path]:
 
 
 def _one(place: Path) -> Path:
-    """The named checkpoint, or the newest whole one of a run."""
+    """The named checkpoint, or the newest whole one of a run; newer ones that are not are said."""
     for folder in reversed(_folders(place)):
-        if folders.problem(folder, checksums=False) is None:
+        problem = folders.problem(folder, checksums=False)
+        if problem is None:
             return folder
+        say(f"not used: {folder}: {problem}")
     raise UserError(f"{place}: no checkpoint is whole; `poa-ds checkpoint inspect` says why")
 
 

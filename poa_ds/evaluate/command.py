@@ -61,22 +61,32 @@ def add_bank_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
     )
-    parser.add_argument("--sizes", help="all, or names and WIDTHxDEPTH, by commas (recipe's)")
+    parser.add_argument(
+        "--sizes",
+        type=arguments.named,
+        help="all, or names and WIDTHxDEPTH, by commas (recipe's)",
+    )
     parser.add_argument("--step", type=int, help="of the teacher (the newest)")
     parser.add_argument("--queries", type=paths.place, help="images (recipe's evaluation.queries)")
     parser.add_argument(
         "--bank", type=paths.place, help="images (recipe's evaluation.bank, or data.train)"
     )
-    parser.add_argument("--query-images", type=int, help="evenly spread; 0 = all (recipe's)")
-    parser.add_argument("--bank-images", type=int, help="evenly spread; 0 = all (recipe's)")
+    parser.add_argument(
+        "--query-images", type=arguments.whole, help="evenly spread; 0 = all (recipe's)"
+    )
+    parser.add_argument(
+        "--bank-images", type=arguments.whole, help="evenly spread; 0 = all (recipe's)"
+    )
     parser.add_argument(
         "--resize", type=arguments.count, help="pixels of the short side (recipe's evaluation's)"
     )
     parser.add_argument(
         "--crop", type=arguments.count, help="pixels of the middle that is seen (recipe's)"
     )
-    parser.add_argument("--batch-size", type=int, help="images at a time (recipe's)")
-    parser.add_argument("--workers", type=int, help="loader processes per rank (recipe's)")
+    parser.add_argument("--batch-size", type=arguments.count, help="images at a time (recipe's)")
+    parser.add_argument(
+        "--workers", type=arguments.whole, help="loader processes per rank (recipe's)"
+    )
     classes.add_arguments(parser)
 
 
@@ -288,8 +298,5 @@ def overridden(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     ):
         if not folder:
             raise UsageError(f"the run's recipe names no such images: give {name} SHARD_FOLDER")
-    for name in names[2:]:
-        if given.get(name, 1) < (name == "batch_size"):
-            raise UsageError(f"--{name.replace('_', '-')} {given[name]} is too small")
     checks.check_kept(recipe)
     return recipe

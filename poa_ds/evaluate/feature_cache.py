@@ -115,7 +115,11 @@ def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", type=paths.path, metavar="RUN", help="output directory, or one teacher"
     )
-    parser.add_argument("--sizes", help="all, or names and WIDTHxDEPTH, by commas (recipe's names)")
+    parser.add_argument(
+        "--sizes",
+        type=arguments.named,
+        help="all, or names and WIDTHxDEPTH, by commas (recipe's names)",
+    )
     parser.add_argument("--step", type=int, help="of the teacher (the newest)")
     parser.add_argument(
         "--batch-size", type=arguments.count, help="images at a time (recipe's evaluation's)"

@@ -20,7 +20,7 @@ from poa_ds.model.backbone import ElasticBackbone
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import arguments, paths
 from poa_ds.system.console import tell
-from poa_ds.system.errors import UserError
+from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.printable import short
 from poa_ds.system.run_folder import RunFolder
 
@@ -249,6 +249,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the sizes of a run."""
+    if args.accept_unsteady and not _asks_for_latency(args):
+        raise UsageError("--accept-unsteady is for --max-latency TIME or --cost latency")
     model, recipe, step = load_teacher(args.run, args.step)
     folder, k = RunFolder.around(find_teacher(args.run, args.step)), recipe.evaluation.report_k
     evaluations = results.read(folder.knn)
@@ -287,9 +289,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _asks_for_latency(args: argparse.Namespace) -> bool:
+    return args.max_latency < float("inf") or args.cost == "latency"
+
+
 def _latencies(path: Path, args: argparse.Namespace) -> Mapping[str, LatencyRow]:
     """Those of this machine; {} where none are there or asked for."""
-    asked = args.max_latency < float("inf") or args.cost == "latency"
+    asked = _asks_for_latency(args)
     found = latency_rows.read(path)
     if not asked and not latency_rows.here(found, args.device):
         return {}

@@ -84,8 +84,10 @@ def recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def kept_recipe(path: Path) -> Recipe:
-    """The Recipe in a file that a run has written."""
-    return kept(_read(path))
+    """The Recipe in a file that a run has written; an empty one is damaged, and no recipe."""
+    if not (tree := _read(path)):
+        raise UsageError(f"{path} is empty: it is not the recipe that a run has kept")
+    return kept(tree)
 
 
 def _read(path: Path) -> dict[str, Any]:

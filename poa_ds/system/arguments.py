@@ -33,6 +33,13 @@ def counts(text: str) -> tuple[int, ...]:
     return found
 
 
+def named(text: str) -> str:
+    """What is not empty: a shell's variable that is not set would ask for what nobody meant."""
+    if not text.strip(", "):
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing (a variable that is not set?)")
+    return text
+
+
 def sides(text: str) -> tuple[int, int]:
     """(rows, columns) of ROWSxCOLUMNS, or of one number for both."""
     rows, _, columns = text.partition("x")

@@ -36,7 +36,12 @@ def expanded(text: str) -> str:
 
 
 def place(text: str) -> str:
-    """The same as the type of an argument: a path or an address."""
+    """The same as the type of an argument: a path or an address. An empty one is a mistake.
+
+    It is a shell's variable that is not set, and would mean the folder of the terminal.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no path (a variable that is not set?)")
     try:
         return expanded(text)
     except UsageError as error:

@@ -16,7 +16,7 @@ from data_tools.finished import Journal
 from data_tools.parallel import ordered
 from poa_ds.data.store.index import ShardFolder
 from poa_ds.data.store.manifest import JOURNAL
-from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.errors import UserError
 from tests.support.odd_images import stack
 from tests.support.shards import content, make_shards, run, save
 
@@ -241,12 +241,6 @@ def test_a_killed_worker_is_an_error_with_advice() -> None:
 def test_results_come_in_the_order_of_the_items() -> None:
     assert list(ordered(str, range(50), 2)) == [str(number) for number in range(50)]
     assert list(ordered(str, [], 2)) == [] and list(ordered(str, [1], 2)) == ["1"]
-
-
-def test_options_out_of_range_are_refused(tree: Path, tmp_path: Path) -> None:
-    for wrong in (("--short-side", -1), ("--quality", 0), ("--workers", -1)):
-        with pytest.raises(UsageError, match=wrong[0]):
-            run(folder, *words(tree, tmp_path / "out", 0), *wrong)
 
 
 def test_dataset_json_does_not_tell_the_workers(tmp_path: Path) -> None:

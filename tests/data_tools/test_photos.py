@@ -39,7 +39,7 @@ def test_grey_photos_have_equal_channels(tmp_path: Path) -> None:
         assert (patch == patch[..., :1]).all()
 
 
-@pytest.mark.parametrize("words", [("--size", 0), ("--size", 100), ("--train", 0)])
+@pytest.mark.parametrize("words", [("--size", 100), ("--size", 32, "--short-side", 1)])
 def test_impossible_patches_are_refused(tmp_path: Path, words: tuple) -> None:
     with pytest.raises(UsageError, match=words[0]):
         run(photos, "--out", tmp_path / "out", *words)

@@ -297,7 +297,6 @@ def test_the_command_measures_prints_and_remembers(
         (["--sizes", "33x2"], 2, "size '33x2' is not in the space"),
         (["--step", "5"], 1, "no teacher of step 5; there are those of 0, 20"),
         (["--queries", "nowhere"], 1, "nowhere"),
-        (["--batch-size", "0"], 2, "--batch-size 0 is too small"),
         (["--bank-images", "3"], 2, "evaluation.bank_images 3"),
     ],
 )

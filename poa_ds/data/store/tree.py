@@ -65,8 +65,10 @@ def listed(path: Path, root: Path | None = None) -> Tree:
         lines = path.read_text("utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no list of paths, one a line: it is no text") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     named: dict[str, str] = {}
     passed: list[Passed] = []
     for number, line in enumerate(lines, start=1):

@@ -61,7 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="paths of images, one a line, relative to its folder",
     )
     parser.add_argument("--out", type=paths.path, required=True, help="folder to write")
-    parser.add_argument("--sizes", help="all, or names and WIDTHxDEPTH, by commas (recipe's names)")
+    parser.add_argument(
+        "--sizes",
+        type=arguments.named,
+        help="all, or names and WIDTHxDEPTH, by commas (recipe's names)",
+    )
     parser.add_argument("--step", type=int, help="of the teacher (the newest)")
     parser.add_argument(
         "--format", choices=("safetensors", "npy", "parquet"), default="safetensors"
@@ -79,7 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=arguments.count, help="images at a time (recipe's evaluation's)"
     )
     pixels.add_arguments(parser)
-    parser.add_argument("--workers", type=int, help="loader processes per rank (recipe's)")
+    parser.add_argument(
+        "--workers", type=arguments.whole, help="loader processes per rank (recipe's)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what it costs, write nothing")
 
 

@@ -58,7 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of its images, evenly spread (2000)",
     )
-    parser.add_argument("--sizes", help="all, or names and WIDTHxDEPTH, by commas (recipe's names)")
+    parser.add_argument(
+        "--sizes",
+        type=arguments.named,
+        help="all, or names and WIDTHxDEPTH, by commas (recipe's names)",
+    )
     parser.add_argument("--step", type=int, help="of the teacher (the newest)")
     parser.add_argument(
         "--pixels",
