@@ -50,10 +50,26 @@ WRONG = {
     "eval knn run --query-images -1": "--query-images: '-1' is not a number from 0 on",
     "eval knn run --bank-images -1": "--bank-images: '-1' is not a number from 0 on",
     "embed run --images images --out new --workers -1": "'-1' is not a number from 0 on",
+    "report run --max-mb nan": "--max-mb: 'nan' is not a number above 0",
+    "bench data --images 0": "--images: '0' is not a number from 1 on",
+    "bench data --rate nan": "--rate: 'nan' is not a number above 0",
+    "mlflow run --port 0": "--port: '0' is not a number from 1 on",
+    "mlflow run --port 65536": "--port: '65536' is not a port, 1 to 65535",
     # places
     "shard list --list list.txt --root nowhere --out new": "--root nowhere: no such folder",
     "stats bytes.jpg": "bytes.jpg is no list of paths, one a line: it is no text",
     "twin emptied --size 32x2": "emptied/config.yaml is empty: it is not the recipe that a run",
+    # where nothing can be written, before the work that it was for
+    "look run --images images --out images": "--out images is a folder: name a file in it",
+    "look run --images images --out no/look.html": "--out no/look.html: there is no folder no",
+    "report run --out no/report.html": "--out no/report.html: there is no folder no",
+    "compare run shards --out no/x.png": "--out no/x.png: there is no folder no",
+    "twin run --size 32x2 --out images": "--out images is a folder: name a file in it",
+    "bench step --json images": "--json images is a folder: name a file in it",
+    "bench twins --json no/x.json": "--json no/x.json: there is no folder no",
+    "bench data --json images": "--json images is a folder: name a file in it",
+    "bench heads --json images": "--json images is a folder: name a file in it",
+    "bench gradients --json images": "--json images is a folder: name a file in it",
     # options without the one that they belong to
     "sizes run --accept-unsteady": "--accept-unsteady is for --max-latency TIME or --cost latency",
 }

@@ -32,9 +32,9 @@ from poa_ds.data.store.order import VIEWS, Order, keyed
 from poa_ds.data.stream import stream_images
 from poa_ds.engine import engine
 from poa_ds.recipe import load
-from poa_ds.system import paths
+from poa_ds.system import arguments, files, paths
 from poa_ds.system.console import say, tell
-from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.errors import UsageError
 
 PUBLISHED_SHARE = 8  # the published pipeline is slow: it is measured on so many times fewer images
 READS = 2000  # images read for the time of one read, however few are decoded
@@ -71,13 +71,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="crops and colours (default: published)",
     )
     parser.add_argument(
-        "--images", type=int, default=400, help="images of a measurement (%(default)s)"
+        "--images", type=arguments.count, default=400, help="images of a measurement (%(default)s)"
     )
     parser.add_argument(
         "--workers", default="1,2", help="worker counts to measure (%(default)s)", metavar="N,N"
     )
     parser.add_argument(
-        "--rate", type=float, default=4000, help="wanted images/s of a node (%(default)s)"
+        "--rate",
+        type=arguments.positive,
+        default=4000,
+        help="wanted images/s of a node (%(default)s)",
     )
     parser.add_argument("--json", type=paths.path, metavar="FILE", help="all numbers")
     parser.add_argument(
@@ -90,10 +93,8 @@ def run(args: argparse.Namespace) -> int:
     counts = [int(n) for n in args.workers.split(",") if n.isdigit() and int(n) > 0]
     if not counts or len(counts) != len(args.workers.split(",")):
         raise UsageError(f"--workers {args.workers}: numbers from 1 on, separated by commas")
-    if args.images < 1 or args.rate <= 0:
-        raise UsageError("--images and --rate: more than 0")
-    if args.json and not args.json.parent.is_dir():
-        raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.json:
+        files.check_out("--json", args.json)
     recipe = load.recipe(args.config, args.overrides)
     if not recipe.data.train:
         raise UsageError("data.train is empty: give data.train=DIR")
@@ -104,10 +105,7 @@ def run(args: argparse.Namespace) -> int:
     tell(table(folder.path, figures, place, args.rate))
     if args.json:
         record = dataclasses.asdict(figures) | {"machine": dataclasses.asdict(place)}
-        try:
-            args.json.write_text(json.dumps(record, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"--json {args.json}: {error.strerror}") from error
+        files.write_out("--json", args.json, json.dumps(record, indent=1) + "\n")
     return 0
 
 

@@ -99,13 +99,14 @@ def run(args: argparse.Namespace) -> int:
     checks.check_method(recipe)
     trained = method(recipe)
     assert isinstance(trained, Poa)
-    if args.json and not args.json.parent.is_dir():
-        raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
-    rows = []
+    if args.json:
+        files.check_out("--json", args.json)
+    rows: list[Row] = []
     for row in _told(looks(recipe, trained, device, args.steps, args.every)):
         rows.append(row)
         if args.json:
-            _keep(args.json, rows)
+            text = json.dumps([dataclasses.asdict(row) for row in rows]) + "\n"
+            files.write_out("--json", args.json, text)
     if not rows:
         raise UserError("in none of these steps does a smaller student learn: take more --steps")
     tell(_table(rows, recipe, device, " ".join([str(args.config), *args.overrides])))
@@ -207,13 +208,6 @@ def _told(rows: Iterator[Row]) -> Iterator[Row]:
             said = time.monotonic()
             say(f"step {row.step:,}")
         yield row
-
-
-def _keep(path: Path, rows: Sequence[Row]) -> None:
-    try:
-        files.replace_text(path, json.dumps([dataclasses.asdict(r) for r in rows]) + "\n")
-    except OSError as error:
-        raise UserError(f"--json {path}: {error.strerror}") from error
 
 
 def _table(rows: Sequence[Row], recipe: Recipe, device: str, what: str) -> str:

@@ -28,7 +28,7 @@ from poa_ds.recipe import checks, derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import files, paths
 from poa_ds.system.arguments import count
-from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.errors import UserError
 from poa_kernels import dispatch
 from poa_kernels.prototype_ce_chunks import LARGE
 
@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    if args.json and not args.json.parent.is_dir():
-        raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.json:
+        files.check_out("--json", args.json)
     device = engine.pick_device()
     recipe = load.recipe(args.config, args.overrides)
     checks.check_precision(recipe, device)
@@ -80,10 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         record: dict[str, object] = {way: dataclasses.asdict(f) for way, f in found.items()}
         record["machine"] = dataclasses.asdict(bench_report.machine(device))
-        try:
-            files.replace_text(args.json, json.dumps(record, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"--json {args.json}: {error.strerror}") from error
+        files.write_out("--json", args.json, json.dumps(record, indent=1) + "\n")
     return 0
 
 

@@ -83,8 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, compare, print; UserError when the two do not compute the same."""
-    if args.json and not args.json.parent.is_dir():
-        raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.json:
+        files.check_out("--json", args.json)
     job = prepare(args)
     kinds = ("ours", *_others(args.against, job.device, job.recipe))
     command = " ".join([f"--config {args.config}", *args.overrides])
@@ -93,10 +93,7 @@ def run(args: argparse.Namespace) -> int:
         place = bench_report.machine(job.device)
         report = Report(command, job, place, dict(results), in_turns)
         if args.json:
-            try:
-                files.replace_text(args.json, json.dumps(report.record(), indent=1) + "\n")
-            except OSError as error:
-                raise UserError(f"--json {args.json}: {error.strerror}") from error
+            files.write_out("--json", args.json, json.dumps(report.record(), indent=1) + "\n")
         return report
 
     tell(_measure(job, kinds, args, kept).table())

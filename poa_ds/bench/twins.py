@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
             f" of the space; one of {' or '.join(METHODS)} does"
         )
     checks.check_method(recipe)
-    if args.json and not args.json.parent.is_dir():
-        raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.json:
+        files.check_out("--json", args.json)
     device = engine.pick_device()
     sizes = derived.space(recipe).subnets()
     recipes = {"the run": recipe, **{str(size): twin(recipe, size) for size in sizes}}
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     tell(table(found, device, " ".join([str(args.config), *args.overrides])))
     if args.json:
         record = {name: vars(each) for name, each in found.items()}
-        files.replace_text(args.json, json.dumps(record, indent=1) + "\n")
+        files.write_out("--json", args.json, json.dumps(record, indent=1) + "\n")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 from poa_ds.model import shape as shapes
 from poa_ds.model.space import Subnet
@@ -11,7 +10,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system import paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError, UserError
-from poa_ds.system.files import replace_text
+from poa_ds.system.files import check_out, write_out
 from poa_ds.system.printable import printable
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.typed_yaml import plain
@@ -50,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the recipe, or print it."""
+    if args.out is not None:
+        check_out("--out", args.out)
     path = RunFolder(args.run).recipe
     if not path.is_file():
         raise UserError(f"{args.run} holds no {path.name}: it is not the output directory of a run")
@@ -65,13 +66,6 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         print(text, end="")
         return 0
-    _write(args.out, text)
+    write_out("--out", args.out, text)
     tell(f"{args.out}: python -m poa_ds.train --config {args.out} output_dir=DIR")
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        replace_text(path, text)
-    except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}") from error

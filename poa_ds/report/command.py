@@ -6,10 +6,10 @@ from pathlib import Path
 
 from poa_ds.report import choosing, runs
 from poa_ds.report.page import fitting
-from poa_ds.system import paths
+from poa_ds.system import arguments, paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UserError
-from poa_ds.system.files import replace_text
+from poa_ds.system.files import check_out, replace_text
 
 MOST_MB = 8.0
 
@@ -28,12 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--title", default="", help="of the page (the names of the runs)")
     parser.add_argument(
-        "--max-mb", type=float, default=MOST_MB, help=f"of the page ({MOST_MB:g}); else fewer k"
+        "--max-mb",
+        type=arguments.positive,
+        default=MOST_MB,
+        metavar="MB",
+        help=f"of the page at most ({MOST_MB:g}): fewer k are shown where it would be larger",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page; the exit status."""
+    check_out("--out", args.out)
     size = write(args.runs, args.out, title=args.title, most_mb=args.max_mb)
     count = len(args.runs)
     tell(f"{args.out}: {count} run{'s' * (count > 1)}, {size / 1e6:.2f} MB")

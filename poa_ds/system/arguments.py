@@ -8,6 +8,7 @@ from pathlib import Path
 from poa_ds.system import paths
 
 UNITS = {"ms": 1.0, "s": 1e3}
+LAST_PORT = (1 << 16) - 1
 SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 
@@ -30,6 +31,14 @@ def counts(text: str) -> tuple[int, ...]:
     found = tuple(count(part.strip()) for part in text.split(","))
     if twice := [number for number in found if found.count(number) > 1]:
         raise argparse.ArgumentTypeError(f"{text!r} has {twice[0]} twice")
+    return found
+
+
+def port(text: str) -> int:
+    """A port that a program may ask for."""
+    found = count(text)
+    if found > LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to {LAST_PORT}")
     return found
 
 

@@ -16,7 +16,7 @@ from typing import IO
 
 from safetensors import SafetensorError
 
-from poa_ds.system.errors import UserError
+from poa_ds.system.errors import UsageError, UserError
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF)  # file systems without
 
@@ -38,6 +38,24 @@ def replace_bytes(path: Path, content: bytes) -> None:
         raise
     finally:
         file.close()
+
+
+def check_out(option: str, path: Path) -> None:
+    """UsageError where no file can stand there: asked before the work that it will hold."""
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder: name a file in it")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{option} {path}: nothing may be written in {path.parent}")
+
+
+def write_out(option: str, path: Path, text: str) -> None:
+    """Put the text there; UserError names the option where it fails."""
+    try:
+        replace_text(path, text)
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror}") from error
 
 
 def _own_file(path: Path) -> IO[bytes]:

@@ -63,13 +63,14 @@ def held(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made a folder: {error.strerror}") from error
-    try:
-        _take(path, own)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
     ends = threading.Event()
-    threading.Thread(target=_keep, args=(path, own, lost, ends), name="lock", daemon=True).start()
-    try:
+    beat = threading.Thread(target=_keep, args=(path, own, lost, ends), name="lock", daemon=True)
+    try:  # all of it: an interrupt may come between any two lines
+        try:
+            _take(path, own)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        beat.start()
         yield
     finally:
         ends.set()

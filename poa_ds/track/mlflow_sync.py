@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--uri",
         type=paths.place,
-        default="",
         help="another store than the recipe's mlflow.uri, such as http://localhost:5000 or "
         "sqlite:////absolute/path/mlflow.db",
     )
@@ -62,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     folder = args.folder.resolve()
     recipe, rows = recipe_of(args.folder), _rows(args.folder)
     set_environment()
-    place = destination(recipe, folder, os.environ, elsewhere=args.uri)
-    own = args.uri in ("", recipe.mlflow.uri)
+    place = destination(recipe, folder, os.environ, elsewhere=args.uri or "")
+    own = args.uri in (None, recipe.mlflow.uri)
     with alone(folder):  # two would make each run, table and picture twice
         _sync(args.folder, recipe, rows, place, own=own)
     return 0

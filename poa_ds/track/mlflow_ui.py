@@ -20,7 +20,7 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from poa_ds.recipe.tree import Recipe
-from poa_ds.system import paths
+from poa_ds.system import arguments, paths
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.processes import LOOK_SECONDS, Group, answers, free_port
@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `poa-ds mlflow`."""
     parser.add_argument("folder", type=paths.path, metavar="RUN", help="output directory of a run")
     parser.add_argument(
-        "--port", type=int, help=f"of this machine ({USUAL_PORT}; where that is in use, a free one)"
+        "--port",
+        type=arguments.port,
+        help=f"of this machine ({USUAL_PORT}; where that is in use, a free one)",
     )
     parser.add_argument("--no-open", action="store_true", help="print the links, open no browser")
 

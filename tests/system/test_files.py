@@ -63,6 +63,7 @@ def test_the_file_beside_it_has_a_name_that_nobody_foresees(tmp_path: Path) -> N
 REPLACES = """
 import sys
 from pathlib import Path
+from poa_ds.system import files
 from poa_ds.system.files import replace_bytes
 for _ in range(200):
     replace_bytes(Path(sys.argv[1]), sys.argv[2].encode() * 100_000)
@@ -159,6 +160,13 @@ def test_what_a_killed_process_has_left_does_not_get_into_a_folder(tmp_path: Pat
     with whole_folder(tmp_path / "model") as partial:
         (partial / "new").touch()
     assert os.listdir(tmp_path / "model") == ["new"] and os.listdir(tmp_path) == ["model"]
+
+
+def test_a_result_that_cannot_be_written_names_its_option(tmp_path: Path) -> None:
+    files.check_out("--out", tmp_path / "page.html")
+    with pytest.raises(UserError, match=r"^--out .*page.html: Is a directory$"):
+        (tmp_path / "page.html").mkdir()  # since it was asked
+        files.write_out("--out", tmp_path / "page.html", "text")
 
 
 def test_nobody_else_puts_a_file_in_the_place_of_another() -> None:

@@ -38,6 +38,20 @@ def never(text: str) -> None:
     pytest.fail(text)
 
 
+def test_an_interrupt_before_the_block_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(thread: threading.Thread) -> None:
+        assert (tmp_path / NAME).exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        with held(tmp_path, "a test", lost=never):
+            pytest.fail("never begun")
+    assert not (tmp_path / NAME).exists()
+
+
 def start(folder: Path) -> subprocess.Popen:
     """A process that holds the folder."""
     process = subprocess.Popen(

@@ -13,6 +13,7 @@ from poa_ds.system import paths
 from poa_ds.system.arguments import count
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.files import check_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("compare: give two runs or more")
     if args.out and args.out.suffix != ".png":
         raise UsageError(f"--out {args.out}: a picture is written as .png")
+    if args.out:
+        check_out("--out", args.out)
     found, k = runs.read(args.runs, args.k)
     points = runs.chosen(found, args.by)
     if all(point is None for point in points):

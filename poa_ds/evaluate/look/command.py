@@ -28,7 +28,7 @@ from poa_ds.recipe.tree import Recipe
 from poa_ds.system import arguments, paths
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UsageError, UserError
-from poa_ds.system.files import replace_text
+from poa_ds.system.files import check_out, write_out
 from poa_ds.system.progress import progress
 
 MORE_PATCHES = 16  # on a side than in training, so that the maps show something
@@ -90,6 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page."""
+    if not args.dry_run:
+        check_out("--out", args.out)
     model, recipe, step = load_teacher(args.run, args.step)
     reader = _Reader(Values.of(recipe.data), chosen(recipe.data.channels, args.show))
     subnets = model.space.select(args.sizes or [*model.space.names] or recipe.evaluation.sizes)
@@ -133,10 +135,7 @@ def run(args: argparse.Namespace) -> int:
     title = f"What sizes of {args.run.name} see"
     apart = found if others is not None else None
     text = page(title, about, keys, pixels, views, shown, apart)
-    try:
-        replace_text(args.out, text)
-    except OSError as error:
-        raise UserError(f"{args.out} cannot be written: {error.strerror}") from error
+    write_out("--out", args.out, text)
     tell(f"{args.out}: {len(keys)} images, {len(names)} sizes, {len(text) / 1e6:.2f} MB")
     return 0
 
