@@ -24,7 +24,7 @@ from data_tools.tars import Limits, Packed, Writer
 from poa_ds.data.image.pixels import png
 from poa_ds.data.store.index import INDEX, ShardFolder
 from poa_ds.data.store.manifest import MANIFEST
-from poa_ds.system import paths
+from poa_ds.system import arguments, paths
 from poa_ds.system.console import tell
 from poa_ds.system.errors import UsageError
 from poa_ds.system.progress import progress
@@ -35,9 +35,15 @@ MIB = 1 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds bench index`."""
-    parser.add_argument("--samples", type=int, default=1_000_000, help="(%(default)s)")
     parser.add_argument(
-        "--workers", default="1,2,4,8", metavar="N,N", help="reading at once (%(default)s)"
+        "--samples", type=arguments.count, default=1_000_000, metavar="N", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=arguments.counts,
+        default="1,2,4,8",
+        metavar="N,N",
+        help="processes that read at once (%(default)s)",
     )
     parser.add_argument(
         "--place",
@@ -56,9 +62,8 @@ class Memory:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    counts = [int(n) for n in args.workers.split(",") if n.isdigit() and int(n) > 0]
-    if args.samples < 1 or len(counts) != len(args.workers.split(",")):
-        raise UsageError("--samples and --workers: numbers from 1 on")
+    if args.place is not None and not args.place.is_dir():
+        raise UsageError(f"--place {args.place}: no such folder")
     place = Path(tempfile.mkdtemp(dir=args.place, prefix="bench-index-"))
     try:
         _make(place, args.samples)
@@ -67,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         build, build_cpu = time.perf_counter() - begun, time.process_time() - cpu
         opened = [_seconds_to_open(place) for _ in range(5)]
         size = (place / INDEX).stat().st_size
-        rows = [(count, _readers(place, count)) for count in counts]
+        rows = [(count, _readers(place, count)) for count in args.workers]
     finally:
         shutil.rmtree(place)
     tell(

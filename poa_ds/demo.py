@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from poa_ds.system import lock, paths, terminal
+from poa_ds.system.arguments import whole
 from poa_ds.system.console import say, tell
 from poa_ds.system.errors import UserError
 from poa_ds.system.processes import LOOK_SECONDS, Group, beside_python, free_port
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=paths.path, default=Path("runs/demo"), help="folder of the run (%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the training (%(default)s)")
+    parser.add_argument("--seed", type=whole, default=0, help="of the training (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,8 +19,9 @@ from poa_ds import train
 from poa_ds.checkpoint import folders
 from poa_ds.run import exit_status, remote
 from poa_ds.system import limits, paths, terminal
+from poa_ds.system.arguments import count, whole
 from poa_ds.system.console import say
-from poa_ds.system.errors import UsageError, UserError
+from poa_ds.system.errors import UserError
 from poa_ds.system.processes import Group, beside_python, free_port, gpus
 from poa_ds.system.run_folder import RunFolder
 from poa_ds.system.stopping import requests
@@ -82,7 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `poa-ds launch`."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--nproc", type=int, help="processes on this machine (one per GPU; without GPUs 1)"
+        "--nproc",
+        type=count,
+        metavar="N",
+        help="processes on this machine (one per GPU; without GPUs 1)",
     )
     where.add_argument(
         "--hostfile", type=paths.path, help="lines `name slots=N`: ranks on all of them"
@@ -92,8 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-restarts",
-        type=int,
+        type=whole,
         default=0,
+        metavar="N",
         help="after a fault, continue from the newest checkpoint up to so many times (%(default)s)",
     )
     parser.usage = "poa-ds launch [options] -- ARGUMENTS OF poa_ds.train"
@@ -134,8 +139,6 @@ def _start(args: argparse.Namespace) -> Start:
 
     words = train.parser().parse_intermixed_args(args.words)
     recipe = load.recipe(words.config, words.overrides)
-    if args.nproc is not None and args.nproc < 1:
-        raise UsageError(f"--nproc {args.nproc}: at least one process")
     if args.hostfile:
         remote.check_hostfile(args.hostfile)
     options = shlex.split(args.options)

@@ -74,7 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=arguments.count, default=400, help="images of a measurement (%(default)s)"
     )
     parser.add_argument(
-        "--workers", default="1,2", help="worker counts to measure (%(default)s)", metavar="N,N"
+        "--workers",
+        type=arguments.counts,
+        default="1,2",
+        metavar="N,N",
+        help="worker counts to measure (%(default)s)",
     )
     parser.add_argument(
         "--rate",
@@ -90,9 +94,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    counts = [int(n) for n in args.workers.split(",") if n.isdigit() and int(n) > 0]
-    if not counts or len(counts) != len(args.workers.split(",")):
-        raise UsageError(f"--workers {args.workers}: numbers from 1 on, separated by commas")
     if args.json:
         files.check_out("--json", args.json)
     recipe = load.recipe(args.config, args.overrides)
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("data.train is empty: give data.train=DIR")
     folder, device = open_folder(recipe.data.train, recipe.data), engine.pick_device()
     torch.set_num_threads(1)
-    figures = measure(folder, batch_spec(recipe), args.images, counts, device)
+    figures = measure(folder, batch_spec(recipe), args.images, args.workers, device)
     place = machine(device)
     tell(table(folder.path, figures, place, args.rate))
     if args.json:

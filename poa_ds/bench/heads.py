@@ -28,7 +28,7 @@ from poa_ds.recipe import checks, derived, load
 from poa_ds.recipe.tree import Recipe
 from poa_ds.system import files, paths
 from poa_ds.system.arguments import count
-from poa_ds.system.errors import UserError
+from poa_ds.system.errors import UsageError, UserError
 from poa_kernels import dispatch
 from poa_kernels.prototype_ce_chunks import LARGE
 

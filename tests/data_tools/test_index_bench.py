@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from data_tools import index_bench
-from poa_ds.system.errors import UsageError
 from tests.support.shards import run
 
 
@@ -28,9 +27,3 @@ def test_a_worker_owns_no_copy_of_the_index(tmp_path: Path) -> None:
     for count in (1, 4):
         for memory in index_bench._readers(tmp_path, count):
             assert memory.private < 2
-
-
-@pytest.mark.parametrize("words", [("--samples", 0), ("--workers", "0"), ("--workers", "1,")])
-def test_wrong_numbers_are_refused(words: tuple) -> None:
-    with pytest.raises(UsageError, match="numbers from 1 on"):
-        run(index_bench, *words)

@@ -91,7 +91,7 @@ def test_a_group_ends_with_all_its_processes_and_a_status_as_shells_report_it() 
     ("options", "words", "status", "message"),
     [
         (["--nproc", "1", "--max-restarts", "2"], ["data.train=nowhere"], 1, "nowhere"),
-        (["--nproc", "0"], [], 2, "--nproc 0"),
+        (["--nproc", "0"], [], 2, "--nproc: '0' is not a number"),
         (["--hostfile", "no-hosts"], [], 2, "no-hosts"),
         (["--nproc", "1"], ["schedule.epohcs=3"], 2, "schedule.epochs"),
     ],
