@@ -139,9 +139,11 @@ def _projected(args: argparse.Namespace, teacher: Path, recipe: Recipe) -> int:
     few = args.recipe == recipes.FEW
     if args.head_layer == 0 or not (args.head_layer or few):
         return 0
-    if frozen_head.has_one(teacher / WEIGHTS):
-        return frozen_head.first_width(recipe)
     why = f"{teacher} has no projection head with prototypes"
+    if recipe.heads.elastic == "own":
+        why = f"smaller sizes of {teacher} learnt with heads that were not kept (heads.elastic=own)"
+    elif frozen_head.has_one(teacher / WEIGHTS):
+        return frozen_head.first_width(recipe)
     if args.head_layer:
         raise UsageError(f"--head-layer 1: {why}; 0 lets the classifier stand on the class feature")
     say(f"{why}: the classifier stands on the class feature")

@@ -173,6 +173,7 @@ def test_there_are_no_import_cycles():
 
 def test_the_tools_that_write_shards_stay_apart_from_training():
     allowed = (
+        "poa_ds.system.arguments",
         "poa_ds.system.console",
         "poa_ds.system.errors",
         "poa_ds.system.files",

@@ -50,6 +50,7 @@ WRONG = {
     "eval knn run --query-images -1": "--query-images: '-1' is not a number from 0 on",
     "eval knn run --bank-images -1": "--bank-images: '-1' is not a number from 0 on",
     "embed run --images images --out new --workers -1": "'-1' is not a number from 0 on",
+    "eval logistic run --shots 1,2": "--shots 1: of one image a class none can be held out",
     "report run --max-mb nan": "--max-mb: 'nan' is not a number above 0",
     "bench data --images 0": "--images: '0' is not a number from 1 on",
     "bench data --rate nan": "--rate: 'nan' is not a number above 0",

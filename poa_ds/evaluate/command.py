@@ -274,6 +274,8 @@ def knn_rows(
 def _metrics(found: Answers, asked: Asked, k: int, classes: int) -> dict[str, Accuracy]:
     if not asked.ranked:
         return {"top1": share(found.right[k])}
+    known = found.labels < classes  # else another image, of none of them, stands for a damaged one
+    found = dataclasses.replace(found, first={k: found.first[k][known]}, labels=found.labels[known])
     count = classes if asked.among is None else int(asked.among.sum())
     return dict(accuracies.accuracies(found.first[k], found.labels, count))
 

@@ -96,10 +96,16 @@ def test_the_stream_gives_every_image_of_the_tars(tmp_path: Path) -> None:
     assert list(stream_images(paths)) == expected
 
 
-@pytest.mark.parametrize("words", [(), ("--workers", "0"), ("--workers", "1,x"), ("--images", 0)])
-def test_wrong_numbers_are_refused(words: tuple) -> None:
-    with pytest.raises(UsageError, match=(*words, "data.train is empty")[0]):
+@pytest.mark.parametrize("words", [("--workers", "0"), ("--workers", "1,x"), ("--images", 0)])
+def test_wrong_numbers_are_refused(words: tuple, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
         run(bench_data, *words)
+    assert f"argument {words[0]}: '" in capsys.readouterr().err
+
+
+def test_it_wants_images() -> None:
+    with pytest.raises(UsageError, match=r"data\.train is empty"):
+        run(bench_data)
 
 
 def test_files_are_measured_beside_shards_and_alone(tmp_path: Path) -> None:

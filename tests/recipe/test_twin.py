@@ -81,4 +81,4 @@ def test_what_has_no_twin_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     run, _ = kept(tmp_path / "third", "photos")
     assert main(["twin", str(run), "--size", "80x9"]) == 2
     assert "is not in the space" in capsys.readouterr().err
-    assert main(["twin", str(run), "--size", "32x2", "--out", str(tmp_path / "no/where.yaml")]) == 1
+    assert main(["twin", str(run), "--size", "32x2", "--out", str(tmp_path / "no/where.yaml")]) == 2

@@ -32,7 +32,7 @@ from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.evaluate.split import HELD_OUT, few
 from poa_ds.system import arguments, dist
 from poa_ds.system.console import say
-from poa_ds.system.errors import UserError
+from poa_ds.system.errors import UsageError, UserError
 from poa_ds.system.progress import progress
 
 # DINOv2's features
@@ -57,6 +57,10 @@ def run(args: argparse.Namespace) -> int:
     1 where a size is not converged or not finite. 75 after SIGTERM while features are computed.
     """
     split.draws_of(args)
+    if args.c is None and args.shots and 1 in args.shots:
+        raise UsageError(
+            "--shots 1: of one image a class none can be held out to choose C by; give it (--c 1)"
+        )
     with all_ranks() as device:
         reader = Reader.of(args, device)
         places = [reader.place(name, getattr(args, name)) for name in ("train", "val")]

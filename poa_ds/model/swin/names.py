@@ -64,8 +64,17 @@ def from_published(
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `from_published`, without a prefix; what pre-training left alone is added."""
+    """The inverse of `from_published`, without a prefix; what pre-training left alone is added.
+
+    Which blocks shift their windows does not stand in it. ValueError: patches are normed over more
+    channels than the network has (backbone.projected), which the published Swin cannot be.
+    """
     places = stages_of(state, "merge")
+    if 8 * len(state["embed.patch.proj.weight"]) != len(state["norm.weight"]):
+        raise ValueError(
+            f"the patches have {len(state['embed.patch.proj.weight'])} channels and the network"
+            f" {len(state['norm.weight']) // 8} (backbone.projected): no published Swin is so"
+        )
     width, table = len(state["norm.weight"]) // 8, state["blocks.0.attn.position_bias"]
     head_dim, window = width // table.shape[1], round((len(table) ** 0.5 + 1) / 2)
     theirs: dict[str, Tensor] = {}

@@ -13,9 +13,12 @@ from poa_ds.model.packing import Packing
 from poa_ds.model.row_orders import third_major
 from poa_ds.model.space import ElasticSpace, Subnet
 from poa_ds.model.swin import windows
-from poa_ds.model.swin.names import from_published
+from poa_ds.model.swin.names import from_published, to_published
 from poa_ds.model.swin.network import ElasticSwin, position_major
+from poa_ds.recipe.backbone import backbone
 from tests.conftest import shared
+from tests.distributed.programs.worker import recipe_with
+from tests.distributed.test_backbones_ranks import BACKBONES
 
 STAGES, HEAD_DIM = (2, 2, 6, 2), 8
 SPACE = ElasticSpace((8, 16, 24), (2, 3, 4, 5, 6), 2.0)
@@ -204,3 +207,11 @@ def test_flops_and_parameters_are_those_that_hooks_count(side: int) -> None:
         assert model.flops(subnet, side) == counter.get_total_flops(), subnet
     whole = sum(p.numel() for n, p in model.named_parameters() if "mask_token" not in n)
     assert model.parameter_count(Subnet(32, 4)) == whole
+
+
+def test_a_slice_that_no_published_swin_is_is_not_called_one() -> None:
+    whole = backbone(recipe_with(backbone=BACKBONES["swin"]))
+    assert len(to_published(whole.state_dict())) > len(whole.state_dict())
+    was_slice = backbone(recipe_with(backbone=BACKBONES["swin"] | {"projected": 64}))
+    with pytest.raises(ValueError, match=r"64 channels and the network 32 \(backbone\.projected"):
+        to_published(was_slice.state_dict())
