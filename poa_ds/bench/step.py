@@ -104,6 +104,7 @@ def _others(names: str | None, device: str, recipe: Recipe) -> tuple[Kind, ...]:
     impossible = {"ours"} | ({"triton"} if dispatch.unable(torch.device(device)) else set())
     objective, heads = recipe.objective, recipe.heads.elastic
     published = (objective.method, objective.loss, heads) == ("poa", "prototypes", "shared")
+    published &= objective.koleo_students == "all"
     if not published:
         impossible |= {"three passes"}
     names = names or ("three passes" if published else "plain")
@@ -113,7 +114,8 @@ def _others(names: str | None, device: str, recipe: Recipe) -> tuple[Kind, ...]:
         if name not in allowed:
             raise UsageError(
                 f"--against {name!r}: allowed with objective.method {objective.method},"
-                f" objective.loss {objective.loss} and heads.elastic {heads} are"
+                f" objective.loss {objective.loss}, heads.elastic {heads} and"
+                f" objective.koleo_students {objective.koleo_students} are"
                 f" {', '.join(allowed)}, all"
             )
     return tuple(dict.fromkeys(chosen))

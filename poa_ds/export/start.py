@@ -116,9 +116,26 @@ def _of_run(
     _check(own, (wanted, wanted.arguments), (plain, arguments))
     if not whole:
         return ours.from_plain(plain, own.shape), told
-    tensors, _, _ = _for_images(model.state_dict(), {}, own.state_dict(), own)
+    theirs = _norms_of_widths(model.state_dict(), own.state_dict())
+    tensors, _, _ = _for_images(theirs, {}, own.state_dict(), own)
     _check(own, (own.state_dict(), {}), (tensors, {}))
     return tensors, told
+
+
+def _norms_of_widths(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The state with norms as `wanted` has them: of each width, or the intact one's for all."""
+    found = dict(state)
+    for name, ours in wanted.items():
+        theirs = found.get(name)
+        if theirs is None or "norm" not in name or theirs.shape[-1:] != ours.shape[-1:]:
+            continue
+        if theirs.ndim < ours.ndim:
+            found[name] = theirs.expand_as(ours)
+        elif theirs.ndim > ours.ndim:
+            found[name] = theirs[-1]  # the widest, which is the last
+    return found
 
 
 def _extracted(place: Path, own: ElasticBackbone, *, timm: bool) -> tuple[dict[str, Tensor], str]:

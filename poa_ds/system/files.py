@@ -44,6 +44,8 @@ def check_out(option: str, path: Path) -> None:
     """UsageError where no file can stand there: asked before the work that it will hold."""
     if path.is_dir():
         raise UsageError(f"{option} {path} is a folder: name a file in it")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{option} {path} is no ordinary file, and would be replaced by one")
     if not path.parent.is_dir():
         raise UsageError(f"{option} {path}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):

@@ -174,3 +174,22 @@ def test_what_does_not_fit_is_refused_by_what_it_is(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=f"^start .*{said}"):
             begin(networks(recipe), str(start))
+
+
+@pytest.mark.parametrize("there", ["shared", "per_width"])
+def test_norms_of_each_width_begin_as_shared_ones_and_those_as_the_widest(
+    there: str, tmp_path: Path
+) -> None:
+    other = {"shared": "per_width", "per_width": "shared"}[there]
+    run, begun = (
+        source(tmp_path / "run", vit(64, 3, norms=there)),
+        networks(vit(64, 3, norms=other)),
+    )
+    begin(begun, str(run))
+    theirs, ours = load_teacher(run)[0], begun.backbone
+    images, intact = torch.randn(2, 3, 32, 32), ours.space.intact
+    assert torch.equal(ours(images, intact), theirs(images, intact))
+    assert torch.equal(ours.embed.mask_token, theirs.embed.mask_token)
+    rows = ours.norm.weight if other == "per_width" else theirs.norm.weight
+    assert rows.shape == (4, 64)  # of 16, 32, 48 and 64 channels
+    assert all(torch.equal(row, rows[0]) for row in rows) == (other == "per_width")

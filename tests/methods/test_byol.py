@@ -190,7 +190,7 @@ def test_bench_step_does_not_hold_it_against_the_published_step(
 ) -> None:
     words = ["--config", "photos", "objective={loss: byol, ibot: 0, koleo: 0}"]
     assert main(["bench", "step", *words, "--against", "three passes"]) == 2
-    assert "objective.loss byol and heads.elastic shared are plain" in capsys.readouterr().err
+    assert "objective.koleo_students all are plain" in capsys.readouterr().err
 
 
 def test_figures_show_a_collapse() -> None:
