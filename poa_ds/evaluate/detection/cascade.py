@@ -19,7 +19,7 @@ from poa_ds.evaluate.detection.pyramid import MapNorm
 
 CONVOLUTIONS = 4
 GIOU_WEIGHT = 10.0  # of the boxes' loss, in the published settings of these heads with GIoU
-Features = Mapping[str, Tensor]
+Levels = Mapping[str, Tensor]  # of a pyramid, each (B, channels, rows, columns)
 Sides = Sequence[tuple[int, int]]  # rows and columns of each image, without padding
 
 
@@ -68,7 +68,7 @@ class Cascade(nn.Module):
 
     def forward(
         self,
-        features: Features,
+        features: Levels,
         proposals: list[Tensor],
         sides: Sides,
         targets: Sequence[Target] | None = None,
@@ -86,7 +86,7 @@ class Cascade(nn.Module):
             losses |= {f"{name}_{number}": weight * x for name, x in terms.items()}
         return [], losses
 
-    def _found(self, features: Features, proposals: list[Tensor], sides: Sides) -> list[Target]:
+    def _found(self, features: Levels, proposals: list[Tensor], sides: Sides) -> list[Target]:
         """Boxes of the last head, scores as means over all of a box and those that it came from."""
         scores, seen = [], proposals
         for head in self.heads:
@@ -104,7 +104,7 @@ class Cascade(nn.Module):
                 one["masks"] = masks
         return found
 
-    def _masks(self, features: Features, found: Sequence[Target], sides: Sides) -> list[Tensor]:
+    def _masks(self, features: Levels, found: Sequence[Target], sides: Sides) -> list[Tensor]:
         """Of the boxes of each image (n, 1, m, m) in 0 to 1, as means over the heads."""
         boxes, labels = ([one[name] for one in found] for name in ("boxes", "labels"))
         every = [
@@ -115,13 +115,13 @@ class Cascade(nn.Module):
 
 
 def _predicted(
-    head: RoIHeads, features: Features, boxes: list[Tensor], sides: Sides
+    head: RoIHeads, features: Levels, boxes: list[Tensor], sides: Sides
 ) -> tuple[Tensor, Tensor]:
     """(logits (n, classes), corrections (n, 4)) of the boxes of all images."""
     return head.box_predictor(head.box_head(head.box_roi_pool(features, boxes, sides)))
 
 
-def _outlined(head: RoIHeads, features: Features, boxes: list[Tensor], sides: Sides) -> Tensor:
+def _outlined(head: RoIHeads, features: Levels, boxes: list[Tensor], sides: Sides) -> Tensor:
     """Masks' logits (n, classes, m, m) of the boxes of all images."""
     return head.mask_predictor(head.mask_head(head.mask_roi_pool(features, boxes, sides)))
 
@@ -137,7 +137,7 @@ def _refined(
 
 def _learnt(
     head: RoIHeads,
-    features: Features,
+    features: Levels,
     proposals: list[Tensor],
     sides: Sides,
     targets: Sequence[Target],

@@ -60,7 +60,7 @@ def detector(
         options["box_head"] = TwoMLPHead(width * ROI_SIDE**2, 4 * width)
         options["box_predictor"] = FastRCNNPredictor(4 * width, classes)
         return _whole(features, classes, boxes, options)
-    each = []
+    each = []  # detectors of one head, as torchvision makes it of a threshold and a coder's weights
     for stage in cascade.STAGES:
         own = {"box_fg_iou_thresh": stage.iou, "box_bg_iou_thresh": stage.iou}
         own |= {"bbox_reg_weights": stage.coder, "box_head": cascade.box_head(width, ROI_SIDE)}
