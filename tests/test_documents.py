@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from poa_ds.cli import main
+from poa_ds.commands import COMMANDS
 from poa_ds.recipe import derived, load
 from tests.test_architecture import FLOORS, ROOT, text_files
 
@@ -62,6 +63,15 @@ def test_files_that_documents_name_exist(document: Path):
     names = [m for m in re.findall(PATH, document.read_text()) if not re.match(WRITTEN_BY_RUNS, m)]
     places = (ROOT, document.parent)
     assert not [n for n in names if not any((place / n).exists() for place in places)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_that_documents_print_exist(document: Path):
+    """In their blocks; a command is of one word or two."""
+    found = re.findall(
+        r"^    (?:\$ )?poa-ds ([a-z-]+)(?: ([a-z0-9-]+))?", document.read_text(), re.M
+    )
+    assert not [words for words in found if not {words[0], " ".join(words)} & {*COMMANDS}]
 
 
 def test_the_drawing_shows_the_floors():

@@ -243,6 +243,17 @@ def test_few_labels_take_the_head_where_the_run_has_one(
         start.check(backbone(made(places)), f"{run}:32x2", projected=16)
 
 
+def test_heads_that_smaller_sizes_did_not_learn_with_are_not_taken(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run, _ = make_run_with_heads(tmp_path / "run", heads={"elastic": "own"})
+    for more, status in ((["--recipe", "few"], 0), (["--head-layer", "1"], 2)):
+        asked = words(places, "--sizes", "32x2", "--batch", "16", "--dry-run", *more)
+        asked[2] = str(run)
+        assert cli.main(asked) == status
+        assert "heads that were not kept (heads.elastic=own)" in capsys.readouterr().err
+
+
 def test_a_dry_run_says_the_cost_and_writes_nothing(
     places: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from poa_ds import cli
 from poa_ds.checkpoint.deployed import load_teacher
 from poa_ds.data.store.index import ShardFolder
-from poa_ds.evaluate import knn_protocol, results, score_rows, split
-from poa_ds.evaluate.neighbours import Bank, Deal, answers
+from poa_ds.evaluate import command, knn_protocol, results, score_rows, split
+from poa_ds.evaluate.knn_protocol import Asked
+from poa_ds.evaluate.neighbours import Answers, Bank, Deal, answers
 from poa_ds.model.space import Subnet
 from poa_ds.system.errors import UsageError
 from tests.evaluate.test_knn import CPU, make_run, slow_answers
@@ -131,3 +132,13 @@ def test_top5_needs_a_vote_and_answers_may_be_among_a_few_classes() -> None:
     found = answers(bank, [asked], deal, among=among, **given)
     assert found.right[2].tolist() == [True, False]
     assert found.first[2].tolist() == [[8, -1, -1, -1, -1], [1, -1, -1, -1, -1]]
+
+
+def test_an_image_of_no_known_class_that_stands_for_a_damaged_one_is_not_counted() -> None:
+    first = {20: torch.tensor([[0, 1], [1, 0], [0, 1], [0, 1]])}
+    labels = torch.tensor([0, 1, 1, 2])  # the last is of none of two classes
+    found = Answers(right={20: labels == first[20][:, 0]}, first=first, labels=labels)
+    of = Asked(split=None, ranked=True)
+    metrics = command._metrics(found, of, 20, 2)
+    assert metrics["top1"].images == 3 and metrics["top1"].percent == pytest.approx(200 / 3)
+    assert metrics["mean_per_class"].percent == pytest.approx(75)

@@ -188,9 +188,11 @@ def test_what_has_no_part_is_refused_with_a_remedy() -> None:
 def test_bench_step_does_not_hold_it_against_the_published_step(
     capsys: pytest.CaptureFixture,
 ) -> None:
-    words = ["--config", "photos", "objective={loss: byol, ibot: 0, koleo: 0}"]
-    assert main(["bench", "step", *words, "--against", "three passes"]) == 2
+    words = ["bench", "step", "--config", "photos", "--against", "three passes"]
+    assert main([*words, "objective={loss: byol, ibot: 0, koleo: 0}"]) == 2
     assert "objective.koleo_students all are plain" in capsys.readouterr().err
+    assert main([*words, "objective.koleo_students=intact"]) == 2
+    assert "objective.koleo_students intact are plain" in capsys.readouterr().err
 
 
 def test_figures_show_a_collapse() -> None:

@@ -37,7 +37,7 @@ def make_teacher(run: Path, *, seed: int = 0, step: int = 3, **changed: dict) ->
 
 def make_run_with_heads(run: Path, **changed: dict) -> tuple[Path, Networks]:
     """A run as training leaves it, and its networks."""
-    recipe = load.from_dict({**RECIPE, **changed, "heads": HEADS})
+    recipe = load.from_dict({**RECIPE, **changed, "heads": HEADS | changed.get("heads", {})})
     networks = method(recipe).networks()
     for parameter in networks.parameters():  # biases too are told apart
         parameter.data += 0.1 * torch.randn(parameter.shape)

@@ -164,6 +164,8 @@ def test_what_a_killed_process_has_left_does_not_get_into_a_folder(tmp_path: Pat
 
 def test_a_result_that_cannot_be_written_names_its_option(tmp_path: Path) -> None:
     files.check_out("--out", tmp_path / "page.html")
+    with pytest.raises(UserError, match="no ordinary file"):
+        files.check_out("--json", Path("/dev/null"))
     with pytest.raises(UserError, match=r"^--out .*page.html: Is a directory$"):
         (tmp_path / "page.html").mkdir()  # since it was asked
         files.write_out("--out", tmp_path / "page.html", "text")
