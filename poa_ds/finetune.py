@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     """
     rendezvous.prepare_environment()
     found = trainings(args)
+    if args.deepspeed_config:
+        ds_json.read(args.deepspeed_config)
     if os.environ["RANK"] == "0":
         tell(described(found))
     if args.dry_run:

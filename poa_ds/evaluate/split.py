@@ -133,9 +133,12 @@ def few(
     """(n,) booleans: the rows that are learnt from, as the options say.
 
     A smaller share or number of the same seed is part of a larger one. keys: of the rows, for a
-    file of names. UsageError: a file where there are none.
+    file of names. UsageError: a file where there are none, or more shots than any class has images.
     """
     if args.shots:
+        most = int(labels.unique(return_counts=True)[1].max())
+        if args.shots > most:
+            raise UsageError(f"--shots {args.shots}: the largest class has {most} images")
         return _of_each(labels, seed, lambda rows: min(args.shots, rows))
     if isinstance(args.subset, Path):
         if keys is None:

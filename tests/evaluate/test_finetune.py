@@ -287,6 +287,11 @@ def test_wrong_use_is_said(places: Path, capsys: pytest.CaptureFixture) -> None:
     assert "schedule.base_lr" in capsys.readouterr().err
     assert cli.main(words(places, "--sizes", "32x2", "--policy", "rand9", "--dry-run")) == 2
     assert "--policy rand9: timm knows no such policy" in capsys.readouterr().err
+    assert cli.main(words(places, "--sizes", "32x2", "--ema", "1", "--dry-run")) == 2
+    assert "--ema 1: 0 to below 1" in capsys.readouterr().err
+    nowhere = ("--deepspeed_config", "nowhere.json", "--dry-run")
+    assert cli.main(words(places, "--sizes", "32x2", *nowhere)) == 2
+    assert "nowhere.json" in capsys.readouterr().err
 
 
 def test_rows_are_json_that_is_read_again(places: Path) -> None:

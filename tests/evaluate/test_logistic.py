@@ -17,6 +17,7 @@ from poa_ds.evaluate.logistic.fit import choose, fit, objective
 from poa_ds.evaluate.measured import Measured
 from poa_ds.evaluate.score_rows import ScoreRow
 from poa_ds.evaluate.split import drawn, few
+from poa_ds.system.errors import UsageError
 from tests.support.shards import make_shards
 from tests.support.teachers import make_teacher
 
@@ -190,6 +191,8 @@ def test_shots_are_so_many_of_each_class_and_part_of_more() -> None:
     assert [int(small[labels == c].sum()) for c in range(3)] == [1, 1, 1]
     assert [int(large[labels == c].sum()) for c in range(3)] == [5, 4, 1]
     assert (large | ~small).all()
+    with pytest.raises(UsageError, match="--shots 41: the largest class has 40 images"):
+        few(labels, SimpleNamespace(shots=41), seed=3)
 
 
 def test_what_cannot_be_compared_is_refused(

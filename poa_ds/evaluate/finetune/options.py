@@ -109,7 +109,11 @@ def _add_process(parser: argparse.ArgumentParser) -> None:
 
 
 def check_options(args: argparse.Namespace, settings: Settings, subnet: Subnet) -> None:
-    """UsageError: timm does not know the policy. Said: an option changes nothing."""
+    """UsageError: timm does not know the policy, or the average would never move. Said: an option
+    changes nothing.
+    """
+    if not 0 <= settings.ema < 1:
+        raise UsageError(f"--ema {settings.ema:g}: 0 to below 1, with 1 nothing learnt is measured")
     if args.published_cosine and settings.epochs >= recipes.PUBLISHED_COSINE:
         say(f"--published-cosine changes nothing: {subnet} learns for {settings.epochs:g} epochs")
     if args.policy:
