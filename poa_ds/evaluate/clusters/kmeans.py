@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 MOST, TOLERANCE = 300, 1e-4  # iterations; times the mean variance, what centres may still move
-AT_A_TIME = 8192  # rows whose distances to all centres are there at once
+AT_A_TIME = 16 * 2**20  # bytes between: larger pieces are new pages of the system's each time
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,26 @@ class Clusters:
     inertia: float
 
 
-def nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+def distances(x: Tensor, centres: Tensor, lengths: Tensor) -> Tensor:
+    """(n, K): squared, of all rows to all centres. lengths (n,): of the rows, squared."""
+    return (centres.square().sum(1) - 2 * (x @ centres.T)).add_(lengths[:, None]).clamp_min_(0)
+
+
+def nearest(x: Tensor, centres: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """(numbers (n,), squared distances (n,)) of the centre that is nearest to each row."""
-    lengths, labels, distances = centres.square().sum(1), [], []
-    for part in x.split(AT_A_TIME):
-        least = (lengths - 2 * part @ centres.T).min(1)
-        labels.append(least.indices)
-        distances.append((least.values + part.square().sum(1)).clamp_min(0))
-    return torch.cat(labels), torch.cat(distances)
+    parts = zip(_split(x, len(centres)), _split(lengths, len(centres)), strict=True)
+    least = [distances(part, centres, own).min(1) for part, own in parts]
+    return torch.cat([part.indices for part in least]), torch.cat([part.values for part in least])
+
+
+def squared(x: Tensor) -> Tensor:
+    """(n,): the squared length of each row."""
+    return torch.cat([part.square().sum(1) for part in _split(x, x.shape[1])])
+
+
+def _split(rows: Tensor, columns: int) -> tuple[Tensor, ...]:
+    """So that what is computed of each part, `columns` numbers a row, is AT_A_TIME at most."""
+    return rows.split(max(1, AT_A_TIME // (8 * columns)))
 
 
 def begin(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -47,35 +59,37 @@ def begin(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
         places = torch.rand(number, generator=generator, dtype=torch.float64).to(x.device)
         return torch.searchsorted(sums, places * sums[-1]).clamp_max(len(x) - 1)
 
-    tries = 2 + int(math.log(count))
+    tries, lengths = 2 + int(math.log(count)), squared(x)
     chosen = [int(torch.randint(len(x), (1,), generator=generator))]
-    distances = (x - x[chosen[0]]).square().sum(1)
+    left = distances(x, x[chosen], lengths)[:, 0]
     for _ in range(count - 1):
-        tried = drawn(distances, tries)
-        shorter = torch.stack([(x - x[row]).square().sum(1) for row in tried]).minimum(distances)
-        best = int(shorter.sum(1).argmin())
+        tried = drawn(left, tries)
+        shorter = distances(x, x[tried], lengths).minimum(left[:, None])
+        best = int(shorter.sum(0).argmin())
         chosen.append(int(tried[best]))
-        distances = shorter[best]
+        left = shorter[:, best].contiguous()
     return x[chosen].clone()
 
 
 def lloyd(x: Tensor, centres: Tensor) -> Clusters:
     """From rows (n, C) and centres (K, C) to start from, until nothing moves or little."""
-    least = TOLERANCE * float(x.var(0, correction=0).mean())
-    before = torch.full((len(x),), -1, device=x.device)
+    before, lengths = torch.full((len(x),), -1, device=x.device), squared(x)
+    variance = (lengths.mean() - x.mean(0).square().sum()) / x.shape[1]  # mean of all columns'
+    least = TOLERANCE * float(variance)
     for _ in range(MOST):
-        labels, distances = nearest(x, centres)
-        moved = _means(x, labels, distances, centres)
+        labels, left = nearest(x, centres, lengths)
+        moved = _means(x, labels, left, centres)
         shift, centres = float((moved - centres).square().sum()), moved
         if torch.equal(labels, before):
             break
         before = labels
         if shift <= least:
-            labels, _ = nearest(x, centres)
+            labels, _ = nearest(x, centres, lengths)
             break
     else:
-        labels, _ = nearest(x, centres)
-    inertia = float((x - centres[labels]).square().sum())
+        labels, _ = nearest(x, centres, lengths)
+    pieces = zip(_split(x, x.shape[1]), _split(labels, x.shape[1]), strict=True)
+    inertia = sum(float((part - centres[own]).square().sum()) for part, own in pieces)
     return Clusters(labels, centres, inertia)
 
 
