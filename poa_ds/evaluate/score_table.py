@@ -4,7 +4,7 @@ import argparse
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,16 +70,21 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
 
 def _table(rows: Sequence[ScoreRow]) -> str:
     names = list(dict.fromkeys(row.name for row in rows))
-    lines = [["size", *names, *rows[0].setting]]
+    lines = [["size", *names, *_plain(rows[0].setting)]]
     for size in dict.fromkeys(row.size for row in rows):
         own = {row.name: row for row in rows if row.size == size}
         first = next(iter(own.values()))
         cells = [_percent(own.get(name)) for name in names]
-        lines.append([size, *cells, *map(_text, first.setting.values())])
+        lines.append([size, *cells, *map(_text, _plain(first.setting).values())])
     floor = "floor: " if rows[0].floor else ""
     head = f"{floor}step {rows[0].step:,}, {score_rows.describe(rows[0].protocol)}"
     mark = "" if rows[0].protocol.get("published") else "; not a published protocol"
     return "\n".join([head + mark, _aligned(lines)])
+
+
+def _plain(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what stands in the JSON alone."""
+    return {name: value for name, value in setting.items() if not isinstance(value, Mapping)}
 
 
 def _percent(row: ScoreRow | None) -> str:

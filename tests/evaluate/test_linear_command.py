@@ -68,6 +68,10 @@ def test_on_fixed_features_it_is_what_torch_s_own_parts_learn(run: Path) -> None
         for u in units("32x2", kinds_of_blocks(32, 2), (0.05, 0.5))
         if u.kind == by_held.setting["kind"]
     ]
+    for row in (by_held, by_val):
+        assert row.setting["of_kinds"][row.setting["kind"]] == pytest.approx(row.value)
+        assert row.setting["of_kinds"].keys() == kinds.keys()
+    assert max(by_val.setting["of_kinds"].values()) == pytest.approx(by_val.value)
     start = Classifiers(unit, 3, seed=0, device="cpu")
     number = unit.rates.index(rate)
     weight, bias = (p[number].clone().requires_grad_() for p in (start.weight, start.bias))

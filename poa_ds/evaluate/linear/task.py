@@ -110,9 +110,10 @@ class Task:
                 chosen = {str(size): self._chosen(size, counts) for size in group}
                 found = [(of, training.first(chosen, of)) for of in (self.val, *self.tests)]
                 seconds = (time.monotonic() - start) / len(group)
-                for size in map(str, group):
-                    setting = self._setting(*chosen[size], held)
-                    rows += self._rows(size, found, chosen_by, setting, seconds)
+                for size in group:
+                    setting = self._setting(*chosen[str(size)], held)
+                    setting["of_kinds"] = self._of_kinds(size, counts, val)
+                    rows += self._rows(str(size), found, chosen_by, setting, seconds)
         return rows
 
     def _batches(self, group: Sequence[Subnet], steps: range) -> Iterator[LabelledBatch]:
@@ -134,10 +135,23 @@ class Task:
         device = reader.readout.device
         return self.crops.batches(encode, widths, device, steps=steps, workers=reader.workers)
 
-    def _chosen(self, size: Subnet, counts: Mapping[str, list[int]]) -> tuple[Unit, int]:
-        """The best classifier of a size: its unit, and the number of its rate."""
-        every = [(u, n) for u in self.units(size) for n in range(len(u.rates))]
+    def _chosen(
+        self, size: Subnet, counts: Mapping[str, list[int]], kind: str | None = None
+    ) -> tuple[Unit, int]:
+        """The best classifier of a size, of one kind of features or any: its unit, and the number
+        of its rate.
+        """
+        units = [u for u in self.units(size) if kind in (None, u.kind)]
+        every = [(u, n) for u in units for n in range(len(u.rates))]
         return max(every, key=lambda one: counts[one[0].name][one[1]])
+
+    def _of_kinds(
+        self, size: Subnet, counts: Mapping[str, list[int]], val: Mapping[str, list[int]]
+    ) -> dict[str, float]:
+        """Kind of features -> top-1 in percent on the validation images of its best classifier."""
+        images = len(self.val.rows(str(size))[1])
+        best = [self._chosen(size, counts, u.kind) for u in self.units(size)]
+        return {unit.kind: 100 * val[unit.name][number] / images for unit, number in best}
 
     def _setting(
         self, unit: Unit, number: int, held: Mapping[str, list[int]] | None
