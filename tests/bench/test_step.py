@@ -231,6 +231,7 @@ def test_steps_of_other_methods_are_measured(name: str, tmp_path: Path, capfd) -
     assert all(floor["flops"] > 0 for floor in found["floors"])
 
 
+@pytest.mark.slow  # three processes
 def test_heads_and_losses_alone_agree_and_are_measured(tmp_path: Path, capfd) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(TINY))
@@ -326,6 +327,7 @@ def test_a_launcher_of_several_processes_is_refused(monkeypatch) -> None:
         bench.run(arguments())
 
 
+@pytest.mark.slow  # two processes
 def test_bf16_is_measured_at_a_layer_scale_of_1e_5(tmp_path: Path, capfd) -> None:
     """The recipe as it is; the first step compares without KoLeo, which reads bits alone that bf16
     rounds away, ours elsewhere."""

@@ -308,7 +308,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])  # the latter from Python 3.14 on
+@pytest.mark.parametrize(
+    "method",
+    ["fork", pytest.param("forkserver", marks=pytest.mark.slow)],  # the latter from Python 3.14 on
+)
 def test_loader_processes_end_with_a_rank_that_is_killed(
     method: str, folder: ShardFolder, tmp_path: Path
 ) -> None:

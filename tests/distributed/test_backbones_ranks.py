@@ -28,7 +28,10 @@ BACKBONES = {
 }
 
 
-@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow) if kind == "swin" else kind for kind in BACKBONES],
+)
 def test_two_ranks_of_zero_2_and_3_equal_one_process(kind: str, tmp_path: Path) -> None:
     recipe = {"backbone": BACKBONES[kind]}
     one = launch(WORKER, 1, tmp_path / "one", stages=[0], steps=[0, 3], recipe=recipe)["0"]

@@ -105,6 +105,7 @@ def test_mistakes_are_not_tried_again(
         assert "restart" not in job.said() and job.said().count("error:") == 1
 
 
+@pytest.mark.slow
 def test_garbage_in_the_folder_of_a_run_does_not_end_the_supervisor(tmp_path: Path) -> None:
     """What it reads there is the record of the end and the newest checkpoint."""
     out = tmp_path / "run"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch.distributed
 import torch.multiprocessing
 
@@ -61,6 +62,7 @@ def work(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_both_ranks_know_of_a_failure_after_the_same_step(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(work, (tmp_path,), nprocs=2)
     told = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
