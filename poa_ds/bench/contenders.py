@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -196,7 +197,7 @@ class Contender:
         self._connection, theirs = context.Pipe()
         arguments = (theirs, kind, job)
         self.process = context.Process(target=_serve, args=arguments, name=kind, daemon=True)
-        self.process.start()
+        start(self.process)
         theirs.close()
 
     def step(self, number: int, *, spread: bool = True) -> Sample:
@@ -231,9 +232,17 @@ class Contender:
         self._connection.close()
 
 
+def start(process: BaseProcess) -> None:
+    """Start it deaf to Ctrl-C, from its first import on: its parent ends it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it takes over
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _serve(connection: Connection, kind: Kind, job: Job) -> None:
     """The contender's process: answers until it is ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     engine.start_processes(job.device)  # both load the same libraries: their memory compares
     start = host_bytes("VmRSS") if job.device == "cpu" else 0
     do, values = build(kind, job), job.values()

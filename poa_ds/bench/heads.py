@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from poa_ds.bench import report as bench_report
-from poa_ds.bench.contenders import Job, host_bytes
+from poa_ds.bench.contenders import Job, host_bytes, start
 from poa_ds.bench.report import GIB
 from poa_ds.engine import engine
 from poa_ds.methods import targets
@@ -89,7 +89,7 @@ def _alone(way: str, recipe: Recipe, device: str, repeat: int) -> Figures:
     context = multiprocessing.get_context("spawn")
     theirs, ours = context.Pipe()
     process = context.Process(target=_measure, args=(ours, way, recipe, device, repeat))
-    process.start()
+    start(process)
     ours.close()
     try:
         return theirs.recv()
@@ -98,6 +98,9 @@ def _alone(way: str, recipe: Recipe, device: str, repeat: int) -> Figures:
         raise UserError(
             f"the process of `{way}` ended with status {process.exitcode}; -9: too little memory"
         ) from error
+    finally:
+        process.kill()
+        process.join()
 
 
 def _measure(connection: Connection, way: str, recipe: Recipe, device: str, repeat: int) -> None:

@@ -248,6 +248,13 @@ def test_heads_and_losses_alone_agree_and_are_measured(tmp_path: Path, capfd) ->
     assert 0 < parts < 0.6 * whole
 
 
+def test_ctrl_c_does_not_reach_a_process_while_it_begins() -> None:
+    with Contender("three passes", job()) as contender:
+        os.kill(contender.process.pid, signal.SIGINT)
+        assert contender.step(0).seconds > 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_the_end_of_a_process_is_said_with_its_status() -> None:
     with Contender("three passes", job()) as contender:
         assert contender.step(0).seconds > 0
