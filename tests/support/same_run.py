@@ -7,7 +7,7 @@ therefore measured in learning rates. The gradient of the keys' biases IS zero b
 weights PART_OUTSIDE may be further apart than NOISE, none further than ANY.
 
 Measured over 5 steps of the tiny ViT, one process against two ranks and between the instruction
-sets of an AMD processor (`make test-processors`): 99 % of the weights within 8e-7 learning rates,
+sets of an AMD processor (`make test-processor`): 99 % of the weights within 8e-7 learning rates,
 the worst 1.6e-5, terms and norms within 8e-7 of their value. 1 % of error in the moving average's
 momentum, in beta1 or in weight decay takes most weights past NOISE.
 """
