@@ -136,9 +136,9 @@ def few(
     file of names. UsageError: a file where there are none, or more shots than any class has images.
     """
     if args.shots:
-        most = int(labels.unique(return_counts=True)[1].max())
-        if args.shots > most:
-            raise UsageError(f"--shots {args.shots}: the largest class has {most} images")
+        images = labels.unique(return_counts=True)[1]
+        if len(images) and args.shots > images.max():
+            raise UsageError(f"--shots {args.shots}: the largest class has {images.max()} images")
         return _of_each(labels, seed, lambda rows: min(args.shots, rows))
     if isinstance(args.subset, Path):
         if keys is None:

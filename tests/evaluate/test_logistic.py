@@ -193,6 +193,7 @@ def test_shots_are_so_many_of_each_class_and_part_of_more() -> None:
     assert (large | ~small).all()
     with pytest.raises(UsageError, match="--shots 41: the largest class has 40 images"):
         few(labels, SimpleNamespace(shots=41), seed=3)
+    assert not len(few(labels[:0], SimpleNamespace(shots=1), seed=3))  # told where they are read
 
 
 def test_what_cannot_be_compared_is_refused(

@@ -93,13 +93,13 @@ def lloyd(x: Tensor, centres: Tensor) -> Clusters:
     return Clusters(labels, centres, inertia)
 
 
-def _means(x: Tensor, labels: Tensor, distances: Tensor, centres: Tensor) -> Tensor:
+def _means(x: Tensor, labels: Tensor, left: Tensor, centres: Tensor) -> Tensor:
     """The mean of each cluster's rows; an empty one gets the row that is farthest from its own."""
     counts = torch.bincount(labels, minlength=len(centres))
     empty = (counts == 0).nonzero()[:, 0]
     if len(empty):
         labels = labels.clone()
-        labels[distances.topk(len(empty)).indices] = empty
+        labels[left.topk(len(empty)).indices] = empty
         counts = torch.bincount(labels, minlength=len(centres))
     sums = torch.zeros_like(centres).index_add_(0, labels, x)
     # a cluster may have lost its only row to an empty one: it stays where it was
