@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 # one file is one worker's, which shares what its tests set up; a worker that crashes ends them all
 TWO := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-# the slow ones mostly wait: for processes that begin, die and are missed
+# the slow ones wait now and then: for processes that begin, die and are missed
 THREE := $(subst -n 2,-n 3,$(TWO))
 
 # what another processor makes of the same sums: no AVX-512 nor AVX2, another maker's MKL

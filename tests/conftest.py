@@ -40,6 +40,11 @@ def shared(path: str) -> Path:
     return found
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The demo first: it takes longest, and at the end nothing would be left to do beside it."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
+
+
 @pytest.fixture(autouse=True)
 def rendezvous() -> Iterator[None]:
     """Whatever joins a process group sets these for its process: the next test has its own."""
