@@ -18,7 +18,6 @@ from torch import Tensor
 
 from poa_ds.bench import step as bench
 from poa_ds.bench.contenders import Contender, Job, OneSize, ProcessMemory, Sample
-from poa_ds.bench.heads import PARTS, WHOLE
 from poa_ds.bench.report import Machine, Report, Result
 from poa_ds.bench.three_passes.step import ThreePasses
 from poa_ds.cli import main
@@ -229,23 +228,6 @@ def test_steps_of_other_methods_are_measured(name: str, tmp_path: Path, capfd) -
         found["sizes"][0][0] == {"dspnet": ["48x3", "32x3", "16x3"], "seed": ["48x3", "32x3"]}[name]
     )
     assert all(floor["flops"] > 0 for floor in found["floors"])
-
-
-@pytest.mark.slow  # three processes
-def test_heads_and_losses_alone_agree_and_are_measured(tmp_path: Path, capfd) -> None:
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump(TINY))
-    # 30 images: 300 class rows against 100,000 prototypes are large
-    words = [
-        "heads.prototypes=[40, 100000]",
-        "heads.separate_ibot=true",
-        "heads.bottleneck=8",
-        "batch.images_per_slot=30",
-    ]
-    assert main(["bench", "heads", "--config", str(recipe), *words]) == 0
-    rows = {line[:24].strip(): line.split() for line in capfd.readouterr().out.splitlines()}
-    whole, parts = (float(rows[f"{way}"][-1]) for way in (WHOLE, PARTS))
-    assert 0 < parts < 0.6 * whole
 
 
 def test_ctrl_c_does_not_reach_a_process_while_it_begins() -> None:
