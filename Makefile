@@ -6,10 +6,7 @@ READY := $(VENV)/ready
 # more threads than one per process are slower on few cores
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 # one file is one worker's, which shares what its tests set up; a worker that crashes ends them all
-TWO := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
-
-# the slow ones wait now and then: for processes that begin, die and are missed
-THREE := $(subst -n 2,-n 3,$(TWO))
+TOGETHER := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # what another processor makes of the same sums: no AVX-512 nor AVX2, another maker's MKL
 OTHER_PROCESSOR := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
@@ -40,13 +37,14 @@ docs: $(READY)
 	@echo 'build/docs/site/index.html'
 
 test: $(READY)
-	@$(PYTEST) $(TWO)
+	@$(PYTEST) -n 2 $(TOGETHER)
 
+# they wait now and then: for processes that begin, die and are missed
 test-slow: $(READY)
-	@$(PYTEST) $(THREE) -m slow
+	@$(PYTEST) -n 3 $(TOGETHER) -m slow
 
 test-processor: $(READY)
-	@$(OTHER_PROCESSOR) $(PYTEST) $(TWO) $(STEPS)
+	@$(OTHER_PROCESSOR) $(PYTEST) -n 2 $(TOGETHER) $(STEPS)
 
 test-all: test test-slow test-processor lint
 

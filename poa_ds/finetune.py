@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     rendezvous.prepare_environment()
     found = trainings(args)
     if args.deepspeed_config:
-        ds_json.read(args.deepspeed_config)
+        ds_json.read(args.deepspeed_config)  # what is wrong with it is told before all else
     if os.environ["RANK"] == "0":
         tell(described(found))
     if args.dry_run:

@@ -197,7 +197,7 @@ class Contender:
         self._connection, theirs = context.Pipe()
         arguments = (theirs, kind, job)
         self.process = context.Process(target=_serve, args=arguments, name=kind, daemon=True)
-        start(self.process)
+        start_without_interrupts(self.process)
         theirs.close()
 
     def step(self, number: int, *, spread: bool = True) -> Sample:
@@ -232,9 +232,9 @@ class Contender:
         self._connection.close()
 
 
-def start(process: BaseProcess) -> None:
-    """Start it deaf to Ctrl-C, from its first import on: its parent ends it."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it takes over
+def start_without_interrupts(process: BaseProcess) -> None:
+    """Start it so that Ctrl-C does nothing in it, from its first import on: its parent ends it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process inherits it
     try:
         process.start()
     finally:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from poa_ds.bench import report as bench_report
-from poa_ds.bench.contenders import Job, host_bytes, start
+from poa_ds.bench.contenders import Job, host_bytes, start_without_interrupts
 from poa_ds.bench.report import GIB
 from poa_ds.engine import engine
 from poa_ds.methods import targets
@@ -89,7 +89,7 @@ def _alone(way: str, recipe: Recipe, device: str, repeat: int) -> Figures:
     context = multiprocessing.get_context("spawn")
     theirs, ours = context.Pipe()
     process = context.Process(target=_measure, args=(ours, way, recipe, device, repeat))
-    start(process)
+    start_without_interrupts(process)
     ours.close()
     try:
         return theirs.recv()

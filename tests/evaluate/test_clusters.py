@@ -99,6 +99,14 @@ def test_clouds_far_apart_are_found_whatever_the_seed_and_rolled_labels_are_no_h
     assert best(x, 4, starts=5, seed=0).inertia <= best(x, 4, starts=1, seed=0).inertia
 
 
+def test_a_start_has_a_row_of_each_cloud() -> None:
+    x, labels = clouds(apart=30.0)
+    for seed in range(5):
+        chosen = begin(x, 4, torch.Generator().manual_seed(seed))
+        rows = (x[:, None] == chosen).all(2).int().argmax(0)
+        assert torch.equal(x[rows], chosen) and len(labels[rows].unique()) == 4
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     make_shards(tmp_path / "val", 24)

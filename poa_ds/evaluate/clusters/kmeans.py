@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 MOST, TOLERANCE = 300, 1e-4  # iterations; times the mean variance, what centres may still move
-AT_A_TIME = 16 * 2**20  # bytes between: larger pieces are new pages of the system's each time
+AT_A_TIME = 16 * 2**20  # bytes of a temporary: larger ones are new pages of the system's each time
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,8 @@ class Task:
     ) -> dict[str, float]:
         """Kind of features -> top-1 in percent on the validation images of its best classifier."""
         images = len(self.val.rows(str(size))[1])
-        best = [self._chosen(size, counts, u.kind) for u in self.units(size)]
+        each = dict.fromkeys(unit.kind for unit in self.units(size))
+        best = [self._chosen(size, counts, kind) for kind in each]
         return {unit.kind: 100 * val[unit.name][number] / images for unit, number in best}
 
     def _setting(
